@@ -1,0 +1,52 @@
+# Two commands: `make demo` and `make test`. Each makes its own environment (.venv), installs what it needs, builds the
+# extension and does its job. Other torch: make demo TORCH="torch==2.12.0+cu126" TORCH_INDEX=https://download.pytorch.org/whl/cu126
+
+PYTHON ?= python3
+VENV ?= .venv
+# "+cpu" pins the CPU build: it can never turn into a multi-gigabyte CUDA download.
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: demo test test-fast native-test bench env build clean
+
+demo: build
+	$(BIN)/nft-ext demo $(ARGS)
+
+test: build native-test
+	$(BIN)/pytest $(ARGS)
+
+test-fast: build
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+native-test: build
+	$(BIN)/ctest --test-dir build/$$($(BIN)/python -c "import sys; print('cmake-' + sys.implementation.cache_tag)") --output-on-failure
+
+bench: build
+	$(BIN)/python bench/run.py $(ARGS)
+
+env: $(VENV)/.env
+build: $(VENV)/.build
+
+$(VENV)/.env: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "nft_ext needs Python >= 3.10; run: sudo apt-get install python3 python3-venv python3-dev"; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "nft_ext needs Python >= 3.10; run: make PYTHON=python3.11 ..."; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { echo "nft_ext needs a C++17 compiler; run: sudo apt-get install g++"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "nft_ext needs the venv module; run: sudo apt-get install python3-venv"; exit 1; }
+	@echo "installing $(TORCH) and the build tools into $(VENV) ..."
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install -q "$(TORCH)" 2>/dev/null || $(PIP) install -q "$(TORCH)" --index-url $(TORCH_INDEX)
+	@$(PIP) install -q "setuptools>=64" wheel "pybind11>=2.12" ninja "cmake>=3.22"
+	@touch $@
+
+$(VENV)/.build: $(VENV)/.env $(SOURCES)
+	@echo "building the extension ..."
+	@$(PIP) install -q --no-build-isolation -e ".[test]"
+	@$(BIN)/nft-ext info
+	@touch $@
+
+clean:
+	rm -rf build $(VENV) nft_ext/*.so *.egg-info .pytest_cache

@@ -1,0 +1,129 @@
+// The few ATen calls that the operators make, through the dispatcher of the stable ABI, and the check that names its
+// argument.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace nft {
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+inline std::string text(IntHeaderOnlyArrayRef sizes) {
+  std::ostringstream out;
+  out << "[";
+  for (size_t i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
+  out << "]";
+  return out.str();
+}
+
+template <class Value>
+inline void check(bool holds, const char* op, const char* argument, const char* rule, const Value& value) {
+  if (holds) return;
+  std::ostringstream out;
+  out << "nft_ext::" << op << ": " << argument << ": " << rule << "; got " << value;
+  throw std::runtime_error(out.str());
+}
+
+inline Ints sizes_of(const Tensor& t) {
+  auto sizes = t.sizes();
+  return Ints(sizes.data(), sizes.data() + sizes.size());
+}
+
+namespace aten {
+
+template <size_t N>
+inline void call(const char* name, const char* overload, std::array<StableIValue, N>& stack) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+}
+
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+
+// y [N, out] = x [N, in] W [out, in]^T + bias [out]
+inline Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
+  call("aten::linear", "", stack);
+  return to<Tensor>(stack[0]);
+}
+
+struct Convolution {
+  Ints stride, padding, dilation;  // [2] each
+  int64_t groups;
+};
+
+// x [B, C, H, W], weight [out, C / groups, kh, kw] -> [B, out, oh, ow]
+inline Tensor convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Convolution& c) {
+  const Ints no_padding(2, 0);
+  std::array<StableIValue, 9> stack{from(x),          from(weight), from(bias),       from(c.stride), from(c.padding),
+                                    from(c.dilation), from(false),  from(no_padding), from(c.groups)};
+  call("aten::convolution", "", stack);
+  return to<Tensor>(stack[0]);
+}
+
+// (grad_x, grad_weight, grad_bias), those not asked for undefined
+inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                               const Convolution& c, std::array<bool, 3> mask) {
+  const Ints no_padding(2, 0);
+  const std::optional<Ints> bias_sizes = mask[2] ? std::optional<Ints>(Ints{weight.size(0)}) : std::nullopt;
+  const torch::headeronly::HeaderOnlyArrayRef<bool> wanted(mask.data(), mask.size());
+  std::array<StableIValue, 11> stack{from(grad),      from(x),          from(weight), from(bias_sizes),
+                                     from(c.stride),  from(c.padding),  from(c.dilation), from(false),
+                                     from(no_padding), from(c.groups),  from(wanted)};
+  call("aten::convolution_backward", "", stack);
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
+}
+
+inline Tensor empty_like(const Tensor& t) { return torch::stable::empty_like(t); }
+
+inline Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like, bool channels_last = false) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+inline Tensor cast(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+
+// Channels last in memory and not also plainly contiguous. The fake kernels use the same rule.
+inline bool is_channels_last(const Tensor& t) {
+  if (t.dim() != 4 || t.is_contiguous()) return false;
+  int64_t expected = 1;
+  for (int dim : {1, 3, 2, 0}) {
+    if (t.size(dim) != 1 && t.stride(dim) != expected) return false;
+    expected *= t.size(dim);
+  }
+  return true;
+}
+
+// `t` with dense strides of the asked format; a copy only where they differ.
+inline Tensor in_format(const Tensor& t, bool channels_last) {
+  int64_t expected = 1;
+  bool same = true;
+  const int order[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};
+  for (int k = 0; k < 4; ++k) {
+    const int dim = order[channels_last][k];
+    same = same && t.stride(dim) == expected;
+    expected *= t.size(dim);
+  }
+  if (same) return t;
+  Tensor dense = empty(sizes_of(t), t.scalar_type(), t, channels_last);
+  torch::stable::copy_(dense, t);
+  return dense;
+}
+
+}  // namespace aten
+}  // namespace nft

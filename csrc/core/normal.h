@@ -1,0 +1,108 @@
+// Standard normals from random words, bit for bit the same on every instruction set, on CUDA and in NumPy.
+//
+// Box and Muller: two independent uniforms are the squared radius and the angle of a point of the two-dimensional
+// normal distribution, so they give two independent normals exactly; no rejection, hence a fixed cost and a fixed
+// place in the random sequence. The radius uniform never is 0 (it is at least 2^-32), so log(0) cannot happen and
+// |z| <= sqrt(64 ln 2) = 6.66.
+//
+// The polynomials are our own (csrc/tests/fit_polynomials.py). Maximal errors, measured exhaustively over every
+// float32 that can occur (csrc/tests/test_normal.cpp asserts them):
+//   minus_two_log  u in [2^-32, 1]  @LOG@ ULP
+//   circle         all angles       @CIRCLE@ ULP
+#pragma once
+
+#include "macros.h"
+
+namespace nft {
+namespace NFT_ISA {
+
+// A uniform in [2^-32, 1]: (x >> 1) * 2^-31 + 2^-32 in float32. The half is added before the (exact) scaling, which is a
+// subtraction from the exponent.
+NFT_FN float uniform_open(uint32_t x) { return float_of(bits_of(add(from_int((int32_t)(x >> 1)), 0.5f)) - (31u << 23)); }
+
+// A uniform in [0, 1) with 24 bits, exact in float32: for comparisons with a probability.
+NFT_FN float uniform_24(uint32_t x) { return mul(from_int((int32_t)(x >> 8)), 5.9604644775390625e-08f /* 2^-24 */); }
+
+// -2 ln(u) for u in [2^-32, 1]: u = 2^e (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), ln(1+f) = f - f^2/2 + f^3 P(f).
+// The factor -2 is in the constants: a power of two changes no rounding.
+NFT_FN float minus_two_log(float u) {
+  const uint32_t shifted = bits_of(u) - 0x3f3504f3u;
+  const float e = from_int((int32_t)shifted >> 23);
+  const float f = sub(float_of((shifted & 0x007fffffu) + 0x3f3504f3u), 1.0f);
+  const float f2 = mul(f, f);
+  float p = 0x1.38c9dep-3f;
+  p = add(mul(p, f), -0x1.055ec6p-2f);
+  p = add(mul(p, f), 0x1.0d8242p-2f);
+  p = add(mul(p, f), -0x1.22d92ep-2f);
+  p = add(mul(p, f), 0x1.54728ap-2f);
+  p = add(mul(p, f), -0x1.99a01cp-2f);
+  p = add(mul(p, f), 0x1.000226p-1f);
+  p = add(mul(p, f), -0x1.555554p-1f);
+  p = mul(mul(p, f), f2);
+  p = add(p, mul(e, 4.24388880e-4f));  // e * -2 (ln 2 - 355/512)
+  p = add(p, f2);
+  p = sub(p, add(f, f));
+  return sub(p, mul(e, 1.38671875f));  // e * 2 * 355/512, exact
+}
+
+// Cosine and sine of a uniform angle: bits 30..31 of x choose the quarter, bits 0..29 the angle pi/2 * t inside it,
+// |t| <= 1/2. (The circle is turned by pi/4 against the plain reading of x, which changes no distribution.)
+NFT_FN void circle(uint32_t x, float& cosine, float& sine) {
+  const float t = mul(from_int((int32_t)(x & 0x3fffffffu) - 0x20000000), 9.313225746154785e-10f /* 2^-30 */);
+  const float t2 = mul(t, t);
+  float s = -0x1.331990p-8f;
+  s = add(mul(s, t2), 0x1.4680a4p-4f);
+  s = add(mul(s, t2), -0x1.4abc24p-1f);
+  s = add(mul(s, t2), 0x1.921fb6p+0f);
+  s = mul(s, t);
+  float c = 0x1.d4f7eep-11f;
+  c = add(mul(c, t2), -0x1.55b2b6p-6f);
+  c = add(mul(c, t2), 0x1.03c1b0p-2f);
+  c = add(mul(c, t2), -0x1.3bd3ccp+0f);
+  c = add(mul(c, t2), 1.0f);
+  const bool odd = (x & 0x40000000u) != 0;          // quarters 1 and 3 exchange sine and cosine
+  const uint32_t quarter = x >> 30;
+  cosine = with_sign(odd ? s : c, (quarter + 1u) << 30);  // minus in quarters 1 and 2
+  sine = with_sign(odd ? c : s, quarter << 30);           // minus in quarters 2 and 3
+}
+
+// Box-Muller, in two halves: the radius sqrt(-2 ln u), and the point of that radius on the circle.
+NFT_FN float normal_radius(uint32_t word) { return root(minus_two_log(uniform_open(word))); }
+
+NFT_FN void point_on_circle(float radius, uint32_t word, float& z0, float& z1) {
+  float cosine, sine;
+  circle(word, cosine, sine);
+  z0 = mul(radius, cosine);
+  z1 = mul(radius, sine);
+}
+
+// Two words to two independent standard normals.
+NFT_FN void box_muller(uint32_t radius_word, uint32_t angle_word, float& z0, float& z1) {
+  point_on_circle(normal_radius(radius_word), angle_word, z0, z1);
+}
+
+// One word to one standard normal truncated to |z| <= c, by inversion: the lower tail probability is
+// p = 1/2 - v * half_mass with v uniform and half_mass = Phi(c) - 1/2; the sign comes from the lowest bit. Inverse
+// of Phi: Wichura's PPND7 (AS 241, Applied Statistics 37, 1988), relative error below 1e-6 here; needs c <= 5.
+NFT_FN float truncated_normal(uint32_t x, float half_mass) {
+  const float p = sub(0.5f, mul(uniform_open(x), half_mass));
+  const float q = sub(0.5f, p);
+  const float r = sub(0.180625f, mul(q, q));
+  float n = add(mul(5.9109374720e+01f, r), 1.5929113202e+02f);
+  n = add(mul(n, r), 5.0434271938e+01f);
+  n = add(mul(n, r), 3.3871327179e+00f);
+  float d = add(mul(6.7187563600e+01f, r), 7.8757757664e+01f);
+  d = add(mul(d, r), 1.7895169469e+01f);
+  d = add(mul(d, r), 1.0f);
+  const float central = div(mul(q, n), d);
+  const float t = sub(root(mul(0.5f, minus_two_log(most(p, 2.3283064365386963e-10f)))), 1.6f);
+  n = add(mul(1.7023821103e-01f, t), 1.3067284816e+00f);
+  n = add(mul(n, t), 2.7568153900e+00f);
+  n = add(mul(n, t), 1.4234372777e+00f);
+  d = add(mul(1.2021132975e-01f, t), 7.3700164250e-01f);
+  d = add(mul(d, t), 1.0f);
+  return with_sign(q <= 0.425f ? central : div(n, d), x << 31);
+}
+
+}  // namespace NFT_ISA
+}  // namespace nft

@@ -1,0 +1,69 @@
+// Chooses the instruction set at run time.
+#include <stdlib.h>
+#include <string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "sampler.h"
+
+namespace nft {
+
+namespace scalar { extern const Kernels table; }
+#ifdef NFT_HAVE_X86
+namespace avx2 { extern const Kernels table; }
+namespace avx512 { extern const Kernels table; }
+#endif
+
+namespace {
+
+constexpr int kMost = 3;
+struct Available {
+  const Kernels* list[kMost + 1] = {};
+  int count = 0;
+  Available() {
+#ifdef NFT_HAVE_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+      list[count++] = &avx512::table;
+    if (__builtin_cpu_supports("avx2")) list[count++] = &avx2::table;
+#endif
+    list[count++] = &scalar::table;
+  }
+};
+
+const Available& available() {
+  static const Available found;
+  return found;
+}
+
+}  // namespace
+
+const Kernels* const* available_kernels(int* count) {
+  *count = available().count;
+  return available().list;
+}
+
+const Kernels& kernels_named(const char* name, const char* source) {
+  const Available& found = available();
+  std::string names;
+  for (int i = 0; i < found.count; ++i) {
+    if (strcmp(found.list[i]->name, name) == 0) return *found.list[i];
+    names += (i ? ", " : "") + std::string(found.list[i]->name);
+  }
+  throw std::runtime_error(std::string(source) + ": must be one of the instruction sets this processor can run (" + names +
+                           "); got " + name);
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = []() -> const Kernels& {
+    const char* name = getenv("NFT_EXT_CPU_ISA");
+    return name && *name ? kernels_named(name, "NFT_EXT_CPU_ISA") : *available().list[0];
+  }();
+  return chosen;
+}
+
+int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
+
+}  // namespace nft

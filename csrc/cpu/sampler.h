@@ -1,0 +1,59 @@
+// The sampler's kernels behind plain pointers: what one instruction set provides, and which one is in use.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace nft {
+
+enum class OutType : int { kFloat32 = 0, kBFloat16 = 1 };
+
+// One weight tensor to be programmed onto `chips` chips. All arrays in row-major logical order.
+struct Program {
+  const float* weight;    // [n], or null where codes are given
+  const void* codes;      // [n] int16 (code_bytes 2) or int32 (code_bytes 4), or null
+  int code_bytes;
+  int64_t n;              // number of weights
+  float step;             // s of Eq. 4
+  int weight_bits, device_bits, path, mapping;
+  const float* table;     // see core/conductance.h
+  bool constant_table;    // means are the codes (levels) themselves, deviations all equal: no gather
+  const int64_t* keys;    // [chips, 2]: seed; draw with its domain
+  int chips;
+  uint32_t stream;
+  OutType out_type;
+  void* out;              // [chips, n]
+};
+
+// Work is cut into chunks of this many weights; any split of the chunk range gives the same bits.
+constexpr int64_t kChunk = 256;
+
+struct Kernels {
+  const char* name;
+  // Largest |weight| as its bit pattern: NaN > inf > finite, so one pass also finds non-finite weights.
+  uint32_t (*abs_max_bits)(const float* weight, int64_t n);
+  // Step s of Eq. 4 from the largest |weight|.
+  float (*step)(float abs_max, int weight_bits);
+  // Codes of `n` weights, packed as core/quantize.h says.
+  void (*quantize)(const float* weight, int64_t n, float step, int weight_bits, void* codes, int code_bytes);
+  // Chunks [begin, end) of a Program.
+  void (*program)(const Program& program, int64_t begin, int64_t end);
+  // Standard normals of elements 0..n-1 under one key row, slice and stream.
+  void (*normals)(const int64_t* key, uint32_t stream, uint32_t slice, int64_t n, float* out);
+  // Raw Philox: counters [n, 4] under key [2] to words [n, 4].
+  void (*philox)(const uint32_t* counters, const uint32_t* key, int64_t n, uint32_t* words);
+};
+
+// The instruction sets compiled in and supported by this processor, best first; null-terminated names.
+const Kernels* const* available_kernels(int* count);
+
+// The one in use: NFT_EXT_CPU_ISA if set (an unknown or unsupported name throws std::runtime_error that names the
+// variable), else the best available. Decided at first call.
+const Kernels& kernels();
+
+// The named one; throws std::runtime_error where it is unknown or this processor cannot run it.
+const Kernels& kernels_named(const char* name, const char* source);
+
+int64_t chunks_of(int64_t n);
+
+}  // namespace nft

@@ -1,0 +1,264 @@
+// The sampler, written once as plain loops of constant length and compiled once per instruction set (the including file
+// defines NFT_ISA; CMake gives it its machine flags). The compiler vectorises; the results are the same bits everywhere.
+//
+// A chunk is 64 counters = 256 weights: it stays in the first-level cache from the random words to the stored result.
+
+#include "../core/conductance.h"
+#include "lanes.h"
+#include "sampler.h"
+
+namespace nft {
+namespace NFT_ISA {
+namespace {
+
+constexpr int kBlocks = 64;
+static_assert(kBlocks * 4 == kChunk, "one Philox call serves four weights");
+
+typedef float Lane[kChunk];
+
+// The random words of the blocks block0 .. block0 + 63. Words 0 and 2 of a block are radii, 1 and 3 angles; kept as
+// radius[2 b + p], angle[2 b + p] for pair p, so element 4 b + 2 p + 0/1 of the chunk owns radius/angle [2 b + p].
+struct Words {
+  alignas(64) uint32_t radius[kChunk / 2];
+  alignas(64) uint32_t angle[kChunk / 2];
+};
+
+void random_words(const Key& key, uint32_t slice, uint64_t block0, Words& words) {
+  // 64 consecutive blocks that start at a multiple of 64 share their high bits.
+  const Lanes c1 = broadcast(counter1(block0, slice, key.domain));
+  const Lanes stream = broadcast(key.stream), draw = broadcast(key.draw);
+  Lanes block = broadcast(counter0(block0));
+  for (int lane = 0; lane < kLanes; ++lane) block[lane] += (uint64_t)lane;
+  for (int b = 0; b < kBlocks; b += kGroups * kLanes) {
+    Lanes w[kGroups][4];
+    for (int g = 0; g < kGroups; ++g) {
+      w[g][0] = block;
+      w[g][1] = c1;
+      w[g][2] = stream;
+      w[g][3] = draw;
+      block += broadcast(kLanes);
+    }
+    philox_lanes(w, key.k0, key.k1);
+    for (int g = 0; g < kGroups; ++g) {
+      store_pairs(w[g][0], w[g][2], words.radius + 2 * (b + g * kLanes));
+      store_pairs(w[g][1], w[g][3], words.angle + 2 * (b + g * kLanes));
+    }
+  }
+}
+
+// Standard normals of one chunk, in element order.
+void normals_of_chunk(const Key& key, uint32_t slice, uint64_t block0, float* z) {
+  Words words;
+  random_words(key, slice, block0, words);
+  // Two loops, not one: each is short enough for the processor to overlap several of its iterations.
+  alignas(64) float radius[kChunk / 2];
+  for (int i = 0; i < kChunk / 2; ++i) radius[i] = normal_radius(words.radius[i]);
+  for (int i = 0; i < kChunk / 2; ++i) point_on_circle(radius[i], words.angle[i], z[2 * i], z[2 * i + 1]);
+}
+
+// Normals truncated to the device's tolerance: one word each.
+void truncated_of_chunk(const Key& key, uint32_t slice, uint64_t block0, float half_mass, float* z) {
+  Words words;
+  random_words(key, slice, block0, words);
+  for (int i = 0; i < kChunk / 2; ++i) {
+    z[2 * i] = truncated_normal(words.radius[i], half_mass);
+    z[2 * i + 1] = truncated_normal(words.angle[i], half_mass);
+  }
+}
+
+// Stuck-at faults of one chunk, in place.
+void faults_of_chunk(const Key& key, uint32_t slice, uint64_t block0, float top, const Limits& limits, float* g) {
+  Words words;
+  random_words(key, slice, block0, words);
+  for (int i = 0; i < kChunk / 2; ++i) {
+    g[2 * i] = with_fault(g[2 * i], words.radius[i], top, limits);
+    g[2 * i + 1] = with_fault(g[2 * i + 1], words.angle[i], top, limits);
+  }
+}
+
+// Code (as a float) and sign of the weights of one chunk; short last chunks are padded with zeros.
+void load_chunk(const Program& p, int64_t first, int count, float* code, uint32_t* sign) {
+  const float top = from_int((1 << p.weight_bits) - 1);
+  if (p.codes && p.code_bytes == 2) {
+    alignas(64) int16_t q[kChunk] = {};
+    memcpy(q, (const int16_t*)p.codes + first, count * sizeof(int16_t));
+    for (int i = 0; i < kChunk; ++i) {
+      code[i] = from_int(code_magnitude(q[i]));
+      sign[i] = code_sign(q[i]);
+    }
+  } else if (p.codes) {
+    alignas(64) int32_t q[kChunk] = {};
+    memcpy(q, (const int32_t*)p.codes + first, count * sizeof(int32_t));
+    for (int i = 0; i < kChunk; ++i) {
+      code[i] = from_int(code_magnitude(q[i]));
+      sign[i] = code_sign(q[i]);
+    }
+  } else {
+    alignas(64) float padded[kChunk];
+    const float* w = p.weight + first;
+    if (count < kChunk) {
+      memset(padded, 0, sizeof padded);
+      memcpy(padded, w, count * sizeof(float));
+      w = padded;
+    }
+    for (int i = 0; i < kChunk; ++i) {
+      code[i] = code_of(w[i], p.step, top);
+      sign[i] = sign_of(w[i]);
+    }
+  }
+}
+
+void store_chunk(const Program& p, int chip, int64_t first, int count, const float* w) {
+  if (p.out_type == OutType::kFloat32) {
+    memcpy((float*)p.out + chip * p.n + first, w, count * sizeof(float));
+    return;
+  }
+  alignas(64) uint16_t half[kChunk];
+  for (int i = 0; i < kChunk; ++i) half[i] = to_bfloat16(w[i]);
+  memcpy((uint16_t*)p.out + chip * p.n + first, half, count * sizeof(uint16_t));
+}
+
+// Fast path: one normal a weight.
+void fast_chunk(const Program& p, const Key& key, uint64_t block0, const float* code, const uint32_t* sign, float* w) {
+  alignas(64) Lane z;
+  normals_of_chunk(key, kSliceWeight, block0, z);
+  if (p.constant_table) {
+    const float std = p.table[1 << p.weight_bits];
+    for (int i = 0; i < kChunk; ++i) w[i] = programmed(weight_in_steps(code[i], std, z[i]), p.step, sign[i]);
+    return;
+  }
+  const float* mean = p.table;
+  const float* std = p.table + (1 << p.weight_bits);
+  for (int i = 0; i < kChunk; ++i) {
+    const int32_t q = to_int(code[i]);
+    w[i] = programmed(weight_in_steps(mean[q], std[q], z[i]), p.step, sign[i]);
+  }
+}
+
+// sum += direction * 2^(jK) * g_j for device j of every weight of the chunk; `idle` devices hold level 0.
+void add_device(const Program& p, const Key& key, uint64_t block0, int j, bool idle, const Limits& limits,
+                const float* code, float* sum) {
+  alignas(64) Lane z;
+  const uint32_t slice = (idle ? kSliceIdle : kSliceActive) + (uint32_t)j;
+  if (limits.half_mass > 0.0f)
+    truncated_of_chunk(key, slice, block0, limits.half_mass, z);
+  else
+    normals_of_chunk(key, slice, block0, z);
+  const int levels = 1 << p.device_bits;
+  const float* mean = p.table;
+  const float* sd = p.table + levels;
+  const int shift = j * p.device_bits;
+  alignas(64) Lane g;
+  if (p.constant_table) {
+    const float constant = sd[0];
+    for (int i = 0; i < kChunk; ++i) {
+      const int32_t level = idle ? 0 : (to_int(code[i]) >> shift) & (levels - 1);
+      g[i] = conductance(from_int(level), constant, z[i], limits);
+    }
+  } else {
+    for (int i = 0; i < kChunk; ++i) {
+      const int32_t level = idle ? 0 : (to_int(code[i]) >> shift) & (levels - 1);
+      g[i] = conductance(mean[level], sd[level], z[i], limits);
+    }
+  }
+  if (limits.stuck_any > 0.0f)
+    faults_of_chunk(key, slice + (kSliceFault - kSliceActive), block0, from_int(levels - 1), limits, g);
+  const float place = from_int(1 << shift);  // 2^(jK): the product is exact
+  if (idle)
+    for (int i = 0; i < kChunk; ++i) sum[i] = sub(sum[i], mul(g[i], place));
+  else
+    for (int i = 0; i < kChunk; ++i) sum[i] = add(sum[i], mul(g[i], place));
+}
+
+// Per-device path: M/K devices a weight (twice that many in a differential pair).
+void device_chunk(const Program& p, const Key& key, uint64_t block0, const float* code, const uint32_t* sign, float* w) {
+  const Limits limits = limits_of(p.table, p.device_bits);
+  const int devices = p.weight_bits / p.device_bits;
+  alignas(64) Lane sum = {};
+  for (int j = 0; j < devices; ++j) add_device(p, key, block0, j, false, limits, code, sum);
+  if (p.mapping == kMappingDifferential)
+    for (int j = 0; j < devices; ++j) add_device(p, key, block0, j, true, limits, code, sum);
+  for (int i = 0; i < kChunk; ++i) w[i] = programmed(sum[i], p.step, sign[i]);
+}
+
+void program_chunks(const Program& p, int64_t begin, int64_t end) {
+  alignas(64) Lane code;
+  alignas(64) uint32_t sign[kChunk];
+  alignas(64) Lane w;
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t first = chunk * kChunk;
+    const int count = p.n - first < kChunk ? (int)(p.n - first) : (int)kChunk;
+    const bool zero = step_is_zero(p.step);
+    if (zero)
+      memset(w, 0, sizeof w);
+    else
+      load_chunk(p, first, count, code, sign);
+    for (int chip = 0; chip < p.chips; ++chip) {
+      if (!zero) {
+        const Key key = make_key(p.keys[2 * chip], p.keys[2 * chip + 1], p.stream);
+        const uint64_t block0 = (uint64_t)chunk * kBlocks;
+        if (p.path == kPathFast)
+          fast_chunk(p, key, block0, code, sign, w);
+        else if (p.path == kPathDevice)
+          device_chunk(p, key, block0, code, sign, w);
+        else
+          for (int i = 0; i < kChunk; ++i) w[i] = programmed(code[i], p.step, sign[i]);
+      }
+      store_chunk(p, chip, first, count, w);
+    }
+  }
+}
+
+uint32_t largest_bits(const float* weight, int64_t n) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t u = bits_of(weight[i]) & 0x7fffffffu;
+    largest = u > largest ? u : largest;
+  }
+  return largest;
+}
+
+float step_from(float abs_max, int weight_bits) { return step_of(abs_max, weight_bits); }
+
+void quantize_all(const float* weight, int64_t n, float step, int weight_bits, void* codes, int code_bytes) {
+  const float top = from_int((1 << weight_bits) - 1);
+  if (step_is_zero(step)) {
+    memset(codes, 0, (size_t)n * code_bytes);
+  } else if (code_bytes == 2) {
+    for (int64_t i = 0; i < n; ++i)
+      ((int16_t*)codes)[i] = (int16_t)pack_code(code_of(weight[i], step, top), sign_of(weight[i]));
+  } else {
+    for (int64_t i = 0; i < n; ++i)
+      ((int32_t*)codes)[i] = pack_code(code_of(weight[i], step, top), sign_of(weight[i]));
+  }
+}
+
+void normals_of(const int64_t* row, uint32_t stream, uint32_t slice, int64_t n, float* out) {
+  const Key key = make_key(row[0], row[1], stream);
+  alignas(64) Lane z;
+  for (int64_t first = 0; first < n; first += kChunk) {
+    normals_of_chunk(key, slice, (uint64_t)(first / 4), z);
+    memcpy(out + first, z, (n - first < kChunk ? n - first : kChunk) * sizeof(float));
+  }
+}
+
+void philox_of(const uint32_t* counters, const uint32_t* key, int64_t n, uint32_t* words) {
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t c0 = counters[4 * i], c1 = counters[4 * i + 1], c2 = counters[4 * i + 2], c3 = counters[4 * i + 3];
+    philox(c0, c1, c2, c3, key[0], key[1]);
+    words[4 * i] = c0;
+    words[4 * i + 1] = c1;
+    words[4 * i + 2] = c2;
+    words[4 * i + 3] = c3;
+  }
+}
+
+}  // namespace
+
+#define NFT_TEXT_(x) #x
+#define NFT_TEXT(x) NFT_TEXT_(x)
+extern const Kernels table;
+const Kernels table = {NFT_TEXT(NFT_ISA), largest_bits, step_from, quantize_all, program_chunks, normals_of, philox_of};
+
+}  // namespace NFT_ISA
+}  // namespace nft

@@ -1,0 +1,20 @@
+# The CUDA operators, compiled with nvcc even where the installed torch has no CUDA.
+set(CMAKE_CUDA_ARCHITECTURES ${NFT_CUDA_ARCHITECTURES})
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+set(NFT_CUDA_FACT "sm_80 sm_90 compute_90, nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
+
+# torch loads its libraries with local binding, so _C_cuda must name libtorch_cuda.so among its needed libraries. A torch
+# without CUDA has none to link with; an empty library of that name stands in for it at link time only.
+add_library(torch_cuda_stub SHARED csrc/cuda/torch_cuda_stub.cpp)
+set_target_properties(torch_cuda_stub PROPERTIES OUTPUT_NAME torch_cuda LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/stub)
+
+add_library(_C_cuda MODULE csrc/cuda/sampler.cu csrc/cuda/ops_cuda.cpp)
+target_include_directories(_C_cuda PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
+target_compile_options(_C_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--resource-usage;-Xcompiler=-ffp-contract=off>"
+                                       "$<$<COMPILE_LANGUAGE:CXX>:${NFT_ROUNDING}>")
+target_link_libraries(_C_cuda PRIVATE nft_torch torch_cuda_stub CUDA::cudart_static)
+target_link_options(_C_cuda PRIVATE -Wl,--no-as-needed)
+set_target_properties(_C_cuda PROPERTIES PREFIX "" SUFFIX ".so" LIBRARY_OUTPUT_DIRECTORY ${NFT_EXT_OUTPUT}
+                                         SKIP_BUILD_RPATH ON CUDA_STANDARD 17 CUDA_SEPARABLE_COMPILATION OFF)

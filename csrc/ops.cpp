@@ -1,0 +1,35 @@
+// Every operator's schema, once. The backends (cpu/ops_cpu.cpp, cuda/ops_cuda.cpp) implement them; nft_ext/operators.py adds
+// fake kernels and gradients.
+//
+// Shared arguments
+//   weight  [*]            float32 master weights
+//   codes   [*] or None    quantized weights from `quantize`, valid for the present weight; saves the division
+//   step    []             float32, from `weight_step`
+//   table   [T]            float32 device table, see core/conductance.h
+//   key     [S, 2]         int64 rows (seed, draw + domain * 2^32), one a chip
+//   stream                 32-bit stream of the layer
+//   device  [4]            weight_bits, device_bits, path (0 off, 1 fast, 2 per device), mapping (0 sign, 1 differential)
+//   wanted                 gradients to compute: bit 0 for x, 1 for the weight, 2 for the bias; others come back empty
+//   shared                 true: all S chips see the same x; false: x is chip-major, dim 0 = S * B
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(nft_ext, m) {
+  m.def("weight_step(Tensor weight, int weight_bits) -> Tensor");
+  m.def("quantize(Tensor weight, Tensor step, int weight_bits) -> Tensor");
+  m.def(
+      "program(Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, int stream, int[] device, "
+      "ScalarType dtype) -> Tensor");
+  m.def(
+      "noisy_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+      "int stream, int[] device, bool shared) -> Tensor");
+  m.def(
+      "noisy_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+      "int stream, int[] device, bool shared, int wanted) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "noisy_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+      "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared) -> Tensor");
+  m.def(
+      "noisy_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+      "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, int wanted) -> "
+      "(Tensor, Tensor, Tensor)");
+}

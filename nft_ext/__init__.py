@@ -1,0 +1,28 @@
+"""nft_ext: fast noisy inference and noise-aware training for compute-in-memory crossbars of non-volatile devices.
+
+    import nft_ext as nft
+
+    nvm = nft.NVMDevice(weight_bits=8, device_bits=2, sigma=0.1)
+    noisy = nft.convert(model, nvm)
+    report = nft.monte_carlo(noisy, (images, labels), runs=200)
+
+docs/noise.md defines the noise; nft_ext.reference says in plain PyTorch what every kernel computes.
+"""
+
+from . import data, methods, models, reference
+from .build_info import info
+from .contexts import checkpoint_contexts, chips, noise
+from .conversion import convert, program, restore
+from .device import NVMDevice
+from .functional import noisy_conv2d, noisy_linear, program_weights
+from .keys import noise_key
+from .layers import NoisyConv2d, NoisyLinear, noisy_layers
+from .montecarlo import MonteCarloReport, monte_carlo, sigma_sweep
+from .training import fit
+from .version import __version__
+
+__all__ = [
+    "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts", "chips", "convert",
+    "data", "fit", "info", "methods", "models", "monte_carlo", "noise", "noise_key", "noisy_conv2d", "noisy_layers",
+    "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep",
+]

@@ -1,0 +1,29 @@
+"""nft-ext demo: one network trained five ways on real handwritten digits, judged by Monte Carlo over programmed chips."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser("demo", help="train four ways and a control, compare under device variation")
+    parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of MNIST's published files (default: NFT_EXT_DATA)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default runs/demo-DATASET)")
+    parser.add_argument("--sigma", type=float, help="sigma trained at")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--width", type=float, help="factor on VGG-8's channel counts")
+    parser.add_argument("--runs", type=int, help="Monte Carlo runs a point")
+    parser.add_argument("--methods", nargs="+", help="a selection of vanilla, noise, control, ovf, irs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..demo import SETTINGS, Demo
+
+    given = {name: getattr(arguments, name) for name in ("sigma", "epochs", "width", "runs", "methods")}
+    settings = SETTINGS[arguments.dataset].replace(seed=arguments.seed, **{k: v for k, v in given.items() if v is not None})
+    out = arguments.out or Path("runs") / f"demo-{arguments.dataset}"
+    return 0 if Demo(settings, arguments.data_dir, out).run() else 130

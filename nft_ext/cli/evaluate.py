@@ -1,0 +1,56 @@
+"""nft-ext evaluate: Monte Carlo accuracy of a checkpoint over programmed chips."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import options
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser("evaluate", help="Monte Carlo accuracy of a checkpoint")
+    parser.add_argument("checkpoint", type=Path, help="file written by nft-ext train or demo")
+    parser.add_argument("--sigma", type=float, nargs="+", default=[0.1], help="one sigma, or several for a sweep (default 0.1)")
+    parser.add_argument("--runs", type=int, default=200, help="Monte Carlo runs, one chip each (default 200)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--chips-per-pass", default="auto", help="a number, or auto (default)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N test images")
+    parser.add_argument("--device", help="cpu or cuda (default cpu)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON, CSV and plots")
+    options.add_data(parser)
+    options.add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from .. import data
+    from ..checks import integer
+    from ..conversion import convert
+    from ..montecarlo import plot_sweep, sigma_sweep, sweep_table
+    from ..training import load_model
+
+    model, meta = load_model(arguments.checkpoint)
+    _, test = data.load(arguments.dataset, arguments.data_dir)
+    if arguments.limit is not None:
+        test = test.subset(range(min(integer("--limit", arguments.limit, 1), len(test))))
+    per_pass = arguments.chips_per_pass if arguments.chips_per_pass == "auto" else int(arguments.chips_per_pass)
+    noisy = convert(model, options.device_of(arguments, arguments.sigma[0]))
+    reports = sigma_sweep(noisy, test, arguments.sigma, runs=arguments.runs, seed=arguments.seed, device=arguments.device,
+                          batch_size=arguments.batch_size, chips_per_pass=per_pass, precision=arguments.precision)
+    name = meta.get("method", {}).get("name", arguments.checkpoint.stem)
+    print(sweep_table({name: reports}) if len(reports) > 1 else reports[0])
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        for report in reports:
+            stem = arguments.out / f"{arguments.checkpoint.stem}-sigma{report.sigma:g}"
+            report.to_json(stem.with_name(stem.name + ".json"))
+            report.to_csv(stem.with_name(stem.name + ".csv"))
+            report.plot(stem.with_name(stem.name + ".png"))
+        if len(reports) > 1:
+            plot_sweep({name: reports}, arguments.out / f"{arguments.checkpoint.stem}.png",
+                       f"{arguments.checkpoint.stem} on {arguments.dataset}")
+        print(f"wrote {arguments.out}")
+    return 130 if reports[-1].interrupted or len(reports) < len(arguments.sigma) else 0

@@ -1,0 +1,33 @@
+"""nft-ext info: what was built and what is in use."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser("info", help="what was built and what is in use")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..build_info import info
+
+    facts = info()
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return
+    rows = [
+        ("nft_ext", f"{facts['nft_ext']}, built with {facts['compiler']}"),
+        ("torch", facts["torch"]),
+        ("python, numpy", f"{facts['python']}, {facts['numpy']}"),
+        ("CPU kernels", f"{facts['instruction_set']} in use ({facts['machine']}; this processor can run "
+                        f"{', '.join(facts['instruction_sets'])}; NFT_EXT_CPU_ISA chooses)"),
+        ("threads", str(facts["threads"])),
+        ("CUDA kernels", f"built for {facts['cuda_built_for']}" if facts["cuda_built_for"] else "not built"),
+        ("CUDA", f"off: {facts['cuda_off']}" if facts["cuda_off"] else "on"),
+    ]
+    for name, value in rows:
+        print(f"{name:<14} {value}")

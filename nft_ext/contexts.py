@@ -1,0 +1,141 @@
+"""Explicit control of the noise: on or off, how much, and which chips."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .checks import fail, number
+from .functional import check_key
+from .keys import noise_key
+from .layers import NoisyLayer, noisy_layers
+
+_owners: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = None) -> Iterator[nn.Module]:
+    """Inside, the noise of every noisy layer of `model` is on or off, or has another sigma; train() and eval() play no part.
+
+    Args:
+        enabled: True, False (layers then compute with the quantized weight W_d), or None to leave it.
+        sigma: in the device's own convention (nvm.relative_to), or None to leave it.
+
+    Raises:
+        ValueError: no noisy layers, a bad sigma. RuntimeError: another thread is inside a context of this model.
+    """
+    if sigma is not None:
+        sigma = number("sigma", sigma, 0.0)
+    with _swapped(model) as layers:
+        for layer in layers.values():
+            if enabled is not None:
+                layer.set_enabled(bool(enabled))
+            if sigma is not None:
+                layer.set_device(layer.nvm.replace(sigma=sigma))
+        yield model
+
+
+@contextlib.contextmanager
+def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "evaluation",
+          key: Tensor | None = None) -> Iterator[nn.Module]:
+    """Inside, `model` runs on the chips `draws`, all of them in one pass.
+
+    The input is repeated once at the model's entry (every tensor argument along dim 0), so model(x [B, ...]) returns
+    [S * B, ...], chip-major: y.unflatten(0, (S, B)).
+
+    Args:
+        seed, draws, domain: see `noise_key`; or give `key` int64 [S, 2] itself.
+
+    Raises:
+        ValueError: no noisy layers, draws out of range; at the forward: BatchNorm in training mode with S > 1, whose statistics
+            would mix chips. RuntimeError: another thread is inside a context of this model.
+    """
+    with _swapped(model) as layers:
+        device = next(iter(layers.values())).weight.device
+        key = noise_key(seed, draws, domain=domain, device=device) if key is None else key
+        check_key(key, device)
+        keys = {device: key}
+        for layer in layers.values():
+            here = layer.weight.device
+            layer._key = keys.setdefault(here, key.to(here))
+        handle = model.register_forward_pre_hook(_repeat_inputs(key.shape[0]), with_kwargs=True) if key.shape[0] > 1 else None
+        try:
+            yield model
+        finally:
+            if handle is not None:
+                handle.remove()
+
+
+def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]]:
+    """The `context_fn` of torch.utils.checkpoint for use inside `noise` or `chips`: the recomputation in the backward runs with
+    the noise of the forward, also when the context has been left by then (gradients would be silently wrong otherwise)."""
+
+    def context_fn():
+        states = {name: layer.noise_state() for name, layer in noisy_layers(model).items()}
+
+        @contextlib.contextmanager
+        def replay():
+            with _swapped(model) as layers:
+                for name, layer in layers.items():
+                    layer.set_noise_state(states[name])
+                yield
+
+        return contextlib.nullcontext(), replay()
+
+    return context_fn
+
+
+@contextlib.contextmanager
+def _swapped(model: nn.Module) -> Iterator[dict[str, NoisyLayer]]:
+    """The model's noisy layers; whatever is done to their noise inside is undone at the exit."""
+    if not isinstance(model, nn.Module):
+        fail("model", "must be a torch.nn.Module", type(model).__name__, TypeError)
+    layers = noisy_layers(model)
+    if not layers:
+        fail("model", "must hold noisy layers; make them with nft_ext.convert(model, nvm)", type(model).__name__)
+    with _entered(model):
+        states = {name: layer.noise_state() for name, layer in layers.items()}
+        for layer in layers.values():
+            layer.forget_codes()
+        try:
+            yield layers
+        finally:
+            for name, layer in layers.items():
+                layer.set_noise_state(states[name])
+
+
+@contextlib.contextmanager
+def _entered(model: nn.Module) -> Iterator[None]:
+    """Contexts of one model nest within a thread; a second thread would see the first one's noise, so it is refused."""
+    me = threading.get_ident()
+    with _lock:
+        owner, depth = _owners.get(model, (me, 0))
+        if depth and owner != me:
+            fail("model", "must not be in two threads' noise contexts at once; use a copy per thread", type(model).__name__, RuntimeError)
+        _owners[model] = (me, depth + 1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _owners[model] = (me, _owners[model][1] - 1)
+
+
+def _repeat_inputs(count: int) -> Callable:
+    def repeat(value):
+        return torch.cat([value] * count) if isinstance(value, Tensor) and value.dim() else value
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict):
+        for name, m in module.named_modules():
+            if isinstance(m, _BatchNorm) and m.training:
+                fail(name or type(m).__name__, f"must be in eval mode for {count} chips in one pass: its batch statistics would mix "
+                     "chips; call model.eval() or run one chip a pass", "training mode")
+        return tuple(repeat(a) for a in args), {k: repeat(v) for k, v in kwargs.items()}
+
+    return hook

@@ -1,0 +1,48 @@
+"""Real image data for 32x32 networks, read from published files (design, section 7): `load(name)` -> (train, test).
+
+    digits     scikit-learn's 1,797 handwritten digits; no file needed
+    mnist      idx files in DIR/MNIST/raw, DIR/mnist or DIR
+    cifar10    binary version in DIR/cifar-10-batches-bin
+    cifar100   binary version in DIR/cifar-100-binary
+
+DIR is `data_dir`, or else the environment variable NFT_EXT_DATA.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nft_ext.checks import fail
+from nft_ext.data import cifar, digits, mnist
+from nft_ext.data.files import data_folder
+from nft_ext.data.image_set import ImageSet
+from nft_ext.data.split import split_validation
+
+_READERS = {
+    "mnist": mnist.load,
+    "cifar10": lambda folder: cifar.load(cifar.CIFAR10, folder),
+    "cifar100": lambda folder: cifar.load(cifar.CIFAR100, folder),
+}
+NAMES: tuple[str, ...] = ("digits", *_READERS)
+
+
+def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of a built-in data set: images float32 [n, C, 32, 32], normalised, and labels int64 [n].
+
+    Args:
+        name: one of `NAMES`.
+        data_dir: the data folder; default the environment variable NFT_EXT_DATA. `digits` needs none.
+
+    Raises:
+        ValueError: an unknown name, no data folder given, or a file that is short or corrupt.
+        FileNotFoundError: the folder or a file is missing; the message says how to get it.
+        ImportError: digits without scikit-learn.
+    """
+    if name not in NAMES:
+        fail("dataset", f"must be one of {', '.join(NAMES)}", name)
+    if name == "digits":
+        return digits.load()
+    return _READERS[name](data_folder(data_dir, name))
+
+
+__all__ = ["NAMES", "ImageSet", "load", "split_validation"]

@@ -1,0 +1,106 @@
+"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32x32, from the published binary version.
+
+A record is 1 label byte (CIFAR-10) or 2 (CIFAR-100: coarse, fine; the fine one is used), then 3072 pixels: the red,
+the green and the blue plane, each row by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nft_ext.data.files import bad_file, read_bytes
+from nft_ext.data.image_set import ImageSet
+from nft_ext.data.pixels import IMAGE_SIZE, write_inputs
+
+PIXELS = 3 * IMAGE_SIZE * IMAGE_SIZE
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published binary archive.
+
+    Attributes:
+        name: "cifar10" or "cifar100".
+        folder: its folder, inside the data folder.
+        label_limits: number of values of each label byte; the last one is the class.
+        splits: (file names, records in each file) of "train" and "test".
+        mean, std: per channel, of the training images in units of full scale, as everybody uses.
+        tar, tar_md5: the published archive.
+    """
+
+    name: str
+    folder: str
+    label_limits: tuple[int, ...]
+    splits: dict[str, tuple[tuple[str, ...], int]]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    tar: str
+    tar_md5: str
+
+
+CIFAR10 = Archive(
+    "cifar10", "cifar-10-batches-bin", (10,),
+    {"train": (tuple(f"data_batch_{k}.bin" for k in range(1, 6)), 10000), "test": (("test_batch.bin",), 10000)},
+    (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
+    "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
+CIFAR100 = Archive(
+    "cifar100", "cifar-100-binary", (20, 100),
+    {"train": (("train.bin",), 50000), "test": (("test.bin",), 10000)},
+    (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762),
+    "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8")
+
+
+def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of an archive unpacked in `data_dir`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is short, too long, or holds a label out of range.
+    """
+    remedy = (f"Get it with: curl -fLO https://www.cs.toronto.edu/~kriz/{archive.tar} && "
+              f"tar xzf {archive.tar} -C '{data_dir}' (md5 of the archive: {archive.tar_md5})")
+    folder = data_dir / archive.folder
+    for files, count in archive.splits.values():  # all there, before any is read
+        for file in files:
+            if not (folder / file).is_file():
+                bad_file(folder / file, _expected(archive, count), "no such file", remedy, FileNotFoundError)
+    return tuple(_read(archive, folder, split, remedy) for split in archive.splits)
+
+
+def _read(archive: Archive, folder: Path, split: str, remedy: str) -> ImageSet:
+    files, count = archive.splits[split]
+    images = torch.empty(len(files) * count, 3, IMAGE_SIZE, IMAGE_SIZE)
+    labels = torch.empty(len(files) * count, dtype=torch.int64)
+    for k, file in enumerate(files):
+        records = _records(folder / file, archive, count, remedy)
+        part = slice(k * count, (k + 1) * count)
+        label_bytes = len(archive.label_limits)
+        labels[part] = torch.from_numpy(records[:, label_bytes - 1].astype(np.int64))
+        pixels = records[:, label_bytes:].reshape(count, 3, IMAGE_SIZE, IMAGE_SIZE)
+        write_inputs(images[part], pixels, 255.0, archive.mean, archive.std)
+    return ImageSet(f"{archive.name}/{split}", images, labels, archive.label_limits[-1], archive.mean, archive.std)
+
+
+def _records(path: Path, archive: Archive, count: int, remedy: str) -> np.ndarray:
+    """uint8 [count, label bytes + 3072], checked."""
+    record = len(archive.label_limits) + PIXELS
+    data = read_bytes(path, count * record, _expected(archive, count), remedy)
+    if len(data) != count * record:
+        found = "more bytes than that" if len(data) > count * record else f"only {len(data)} bytes"
+        bad_file(path, _expected(archive, count), found, remedy)
+    records = np.frombuffer(data, np.uint8).reshape(count, record)
+    for byte, limit in enumerate(archive.label_limits):
+        worst = int(records[:, byte].argmax())
+        if records[worst, byte] >= limit:
+            bad_file(path, f"records whose label byte {byte} is in 0..{limit - 1}",
+                     f"{records[worst, byte]} in record {worst}", remedy)
+    return records
+
+
+def _expected(archive: Archive, count: int) -> str:
+    record = len(archive.label_limits) + PIXELS
+    return f"{count} records of {record} bytes ({count * record} bytes) of {archive.name}'s binary version"

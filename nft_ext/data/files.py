@@ -1,0 +1,57 @@
+"""Finding and reading data files; a file that cannot be used is named with what was expected and how to get it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+from typing import NoReturn
+
+from nft_ext.checks import fail
+
+ENVIRONMENT = "NFT_EXT_DATA"
+
+
+def bad_file(path: Path, expected: str, found: str, remedy: str, kind: type[Exception] = ValueError) -> NoReturn:
+    """Raise "PATH: must be EXPECTED; got FOUND. REMEDY"."""
+    fail(str(path), f"must be {expected}", f"{found}. {remedy}", kind)
+
+
+def data_folder(data_dir: str | os.PathLike | None, name: str) -> Path:
+    """The folder that holds the data sets: `data_dir`, or else the environment variable NFT_EXT_DATA.
+
+    Raises:
+        ValueError: neither is given.
+        FileNotFoundError: the folder does not exist.
+    """
+    source = "data_dir" if data_dir is not None else ENVIRONMENT
+    folder = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT, "")
+    if not str(folder):
+        fail("data_dir", f"must name the folder that holds {name}, or else the environment variable {ENVIRONMENT} must",
+             "nothing")
+    if not Path(folder).is_dir():
+        fail(source, f"must name an existing folder that holds {name}", str(folder), FileNotFoundError)
+    return Path(folder)
+
+
+def read_bytes(path: Path, size: int, expected: str, remedy: str) -> bytes:
+    """The content of `path`, unpacked if its name ends in .gz; at most one byte more than the expected `size`.
+
+    The cap keeps a wrong file from filling the memory; at the right size gzip's own checksum has been verified.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable, or not a whole gzip file.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            return file.read(size + 1)
+    except FileNotFoundError:
+        bad_file(path, expected, "no such file", remedy, FileNotFoundError)
+    except EOFError:
+        bad_file(path, expected, "a gzip file that ends too early (an interrupted download?)", remedy)
+    except (gzip.BadGzipFile, zlib.error) as error:
+        bad_file(path, expected, f"a bad gzip file ({error})", remedy)
+    except OSError as error:
+        bad_file(path, expected, f"an unreadable file ({error.strerror})", remedy)

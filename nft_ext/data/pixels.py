@@ -1,0 +1,34 @@
+"""From stored pixels to network inputs: 32x32, float32, normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+IMAGE_SIZE = 32
+_CHUNK = 2048  # images at a time: the float copy of a chunk is small, so only `out` is ever large
+
+
+def write_inputs(out: torch.Tensor, pixels: np.ndarray, full_scale: float,
+                 mean: Sequence[float], std: Sequence[float]) -> None:
+    """out = (resize(pixels) / full_scale - mean) / std, channel by channel.
+
+    The resize to 32x32 is bilinear with pixel centres aligned (torch's align_corners=False) and without
+    antialiasing, which only matters when an image shrinks: all built-in sets are 32x32 or smaller.
+
+    Args:
+        out: float32 [n, C, 32, 32], written.
+        pixels: uint8 [n, C, h, w], any strides.
+        full_scale: the stored value that means 1.0 (white).
+        mean, std: C numbers each, in units of full scale.
+    """
+    shift = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
+    scale = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
+    for start in range(0, len(pixels), _CHUNK):
+        chunk = torch.from_numpy(pixels[start:start + _CHUNK].astype(np.float32))
+        if chunk.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
+            chunk = torch.nn.functional.interpolate(
+                chunk, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False, antialias=False)
+        torch.div(chunk.div_(full_scale).sub_(shift), scale, out=out[start:start + _CHUNK])

@@ -1,0 +1,141 @@
+"""The demonstration: one small VGG-8 trained five ways on real digits at one sigma, each swept over sigma by Monte Carlo.
+
+A demonstration, not the paper's protocol (one network a sigma, full width, 200 epochs, 200 runs).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import data, methods, models
+from .build_info import info
+from .checks import fail
+from .conversion import convert
+from .device import NVMDevice
+from .methods.base import Method
+from .montecarlo import MonteCarloReport, plot_sweep, sigma_sweep, sweep_table
+from .training import fit
+from .training.files import write_atomically
+
+METHODS = ("vanilla", "noise", "control", "ovf", "irs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the demonstration trains and measures.
+
+    sigma: trained at, relative to the maximal conductance. sigmas: measured at. beta_ovf, beta_irs: the paper's for
+    VGG-8 on MNIST. runs: chips a point. test_images: evaluated on the first so many (None: all).
+    """
+
+    dataset: str
+    width: float
+    epochs: int
+    runs: int
+    sigma: float = 0.3
+    sigmas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+    beta_ovf: float = 1e-3
+    beta_irs: float = 1e-2
+    batch_size: int = 64
+    lr: float = 1e-3
+    seed: int = 0
+    methods: tuple[str, ...] = METHODS
+
+    def replace(self, **changes: Any) -> Settings:
+        return dataclasses.replace(self, **changes)
+
+    def method(self, name: str) -> Method:
+        """The training method called `name` at these settings."""
+        options = {"sigma": self.sigma, "beta": self.beta_ovf if name == "ovf" else self.beta_irs}
+        return methods.build(name, **{k: v for k, v in options.items() if k in methods.options_of(name)})
+
+
+SETTINGS = {
+    "digits": Settings("digits", width=0.25, epochs=30, runs=40),
+    "mnist": Settings("mnist", width=0.125, epochs=4, runs=20, batch_size=128),
+}
+
+
+class Demo:
+    """Trains, measures and writes; after each method everything so far is on the disk.
+
+    out/METHOD.safetensors, METHOD.csv     the trained backbone and its epochs
+    out/results.json, table.txt, accuracy.png
+    """
+
+    def __init__(self, settings: Settings, data_dir: str | Path | None, out: Path) -> None:
+        unknown = [name for name in settings.methods if name not in METHODS]
+        if unknown:
+            fail("methods", f"must be among {', '.join(METHODS)}", ", ".join(unknown))
+        self.plan = [settings.method(name) for name in settings.methods]  # bad options fail here, before any work
+        self.settings, self.out = settings, Path(out)
+        self.train, self.test = data.load(settings.dataset, data_dir)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.curves: dict[str, list[MonteCarloReport]] = {}
+        self.training: dict[str, dict[str, Any]] = {}
+        self.started = time.monotonic()
+
+    def run(self) -> bool:
+        """True when all was done, False after an interrupt."""
+        s = self.settings
+        train, validation = data.split_validation(self.train, 0.1, seed=s.seed)
+        nvm = NVMDevice(sigma=s.sigma)
+        print(f"VGG-8 at width {s.width:g} on {s.dataset}: {len(train)} training, {len(validation)} validation, {len(self.test)} "
+              f"test images; {s.epochs} epochs a method.")
+        print(f"Device: {nvm}. All noisy methods are trained at sigma {s.sigma:g} and measured at every sigma on {s.runs} "
+              "programmed chips.")
+        print("This is a demonstration: the paper trains one network a sigma, at full width, for 200 epochs.\n", flush=True)
+        complete = True
+        try:
+            for number, method in enumerate(self.plan, start=1):
+                print(f"[{number}/{len(self.plan)}] {method.name}", flush=True)
+                torch.manual_seed(s.seed)  # the same initial weights for every method
+                model = models.vgg8(self.train.num_classes, self.train.channels, s.width)
+                history = fit(model, method, train, validation, epochs=s.epochs, batch_size=s.batch_size, lr=s.lr, seed=s.seed,
+                              nvm=nvm, log=self.out / f"{method.name}.csv", checkpoint=self.out / f"{method.name}.safetensors",
+                              meta={"dataset": s.dataset})
+                if history.interrupted:
+                    complete = False
+                    break
+                self.training[method.name] = {"config": method.config(), "seconds": history.seconds, "best": history.best}
+                reports = sigma_sweep(convert(history.model, nvm), self.test, s.sigmas, runs=s.runs, seed=s.seed)
+                self.curves[method.name] = reports
+                self.write()
+                if len(reports) < len(s.sigmas) or reports[-1].interrupted:
+                    complete = False
+                    break
+        except KeyboardInterrupt:
+            complete = False
+        self.show(complete)
+        return complete
+
+    def write(self) -> None:
+        """results.json, the table and the plot of what is there so far."""
+        content = {
+            "settings": dataclasses.asdict(self.settings),
+            "note": "trained at one sigma and measured at all; the paper trains one network a sigma",
+            "machine": info(),
+            "seconds": time.monotonic() - self.started,
+            "training": self.training,
+            "sweeps": {name: [report.to_dict() for report in reports] for name, reports in self.curves.items()},
+        }
+        write_atomically(self.out / "results.json", (json.dumps(content, indent=1) + "\n").encode())
+        whole = {name: reports for name, reports in self.curves.items() if len(reports) == len(self.settings.sigmas)}
+        if whole:
+            write_atomically(self.out / "table.txt", (sweep_table(whole) + "\n").encode())
+            s = self.settings
+            plot_sweep(whole, self.out / "accuracy.png", f"VGG-8 (width {s.width:g}) on {s.dataset}, trained at sigma {s.sigma:g}")
+
+    def show(self, complete: bool) -> None:
+        minutes = (time.monotonic() - self.started) / 60
+        table = self.out / "table.txt"
+        if table.exists() and self.curves:
+            print("\n" + table.read_text())
+        state = f"done in {minutes:.1f} minutes" if complete else f"stopped after {minutes:.1f} minutes; what was finished is kept"
+        print(f"{state}. Results: {self.out}/results.json, table.txt, accuracy.png, and a checkpoint a method.", flush=True)

@@ -1,0 +1,74 @@
+"""Keys: which chip's noise an operator draws (design, section 3).
+
+A key is an int64 tensor [S, 2], one row a chip: (seed, draw + domain * 2^32). Domains keep what was trained on, what was
+selected on and what is evaluated apart: a chip of one domain never occurs in another, whatever the seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+
+from .checks import fail, integer
+
+DOMAINS = {"evaluation": 0, "training": 1, "selection": 2, "permutation": 3}
+
+
+def noise_key(seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "evaluation",
+              device: torch.device | str | None = None) -> torch.Tensor:
+    """Key of the chips `draws` under `seed`.
+
+    Args:
+        seed: 64-bit Philox key, 0 <= seed < 2^64.
+        draws: chip numbers, each 0 <= draw < 2^32.
+        domain: evaluation, training, selection or permutation.
+        device: where the key lives; must be the operand's device.
+
+    Returns:
+        int64 tensor [S, 2].
+
+    Raises:
+        ValueError: seed or a draw out of range, no draws, unknown domain.
+    """
+    seed = integer("seed", seed, 0, 2**64 - 1)
+    if domain not in DOMAINS:
+        fail("domain", f"must be one of {', '.join(DOMAINS)}", domain)
+    draws = [draws] if isinstance(draws, int) else list(draws)
+    if not draws:
+        fail("draws", "must name at least one chip", draws)
+    high = DOMAINS[domain] << 32
+    rows = [[seed - 2**64 if seed >= 2**63 else seed, integer("draws", d, 0, 2**32 - 1) + high] for d in draws]
+    return torch.tensor(rows, dtype=torch.int64, device=device)
+
+
+def fresh_key(like: torch.Tensor) -> torch.Tensor:
+    """A key [1, 2] in the training domain whose seed comes from torch's generator of `like`'s device (torch.manual_seed)."""
+    key = torch.full((1, 2), DOMAINS["training"] << 32, dtype=torch.int64, device=like.device)
+    key[:, 0] = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=like.device)
+    return key
+
+
+# As an operator, for compiled graphs: a plain randint inside a graph takes its numbers from another place than eager mode.
+draw_key = torch.library.custom_op("nft_ext::draw_key", fresh_key, mutates_args=(), schema="(Tensor like) -> Tensor",
+                                   tags=(torch.Tag.nondeterministic_seeded,))
+
+
+@draw_key.register_fake
+def _(like: torch.Tensor) -> torch.Tensor:
+    return torch.empty((1, 2), dtype=torch.int64, device=like.device)
+
+
+def stream_of(name: str, taken: Iterable[int] = ()) -> int:
+    """The 32-bit stream of the layer with this qualified name: a hash, so other layers do not change it.
+
+    `taken` holds the streams of the layers before it; the rare collision hashes on.
+    """
+    taken = set(taken)
+    text = name
+    while True:
+        stream = int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "little")
+        if stream not in taken:
+            return stream
+        text += "'"

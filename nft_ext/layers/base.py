@@ -1,0 +1,118 @@
+"""What every noisy layer carries: its device, its stream, and the noise that is in force."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import operators
+from ..checks import fail
+from ..device import NVMDevice
+from ..functional import Crossbar, check_tensor, device_table
+from ..keys import draw_key, fresh_key, stream_of
+
+
+class NoisyLayer(nn.Module):
+    """Mixin before nn.Linear or nn.Conv2d. Noise is on unless a context (nft_ext.noise) switches it off; train() and eval()
+    do not touch it. Outside nft_ext.chips every forward is a fresh chip whose seed comes from torch's generator.
+
+    Key and table are non-persistent buffers: contexts swap them, so one compiled graph serves all keys and sigmas, and the
+    state_dict stays that of the plain layer.
+    """
+
+    def attach(self, nvm: NVMDevice, name: str | None = None, stream: int = 0) -> None:
+        """Give the layer its device, its qualified name in the model and its random stream."""
+        if not isinstance(nvm, NVMDevice):
+            fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
+        self.nvm, self.name, self.stream = nvm, name, stream
+        self.noise_enabled = True
+        self._quantized: tuple | None = None
+        # Plain copies of what is static in a graph; the tensors of a compiled graph are the buffers.
+        self._spec = nvm.operator_spec()
+        self.register_buffer("_table", device_table(nvm, self.weight.device), persistent=False)
+        self.register_buffer("_key", None, persistent=False)
+
+    def noise_state(self) -> tuple:
+        """What a context saves and puts back: (table, key, enabled, spec)."""
+        return self._table, self._key, self.noise_enabled, self._spec
+
+    def set_noise_state(self, state: tuple) -> None:
+        self._table, self._key, self.noise_enabled, self._spec = state
+
+    def set_device(self, nvm: NVMDevice) -> None:
+        """Another device model from here on (sigma sweeps); the noise's on/off state stays."""
+        self._table = device_table(nvm, self.weight.device)
+        self._spec = nvm.operator_spec(self.noise_enabled)
+
+    def set_enabled(self, enabled: bool) -> None:
+        self.noise_enabled = enabled
+        path = self.nvm.operator_spec(enabled)[2]
+        self._spec = [*self._spec[:2], path, self._spec[3]]
+
+    def crossbar(self) -> Crossbar:
+        """The operator arguments of this layer for one forward."""
+        weight = self.weight
+        if not torch.compiler.is_compiling():
+            check_tensor(f"{self.name or type(self).__name__}.weight", weight)
+        if weight.dtype != torch.float32:
+            weight = weight.float()
+        key = self._key
+        if key is None:
+            key = draw_key(weight) if torch.compiler.is_compiling() else fresh_key(weight)
+        codes, step = self._codes_and_step(weight)
+        return Crossbar(weight, codes, step, self._table, key, self.stream, self._spec)
+
+    def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The quantized weight, kept while the weight stays unchanged; in training only the step, which is cheaper.
+
+        "Unchanged" is torch's version counter and the address. Writing through `.data` moves neither, hence the cache is
+        also dropped by train(), eval(), to(), load_state_dict and at the entry of every context.
+        """
+        bits = self.nvm.weight_bits
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.is_inference() or weight is not self.weight:
+            return None, operators.ops.weight_step(weight.detach(), bits)
+        stamp = (weight.data_ptr(), weight._version, bits, weight.device)
+        if self._quantized is None or self._quantized[0] != stamp:
+            step = operators.ops.weight_step(weight, bits)
+            self._quantized = (stamp, operators.ops.quantize(weight, step, bits), step)
+        return self._quantized[1:]
+
+    def forget_codes(self) -> None:
+        """Drop the cached codes (after writing to weight.data by hand)."""
+        self._quantized = None
+
+    def train(self, mode: bool = True):
+        self.forget_codes()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.forget_codes()
+        return super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn, recurse=True):
+        """Move with the weight but keep their own types: a float16 table or key would be another device."""
+        self.forget_codes()
+        table, key = self._table, self._key
+        self._table = self._key = None
+        super()._apply(fn, recurse)
+        device = self.weight.device
+        self._table = table.to(device) if device.type != "meta" else table
+        self._key = key.to(device) if key is not None and device.type != "meta" else key
+        return self
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_quantized": None}
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, nvm=({self.nvm})"
+
+
+def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:
+    """The model's noisy layers by qualified name, each once. Layers built by hand get their name and stream here."""
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, NoisyLayer)}
+    taken = {layer.stream for layer in found.values() if layer.name is not None}
+    for name, layer in found.items():
+        if layer.name is None:
+            layer.name, layer.stream = name, stream_of(name, taken)
+            taken.add(layer.stream)
+    return found

@@ -1,0 +1,46 @@
+"""NoisyConv2d."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import fail
+from ..device import NVMDevice
+from ..functional import conv2d_product
+from .base import NoisyLayer
+
+
+class NoisyConv2d(NoisyLayer, nn.Conv2d):
+    """nn.Conv2d whose weight sits on a crossbar: y = conv2d(x, W_p) + b, W_p of Eq. 5; the bias is digital.
+
+    Args:
+        in_channels, out_channels, kernel_size and all other arguments of nn.Conv2d, padding modes included. state_dict keys are
+            the same.
+        nvm: the device model.
+
+    Shapes: x [B, C, H, W] (or [C, H, W]) -> [B, out, oh, ow]; under nft_ext.chips with S chips, dim 0 is chip-major, S * B.
+
+    Raises:
+        TypeError, ValueError: arguments, shapes, types or devices that do not fit, by name.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Any, *args: Any, nvm: NVMDevice, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, *args, **options)
+        self.attach(nvm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bar = self.crossbar()
+        single = x.dim() == 3
+        if single:
+            if bar.key.shape[0] > 1:
+                fail("x", f"must have a batch dimension for {bar.key.shape[0]} chips", list(x.shape))
+            x = x.unsqueeze(0)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        y = conv2d_product(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared=bar.key.shape[0] == 1)
+        return y.squeeze(0) if single else y

@@ -1,0 +1,179 @@
+"""IRS's extra parts: classifiers on intermediate features, tapped by forward hooks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nft_ext.checks import fail, integer
+
+Point = tuple[str, int]
+
+DEFAULT_POOLED_SIZE = 4
+HIDDEN = 512
+
+
+class SnapshotClassifier(nn.Module):
+    """Adaptive average pool, fc -> 512, ReLU, fc -> classes: `[B, C, H, W] -> [B, classes]`."""
+
+    def __init__(self, channels: int, pooled: int, classes: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(pooled)
+        self.fc1 = nn.Linear(channels * pooled * pooled, HIDDEN)
+        self.fc2 = nn.Linear(HIDDEN, classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.fc2(torch.relu(self.fc1(self.pool(feature).flatten(1))))
+
+
+class Tap:
+    """A forward hook that keeps a module's output while `wanted`; an object, so that it copies with its model."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.feature: Any = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.wanted:
+            self.feature = output
+
+
+class VersionTap(Tap):
+    """A tap that also keeps how often the output had been changed in place when it was seen."""
+
+    version: int | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        super().__call__(module, inputs, output)
+        self.version = getattr(output, "_version", None)
+
+
+class SnapshotModel(nn.Module):
+    """A backbone and its snapshot classifiers; called as the backbone alone unless feedback is asked for."""
+
+    def __init__(self, backbone: nn.Module, names: Sequence[str], snapshots: nn.ModuleList) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.snapshots = snapshots
+        self.taps = attach_taps(backbone, names, Tap)
+
+    def forward(self, x: Tensor, feedback: bool = False) -> Any:
+        """`[B, classes]`, or with feedback `([B, classes], [Out_1 .. Out_N])`, shallowest first."""
+        if not feedback:
+            return self.backbone(x)
+        output, features = collect(self.backbone, self.taps, x)
+        return output, [head(feature) for head, feature in zip(self.snapshots, features, strict=True)]
+
+
+def attach_taps(model: nn.Module, names: Sequence[str], kind: type[Tap]) -> list[Any]:
+    """One new tap of a kind on each named module, in order."""
+    taps = [kind() for _ in names]
+    for name, tap in zip(names, taps, strict=True):
+        model.get_submodule(name).register_forward_hook(tap)
+    return taps
+
+
+def remove_taps(model: nn.Module) -> nn.Module:
+    """`model` without its taps (other hooks stay)."""
+    for module in model.modules():
+        for handle, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, Tap):
+                del module._forward_hooks[handle]
+    return model
+
+
+def collect(model: nn.Module, taps: Sequence[Tap], x: Tensor) -> tuple[Any, list[Any]]:
+    """The output of `model(x)` and what each tap saw, None where its module did not run."""
+    for tap in taps:
+        tap.wanted = True
+    try:
+        output = model(x)
+        return output, [tap.feature for tap in taps]
+    finally:
+        for tap in taps:
+            tap.wanted, tap.feature = False, None
+
+
+def checked_points(points: Sequence[str | Point]) -> tuple[Point, ...]:
+    """Snapshot points as (module name, pooled size); a bare name is pooled to 4.
+
+    Raises:
+        ValueError: empty, a name twice, or a size below 1.
+    """
+    pairs = [(p, DEFAULT_POOLED_SIZE) if isinstance(p, str) else p for p in points]
+    for pair in pairs:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
+            fail("points", "must hold module names or pairs (module name, pooled size)", pair)
+    checked = tuple((name, integer(f"points[{name!r}]", size, 1)) for name, size in pairs)
+    names = [name for name, _ in checked]
+    if not names:
+        fail("points", "must name at least one snapshot point (N >= 1)", points)
+    if len(set(names)) < len(names):
+        fail("points", "must name each module once", names)
+    return checked
+
+
+def build_classifiers(
+    model: nn.Module, points: Sequence[Point], input_shape: tuple[int, int, int] | None
+) -> nn.ModuleList:
+    """One classifier a point, its sizes read from a forward of one blank image in eval mode.
+
+    Args:
+        model: a plain module, a copy the caller gives away (it is put in eval mode).
+        points: (module name, pooled size), shallowest first.
+        input_shape: (C, H, W) of the blank image; None: (channels of the first convolution, 32, 32).
+
+    Raises:
+        ValueError: an unknown module name, a module that does not run, whose output is not 4-D or is changed in
+            place later, or an image shape the model does not take.
+    """
+    modules = dict(model.named_modules())
+    for name, _ in points:
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+            fail("points", f"must name modules of the model (near: {', '.join(near) or 'none'})", name)
+    output, features, rewritten = _probe(model, [name for name, _ in points], input_shape)
+    if not (isinstance(output, Tensor) and output.dim() == 2):
+        fail("model", "must give logits [B, classes]", _described(output))
+    classifiers = nn.ModuleList()
+    for (name, pooled), feature, changed in zip(points, features, rewritten, strict=True):
+        if feature is None:
+            fail("points", "must name modules that run in the model's forward", name)
+        if not (isinstance(feature, Tensor) and feature.dim() == 4):
+            fail("points", f"must name modules with a 4-D output [B, C, H, W]; {name!r}", _described(feature))
+        if changed:
+            fail("points", "must name modules whose output is not changed in place by what follows (an in-place "
+                 "ReLU, say; name that module instead)", name)
+        classifiers.append(SnapshotClassifier(feature.shape[1], pooled, output.shape[1]))
+    return classifiers.to(output)
+
+
+def _probe(
+    model: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int] | None
+) -> tuple[Any, list[Any], list[bool]]:
+    """The output for a blank image, what each tap saw, and whether it was changed in place afterwards."""
+    if input_shape is None:
+        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        if first is None:
+            fail("input_shape", "must be given, (C, H, W), for a model without convolution", input_shape)
+        input_shape = (first.in_channels, 32, 32)
+    image = next(model.parameters()).new_zeros(1, *input_shape)
+    taps = attach_taps(model, names, VersionTap)
+    try:
+        with torch.no_grad():
+            output, features = collect(model.eval(), taps, image)
+    except (RuntimeError, ValueError) as error:
+        rule = f"must be the (C, H, W) of an image the model takes ({error})"
+        raise ValueError(f"input_shape: {rule}; got {input_shape}") from error
+    finally:
+        remove_taps(model)
+    rewritten = [getattr(f, "_version", None) != tap.version for f, tap in zip(features, taps, strict=True)]
+    return output, features, rewritten
+
+
+def _described(value: Any) -> str:
+    return f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

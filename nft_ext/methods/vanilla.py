@@ -1,0 +1,23 @@
+"""Vanilla: plain float training, without noise or quantization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from nft_ext.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Vanilla(Method):
+    """Cross-entropy on the plain model: the network that knows nothing of its devices."""
+
+    name: ClassVar[str] = "vanilla"
+    sigma: ClassVar[None] = None
+
+    def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of the logits, a scalar."""
+        return cross_entropy(model(x), target)

@@ -1,0 +1,19 @@
+"""Monte Carlo inference over programmed chips: evaluation, reports, sweeps over sigma."""
+
+from nft_ext.montecarlo.curves import sweep_table
+from nft_ext.montecarlo.evaluate import monte_carlo
+from nft_ext.montecarlo.plots import plot_sweep
+from nft_ext.montecarlo.report import MonteCarloReport
+from nft_ext.montecarlo.statistic import Quantile, RunStatistic, Worst
+from nft_ext.montecarlo.sweep import sigma_sweep
+
+__all__ = [
+    "MonteCarloReport",
+    "Quantile",
+    "RunStatistic",
+    "Worst",
+    "monte_carlo",
+    "plot_sweep",
+    "sigma_sweep",
+    "sweep_table",
+]

@@ -1,0 +1,53 @@
+"""Runs images through several programmed chips at once, and keeps their sums."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nft_ext.contexts import chips
+from nft_ext.montecarlo.passes import free_memory, split_chips
+from nft_ext.montecarlo.tallies import Tallies
+
+DATA_SHARE = 0.5  # of the free memory of the device that the data may take
+
+
+class ChipEvaluator:
+    """A model on its device with the data it is tested on.
+
+    model: in eval mode while in use. inputs: [n, ...]; labels: int64 [n]; both move to `device`
+    if they take at most half of its free memory, else batch by batch. seed: of the chips.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int, batch_size: int, device: torch.device
+    ):
+        self.model, self.seed, self.batch_size, self.device = model, seed, batch_size, device
+        if inputs.is_floating_point():
+            inputs = inputs.to(next(model.parameters()).dtype)
+        fits = inputs.device == device or inputs.nbytes <= DATA_SHARE * free_memory(device)
+        self.inputs = inputs.to(device) if fits else inputs
+        self.labels = labels.to(device)
+
+    def logits(self, inputs: Tensor, draws: list[int]) -> Tensor:
+        """Logits [S, b, C] of the chips `draws` (S of them) on `inputs` [b, ...], in one pass."""
+        with chips(self.model, seed=self.seed, draws=draws, domain="evaluation"):
+            return self._pass(inputs, draws)
+
+    def tallies(self, draws: list[int], batch_done: Callable[[int], None]) -> Tallies:
+        """Sums over all images for the chips `draws`; `batch_done(b)` is told of every b images."""
+        total = None
+        # One context for all batches: the layers keep their quantized weights within it.
+        with chips(self.model, seed=self.seed, draws=draws, domain="evaluation"):
+            for start in range(0, len(self.labels), self.batch_size):
+                batch = slice(start, start + self.batch_size)
+                part = Tallies.of(self._pass(self.inputs[batch], draws), self.labels[batch])
+                total = part if total is None else total + part
+                batch_done(len(self.labels[batch]))
+        return total
+
+    def _pass(self, inputs: Tensor, draws: list[int]) -> Tensor:
+        """The same, of the chips already in force."""
+        return split_chips(self.model(inputs.to(self.device)), len(draws), len(inputs))

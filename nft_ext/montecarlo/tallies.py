@@ -1,0 +1,74 @@
+"""What is kept of each chip's logits: a few float64 sums a chip, from which every metric follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+CALIBRATION_BINS = 15
+
+
+@dataclass
+class Tallies:
+    """Sums over the images seen, one row a chip; S chips, float64 (they hold counts exactly).
+
+    correct: [S] images whose label has the largest logit.
+    loss_correct: [S] sum of -log p_label over the images that are right (EKL's numerator).
+    loss: [S] sum of -log p_label over all images.
+    bin_images, bin_correct, bin_confidence: [S, 15] images, right images and sum of the top
+        probability, by top probability in 15 bins of equal width, (b/15, (b+1)/15].
+    undefined: [S] images whose softmax is undefined (a NaN or +inf among the logits); they count as
+        wrong, and enter no bin.
+    """
+
+    correct: Tensor
+    loss_correct: Tensor
+    loss: Tensor
+    bin_images: Tensor
+    bin_correct: Tensor
+    bin_confidence: Tensor
+    undefined: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Tallies:
+        """Of one batch: `logits` [S, B, C] of S chips, `labels` int64 [B]. Waits for no host read."""
+        logits = logits.double()
+        log_p = logits.log_softmax(dim=2)
+        undefined = log_p.isnan().any(dim=2)
+        correct = (logits.argmax(dim=2) == labels) & ~undefined
+        loss = -log_p.gather(2, labels.expand(len(logits), -1).unsqueeze(2)).squeeze(2)
+        confidence = log_p.amax(dim=2).exp()
+        bin_of = (confidence * CALIBRATION_BINS).ceil().sub(1).clamp(0, CALIBRATION_BINS - 1)
+        # A comparison with every bin, not scatter_add: its order of addition varies on CUDA.
+        bins = torch.arange(CALIBRATION_BINS, device=logits.device, dtype=torch.float64)
+        member = bin_of.unsqueeze(2) == bins  # [S, B, 15]
+        zero = confidence.new_zeros(())
+        return cls(
+            correct=correct.double().sum(dim=1),
+            loss_correct=torch.where(correct, loss, zero).sum(dim=1),
+            loss=loss.sum(dim=1),
+            bin_images=member.double().sum(dim=1),
+            bin_correct=(member & correct.unsqueeze(2)).double().sum(dim=1),
+            bin_confidence=torch.where(member, confidence.unsqueeze(2), zero).sum(dim=1),
+            undefined=undefined.double().sum(dim=1),
+        )
+
+    def __add__(self, other: Tallies) -> Tallies:
+        """The same chips after more images."""
+        return Tallies(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def chips(self, count: int) -> Tallies:
+        """The first `count` chips, on the CPU."""
+        return Tallies(**{f.name: getattr(self, f.name)[:count].cpu() for f in fields(self)})
+
+    @classmethod
+    def concatenate(cls, parts: list[Tallies]) -> Tallies:
+        """All chips of `parts`, in order."""
+        return cls(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+    def ece(self) -> float:
+        """Expected calibration error, pooled: sum over bins of |right - confidence| / images."""
+        gap = (self.bin_correct.sum(dim=0) - self.bin_confidence.sum(dim=0)).abs()
+        return float(gap.sum() / self.bin_images.sum())

@@ -1,0 +1,166 @@
+"""What torch must know of the compiled operators: fake kernels and straight-through gradients.
+
+Arguments are those of csrc/ops.cpp. Public calls go through the autograd Functions at the end; the same `setup_context` and
+`backward` are registered for the raw operators, so `torch.ops.nft_ext.*` differentiates rightly too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import build_info  # noqa: F401  (loads the libraries)
+
+ops = torch.ops.nft_ext
+
+
+def _channels_last(x: Tensor) -> bool:
+    """The kernels' rule for the result's memory format: channels last and not also plainly contiguous."""
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _rows(x: Tensor, key: Tensor, shared: bool) -> int:
+    return x.shape[0] * key.shape[0] if shared else x.shape[0]
+
+
+def _conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+# ---- fake kernels: shapes, dtypes and real strides without data
+
+
+@torch.library.register_fake("nft_ext::weight_step")
+def _(weight, weight_bits):
+    return weight.new_empty(())
+
+
+@torch.library.register_fake("nft_ext::quantize")
+def _(weight, step, weight_bits):
+    return torch.empty(weight.shape, dtype=torch.int16 if weight_bits <= 15 else torch.int32, device=weight.device)
+
+
+@torch.library.register_fake("nft_ext::program")
+def _(weight, codes, step, table, key, stream, device, dtype):
+    return torch.empty((key.shape[0], *weight.shape), dtype=dtype, device=weight.device)
+
+
+@torch.library.register_fake("nft_ext::noisy_linear")
+def _(x, weight, bias, codes, step, table, key, stream, device, shared):
+    return x.new_empty((_rows(x, key, shared), weight.shape[0]))
+
+
+@torch.library.register_fake("nft_ext::noisy_conv2d")
+def _(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared):
+    size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    return torch.empty((_rows(x, key, shared), weight.shape[0], *size), dtype=x.dtype, device=x.device,
+                       memory_format=torch.channels_last if _channels_last(x) else torch.contiguous_format)
+
+
+def _fake_gradients(x: Tensor, weight: Tensor, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape, weight.shape, weight.shape[:1])
+    grads = [torch.empty(shape if wanted >> i & 1 else (0,), dtype=x.dtype if i == 0 else torch.float32, device=x.device)
+             for i, shape in enumerate(shapes)]
+    if wanted & 1 and _channels_last(x):
+        grads[0] = grads[0].contiguous(memory_format=torch.channels_last)
+    return tuple(grads)
+
+
+@torch.library.register_fake("nft_ext::noisy_linear_backward")
+def _(grad, x, weight, codes, step, table, key, stream, device, shared, wanted):
+    return _fake_gradients(x, weight, wanted)
+
+
+@torch.library.register_fake("nft_ext::noisy_conv2d_backward")
+def _(grad, x, weight, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared, wanted):
+    return _fake_gradients(x, weight, wanted)
+
+
+# ---- gradients (design, section 2): dL/dW = dL/dW_p, dL/dx with the forward's W_p, programmed again from the key.
+# Positions in the forwards' arguments: x 0, weight 1, bias 2, then tensors without gradient, then static values.
+
+_TENSORS = 7  # x, weight, bias, codes, step, table, key
+
+
+def _setup_product(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, *noise = inputs[:_TENSORS]
+    ctx.save_for_backward(x, weight, *noise)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.static = inputs[_TENSORS:]
+
+
+def _backward_product(ctx: Any, grad: Tensor, operator: Any) -> tuple:
+    x, weight, *noise = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = needs[0] | needs[1] << 1 | (needs[2] and ctx.bias_dtype is not None) << 2
+    grads = operator(grad.to(x.dtype), x, weight, *noise, *ctx.static, int(wanted))
+    grads = [g if wanted >> i & 1 else None for i, g in enumerate(grads)]
+    if grads[2] is not None:
+        grads[2] = grads[2].to(ctx.bias_dtype)
+    return (*grads, *[None] * (_TENSORS - 3 + len(ctx.static)))
+
+
+def _setup_program(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    pass
+
+
+def _backward_program(ctx: Any, grad: Tensor) -> tuple:
+    return (grad.sum(0, dtype=torch.float32), *[None] * 7)
+
+
+def _backward_linear(ctx: Any, grad: Tensor) -> tuple:
+    return _backward_product(ctx, grad, ops.noisy_linear_backward)
+
+
+def _backward_conv2d(ctx: Any, grad: Tensor) -> tuple:
+    return _backward_product(ctx, grad, ops.noisy_conv2d_backward)
+
+
+torch.library.register_autograd("nft_ext::program", _backward_program, setup_context=_setup_program)
+torch.library.register_autograd("nft_ext::noisy_linear", _backward_linear, setup_context=_setup_product)
+torch.library.register_autograd("nft_ext::noisy_conv2d", _backward_conv2d, setup_context=_setup_product)
+
+
+@torch.library.register_vmap("nft_ext::program")
+def _(info, in_dims, weight, codes, step, table, key, stream, device, dtype):
+    """vmap over keys [V, S, 2]: one call with V * S chips."""
+    if any(dim is not None for dim in (*in_dims[:4], *in_dims[5:])):
+        raise ValueError("nft_ext::program: vmap: must run over key only; got another batched argument")
+    key = key.movedim(in_dims[4], 0)
+    out = ops.program(weight, codes, step, table, key.reshape(-1, 2).contiguous(), stream, device, dtype)
+    return out.unflatten(0, key.shape[:2]), 0
+
+
+class Program(torch.autograd.Function):
+    """Programmed weights [S, *weight.shape]; gradient: the sum over chips."""
+
+    @staticmethod
+    def forward(*inputs):
+        return ops.program(*inputs)
+
+    setup_context = staticmethod(_setup_program)
+    backward = staticmethod(_backward_program)
+
+
+class NoisyLinear(torch.autograd.Function):
+    """y [S * B, out] of x [B, in] or [S * B, in]."""
+
+    @staticmethod
+    def forward(*inputs):
+        return ops.noisy_linear(*inputs)
+
+    setup_context = staticmethod(_setup_product)
+    backward = staticmethod(_backward_linear)
+
+
+class NoisyConv2d(torch.autograd.Function):
+    """y [S * B, out, oh, ow] of x [B, C, H, W] or [S * B, C, H, W]."""
+
+    @staticmethod
+    def forward(*inputs):
+        return ops.noisy_conv2d(*inputs)
+
+    setup_context = staticmethod(_setup_product)
+    backward = staticmethod(_backward_conv2d)

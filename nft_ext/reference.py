@@ -1,0 +1,198 @@
+"""Plain PyTorch definitions of every operator: what the compiled kernels must equal. Slow and short.
+
+The noise is float32 arithmetic with every operation rounded by itself, so it equals the kernels bit for bit; products run in
+any dtype, float64 included. Nothing ever falls back to this module.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SLICE_IDLE, SLICE_FAULT, SLICE_IDLE_FAULT, SLICE_WEIGHT = 32, 64, 96, 255
+_LOG = [
+    0.15272878110408783, -0.25524434447288513, 0.26319220662117004, -0.28403159976005554, 0.332468181848526,
+    -0.4000248312950134, 0.5000163912773132, -0.6666666269302368,
+]
+_SIN = [-0.004685971885919571, 0.07971252501010895, -0.645966649055481, 1.5707963705062866]
+_COS = [0.0008944863802753389, -0.020855596289038658, 0.25366854667663574, -1.2337005138397217, 1.0]
+
+
+def _f32(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """Correctly rounded float32 square root; torch's own may be off by one ULP (it calls a vector library)."""
+    return x.double().sqrt().float()
+
+
+def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Philox4x32-10. counter: int64 [n, 4] with words in 0 .. 2^32 - 1; returns the same shape."""
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key
+    mask = 0xFFFFFFFF
+
+    def product(a: int, c: Tensor) -> tuple[Tensor, Tensor]:  # 32 x 32 bit in halves, int64 would overflow
+        low, high = (c & 0xFFFF) * a, (c >> 16) * a
+        full_low = low + ((high & 0xFFFF) << 16)
+        return (high >> 16) + (full_low >> 32), full_low & mask
+
+    for _ in range(10):
+        h0, l0 = product(0xD2511F53, c0)
+        h1, l1 = product(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return torch.stack([c0, c1, c2, c3], -1)
+
+
+def words(key_row: Tensor, stream: int, slice_: int, n: int) -> Tensor:
+    """Random words int64 [n] of elements 0 .. n-1: the counter layout of csrc/core/philox.h."""
+    seed, draw = (int(v) % 2**64 for v in key_row)
+    block = torch.arange((n + 3) // 4, dtype=torch.int64)
+    domain = draw >> 32 & 0xFF
+    counter = torch.stack([block & 0xFFFFFFFF, (block >> 32 & 0xFFFF) | slice_ << 16 | domain << 24,
+                           torch.full_like(block, stream), torch.full_like(block, draw & 0xFFFFFFFF)], -1)
+    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[:n]
+
+
+def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
+    p = torch.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        p = p * x + c
+    return p
+
+
+def minus_two_log(u: Tensor) -> Tensor:
+    """-2 ln(u), float32, u in [2^-32, 1]."""
+    shifted = u.view(torch.int32) - 0x3F3504F3
+    e = (shifted >> 23).float()
+    f = ((shifted & 0x7FFFFF) + 0x3F3504F3).view(torch.float32) - 1.0
+    f2 = f * f
+    p = _polynomial(f, _LOG) * f * f2 + e * _f32(4.24388880e-4) + f2
+    return (p - (f + f)) - e * 1.38671875
+
+
+def uniform_open(x: Tensor) -> Tensor:
+    """Uniform float32 in [2^-32, 1] from words."""
+    return ((x >> 1).float() + 0.5) * 2.0**-31
+
+
+def normals(key_row: Tensor, stream: int, slice_: int, n: int) -> Tensor:
+    """Standard normals float32 [n] of elements 0 .. n-1 (Box-Muller on neighbouring words)."""
+    x = words(key_row, stream, slice_, (n + 3) // 4 * 4).reshape(-1, 2)
+    radius = _sqrt(minus_two_log(uniform_open(x[:, 0])))
+    t = ((x[:, 1] & 0x3FFFFFFF) - 0x20000000).float() * 2.0**-30
+    t2 = t * t
+    sine, cosine = _polynomial(t2, _SIN) * t, _polynomial(t2, _COS)
+    quarter = x[:, 1] >> 30
+    odd = quarter % 2 == 1
+    c, s = torch.where(odd, sine, cosine), torch.where(odd, cosine, sine)
+    c = torch.where((quarter == 1) | (quarter == 2), -c, c)
+    s = torch.where(quarter >= 2, -s, s)
+    return torch.stack([radius * c, radius * s], -1).reshape(-1)[:n]
+
+
+def truncated(key_row: Tensor, stream: int, slice_: int, n: int, half_mass: Tensor) -> Tensor:
+    """Normals truncated to |z| <= c with half_mass = Phi(c) - 1/2, by Wichura's inverse (AS 241, PPND7)."""
+    x = words(key_row, stream, slice_, n)
+    p = 0.5 - uniform_open(x) * half_mass
+    q = 0.5 - p
+    r = _f32(0.180625) - q * q
+    inner = q * _polynomial(r, [5.9109374720e1, 1.5929113202e2, 5.0434271938e1, 3.3871327179])
+    inner = inner / _polynomial(r, [6.7187563600e1, 7.8757757664e1, 1.7895169469e1, 1.0])
+    t = _sqrt(0.5 * minus_two_log(p.clamp_min(2.0**-32))) - _f32(1.6)
+    outer = _polynomial(t, [1.7023821103e-1, 1.3067284816, 2.7568153900, 1.4234372777])
+    outer = outer / _polynomial(t, [1.2021132975e-1, 7.3700164250e-1, 1.0])
+    z = torch.where(q <= _f32(0.425), inner, outer)
+    return torch.where(x % 2 == 1, -z, z)
+
+
+def quantize(weight: Tensor, weight_bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(code float32 [*], sign [*], step []): Eq. 4."""
+    top = 2.0**weight_bits - 1
+    step = weight.abs().max() / top if weight.numel() else weight.new_zeros(())
+    if step == 0:
+        return torch.zeros_like(weight), torch.ones_like(weight), step
+    code = (weight.abs() / step).clamp_max(top).round()
+    return code, torch.where(weight < 0, -1.0, 1.0), step
+
+
+def program(weight: Tensor, table: Tensor, key: Tensor, stream: int, device: list[int]) -> Tensor:
+    """Programmed weights float32 [S, *weight.shape] (Eq. 5); arguments as csrc/ops.cpp."""
+    bits, device_bits, path, mapping = device
+    code, sign, step = quantize(weight.detach().float().contiguous(), bits)
+    q = code.reshape(-1).long()
+    if step == 0:
+        return torch.zeros(len(key), *weight.shape)
+    chips = []
+    for row in key:
+        if path == 0:
+            in_steps = code.reshape(-1)
+        elif path == 1:
+            mean, std = table.reshape(2, -1)
+            in_steps = mean[q] + std[q] * normals(row, stream, SLICE_WEIGHT, len(q))
+        else:
+            in_steps = _devices(q, table, row, stream, bits, device_bits, mapping)
+        chips.append(sign * (step * in_steps.reshape(weight.shape)))
+    return torch.stack(chips)
+
+
+def _devices(q: Tensor, table: Tensor, row: Tensor, stream: int, bits: int, device_bits: int, mapping: int) -> Tensor:
+    levels = 1 << device_bits
+    mean, sd, limits = table[:levels], table[levels : 2 * levels], table[2 * levels :]
+    z_max, g_min, g_max, stuck_off, stuck_any, half_mass = limits.unbind()
+    total = torch.zeros(len(q))
+    for idle in range(1 + mapping):
+        for j in range(bits // device_bits):
+            level = torch.zeros_like(q) if idle else (q >> (j * device_bits)) & (levels - 1)
+            slice_ = j + SLICE_IDLE * idle
+            if half_mass > 0:
+                z = truncated(row, stream, slice_, len(q), half_mass)
+            else:
+                z = normals(row, stream, slice_, len(q))
+            g = (mean[level] + sd[level] * torch.minimum(z, z_max)).clamp(g_min, g_max)
+            if stuck_any > 0:
+                u = (words(row, stream, slice_ + SLICE_FAULT, len(q)) >> 8).float() * 2.0**-24
+                g = torch.where(u < stuck_any, torch.where(u < stuck_off, 0.0, float(levels - 1)), g)
+            part = g * float(1 << (j * device_bits))
+            total = total - part if idle else total + part
+    return total
+
+
+def straight_through(weight: Tensor, programmed: Tensor, dtype: torch.dtype) -> Tensor:
+    """programmed in the forward, identity to weight in the backward; rounded to x's dtype as the kernels do."""
+    chip = programmed.to(torch.float32).to(dtype) if dtype != torch.float64 else programmed.double()
+    return weight.to(dtype) + (chip - weight.to(dtype)).detach() if dtype == torch.float64 else _Through.apply(weight, chip)
+
+
+class _Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, chip):
+        ctx.dtype = weight.dtype
+        return chip.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to(ctx.dtype), None
+
+
+def _per_chip(x: Tensor, chips: int, shared: bool) -> list[Tensor]:
+    return [x] * chips if shared else list(x.chunk(chips))
+
+
+def noisy_linear(x, weight, bias, table, key, stream, device, shared) -> Tensor:
+    """As the operator; x may be float64."""
+    w = program(weight, table, key, stream, device)
+    bias = None if bias is None else bias.to(x.dtype)
+    return torch.cat([F.linear(rows, straight_through(weight, chip, x.dtype), bias)
+                      for rows, chip in zip(_per_chip(x, len(key), shared), w)])
+
+
+def noisy_conv2d(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared) -> Tensor:
+    """As the operator; x may be float64."""
+    w = program(weight, table, key, stream, device)
+    bias = None if bias is None else bias.to(x.dtype)
+    return torch.cat([F.conv2d(rows, straight_through(weight, chip, x.dtype), bias, stride, padding, dilation, groups)
+                      for rows, chip in zip(_per_chip(x, len(key), shared), w)])

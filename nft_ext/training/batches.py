@@ -1,0 +1,99 @@
+"""Random access to a data set in batches, checked when it is handed over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+
+from nft_ext.checks import fail
+
+
+class Batches:
+    """A data set from which any batch can be taken by index.
+
+    Args:
+        argument: the caller's name of the data set, for error messages.
+        data: an ImageSet (`.images [n, C, H, W]`, `.labels [n]`), a TensorDataset or a pair of two tensors,
+            taken by slicing; or any map-style Dataset of (image, label) items, collated item by item.
+
+    Raises:
+        TypeError: not such a data set.
+        ValueError: empty, lengths that differ, images that are NaN or infinite, labels negative or no integers
+            (all of it only for data in memory; otherwise labels are checked batch by batch).
+    """
+
+    def __init__(self, argument: str, data: Any) -> None:
+        self.argument = argument
+        self.tensors = _in_memory(data)
+        self.items = data
+        if self.tensors is None and not _is_map_style(data):
+            rule = "must be a map-style Dataset or a pair of tensors (fit makes its own batches)"
+            fail(argument, rule, type(data).__name__, kind=TypeError)
+        if self.tensors is not None:
+            images, labels = self.tensors
+            if len(images) != len(labels):
+                fail(argument, "must hold one label an image", f"{len(images)} images, {len(labels)} labels")
+            if not images.isfinite().all():
+                fail(argument, "must hold finite images", "NaN or inf")
+        if len(self) == 0:
+            fail(argument, "must hold at least one image", "an empty data set")
+        if self.tensors is not None:
+            self._checked_labels(self.tensors[1])
+
+    def __len__(self) -> int:
+        return len(self.items if self.tensors is None else self.tensors[1])
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `[B, C, H, W]` and labels `[B]` (int64) at `indices [B]`."""
+        if self.tensors is not None:
+            return self.tensors[0][indices], self.tensors[1][indices].long()
+        images, labels = default_collate([self.items[i] for i in indices.tolist()])
+        return images, self._checked_labels(labels).long()
+
+    def check_classes(self, classes: int) -> None:
+        """Refuses labels the model has no logit for (data in memory at once, other data as it is read)."""
+        self.classes = classes
+        if self.tensors is not None:
+            self._checked_labels(self.tensors[1])
+
+    classes: int | None = None
+
+    def _checked_labels(self, labels: Tensor) -> Tensor:
+        if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+            fail(self.argument, "labels must be integers, one an image", f"{labels.dtype} {list(labels.shape)}")
+        if labels.min() < 0:
+            fail(self.argument, "labels must be >= 0", int(labels.min()))
+        if self.classes is not None and labels.max() >= self.classes:
+            fail(self.argument, f"labels must lie in 0..{self.classes - 1}, the model's classes", int(labels.max()))
+        return labels
+
+
+def permuted(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """The indices 0..n-1 in a random order, in batches of `batch_size`.
+
+    A single image left over joins the batch before it: batch statistics of one image can be undefined.
+    """
+    batches = list(torch.randperm(n, generator=generator).split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _in_memory(data: Any) -> tuple[Tensor, Tensor] | None:
+    if isinstance(data, TensorDataset):
+        pair = data.tensors
+    elif isinstance(data, (tuple, list)):
+        pair = tuple(data)
+    else:
+        pair = (getattr(data, "images", None), getattr(data, "labels", None))
+    in_memory = len(pair) == 2 and all(isinstance(tensor, Tensor) and tensor.dim() > 0 for tensor in pair)
+    return pair if in_memory else None
+
+
+def _is_map_style(data: Any) -> bool:
+    if isinstance(data, (tuple, list, DataLoader, IterableDataset)):
+        return False
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")

@@ -1,0 +1,120 @@
+"""Checkpoints: safetensors for the weights, JSON for the rest, never pickle; written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from nft_ext import models
+from nft_ext.checks import fail
+from nft_ext.training.files import check_writable_target, write_atomically
+from nft_ext.version import __version__
+
+FORMAT = "nft_ext checkpoint 1"
+EXPECTED = "a checkpoint written by nft_ext (safetensors with nft_ext's metadata)"
+
+
+def save(path: str | PathLike, model: nn.Module | Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Writes weights and metadata to `path`, replacing an older file only once the new one is on the disk.
+
+    Args:
+        path: file to write, by convention `*.safetensors`.
+        model: a plain module, or its state_dict.
+        meta: anything JSON can hold. `load_model` needs `meta["model"]`, the arguments of
+            `nft_ext.models.build`: name, num_classes, in_channels, width.
+
+    Raises:
+        ValueError: a state entry that is no tensor, meta that is not JSON, a path that is a folder.
+        FileNotFoundError: the folder of `path` does not exist.
+        OSError: it cannot be written.
+    """
+    target = check_writable_target("path", path)
+    state = model.state_dict() if isinstance(model, nn.Module) else dict(model)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            fail("model", f"must have a state_dict of tensors; {name!r}", type(value).__name__)
+    # Cloned, because safetensors refuses tied weights.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    try:
+        text = json.dumps(dict(meta), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        fail("meta", "must be JSON-able", str(error))
+    header = {"format": FORMAT, "meta": text, "sha256": _digest(tensors, text)}
+    write_atomically(target, to_safetensors(tensors, metadata=header))
+
+
+def load(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state_dict (on the CPU) and the metadata of a checkpoint.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is short, corrupt, or no nft_ext checkpoint.
+    """
+    source = Path(path)
+    if not source.is_file():
+        fail("path", f"must name {EXPECTED}; there is no such file", str(source), kind=FileNotFoundError)
+    try:
+        with safe_open(source, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        size = source.stat().st_size
+        fail("path", f"must name {EXPECTED}; this file is short or corrupt ({error})", f"{source}, {size} bytes")
+    if header.get("format") != FORMAT:
+        fail("path", f"must name {EXPECTED}; this safetensors file is not one", str(source))
+    if header.get("sha256") != _digest(tensors, header.get("meta", "")):
+        fail("path", f"must name {EXPECTED}; this file is corrupt (it does not match its checksum)", str(source))
+    return tensors, json.loads(header["meta"])
+
+
+def load_model(path: str | PathLike) -> tuple[nn.Module, dict[str, Any]]:
+    """The plain model of a checkpoint, rebuilt by `nft_ext.models.build`, in eval mode, and the metadata.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`; also if the metadata name no built-in model, or the weights
+            do not fit it.
+    """
+    state, meta = load(path)
+    description = meta.get("model")
+    if not isinstance(description, dict) or "name" not in description:
+        rule = 'must describe its model, meta["model"], to be rebuilt (load gives the bare weights)'
+        fail("path", rule, str(path))
+    model = models.build(**description)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        fail("path", f"must hold the weights of the model it describes, {description}", f"{path} ({error})")
+    return model.eval(), meta
+
+
+def describe_model(model: nn.Module) -> dict[str, Any] | None:
+    """The arguments `nft_ext.models.build` makes `model` from, None for a model that is not of nft_ext."""
+    name = type(model).__name__.lower()
+    if not type(model).__module__.startswith(models.__name__ + ".") or name not in models.NAMES:
+        return None
+    return {"name": name, "num_classes": model.num_classes, "in_channels": model.in_channels, "width": model.width}
+
+
+def versions() -> dict[str, str]:
+    """Versions a checkpoint records: nft_ext, torch, python."""
+    return {"nft_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
+    # safetensors has no checksum of its own: a flipped bit would pass for a weight.
+    digest = hashlib.sha256(meta.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,61 @@
+"""The figures an epoch is chosen by: accuracy on validation images, on a few chips nobody trains or tests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from nft_ext.contexts import chips, noise
+from nft_ext.training.batches import Batches
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Mean accuracy and cross-entropy over images and chips, and the accuracy with the noise off."""
+
+    accuracy: float
+    loss: float
+    clean: float
+
+    def better_than(self, other: Validation | None) -> bool:
+        """Higher accuracy; at equal accuracy, lower loss."""
+        return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+
+def validate(
+    model: nn.Module, data: Batches, *, noisy: bool, draws: int, seed: int, batch_size: int, device: torch.device
+) -> Validation:
+    """`Validation` of a prepared model, on chips `0 .. draws-1` of `seed` in the "selection" key domain.
+
+    The chips are the same ones every epoch, so epochs are compared on common random numbers.
+
+    Args:
+        noisy: whether the model has noisy layers; if not, one plain pass says all.
+    """
+    if not noisy:
+        accuracy, loss = _figures(model, data, 1, batch_size, device)
+        return Validation(accuracy, loss, accuracy)
+    with chips(model, seed=seed, draws=range(draws), domain="selection"):
+        accuracy, loss = _figures(model, data, draws, batch_size, device)
+    with noise(model, enabled=False):
+        clean, _ = _figures(model, data, 1, batch_size, device)
+    return Validation(accuracy, loss, clean)
+
+
+@torch.no_grad()
+def _figures(
+    model: nn.Module, data: Batches, chips_a_pass: int, batch_size: int, device: torch.device
+) -> tuple[float, float]:
+    model.eval()
+    right, loss = 0, 0.0
+    for indices in torch.arange(len(data)).split(batch_size):
+        x, target = data.take(indices)
+        target = target.to(device).repeat(chips_a_pass)  # [S*B], chip-major as the output is
+        logits = model(x.to(device)).float()
+        right += int((logits.argmax(dim=1) == target).sum())
+        loss += float(cross_entropy(logits, target, reduction="sum"))
+    seen = chips_a_pass * len(data)
+    return right / seen, loss / seen

@@ -1,0 +1,69 @@
+"""Builds the compiled part with CMake and Ninja: pip install --no-build-isolation .
+
+NFT_EXT_CUDA=auto|0|1 chooses whether the CUDA library is built (auto: where nvcc works).
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+MEND = {
+    "torch": 'pip install "torch>=2.11" --index-url https://download.pytorch.org/whl/cpu   (or any CUDA build of torch >= 2.11)',
+    "pybind11": "pip install pybind11",
+    "cmake": "pip install cmake",
+    "ninja": "pip install ninja",
+}
+
+
+def missing(what):
+    sys.exit(
+        f"nft_ext: the build needs {what}, which is not in this environment; run: {MEND[what]}\n"
+        "and then: pip install --no-build-isolation ."
+    )
+
+
+def tool(name):
+    """Path of a build tool: the one in this environment first, then the one on PATH."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name) or missing(name)
+
+
+class CMakeBuild(build_ext):
+    def run(self):
+        for package in ("torch", "pybind11"):
+            if importlib.util.find_spec(package) is None:
+                missing(package)
+        import pybind11
+
+        compiler = os.environ.get("CXX", "c++")
+        if shutil.which(compiler) is None:
+            sys.exit(f"nft_ext: the build needs a C++17 compiler, and {compiler} was not found; run: sudo apt-get install g++")
+        torch = Path(importlib.util.find_spec("torch").origin).parent
+        in_place = self.inplace or getattr(self, "editable_mode", False)
+        output = ROOT / "nft_ext" if in_place else Path(self.build_lib).resolve() / "nft_ext"
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        configure = [
+            tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DNFT_EXT_TORCH={torch}", "-DNFT_EXT_PYTHON=ON", "-DNFT_EXT_TESTS=ON",
+            f"-DNFT_EXT_CUDA={os.environ.get('NFT_EXT_CUDA', 'auto')}", f"-DNFT_EXT_OUTPUT={output}",
+            f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        ]
+        for command in (configure, [tool("cmake"), "--build", str(build)]):
+            if subprocess.run(command).returncode != 0:
+                sys.exit(f"nft_ext: this build step failed, see its messages above: {' '.join(command)}")
+
+    def get_outputs(self):
+        return []
+
+    def get_output_mapping(self):
+        return {}
+
+
+setup(ext_modules=[Extension("nft_ext._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
