@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from nft_ext.checks import fail
 
 PROBE_IMAGES = 8
-# Rows (chips x images) of a pass: where the matrix products have reached their full speed, and
-# more rows buy only memory traffic.
+# Rows (chips x images) of a pass that fill the machine: more would buy memory traffic, not speed. Chosen
+# by reasoning (a CPU's caches, a GPU's many units), not measured.
 ROWS = {"cpu": 256, "cuda": 4096}
 MEMORY_SHARE = 0.25  # of the free memory
 LIVE_OUTPUTS = 4  # a layer's input, output, unfolded patches, and one more for a residual branch

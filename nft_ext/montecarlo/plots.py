@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 
 import numpy as np
 
@@ -93,8 +94,8 @@ def _label_line(axes, x: float, height: float, text: str, colour: str) -> None:
 def _report_title(report) -> str:
     state = ", interrupted" if report.interrupted else ""
     return (
-        f"Accuracy over programmed chips: {report.conditions()}\n"
-        f"{report.runs} runs x {report.images} images, seed {report.seed}{state}"
+        f"Accuracy over {report.runs} programmed chips x {report.images} images, seed {report.seed}{state}\n"
+        + textwrap.fill(report.conditions(), 90)
     )
 
 
@@ -126,7 +127,7 @@ def plot_sweep(curves: dict, path: str | os.PathLike, title: str) -> None:
                       linewidth=1.6)
             ends.append((name, colour, sigma[-1], mean[-1]))
         chance = 100 / reports[0].classes
-        axes.axhline(chance, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+        axes.axhline(chance, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)))
         low = min(report.sigma for report in reports)
         axes.annotate("chance", (low, chance), xytext=(0, 2), textcoords="offset points", color=FAINT,
                       fontsize=8, va="bottom")

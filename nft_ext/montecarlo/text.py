@@ -31,7 +31,7 @@ def report_table(report) -> str:
         + (" (interrupted)" if report.interrupted else ""),
         f"  noise     {report.conditions()}",
         f"  chips     seed {report.seed}, draws 0 .. {report.runs - 1}, protocol {report.protocol}",
-        f"  computed  {report.precision} on {report.hardware}, {report.chips_per_pass} chips a pass, "
+        f"  computed  {report.precision} on {report.hardware}, {report.chips_per_pass} chip(s) a pass, "
         f"batch {report.batch_size}, {report.seconds:.1f} s "
         f"({report.images_evaluated / max(report.seconds, 1e-9):,.0f} images/s)",
         "",

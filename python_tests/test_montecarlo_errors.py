@@ -1,0 +1,65 @@
+"""`monte_carlo` refuses bad input before any work, naming the argument, the rule and the value."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import nft_ext as nft
+from nft_ext.montecarlo import monte_carlo
+
+INPUTS, LABELS = torch.ones(6, 9), torch.arange(6)
+
+
+@pytest.fixture
+def plain():
+    return nn.Sequential(nn.Linear(9, 6))
+
+
+@pytest.fixture
+def model(plain):
+    return nft.convert(plain, nft.NVMDevice())
+
+
+def evaluate(model, data=(INPUTS, LABELS), **options):
+    return monte_carlo(model, data, **({"runs": 2, "progress": False} | options))
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(runs=1), "runs: must be an integer .*; got 1"),
+        (dict(runs=2.5), "runs: .*; got 2.5"),
+        (dict(seed=-1.5), "seed: "),
+        (dict(sigma=-0.1), "sigma: .*; got -0.1"),
+        (dict(sigma=math.nan), "sigma: .*; got nan"),
+        (dict(protocol="stratified"), "protocol: must be 'full'; got stratified"),
+        (dict(metrics=("accuracy", "speed")), "metrics: must be names of accuracy, ekl, nll"),
+        (dict(metrics=("ekl",)), "metrics: .* accuracy among them"),
+        (dict(chips_per_pass=0), "chips_per_pass: .*; got 0"),
+        (dict(batch_size=0), "batch_size: .*; got 0"),
+        (dict(precision="float8"), "precision: must be 'float32' or 'bfloat16'; got float8"),
+        (dict(device="nowhere"), "device: must be a device that is present; got 'nowhere'"),
+    ],
+)
+def test_bad_arguments_are_named_before_any_work(model, options, words, monkeypatch):
+    monkeypatch.setattr(nn.Sequential, "forward", lambda *a: pytest.fail("work began"))
+    with pytest.raises(ValueError, match=f"^{words}"):
+        evaluate(model, **options)
+
+
+def test_a_model_that_cannot_be_evaluated_is_refused(plain, model):
+    with pytest.raises(ValueError, match="^model: must have noisy layers, as nft.convert"):
+        evaluate(plain)
+    with pytest.raises(TypeError, match="^model: must be a torch.nn.Module"):
+        evaluate(lambda x: x)
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match="^model: .*finite; got NaN or inf in '0.weight'"):
+        evaluate(model)
+
+
+def test_labels_beyond_the_model_s_classes_are_refused(model):
+    with pytest.raises(ValueError, match="^data: labels must lie in 0 .. 5, .* 6 classes; got 6"):
+        evaluate(model, (INPUTS, LABELS + 1))
