@@ -33,10 +33,11 @@ inline void check_crossbar(const Crossbar& c) {
   const int64_t m = c.device[0], k = c.device[1], path = c.device[2];
   check(m >= 1 && m <= 16 && k >= 1 && m % k == 0, c.op, "device", "needs weight_bits in 1..16, a multiple of device_bits",
         text(c.device));
+  check(path >= 0 && path <= 2, c.op, "device", "needs path 0 (off), 1 (fast) or 2 (per device)", path);
   const int64_t entries = path == 2 ? (int64_t(2) << k) + 6 : int64_t(2) << m;
   check(c.table.scalar_type() == ScalarType::Float && c.table.is_contiguous(), c.op, "table", "must be contiguous float32",
         "another tensor");
-  check(c.table.numel() == entries, c.op, "table", "must have 2 * 2^M entries (fast path) or 2 * 2^K + 6 (per device)",
+  check(path == 0 || c.table.numel() == entries, c.op, "table", "must have 2 * 2^M entries (fast path) or 2 * 2^K + 6 (per device)",
         c.table.numel());
   check(c.device[3] == 0 || c.device[3] == 1, c.op, "device", "needs mapping 0 or 1", c.device[3]);
   check(c.stream >= 0 && c.stream <= 0xffffffffll, c.op, "stream", "must be a 32-bit unsigned number", c.stream);

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checks import fail, number
-from .functional import check_key
+from .functional import check_key, device_at
 from .keys import noise_key
 from .layers import NoisyLayer, noisy_layers
 
@@ -38,7 +38,7 @@ def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = N
             if enabled is not None:
                 layer.set_enabled(bool(enabled))
             if sigma is not None:
-                layer.set_device(layer.nvm.replace(sigma=sigma))
+                layer.set_device(device_at(layer.nvm, sigma))
         yield model
 
 
@@ -48,13 +48,13 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
     """Inside, `model` runs on the chips `draws`, all of them in one pass.
 
     The input is repeated once at the model's entry (every tensor argument along dim 0), so model(x [B, ...]) returns
-    [S * B, ...], chip-major: y.unflatten(0, (S, B)).
+    [S * B, ...], chip-major: y.unflatten(0, (S, B)). Of nested `chips` of one model the innermost holds.
 
     Args:
         seed, draws, domain: see `noise_key`; or give `key` int64 [S, 2] itself.
 
     Raises:
-        ValueError: no noisy layers, draws out of range; at the forward: BatchNorm in training mode with S > 1, whose statistics
+        ValueError: no noisy layers, draws out of range; at the forward: BatchNorm that uses batch statistics with S > 1, which
             would mix chips. RuntimeError: another thread is inside a context of this model.
     """
     with _swapped(model) as layers:
@@ -65,12 +65,8 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
         for layer in layers.values():
             here = layer.weight.device
             layer._key = keys.setdefault(here, key.to(here))
-        handle = model.register_forward_pre_hook(_repeat_inputs(key.shape[0]), with_kwargs=True) if key.shape[0] > 1 else None
-        try:
+        with _repeating(model):
             yield model
-        finally:
-            if handle is not None:
-                handle.remove()
 
 
 def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]]:
@@ -82,10 +78,12 @@ def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.Abstr
 
         @contextlib.contextmanager
         def replay():
-            with _swapped(model) as layers:
+            # Not a second owner: autograd may run this in a thread of its own while the forward's context waits for it.
+            with _restored(noisy_layers(model)) as layers:
                 for name, layer in layers.items():
                     layer.set_noise_state(states[name])
-                yield
+                with _repeating(model):
+                    yield
 
         return contextlib.nullcontext(), replay()
 
@@ -100,20 +98,30 @@ def _swapped(model: nn.Module) -> Iterator[dict[str, NoisyLayer]]:
     layers = noisy_layers(model)
     if not layers:
         fail("model", "must hold noisy layers; make them with nft_ext.convert(model, nvm)", type(model).__name__)
-    with _entered(model):
-        states = {name: layer.noise_state() for name, layer in layers.items()}
-        for layer in layers.values():
-            layer.forget_codes()
-        try:
-            yield layers
-        finally:
-            for name, layer in layers.items():
-                layer.set_noise_state(states[name])
+    with _entered(model) as outermost, _restored(layers):
+        if outermost:
+            for layer in layers.values():
+                layer.forget_codes()
+        yield layers
 
 
 @contextlib.contextmanager
-def _entered(model: nn.Module) -> Iterator[None]:
-    """Contexts of one model nest within a thread; a second thread would see the first one's noise, so it is refused."""
+def _restored(layers: dict[str, NoisyLayer]) -> Iterator[dict[str, NoisyLayer]]:
+    """`layers`, whose noise is afterwards what it was."""
+    states = {name: layer.noise_state() for name, layer in layers.items()}
+    try:
+        yield layers
+    finally:
+        for name, layer in layers.items():
+            layer.set_noise_state(states[name])
+
+
+@contextlib.contextmanager
+def _entered(model: nn.Module) -> Iterator[bool]:
+    """Contexts of one model nest within a thread; a second thread would see the first one's noise, so it is refused.
+
+    Gives whether this is the outermost context.
+    """
     me = threading.get_ident()
     with _lock:
         owner, depth = _owners.get(model, (me, 0))
@@ -121,21 +129,39 @@ def _entered(model: nn.Module) -> Iterator[None]:
             fail("model", "must not be in two threads' noise contexts at once; use a copy per thread", type(model).__name__, RuntimeError)
         _owners[model] = (me, depth + 1)
     try:
-        yield
+        yield depth == 0
     finally:
         with _lock:
-            _owners[model] = (me, _owners[model][1] - 1)
+            _owners[model] = (me, depth)
 
 
-def _repeat_inputs(count: int) -> Callable:
+@contextlib.contextmanager
+def _repeating(model: nn.Module) -> Iterator[None]:
+    """The model repeats its inputs for the chips in force; one hook serves nested contexts."""
+    if _repeat_inputs in model._forward_pre_hooks.values():
+        yield
+        return
+    handle = model.register_forward_pre_hook(_repeat_inputs, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _repeat_inputs(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Every tensor argument once per chip of the key in force. The count comes from the model that is called: a copy made
+    inside a context keeps the hook, and is no longer in the context."""
+    key = next((m._key for m in model.modules() if isinstance(m, NoisyLayer)), None)
+    count = 1 if key is None else key.shape[0]
+    if count == 1:
+        return args, kwargs
+    for name, m in model.named_modules():
+        if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None):
+            fail(name or type(m).__name__, f"must use its running statistics for {count} chips in one pass, batch statistics would "
+                 "mix chips: call model.eval() or run one chip a pass",
+                 "training mode" if m.training else "track_running_stats=False")
+
     def repeat(value):
         return torch.cat([value] * count) if isinstance(value, Tensor) and value.dim() else value
 
-    def hook(module: nn.Module, args: tuple, kwargs: dict):
-        for name, m in module.named_modules():
-            if isinstance(m, _BatchNorm) and m.training:
-                fail(name or type(m).__name__, f"must be in eval mode for {count} chips in one pass: its batch statistics would mix "
-                     "chips; call model.eval() or run one chip a pass", "training mode")
-        return tuple(repeat(a) for a in args), {k: repeat(v) for k, v in kwargs.items()}
-
-    return hook
+    return tuple(repeat(a) for a in args), {k: repeat(v) for k, v in kwargs.items()}

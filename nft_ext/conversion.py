@@ -10,10 +10,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from . import operators
 from .checks import fail, integer
 from .device import NVMDevice
-from .functional import program_weights
-from .keys import stream_of
+from .keys import noise_key, stream_of
 from .layers import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
 
 _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
@@ -69,26 +69,30 @@ def restore(model: nn.Module) -> nn.Module:
     result = copy.deepcopy(model)
     for layer in noisy_layers(result).values():
         result = _replace(result, layer, _as_plain(layer))
+    _take_fast_paths(result)
     return result
 
 
 def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
     """A plain copy of `model` with the noisy weights of one chip baked in: what chips(model, seed=seed, draws=[draw]) computes
-    with, bit for bit.
+    with, bit for bit, also inside nft_ext.noise.
 
     Raises:
         ValueError: no noisy layers, seed or draw out of range.
     """
     integer("draw", draw, 0, 2**32 - 1)
+    key = noise_key(seed, draw)
     if not noisy_layers(model):
         fail("model", "must hold noisy layers; make them with nft_ext.convert(model, nvm)", type(model).__name__)
     result = copy.deepcopy(model)
     for layer in noisy_layers(result).values():
         plain = _as_plain(layer)
         with torch.no_grad():
-            chip = program_weights(layer.weight, layer.nvm, seed, layer.stream, [draw])[0]
+            layer._key = key.to(layer.weight.device)
+            chip = operators.ops.program(*layer.crossbar(), torch.float32)[0]
             plain.weight = nn.Parameter(chip.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
         result = _replace(result, layer, plain)
+    _take_fast_paths(result)
     return result
 
 
@@ -140,8 +144,22 @@ def _match(argument: str, patterns: Patterns, names: dict[str, nn.Module]) -> se
     return found
 
 
+_FAST_PATHS = {nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0), nn.TransformerEncoder: ("use_nested_tensor", False)}
+
+
 def _leave_fast_paths(model: nn.Module) -> None:
-    """torch's fused transformer inference reads its Linears' weights itself and would skip the noise silently."""
+    """torch's fused transformer inference reads its Linears' weights itself and would skip the noise silently; its nested
+    tensors are for that path only."""
     for m in model.modules():
-        if isinstance(m, nn.TransformerEncoderLayer):
-            m.activation_relu_or_gelu = 0
+        for kind, (switch, off) in _FAST_PATHS.items():
+            if isinstance(m, kind):
+                m.__dict__.setdefault("_fast_path", getattr(m, switch, off))
+                setattr(m, switch, off)
+
+
+def _take_fast_paths(model: nn.Module) -> None:
+    """The reverse, once the layers are plain again."""
+    for m in model.modules():
+        for kind, (switch, _) in _FAST_PATHS.items():
+            if isinstance(m, kind) and "_fast_path" in m.__dict__:
+                setattr(m, switch, m.__dict__.pop("_fast_path"))

@@ -29,8 +29,15 @@ class Crossbar(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def device_table(nvm: NVMDevice, device: torch.device) -> Tensor:
-    """The operators' table of a device model, on `device`; made once."""
-    return torch.from_numpy(nvm.operator_table()).to(device)
+    """The operators' table of a device model, on `device` (the CPU for meta, where it would lose its values); made once."""
+    with torch.inference_mode(False):  # an inference tensor kept here could not serve training later
+        return torch.from_numpy(nvm.operator_table()).to("cpu" if device.type == "meta" else device)
+
+
+@functools.lru_cache(maxsize=1024)
+def device_at(nvm: NVMDevice, sigma: float) -> NVMDevice:
+    """The device model at another sigma; made once, since OVF asks for it at every step."""
+    return nvm.replace(sigma=sigma)
 
 
 def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enabled: bool = True) -> Crossbar:
@@ -53,6 +60,8 @@ def check_tensor(argument: str, value: Any) -> None:
     """A floating tensor the operators serve, on a device that this build serves."""
     if not isinstance(value, Tensor):
         fail(argument, "must be a torch.Tensor", type(value).__name__, TypeError)
+    if value.layout != torch.strided or value.is_nested:
+        fail(argument, "must be a dense tensor", "a nested tensor" if value.is_nested else str(value.layout), TypeError)
     if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         fail(argument, "must be float32, bfloat16 or float16 (float64: see nft_ext.reference)", str(value.dtype), TypeError)
     if value.device.type == "cuda" and build_info.cuda_failure is not None:
@@ -70,8 +79,10 @@ def check_key(key: Any, device: torch.device) -> None:
         fail("key", f"must be on the weight's device {device}", str(key.device))
 
 
-def _check_operands(x: Any, weight: Tensor, bias: Tensor | None, chips: int, shared: bool) -> None:
+def _check_operands(x: Any, weight: Tensor, bias: Tensor | None, chips: int, shared: bool) -> Tensor:
+    """x, in autocast's dtype where that is on, once it fits the weight, the bias and the chips."""
     check_tensor("x", x)
+    x = _autocast(x)
     if x.device != weight.device:
         fail("x", f"must be on the weight's device {weight.device}", str(x.device))
     if x.dtype == torch.float16 and x.device.type == "cpu":
@@ -82,8 +93,9 @@ def _check_operands(x: Any, weight: Tensor, bias: Tensor | None, chips: int, sha
             fail("bias", f"must have the shape [{weight.shape[0]}]", list(bias.shape))
         if bias.device != weight.device:
             fail("bias", f"must be on the weight's device {weight.device}", str(bias.device))
-    if not shared and x.dim() and x.shape[0] % chips:
+    if not shared and x.dim() > 1 and x.shape[0] % chips:
         fail("x", f"dim 0 must be a multiple of the {chips} chips of the key (chip-major)", x.shape[0])
+    return x
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -116,7 +128,7 @@ def program_weights(weight: Tensor, nvm: NVMDevice, seed: int = 0, stream: int =
     key = noise_key(seed, draws, device=weight.device) if key is None else key
     if dtype not in (torch.float32, torch.bfloat16) and not (dtype == torch.float16 and weight.device.type == "cuda"):
         fail("dtype", "must be torch.float32 or torch.bfloat16 (or float16 on CUDA)", str(dtype))
-    return operators.Program.apply(*crossbar(weight, nvm, key, stream, enabled=enabled), dtype)
+    return operators.call(operators.Program, operators.ops.program, *crossbar(weight, nvm, key, stream, enabled=enabled), dtype)
 
 
 def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, nvm: NVMDevice, key: Tensor, stream: int = 0,
@@ -146,14 +158,13 @@ def linear_product(x: Tensor, bias: Tensor | None, bar: Crossbar, shared: bool) 
     chips = bar.key.shape[0]
     if bar.weight.dim() != 2:
         fail("weight", "must have the shape [out, in]", list(bar.weight.shape))
-    _check_operands(x, bar.weight, bias, chips, shared or x.dim() < 2)
+    x = _check_operands(x, bar.weight, bias, chips, shared)
     if x.dim() == 0 or x.shape[-1] != bar.weight.shape[1]:
         fail("x", f"must have the shape [..., in] with in = {bar.weight.shape[1]}", list(x.shape))
     if x.dim() == 1 and chips > 1:
         fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
-    x = _autocast(x)
     rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
-    y = operators.NoisyLinear.apply(rows, bar.weight, bias, *bar[1:], shared)
+    y = operators.call(operators.NoisyLinear, operators.ops.noisy_linear, rows, bar.weight, bias, *bar[1:], shared)
     if x.dim() == 2:
         return y
     lead = list(x.shape[:-1])
@@ -195,19 +206,21 @@ def conv2d_product(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, p
     groups = integer("groups", groups, 1)
     if weight.shape[0] % groups:
         fail("groups", f"must divide the {weight.shape[0]} output channels", groups)
-    _check_operands(x, weight, bias, bar.key.shape[0], shared)
+    x = _check_operands(x, weight, bias, bar.key.shape[0], shared)
     if x.dim() != 4 or x.shape[1] != weight.shape[1] * groups:
         fail("x", f"must have the shape [B, {weight.shape[1] * groups}, H, W]", list(x.shape))
     stride, dilation = _two("stride", stride, 1), _two("dilation", dilation, 1)
-    x, padding = _pad(_autocast(x), padding, weight.shape[2:], stride, dilation)
+    x, padding = _pad(x, padding, weight.shape[2:], stride, dilation)
     for i, side in ((0, "height"), (1, "width")):
         reach = dilation[i] * (weight.shape[2 + i] - 1) + 1
         if x.shape[2 + i] + 2 * padding[i] < reach:
             fail("x", f"padded {side} must be at least the kernel's {reach}", x.shape[2 + i] + 2 * padding[i])
-    return operators.NoisyConv2d.apply(x, weight, bias, *bar[1:], stride, padding, dilation, groups, shared)
+    return operators.call(operators.NoisyConv2d, operators.ops.noisy_conv2d, x, weight, bias, *bar[1:], stride, padding, dilation, groups, shared)
 
 
 def _two(argument: str, value: Any, low: int) -> list[int]:
+    if not isinstance(value, (int, tuple, list)):
+        fail(argument, "must be one or two integers", value)
     values = [value, value] if isinstance(value, int) else list(value)
     if len(values) == 1:
         values *= 2

@@ -7,6 +7,7 @@ selected on and what is evaluated apart: a chip of one domain never occurs in an
 from __future__ import annotations
 
 import hashlib
+import numbers
 from collections.abc import Iterable
 
 import torch
@@ -35,7 +36,7 @@ def noise_key(seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "e
     seed = integer("seed", seed, 0, 2**64 - 1)
     if domain not in DOMAINS:
         fail("domain", f"must be one of {', '.join(DOMAINS)}", domain)
-    draws = [draws] if isinstance(draws, int) else list(draws)
+    draws = [draws] if isinstance(draws, numbers.Integral) else list(draws)
     if not draws:
         fail("draws", "must name at least one chip", draws)
     high = DOMAINS[domain] << 32

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import build_info  # noqa: F401  (loads the libraries)
 
@@ -80,6 +81,7 @@ def _(grad, x, weight, codes, step, table, key, stream, device, stride, padding,
 
 # ---- gradients (design, section 2): dL/dW = dL/dW_p, dL/dx with the forward's W_p, programmed again from the key.
 # Positions in the forwards' arguments: x 0, weight 1, bias 2, then tensors without gradient, then static values.
+# A second derivative is refused: the kernels' backwards have none, and torch would leave out terms in silence.
 
 _TENSORS = 7  # x, weight, bias, codes, step, table, key
 
@@ -102,6 +104,10 @@ def _backward_product(ctx: Any, grad: Tensor, operator: Any) -> tuple:
     return (*grads, *[None] * (_TENSORS - 3 + len(ctx.static)))
 
 
+def _backward_step(ctx: Any, grad: Tensor) -> tuple:
+    return None, None  # max|W| is a constant
+
+
 def _setup_program(ctx: Any, inputs: tuple, output: Tensor) -> None:
     pass
 
@@ -110,14 +116,17 @@ def _backward_program(ctx: Any, grad: Tensor) -> tuple:
     return (grad.sum(0, dtype=torch.float32), *[None] * 7)
 
 
+@once_differentiable
 def _backward_linear(ctx: Any, grad: Tensor) -> tuple:
     return _backward_product(ctx, grad, ops.noisy_linear_backward)
 
 
+@once_differentiable
 def _backward_conv2d(ctx: Any, grad: Tensor) -> tuple:
     return _backward_product(ctx, grad, ops.noisy_conv2d_backward)
 
 
+torch.library.register_autograd("nft_ext::weight_step", _backward_step)
 torch.library.register_autograd("nft_ext::program", _backward_program, setup_context=_setup_program)
 torch.library.register_autograd("nft_ext::noisy_linear", _backward_linear, setup_context=_setup_product)
 torch.library.register_autograd("nft_ext::noisy_conv2d", _backward_conv2d, setup_context=_setup_product)
@@ -126,19 +135,24 @@ torch.library.register_autograd("nft_ext::noisy_conv2d", _backward_conv2d, setup
 @torch.library.register_vmap("nft_ext::program")
 def _(info, in_dims, weight, codes, step, table, key, stream, device, dtype):
     """vmap over keys [V, S, 2]: one call with V * S chips."""
-    if any(dim is not None for dim in (*in_dims[:4], *in_dims[5:])):
+    if any(dim is not None for dim in in_dims[:4]):
         raise ValueError("nft_ext::program: vmap: must run over key only; got another batched argument")
     key = key.movedim(in_dims[4], 0)
     out = ops.program(weight, codes, step, table, key.reshape(-1, 2).contiguous(), stream, device, dtype)
     return out.unflatten(0, key.shape[:2]), 0
 
 
+# The forwards name their parameters: torch.compile counts them to tell whether a context comes first.
+
+
 class Program(torch.autograd.Function):
     """Programmed weights [S, *weight.shape]; gradient: the sum over chips."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(*inputs):
-        return ops.program(*inputs)
+    def forward(weight, codes, step, table, key, stream, device, dtype):
+        return ops.program(weight, codes, step, table, key, stream, device, dtype)
 
     setup_context = staticmethod(_setup_program)
     backward = staticmethod(_backward_program)
@@ -148,8 +162,8 @@ class NoisyLinear(torch.autograd.Function):
     """y [S * B, out] of x [B, in] or [S * B, in]."""
 
     @staticmethod
-    def forward(*inputs):
-        return ops.noisy_linear(*inputs)
+    def forward(x, weight, bias, codes, step, table, key, stream, device, shared):
+        return ops.noisy_linear(x, weight, bias, codes, step, table, key, stream, device, shared)
 
     setup_context = staticmethod(_setup_product)
     backward = staticmethod(_backward_linear)
@@ -159,8 +173,17 @@ class NoisyConv2d(torch.autograd.Function):
     """y [S * B, out, oh, ow] of x [B, C, H, W] or [S * B, C, H, W]."""
 
     @staticmethod
-    def forward(*inputs):
-        return ops.noisy_conv2d(*inputs)
+    def forward(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared):
+        return ops.noisy_conv2d(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups,
+                                shared)
 
     setup_context = staticmethod(_setup_product)
     backward = staticmethod(_backward_conv2d)
+
+
+def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any) -> Tensor:
+    """Through the autograd Function where a gradient can be asked for, else the operator itself: evaluation calls it millions of
+    times, and Function.apply costs four times as much as the call."""
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments[:3]):
+        return function.apply(*arguments)
+    return operator(*arguments)

@@ -76,68 +76,52 @@ void faults_of_chunk(const Key& key, uint32_t slice, uint64_t block0, float top,
   }
 }
 
-// Code (as a float) and sign of the weights of one chunk; short last chunks are padded with zeros.
-void load_chunk(const Program& p, int64_t first, int count, float* code, uint32_t* sign) {
+// Packed codes of one chunk (core/quantize.h): those given, or the weights' own, quantized into `local`. Short last chunks are
+// padded with zeros there. Codes are two or four bytes: reading them again for every chip is cheaper than keeping floats.
+template <class Packed>
+const Packed* codes_of_chunk(const Program& p, int64_t first, int count, Packed* local) {
+  if (p.codes) {
+    const Packed* codes = (const Packed*)p.codes + first;
+    if (count == kChunk) return codes;
+    memset(local, 0, kChunk * sizeof(Packed));
+    memcpy(local, codes, count * sizeof(Packed));
+    return local;
+  }
   const float top = from_int((1 << p.weight_bits) - 1);
-  if (p.codes && p.code_bytes == 2) {
-    alignas(64) int16_t q[kChunk] = {};
-    memcpy(q, (const int16_t*)p.codes + first, count * sizeof(int16_t));
-    for (int i = 0; i < kChunk; ++i) {
-      code[i] = from_int(code_magnitude(q[i]));
-      sign[i] = code_sign(q[i]);
-    }
-  } else if (p.codes) {
-    alignas(64) int32_t q[kChunk] = {};
-    memcpy(q, (const int32_t*)p.codes + first, count * sizeof(int32_t));
-    for (int i = 0; i < kChunk; ++i) {
-      code[i] = from_int(code_magnitude(q[i]));
-      sign[i] = code_sign(q[i]);
-    }
-  } else {
-    alignas(64) float padded[kChunk];
-    const float* w = p.weight + first;
-    if (count < kChunk) {
-      memset(padded, 0, sizeof padded);
-      memcpy(padded, w, count * sizeof(float));
-      w = padded;
-    }
-    for (int i = 0; i < kChunk; ++i) {
-      code[i] = code_of(w[i], p.step, top);
-      sign[i] = sign_of(w[i]);
-    }
+  alignas(64) float padded[kChunk];
+  const float* w = p.weight + first;
+  if (count < kChunk) {
+    memset(padded, 0, sizeof padded);
+    memcpy(padded, w, count * sizeof(float));
+    w = padded;
   }
-}
-
-void store_chunk(const Program& p, int chip, int64_t first, int count, const float* w) {
-  if (p.out_type == OutType::kFloat32) {
-    memcpy((float*)p.out + chip * p.n + first, w, count * sizeof(float));
-    return;
-  }
-  alignas(64) uint16_t half[kChunk];
-  for (int i = 0; i < kChunk; ++i) half[i] = to_bfloat16(w[i]);
-  memcpy((uint16_t*)p.out + chip * p.n + first, half, count * sizeof(uint16_t));
+  for (int i = 0; i < kChunk; ++i) local[i] = (Packed)pack_code(code_of(w[i], p.step, top), sign_of(w[i]));
+  return local;
 }
 
 // Fast path: one normal a weight.
-void fast_chunk(const Program& p, const Key& key, uint64_t block0, const float* code, const uint32_t* sign, float* w) {
+template <class Packed>
+void fast_chunk(const Program& p, const Key& key, uint64_t block0, const Packed* codes, float* __restrict w) {
   alignas(64) Lane z;
   normals_of_chunk(key, kSliceWeight, block0, z);
   if (p.constant_table) {
-    const float std = p.table[1 << p.weight_bits];
-    for (int i = 0; i < kChunk; ++i) w[i] = programmed(weight_in_steps(code[i], std, z[i]), p.step, sign[i]);
+    const float std = p.table[1 << p.weight_bits], step = p.step;
+    for (int i = 0; i < kChunk; ++i)
+      w[i] = programmed(weight_in_steps(from_int(code_magnitude(codes[i])), std, z[i]), step, code_sign(codes[i]));
     return;
   }
   const float* mean = p.table;
   const float* std = p.table + (1 << p.weight_bits);
   for (int i = 0; i < kChunk; ++i) {
-    const int32_t q = to_int(code[i]);
-    w[i] = programmed(weight_in_steps(mean[q], std[q], z[i]), p.step, sign[i]);
+    const int32_t q = code_magnitude(codes[i]);
+    w[i] = programmed(weight_in_steps(mean[q], std[q], z[i]), p.step, code_sign(codes[i]));
   }
 }
 
 // sum += direction * 2^(jK) * g_j for device j of every weight of the chunk; `idle` devices hold level 0.
-void add_device(const Program& p, const Key& key, uint64_t block0, int j, bool idle, const Limits& limits,
-                const float* code, float* sum) {
+template <class Packed>
+void add_device(const Program& p, const Key& key, uint64_t block0, int j, bool idle, const Limits& limits, const Packed* codes,
+                float* sum) {
   alignas(64) Lane z;
   const uint32_t slice = (idle ? kSliceIdle : kSliceActive) + (uint32_t)j;
   if (limits.half_mass > 0.0f)
@@ -148,16 +132,15 @@ void add_device(const Program& p, const Key& key, uint64_t block0, int j, bool i
   const float* mean = p.table;
   const float* sd = p.table + levels;
   const int shift = j * p.device_bits;
+  const int32_t mask = idle ? 0 : levels - 1;
   alignas(64) Lane g;
   if (p.constant_table) {
     const float constant = sd[0];
-    for (int i = 0; i < kChunk; ++i) {
-      const int32_t level = idle ? 0 : (to_int(code[i]) >> shift) & (levels - 1);
-      g[i] = conductance(from_int(level), constant, z[i], limits);
-    }
+    for (int i = 0; i < kChunk; ++i)
+      g[i] = conductance(from_int((code_magnitude(codes[i]) >> shift) & mask), constant, z[i], limits);
   } else {
     for (int i = 0; i < kChunk; ++i) {
-      const int32_t level = idle ? 0 : (to_int(code[i]) >> shift) & (levels - 1);
+      const int32_t level = (code_magnitude(codes[i]) >> shift) & mask;
       g[i] = conductance(mean[level], sd[level], z[i], limits);
     }
   }
@@ -171,41 +154,65 @@ void add_device(const Program& p, const Key& key, uint64_t block0, int j, bool i
 }
 
 // Per-device path: M/K devices a weight (twice that many in a differential pair).
-void device_chunk(const Program& p, const Key& key, uint64_t block0, const float* code, const uint32_t* sign, float* w) {
+template <class Packed>
+void device_chunk(const Program& p, const Key& key, uint64_t block0, const Packed* codes, float* __restrict w) {
   const Limits limits = limits_of(p.table, p.device_bits);
   const int devices = p.weight_bits / p.device_bits;
   alignas(64) Lane sum = {};
-  for (int j = 0; j < devices; ++j) add_device(p, key, block0, j, false, limits, code, sum);
+  for (int j = 0; j < devices; ++j) add_device(p, key, block0, j, false, limits, codes, sum);
   if (p.mapping == kMappingDifferential)
-    for (int j = 0; j < devices; ++j) add_device(p, key, block0, j, true, limits, code, sum);
-  for (int i = 0; i < kChunk; ++i) w[i] = programmed(sum[i], p.step, sign[i]);
+    for (int j = 0; j < devices; ++j) add_device(p, key, block0, j, true, limits, codes, sum);
+  for (int i = 0; i < kChunk; ++i) w[i] = programmed(sum[i], p.step, code_sign(codes[i]));
 }
 
-void program_chunks(const Program& p, int64_t begin, int64_t end) {
-  alignas(64) Lane code;
-  alignas(64) uint32_t sign[kChunk];
-  alignas(64) Lane w;
+// One chunk on one chip into w [kChunk].
+template <class Packed>
+void chunk_on_chip(const Program& p, int chip, int64_t chunk, const Packed* codes, float* w) {
+  const Key key = make_key(p.keys[2 * chip], p.keys[2 * chip + 1], p.stream);
+  const uint64_t block0 = (uint64_t)chunk * kBlocks;
+  if (p.path == kPathFast)
+    fast_chunk(p, key, block0, codes, w);
+  else if (p.path == kPathDevice)
+    device_chunk(p, key, block0, codes, w);
+  else
+    for (int i = 0; i < kChunk; ++i)
+      w[i] = programmed(from_int(code_magnitude(codes[i])), p.step, code_sign(codes[i]));
+}
+
+template <class Packed>
+void program_packed(const Program& p, int64_t begin, int64_t end) {
+  alignas(64) Packed packed[kChunk];
+  alignas(64) Lane local;
+  alignas(64) uint16_t half[kChunk];
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t first = chunk * kChunk;
     const int count = p.n - first < kChunk ? (int)(p.n - first) : (int)kChunk;
-    const bool zero = step_is_zero(p.step);
-    if (zero)
-      memset(w, 0, sizeof w);
-    else
-      load_chunk(p, first, count, code, sign);
+    const Packed* codes = codes_of_chunk(p, first, count, packed);
     for (int chip = 0; chip < p.chips; ++chip) {
-      if (!zero) {
-        const Key key = make_key(p.keys[2 * chip], p.keys[2 * chip + 1], p.stream);
-        const uint64_t block0 = (uint64_t)chunk * kBlocks;
-        if (p.path == kPathFast)
-          fast_chunk(p, key, block0, code, sign, w);
-        else if (p.path == kPathDevice)
-          device_chunk(p, key, block0, code, sign, w);
-        else
-          for (int i = 0; i < kChunk; ++i) w[i] = programmed(code[i], p.step, sign[i]);
+      const int64_t at = chip * p.n + first;
+      if (p.out_type == OutType::kFloat32) {
+        float* out = (float*)p.out + at;
+        chunk_on_chip(p, chip, chunk, codes, count == kChunk ? out : local);
+        if (count < kChunk) memcpy(out, local, count * sizeof(float));
+      } else {
+        chunk_on_chip(p, chip, chunk, codes, local);
+        for (int i = 0; i < kChunk; ++i) half[i] = to_bfloat16(local[i]);
+        memcpy((uint16_t*)p.out + at, half, count * sizeof(uint16_t));
       }
-      store_chunk(p, chip, first, count, w);
     }
+  }
+}
+
+void program_chunks(const Program& p, int64_t begin, int64_t end) {
+  if (step_is_zero(p.step)) {
+    const int64_t first = begin * kChunk, last = end * kChunk < p.n ? end * kChunk : p.n;
+    const int64_t bytes = p.out_type == OutType::kFloat32 ? 4 : 2;
+    for (int chip = 0; chip < p.chips; ++chip)
+      memset((char*)p.out + (chip * p.n + first) * bytes, 0, (size_t)((last - first) * bytes));
+  } else if (p.weight_bits <= 15) {
+    program_packed<int16_t>(p, begin, end);
+  } else {
+    program_packed<int32_t>(p, begin, end);
   }
 }
 

@@ -1,6 +1,10 @@
 # The CUDA operators, compiled with nvcc even where the installed torch has no CUDA.
 set(CMAKE_CUDA_ARCHITECTURES ${NFT_CUDA_ARCHITECTURES})
 enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 11.8)
+  message(FATAL_ERROR "The CUDA operators need nvcc 11.8 or later; ${CMAKE_CUDA_COMPILER} is ${CMAKE_CUDA_COMPILER_VERSION}. Put "
+                      "a newer one on PATH or build with NFT_EXT_CUDA=0.")
+endif()
 find_package(CUDAToolkit REQUIRED)
 set(NFT_CUDA_FACT "sm_80 sm_90 compute_90, nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
 
@@ -12,9 +16,10 @@ set_target_properties(torch_cuda_stub PROPERTIES OUTPUT_NAME torch_cuda LIBRARY_
 add_library(_C_cuda MODULE csrc/cuda/sampler.cu csrc/cuda/ops_cuda.cpp)
 target_include_directories(_C_cuda PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
-target_compile_options(_C_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--resource-usage;-Xcompiler=-ffp-contract=off>"
+# No fma in the noise (csrc/core/macros.h asks for none; this is the belt), and a warning should a kernel ever spill registers.
+target_compile_options(_C_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Xptxas=-warn-spills,-warn-lmem-usage>"
                                        "$<$<COMPILE_LANGUAGE:CXX>:${NFT_ROUNDING}>")
 target_link_libraries(_C_cuda PRIVATE nft_torch torch_cuda_stub CUDA::cudart_static)
 target_link_options(_C_cuda PRIVATE -Wl,--no-as-needed)
 set_target_properties(_C_cuda PROPERTIES PREFIX "" SUFFIX ".so" LIBRARY_OUTPUT_DIRECTORY ${NFT_EXT_OUTPUT}
-                                         SKIP_BUILD_RPATH ON CUDA_STANDARD 17 CUDA_SEPARABLE_COMPILATION OFF)
+                                         SKIP_BUILD_RPATH ON CUDA_STANDARD 17 CUDA_VISIBILITY_PRESET hidden)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import operators
 from ..checks import fail
 from ..device import NVMDevice
 from ..functional import Crossbar, check_tensor, device_table
 from ..keys import draw_key, fresh_key, stream_of
+
+
+_optimizer_steps = 0
+
+
+def _count_step(*_: object) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)  # fused optimizers change weights without moving their version
 
 
 class NoisyLayer(nn.Module):
@@ -65,17 +77,19 @@ class NoisyLayer(nn.Module):
     def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor]:
         """The quantized weight, kept while the weight stays unchanged; in training only the step, which is cheaper.
 
-        "Unchanged" is torch's version counter and the address. Writing through `.data` moves neither, hence the cache is
-        also dropped by train(), eval(), to(), load_state_dict and at the entry of every context.
+        "Unchanged" is the same parameter at the same address, torch's version counter, and no optimizer's step. Writing through
+        `.data` moves none of them, hence the cache is also dropped by train(), eval(), to(), load_state_dict and at the entry of
+        the outermost context.
         """
         bits = self.nvm.weight_bits
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.is_inference() or weight is not self.weight:
             return None, operators.ops.weight_step(weight.detach(), bits)
-        stamp = (weight.data_ptr(), weight._version, bits, weight.device)
+        stamp = (id(weight), weight.data_ptr(), weight._version, _optimizer_steps, bits, weight.device)
         if self._quantized is None or self._quantized[0] != stamp:
             step = operators.ops.weight_step(weight, bits)
-            self._quantized = (stamp, operators.ops.quantize(weight, step, bits), step)
-        return self._quantized[1:]
+            # Holding the weight and its memory keeps another from taking their identity and address.
+            self._quantized = (stamp, operators.ops.quantize(weight, step, bits), step, weight, weight.detach())
+        return self._quantized[1:3]
 
     def forget_codes(self) -> None:
         """Drop the cached codes (after writing to weight.data by hand)."""
@@ -108,11 +122,13 @@ class NoisyLayer(nn.Module):
 
 
 def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:
-    """The model's noisy layers by qualified name, each once. Layers built by hand get their name and stream here."""
+    """The model's noisy layers by qualified name, each once. Layers built by hand get their name and stream here; so does one
+    whose stream an earlier layer has too (models that were converted apart and then joined)."""
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, NoisyLayer)}
-    taken = {layer.stream for layer in found.values() if layer.name is not None}
+    first = {layer.stream: layer for layer in reversed(found.values()) if layer.name is not None}
+    taken = set(first)
     for name, layer in found.items():
-        if layer.name is None:
+        if first.get(layer.stream) is not layer:
             layer.name, layer.stream = name, stream_of(name, taken)
             taken.add(layer.stream)
     return found

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..checks import fail
 from ..device import NVMDevice
-from ..functional import conv2d_product
+from ..functional import check_tensor, conv2d_product
 from .base import NoisyLayer
 
 
@@ -32,6 +32,9 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         self.attach(nvm)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_tensor("x", x)
+        if x.dim() not in (3, 4):
+            fail("x", f"must have the shape [B, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
         bar = self.crossbar()
         single = x.dim() == 3
         if single:

@@ -103,8 +103,7 @@ def monte_carlo(
         # no_grad, not inference_mode: what a layer caches of its weight must serve training later.
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"))
-        if sigma is not None:
-            stack.enter_context(noise(model, sigma=sigma))
+        stack.enter_context(noise(model, sigma=sigma))  # held throughout, so that the layers' codes are made once
         evaluator = ChipEvaluator(model, inputs, labels, seed, min(batch_size, len(labels)), device)
         found = probe(model, evaluator.logits, evaluator.inputs)
         check_label_range(labels, found.classes)

@@ -1,0 +1,1 @@
+"""Benchmarks against plain PyTorch: `python bench/run.py` (see README.md)."""

@@ -1,0 +1,15 @@
+"""The precisions of the benchmarks: float32, or bfloat16 autocast."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
+
+
+def context(precision: str) -> contextlib.AbstractContextManager:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)

@@ -1,0 +1,68 @@
+"""What the numbers were measured on."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import os
+import platform
+from typing import Any
+
+import torch
+
+import nft_ext
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def header() -> dict[str, Any]:
+    """Machine, versions, instruction sets and threads; JSON-able."""
+    facts = nft_ext.info()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "nft_ext": facts["nft_ext"],
+        "nft_ext_instruction_set": facts["instruction_set"],
+        "nft_ext_compiler": facts["compiler"],
+        "torch": facts["torch"],
+        "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "onednn": torch.backends.mkldnn.is_available(),
+        "numpy": facts["numpy"],
+        "python": facts["python"],
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def text(facts: dict[str, Any]) -> str:
+    return (f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, load {facts['load_at_start']:g} at the start"
+            f"  ({facts['system']}, {facts['date']})\n"
+            f"nft_ext {facts['nft_ext']} [{facts['nft_ext_instruction_set']}, {facts['nft_ext_compiler']}], "
+            f"torch {facts['torch']} [{facts['torch_instruction_set']}], Python {facts['python']}, memory {facts['malloc']}")
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory: no variant then pays for the kernel's page clearing.
+
+    Raises:
+        OSError: not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        raise OSError("--malloc keep needs glibc; run without it") from None
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+    for option, value in ((trim_threshold, 1 << 30), (top_pad, 64 << 20), (mmap_threshold, 1 << 30)):
+        mallopt(option, value)

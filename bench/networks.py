@@ -1,0 +1,119 @@
+"""Cases `resnet18-*`: ResNet-18's forward at 32 x 32 (inference) at 1, 8 and 128 images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import nft_ext as nft
+from bench import autocast, baselines, checks
+from bench.case import Case, Ready, Variant, Work
+from bench.sampler import SAMPLING, network
+
+IMAGES = (1, 8, 128)
+ROUNDS = {1: 15, 8: 15, 128: 9}
+
+
+@functools.cache
+def _input(images: int) -> Tensor:
+    torch.manual_seed(images)
+    return torch.randn(images, 3, 32, 32)
+
+
+def _forward(model: Callable[[Tensor], Tensor], images: int, precision: str) -> Callable[[], Tensor]:
+    x = _input(images)
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        with autocast.context(precision):
+            return model(x)
+
+    return run
+
+
+def _check_noise(model: nn.Module, layers: list[nn.Module], images: int, precision: str) -> str | None:
+    return checks.standard_normal(f"outputs of {len(layers)} layers",
+                                  checks.layer_scores(model, layers, _forward(model, images, precision)), precision)
+
+
+def _plain(images: int, precision: str) -> Ready:
+    return Ready(_forward(network(), images, precision), lambda: None)
+
+
+def _ours(images: int, precision: str, draws: str) -> Ready:
+    model = nft.convert(network(), SAMPLING[draws])
+    run = _forward(model, images, precision)
+
+    def check() -> str | None:
+        expected = _forward(baselines.by_hand(network(), "none"), images, precision)()
+        with nft.noise(model, enabled=False):
+            quiet = run()
+        return checks.first(checks.close("noise-free logits", quiet, expected, precision),
+                            _check_noise(model, list(nft.noisy_layers(model).values()), images, precision))
+
+    return Ready(run, check)
+
+
+def _by_hand(images: int, precision: str, draws: str, cached: bool, mode: str) -> Ready:
+    model = baselines.by_hand(network(), draws, cached=cached, functional=mode == "compile")
+    eager = _forward(model, images, precision)
+    run = eager if mode == "eager" else _forward(baselines.compiled(model), images, precision)
+
+    def check() -> str | None:
+        layers = [m for m in model.modules() if isinstance(m, baselines.ByHand)]
+        if mode == "eager":
+            return _check_noise(model, layers, images, precision)
+        # The compiled graph draws from torch's own generator, in the same order: equal to eager under the same seed. Compiled
+        # first: the hooks of the other check would otherwise be part of the graph.
+        torch.manual_seed(5)
+        found = run()
+        torch.manual_seed(5)
+        return checks.first(checks.close("compiled logits", found, eager(), precision),
+                            _check_noise(model, layers, images, precision))
+
+    return Ready(run, check)
+
+
+@functools.cache
+def _counts() -> tuple[int, int, int]:
+    """(weights, activations in and out of them an image, multiply-adds an image) of the network's products."""
+    with torch.device("meta"):
+        model = nft.models.resnet18().eval()
+        found: list[tuple[int, int, int]] = []
+
+        def count(layer: nn.Module, args: tuple, y: Tensor) -> None:
+            places = y.numel() // layer.weight.shape[0]
+            found.append((layer.weight.numel(), args[0].numel() + y.numel(), places * layer.weight.numel()))
+
+        for layer in model.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.register_forward_hook(count)
+        model(torch.empty(1, 3, 32, 32))
+    return tuple(map(sum, zip(*found)))
+
+
+def _case(images: int) -> Case:
+    weights, activations, products = _counts()
+
+    def variant(family: str, draws: str, precision: str, make: Callable[..., Ready], *options, **facts) -> Variant:
+        work = Work(flops=2.0 * products * images, normals=baselines.NORMALS[draws] * weights,
+                    bytes=4.0 * weights + autocast.ELEMENT_BYTES[precision] * activations * images)
+        return Variant(family, draws, functools.partial(make, images, precision, *options), work, precision, **facts)
+
+    variants = []
+    for precision in ("fp32", "bf16"):
+        variants.append(variant("torch", "none", precision, _plain))
+        for draws in ("one", "device"):
+            variants.append(variant("nft", draws, precision, _ours, draws, cached=True))
+            for mode in ("eager", "compile"):
+                variants.append(variant("torch", draws, precision, _by_hand, draws, True, mode, cached=True, mode=mode))
+    for draws in ("one", "device"):  # as it is usually written: quantizing at every forward
+        variants.append(variant("torch", draws, "fp32", _by_hand, draws, False, "eager"))
+    return Case(f"resnet18-{images}", f"ResNet-18, {images} x 3 x 32 x 32, forward", tuple(variants), rounds=ROUNDS[images])
+
+
+def cases() -> list[Case]:
+    return [_case(images) for images in IMAGES]

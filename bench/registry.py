@@ -1,0 +1,49 @@
+"""Every case and every target, in the order in which they run."""
+
+from __future__ import annotations
+
+import fnmatch
+
+from bench import layers, networks, sampler
+from bench.case import Case, Target
+
+_EITHER = {"mode": ("eager", "compile")}
+_ONE = {"family": "torch", "draws": "one"} | _EITHER
+_DEVICE = {"family": "torch", "draws": "device"} | _EITHER
+_OURS = {"family": "nft", "draws": "one", "precision": "fp32"}
+
+# Ours is the exact one-normal path in float32. For Gaussian devices it is the same distribution as one normal a device
+# (a test holds the two paths against each other), hence the comparison with both ways of writing it in PyTorch.
+TARGETS = (
+    Target("sampler", "quantize and sample, one normal a weight", _OURS | {"cached": False}, _ONE | {"cached": False}, 7.0),
+    Target("sampler", "quantize and sample, one normal a device", _OURS | {"cached": False}, _DEVICE | {"cached": False}, 20.0),
+    # PyTorch at its best: the faster of fp32 and bf16, of eager and compiled, of kept and fresh codes.
+    Target("resnet18-1", "1 image, one normal a weight", _OURS, _ONE, 4.0),
+    Target("resnet18-1", "1 image, one normal a device", _OURS, _DEVICE, 10.0),
+    Target("resnet18-128", "128 images in fp32, never slower", _OURS, _ONE | {"precision": "fp32"}, 1.0),
+)
+
+REPORTS = ("limits",)  # bench/limits.py: not a comparison, but the machine's limits and the distance to them
+
+
+def cases() -> list[Case]:
+    return [sampler.case(), *layers.cases(), *networks.cases()]
+
+
+def select(pattern: str | None) -> tuple[list[Case], list[str]]:
+    """Cases and reports whose name holds `pattern` or matches it as a glob; commas separate several.
+
+    Raises:
+        ValueError: nothing matches.
+    """
+    everything = cases()
+    patterns = [p.strip() for p in pattern.split(",")] if pattern else [""]
+
+    def wanted(name: str) -> bool:
+        return any(p in name or fnmatch.fnmatchcase(name, p) for p in patterns)
+
+    found = [c for c in everything if wanted(c.name)], [r for r in REPORTS if wanted(r)]
+    if not any(found):
+        names = ", ".join([c.name for c in everything] + list(REPORTS))
+        raise ValueError(f"--only: must match one of {names}; got {pattern}")
+    return found

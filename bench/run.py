@@ -1,0 +1,115 @@
+"""Runs benchmarks: python bench/run.py [--list] [--only PATTERN] [--out FILE] [--rounds N] [--no-compile]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a file: its own folder must not be where modules are looked for
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from bench import limits, machine, measure, registry, table
+from bench.case import Case
+from nft_ext.progress import Progress
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench/run.py", description="nft_ext against plain PyTorch at its best.")
+    parser.add_argument("--list", action="store_true", help="print the cases and their variants, run nothing")
+    parser.add_argument("--only", metavar="PATTERN", help="cases whose name holds PATTERN or matches it as a glob; commas separate several")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write everything measured as JSON")
+    parser.add_argument("--rounds", metavar="N", type=int, help="interleaved rounds a case (default: the case's own, 9 to 15)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes to compile")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads of torch and of nft_ext (default: torch's)")
+    parser.add_argument("--malloc", choices=("default", "keep"), default="default",
+                        help="keep: glibc keeps freed memory, so nobody pays for page clearing (default: the system's behaviour)")
+    options = parser.parse_args(argv)
+    for name in ("rounds", "threads"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name}: must be an integer >= 1; got {getattr(options, name)}")
+    if options.out is not None and not options.out.resolve().parent.is_dir():
+        parser.error(f"--out: must lie in a folder that exists; got {options.out}")
+    return options
+
+
+def _variants(case: Case, compiled: bool) -> list:
+    return [v for v in case.variants if compiled or v.mode != "compile"]
+
+
+def _print_list(chosen: list[Case], reports: list[str], compiled: bool) -> None:
+    for case in chosen:
+        print(f"{case.name}: {case.shape}")
+        for variant in _variants(case, compiled):
+            print(f"    {variant.name}")
+    for name in reports:
+        print(f"{name}: the machine's limits, the sampler's distance to them and where its time goes")
+    for target in registry.TARGETS:
+        if any(target.case == c.name for c in chosen):
+            print(f"target: {target.case}: {target.rule}, >= {target.at_least:g}x")
+
+
+def _run_case(case: Case, options: argparse.Namespace, title: str) -> list[measure.Row]:
+    variants = _variants(case, not options.no_compile)
+    rounds = options.rounds or case.rounds
+    torch.compiler.reset()  # a compiled model has as many graphs as torch allows for one source line, across cases
+    with Progress(len(variants) + rounds, title, "steps") as progress:
+        return measure.measure(variants, rounds, lambda note: progress.update(1, note))
+
+
+def _save(path: Path, found: dict[str, Any]) -> None:
+    """Whole or not at all, after each case: an interrupted run keeps what it has."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _options(argv)
+    try:
+        chosen, reports = registry.select(options.only)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.list:
+        _print_list(chosen, reports, not options.no_compile)
+        return 0
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.malloc == "keep":
+        machine.keep_freed_memory()
+    facts = machine.header() | {"malloc": options.malloc}
+    command = "python bench/run.py " + " ".join(sys.argv[1:] if argv is None else argv)
+    found: dict[str, Any] = {"command": command.strip(), "machine": facts, "cases": [], "targets": [], "limits": None}
+    print(machine.text(facts), flush=True)
+    verdicts: list[measure.Verdict] = []
+    wrong = 0
+    total = len(chosen) + len(reports)
+    for number, case in enumerate(chosen, start=1):
+        rows = _run_case(case, options, f"[{number}/{total}] {case.name}")
+        wrong += sum(r.failure is not None for r in rows)
+        print("\n" + table.text(case, rows), flush=True)
+        here = [measure.judge(t, rows) for t in registry.TARGETS if t.case == case.name]
+        verdicts += here
+        found["cases"].append(table.case_record(case, rows))
+        found["targets"] += [table.verdict_record(v) for v in here]
+        if options.out is not None:
+            _save(options.out, found)
+    if reports:
+        print(f"[{total}/{total}] limits", file=sys.stderr, flush=True)
+        found["limits"] = limits.report(options.rounds or 15)
+        print("\nlimits\n" + limits.text(found["limits"]), flush=True)
+        if options.out is not None:
+            _save(options.out, found)
+    if verdicts:
+        print("\n" + table.verdicts_text(verdicts))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

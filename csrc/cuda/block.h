@@ -1,0 +1,226 @@
+// One thread's work: the four neighbouring weights that share one Philox block, from memory to memory.
+//
+// Host and device compile the same templates, so csrc/tests/test_cuda_block.cpp can hold every path against the CPU kernels
+// bit for bit on a machine without a GPU; csrc/cuda/sampler.cu only deals blocks out to threads. The steps and their order
+// are those of csrc/cpu/sampler.inl.
+#pragma once
+
+#include "../core/conductance.h"
+#include "store.h"
+
+namespace nft {
+namespace cuda {
+
+// One weight tensor to be programmed onto `chips` chips. Arrays in row-major logical order; on CUDA all pointers are the
+// device's, and no value behind them is known to the host.
+struct Program {
+  const float* weight;    // [n], or null where codes are given
+  const void* codes;      // [n] int16 (code_bytes 2) or int32 (code_bytes 4), or null
+  int code_bytes;
+  int64_t n;              // number of weights
+  const float* step;      // [], s of Eq. 4
+  int weight_bits, device_bits, path, mapping;
+  const float* table;     // see core/conductance.h
+  const int64_t* keys;    // [chips, 2]: seed; draw with its domain
+  int64_t chips;
+  uint32_t stream;
+  OutType out_type;
+  void* out;              // [chips, n]
+};
+
+}  // namespace cuda
+
+namespace NFT_ISA {
+
+// The device table of a program where threads read it. `constant`: means are the codes (levels) themselves and deviations
+// all equal, so nothing need be looked up; never claimed where it is not so, and the result is the same bits without it.
+struct Table {
+  const float* values;  // means [levels], then deviations [levels], then the limits on the per-device path
+  int levels;
+  bool constant;
+};
+
+NFT_FN int table_levels(const cuda::Program& p) { return 1 << (p.path == kPathDevice ? p.device_bits : p.weight_bits); }
+NFT_FN int table_entries(const cuda::Program& p) { return 2 * table_levels(p) + (p.path == kPathDevice ? kLimitCount : 0); }
+
+// Whether entry i of a table agrees with a constant one.
+NFT_FN bool is_constant(int i, float value, float std, int levels) {
+  return i >= 2 * levels || value == (i < levels ? from_int(i) : std);
+}
+
+NFT_FN int64_t blocks_of(int64_t n) { return (n + 3) / 4; }
+NFT_FN int count_of(int64_t n, int64_t block) { return n - 4 * block < 4 ? (int)(n - 4 * block) : 4; }
+
+// Four magnitudes in units of the step, and their signs.
+struct Codes {
+  float code[4];
+  uint32_t sign[4];
+};
+
+NFT_FN Codes quantized(const Quad<float>& w, float step, int weight_bits) {
+  const float top = from_int((1 << weight_bits) - 1);
+  Codes c;
+  for (int i = 0; i < 4; ++i) {
+    c.code[i] = code_of(w.v[i], step, top);
+    c.sign[i] = sign_of(w.v[i]);
+  }
+  return c;
+}
+
+template <class Packed>
+NFT_FN Codes unpacked(const Quad<Packed>& q) {
+  Codes c;
+  for (int i = 0; i < 4; ++i) {
+    c.code[i] = from_int(code_magnitude(q.v[i]));
+    c.sign[i] = code_sign(q.v[i]);
+  }
+  return c;
+}
+
+NFT_FN Codes load_codes(const cuda::Program& p, float step, int64_t block, int count) {
+  if (!p.codes) return quantized(load(p.weight + 4 * block, count), step, p.weight_bits);
+  if (p.code_bytes == 2) return unpacked(load((const int16_t*)p.codes + 4 * block, count));
+  return unpacked(load((const int32_t*)p.codes + 4 * block, count));
+}
+
+// The four random words of a block, one a weight.
+NFT_FN void block_words(const Key& key, uint32_t slice, int64_t block, uint32_t* w) {
+  w[0] = counter0((uint64_t)block);
+  w[1] = counter1((uint64_t)block, slice, key.domain);
+  w[2] = key.stream;
+  w[3] = key.draw;
+  philox(w[0], w[1], w[2], w[3], key.k0, key.k1);
+}
+
+NFT_FN void block_normals(const Key& key, uint32_t slice, int64_t block, float* z) {
+  uint32_t w[4];
+  block_words(key, slice, block, w);
+  box_muller(w[0], w[1], z[0], z[1]);
+  box_muller(w[2], w[3], z[2], z[3]);
+}
+
+// Fast path, in units of the step: one normal a weight.
+NFT_FN void fast_block(const Table& t, const Key& key, int64_t block, const Codes& c, float* in_steps) {
+  float z[4];
+  block_normals(key, kSliceWeight, block, z);
+  if (t.constant) {
+    const float std = t.values[t.levels];
+    for (int i = 0; i < 4; ++i) in_steps[i] = weight_in_steps(c.code[i], std, z[i]);
+    return;
+  }
+  for (int i = 0; i < 4; ++i) {
+    const int32_t q = to_int(c.code[i]);
+    in_steps[i] = weight_in_steps(t.values[q], t.values[t.levels + q], z[i]);
+  }
+}
+
+// sum += direction * 2^(jK) * g_j for device j of four weights; `idle` devices hold level 0 and count against.
+NFT_FN void add_device(const cuda::Program& p, const Table& t, const Limits& limits, const Key& key, int64_t block, int j,
+                       bool idle, const Codes& c, float* sum) {
+  const uint32_t slice = (idle ? kSliceIdle : kSliceActive) + (uint32_t)j;
+  float z[4];
+  if (limits.half_mass > 0.0f) {
+    uint32_t w[4];
+    block_words(key, slice, block, w);
+    for (int i = 0; i < 4; ++i) z[i] = truncated_normal(w[i], limits.half_mass);
+  } else {
+    block_normals(key, slice, block, z);
+  }
+  const int shift = j * p.device_bits;
+  float g[4];
+  for (int i = 0; i < 4; ++i) {
+    const int32_t level = idle ? 0 : (to_int(c.code[i]) >> shift) & (t.levels - 1);
+    const float mean = t.constant ? from_int(level) : t.values[level];
+    const float sd = t.values[t.constant ? t.levels : t.levels + level];
+    g[i] = conductance(mean, sd, z[i], limits);
+  }
+  if (limits.stuck_any > 0.0f) {
+    uint32_t w[4];
+    block_words(key, slice + (kSliceFault - kSliceActive), block, w);
+    for (int i = 0; i < 4; ++i) g[i] = with_fault(g[i], w[i], from_int(t.levels - 1), limits);
+  }
+  const float place = from_int(1 << shift);  // 2^(jK): the product is exact
+  for (int i = 0; i < 4; ++i) sum[i] = idle ? sub(sum[i], mul(g[i], place)) : add(sum[i], mul(g[i], place));
+}
+
+// Per-device path: M/K devices a weight, then as many idle ones in a differential pair.
+NFT_FN void device_block(const cuda::Program& p, const Table& t, const Key& key, int64_t block, const Codes& c,
+                         float* in_steps) {
+  const Limits limits = limits_of(t.values, p.device_bits);
+  const int active = p.weight_bits / p.device_bits;
+  const int devices = p.mapping == kMappingDifferential ? 2 * active : active;
+  for (int i = 0; i < 4; ++i) in_steps[i] = 0.0f;
+#if defined(__CUDACC__)
+#pragma unroll 1  // registers hold one device at a time
+#endif
+  for (int d = 0; d < devices; ++d)
+    add_device(p, t, limits, key, block, d < active ? d : d - active, d >= active, c, in_steps);
+}
+
+// Four weights on one chip, in units of the step.
+template <int kPath>
+NFT_FN void block_on_chip(const cuda::Program& p, const Table& t, int64_t chip, int64_t block, const Codes& c,
+                          float* in_steps) {
+  const Key key = make_key(p.keys[2 * chip], p.keys[2 * chip + 1], p.stream);
+  if (kPath == kPathFast)
+    fast_block(t, key, block, c, in_steps);
+  else if (kPath == kPathDevice)
+    device_block(p, t, key, block, c, in_steps);
+  else
+    for (int i = 0; i < 4; ++i) in_steps[i] = c.code[i];
+}
+
+// Weights 4 * block .. 4 * block + 3 on the chips first_chip, first_chip + chip_stride, ...; the weights are read and
+// quantized once for all of them.
+template <int kPath, cuda::OutType kOut>
+NFT_FN void program_block(const cuda::Program& p, const Table& t, int64_t block, int64_t first_chip, int64_t chip_stride) {
+  typedef typename Stored<kOut>::Type Out;
+  const float step = *p.step;
+  const int count = count_of(p.n, block);
+  Out* out = (Out*)p.out + 4 * block;
+  Quad<Out> w;
+  if (!(step > 0.0f)) {
+    // A zero step makes every weight zero, a NaN step (non-finite weights) makes every weight NaN: the step itself.
+    for (int i = 0; i < 4; ++i) w.v[i] = Stored<kOut>::from(step);
+    for (int64_t chip = first_chip; chip < p.chips; chip += chip_stride) store(out + chip * p.n, count, w);
+    return;
+  }
+  const Codes c = load_codes(p, step, block, count);
+  for (int64_t chip = first_chip; chip < p.chips; chip += chip_stride) {
+    float in_steps[4];
+    block_on_chip<kPath>(p, t, chip, block, c, in_steps);
+    for (int i = 0; i < 4; ++i) w.v[i] = Stored<kOut>::from(programmed(in_steps[i], step, c.sign[i]));
+    store(out + chip * p.n, count, w);
+  }
+}
+
+// Packed codes of weights 4 * block .. 4 * block + 3; zero where the step is zero or NaN.
+template <class Packed>
+NFT_FN void quantize_block(const float* weight, int64_t n, float step, int weight_bits, Packed* codes, int64_t block) {
+  const int count = count_of(n, block);
+  Quad<Packed> q = {};
+  if (step > 0.0f) {
+    const Codes c = quantized(load(weight + 4 * block, count), step, weight_bits);
+    for (int i = 0; i < 4; ++i) q.v[i] = (Packed)pack_code(c.code[i], c.sign[i]);
+  }
+  store(codes + 4 * block, count, q);
+}
+
+// Largest |weight| of a block as its bit pattern: NaN > inf > finite.
+NFT_FN uint32_t largest_of_block(const float* weight, int64_t n, int64_t block) {
+  const Quad<float> w = load(weight + 4 * block, count_of(n, block));
+  uint32_t largest = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t u = bits_of(w.v[i]) & 0x7fffffffu;
+    largest = u > largest ? u : largest;
+  }
+  return largest;
+}
+
+// The step from the largest |weight|: NaN where that is not finite, since no forward may wait for the host to raise.
+NFT_FN float step_or_nan(uint32_t largest, int weight_bits) {
+  return largest < 0x7f800000u ? step_of(float_of(largest), weight_bits) : float_of(0x7fc00000u);
+}
+
+}  // namespace NFT_ISA
+}  // namespace nft

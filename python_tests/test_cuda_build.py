@@ -1,0 +1,116 @@
+"""The CUDA library as a file: what it needs, what it is compiled for, what its kernels cost. No GPU is needed here.
+
+NFT_EXT_CUDA_LIBRARY names another file than the one beside the package.
+"""
+
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import nft_ext
+from nft_ext import _core
+
+HERE = Path(nft_ext.__file__).parent
+LIBRARY = Path(os.environ.get("NFT_EXT_CUDA_LIBRARY", HERE / "_C_cuda.so"))
+WHY_NOT = f"{LIBRARY.name} was not built: {_core.build()['cuda_off'] or 'it is missing beside the package'}"
+pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=WHY_NOT)
+
+# From libtorch_cuda.so; everything else of torch is in libtorch_cpu.so.
+CUDA_SYMBOLS = {"aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg"}
+OPERATORS = ["weight_step", "quantize", "program", "noisy_linear", "noisy_linear_backward", "noisy_conv2d", "noisy_conv2d_backward"]
+MOST_REGISTERS = 64  # csrc/cuda/sampler.cu asks for 8 blocks of 256 threads a multiprocessor, or 4 on the per-device path
+KERNELS = {"program_kernel": 3 * (1 + 2 + 2), "quantize_kernel": 2, "largest_kernel": 1, "step_kernel": 1}  # instances
+
+
+def output_of(*command: object) -> str:
+    return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout
+
+
+def tool(name: str) -> str:
+    return shutil.which(name) or pytest.skip(f"{name} is not installed; run: sudo apt-get install binutils")
+
+
+def cuobjdump() -> str:
+    """The toolkit's, or the one of the package nvidia-cuda-cuobjdump."""
+    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
+    folders += [bin_ for packages in site.getsitepackages() for bin_ in Path(packages).glob("nvidia/cu*/bin")]
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
+    return shutil.which("cuobjdump", path=path) or pytest.skip("cuobjdump was not found; run: pip install nvidia-cuda-cuobjdump")
+
+
+def test_needs_both_torch_libraries():
+    """Without the names in the file, the loader would not look into torch's libraries for their functions."""
+    needed = re.findall(r"\(NEEDED\).*\[(.+?)\]", output_of(tool("readelf"), "-d", LIBRARY))
+    assert {"libtorch_cpu.so", "libtorch_cuda.so"} <= set(needed)
+    assert not [name for name in needed if "cudart" in name], "the CUDA runtime is linked in, whatever version torch brings"
+
+
+def test_asks_torch_for_nothing_else():
+    """Every undefined symbol is in the C library, in libtorch_cpu.so, or one of three CUDA functions of the stable ABI."""
+    lines = output_of(tool("nm"), "-D", "--undefined-only", LIBRARY).splitlines()
+    undefined = {name for kind, name in (line.split()[-2:] for line in lines) if kind == "U" and "@" not in name}
+    torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    defined = {line.split()[-1] for line in output_of(tool("nm"), "-D", "--defined-only", torch_cpu).splitlines()}
+    assert undefined - defined == CUDA_SYMBOLS
+
+
+def test_machine_code_and_ptx():
+    """Machine code for compute capability 8.0 and 9.0; PTX of 9.0 for what comes after."""
+    listed = output_of(cuobjdump(), "-lelf", "-lptx", LIBRARY)
+    assert sorted(re.findall(r"\.(sm_\w+)\.cubin", listed)) == ["sm_80", "sm_90"]
+    assert re.findall(r"\.(sm_\w+)\.ptx", listed) == ["sm_90"]
+
+
+def test_kernels_keep_to_their_registers():
+    """No kernel spills to local memory or uses a stack, and enough threads fit on a multiprocessor."""
+    report = output_of(cuobjdump(), "-res-usage", LIBRARY)
+    rows = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", report)
+    for kernel, instances in KERNELS.items():
+        assert sum(kernel in name for name, *_ in rows) == 2 * instances, f"{kernel}: an instance for each architecture"
+    for name, registers, stack, local in rows:
+        assert (int(stack), int(local)) == (0, 0), name
+        assert int(registers) <= MOST_REGISTERS // (1 if "program_kernelILi2" in name else 2), f"{name}: {registers} registers"
+
+
+def test_every_float_operation_is_rounded_by_itself():
+    """Bit-identity with the CPU: no fma, no approximation, no flushed subnormals; .rn, which the assembler never fuses."""
+    ptx = output_of(cuobjdump(), "-ptx", LIBRARY)
+    operations = re.findall(r"^\s*(?:@!?%p\d+\s+)?((?:add|sub|mul|div|sqrt|fma|mad|rcp|rsqrt|ex2|lg2|sin|cos|tanh)\.[\w.]*f(?:16|32|64)\w*)",
+                            ptx, re.MULTILINE)
+    assert set(operations) == {"add.rn.f32", "sub.rn.f32", "mul.rn.f32", "div.rn.f32", "sqrt.rn.f32"}
+    assert not re.findall(r"^.*(?:\.ftz|\.approx|\.full|\.sat)\b.*$", ptx, re.MULTILINE)
+
+
+STAND_IN = """
+extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }
+extern "C" int torch_c10_cuda_check_msg(int, const char*, const char*, unsigned, bool, char**) { return 1; }
+extern "C" void torch_c10_cuda_free_error_msg(char*) {}
+"""
+LOAD = """
+import sys, torch
+import nft_ext
+assert torch.version.cuda or not torch.ops.load_library(sys.argv[1])
+for name in sys.argv[2:]:
+    print(name, torch._C._dispatch_has_kernel_for_dispatch_key("nft_ext::" + name, "CUDA"))
+"""
+
+
+def test_registers_every_operator(tmp_path):
+    """Loaded in a fresh process; where torch has no CUDA, beside a stand-in for the three functions of libtorch_cuda.so."""
+    environment = dict(os.environ)
+    if torch.version.cuda is None:
+        compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip("a C++ compiler is needed for the stand-in library")
+        (tmp_path / "stand_in.cpp").write_text(STAND_IN)
+        output_of(compiler, "-shared", "-fPIC", "-o", tmp_path / "libtorch_cuda.so", "-Wl,-soname,libtorch_cuda.so",
+                  tmp_path / "stand_in.cpp")
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(tmp_path), environment.get("LD_LIBRARY_PATH", "")])
+    run = subprocess.run([sys.executable, "-c", LOAD, str(LIBRARY), *OPERATORS], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split("\n")[:-1] == [f"{name} True" for name in OPERATORS]

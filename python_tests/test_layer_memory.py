@@ -1,0 +1,221 @@
+"""Noise is regenerated, never stored: what autograd saves, activation checkpointing, and the cache of quantized weights."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import nft_ext as nft
+
+NVM = nft.NVMDevice(sigma=0.1)
+
+
+def deep_net():
+    torch.manual_seed(0)
+    return nft.convert(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)), NVM)
+
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("chips", [1, 3])
+@pytest.mark.parametrize("make, x", [(lambda: nft.NoisyLinear(64, 48, nvm=NVM), torch.randn(2, 64)),
+                                     (lambda: nft.NoisyConv2d(16, 24, 3, nvm=NVM), torch.randn(2, 16, 4, 4))], ids=["linear", "conv"])
+def test_no_noisy_weight_is_saved_for_the_backward(make, x, chips):
+    layer, saved = make(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        with nft.chips(layer, draws=range(chips)):
+            layer(x)
+    large = [t for t in saved if t.numel() >= layer.weight.numel() and t.is_floating_point()]
+    assert [t.data_ptr() for t in large] == [layer.weight.data_ptr()]
+
+
+# ---- activation checkpointing
+
+
+def gradients(model, forward):
+    model.zero_grad()
+    y = forward()
+    y.square().sum().backward()
+    return [y.detach(), *[p.grad.clone() for p in model.parameters()]]
+
+
+def assert_equal(found, expected):
+    for a, b in zip(found, expected):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_replays_the_fresh_chips_of_torchs_generator(reentrant):
+    model = deep_net()
+    x = X.clone().requires_grad_()
+
+    def with_checkpoints():
+        torch.manual_seed(2)
+        return model[4](checkpoint(model[1:4], model[0](x), use_reentrant=reentrant))
+
+    def without():
+        torch.manual_seed(2)
+        return model(x)
+
+    assert_equal(gradients(model, with_checkpoints), gradients(model, without))
+
+
+@pytest.mark.parametrize("block", ["inner layers", "whole model"])
+@pytest.mark.parametrize("draws", [[5], range(3)], ids=["one chip", "three chips"])
+def test_checkpointing_inside_contexts_that_are_left_before_the_backward(draws, block):
+    model = deep_net()
+
+    def forward(checkpointed):
+        with nft.noise(model, sigma=0.3), nft.chips(model, seed=4, draws=draws):
+            if not checkpointed:
+                return model(X)
+            options = dict(use_reentrant=False, context_fn=nft.checkpoint_contexts(model))
+            if block == "whole model":
+                return checkpoint(model, X, **options)
+            return model[4](checkpoint(model[:4], X.repeat(len(draws), 1), **options))
+
+    assert_equal(gradients(model, lambda: forward(True)), gradients(model, lambda: forward(False)))
+    assert all(layer.noise_state()[1] is None for layer in nft.noisy_layers(model).values())
+
+
+def test_checkpointing_of_several_sigmas_as_ovf_uses_it():
+    model = deep_net()
+
+    def forward(checkpointed):
+        total = 0
+        for n in range(3):
+            with nft.noise(model, sigma=0.1 + 0.05 * n), nft.chips(model, draws=[n]):
+                if checkpointed:
+                    total = total + checkpoint(model, X, use_reentrant=False, context_fn=nft.checkpoint_contexts(model))
+                else:
+                    total = total + model(X)
+        return total
+
+    assert_equal(gradients(model, lambda: forward(True)), gradients(model, lambda: forward(False)))
+
+
+def test_the_contexts_of_checkpointing_matter():
+    """Without checkpoint_contexts the backward would see other noise: what the test above must be able to notice."""
+    model = deep_net()
+
+    def forward(**options):
+        with nft.chips(model, seed=4, draws=[5]):
+            return checkpoint(model, X, use_reentrant=False, **options)
+
+    wrong = gradients(model, lambda: forward())
+    right = gradients(model, lambda: forward(context_fn=nft.checkpoint_contexts(model)))
+    assert not torch.equal(wrong[1], right[1])
+
+
+# ---- the cache of quantized weights: used under no_grad, right after every way to change a weight
+
+
+def other_weight(layer):
+    return torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(7))
+
+
+def in_place(layer):
+    layer.weight.copy_(other_weight(layer))
+
+
+def scaled(layer):
+    layer.weight.mul_(0.5)
+
+
+def optimizer_step(layer):
+    layer.weight.grad = other_weight(layer)
+    torch.optim.Adam(layer.parameters(), 0.1).step()
+
+
+def fused_optimizer_step(layer):
+    layer.weight.grad = other_weight(layer)
+    torch.optim.SGD(layer.parameters(), 0.1, fused=True).step()
+
+
+def load(layer):
+    layer.load_state_dict({"weight": other_weight(layer)})
+
+
+def load_assign(layer):
+    layer.load_state_dict({"weight": other_weight(layer)}, assign=True)
+
+
+def new_parameter(layer):
+    layer.weight = nn.Parameter(other_weight(layer))
+
+
+def data_then_train(layer):
+    layer.weight.data.copy_(other_weight(layer))
+    layer.train()
+
+
+def data_then_eval(layer):
+    layer.weight.data.copy_(other_weight(layer))
+    layer.eval()
+
+
+def data_then_forget(layer):
+    layer.weight.data.copy_(other_weight(layer))
+    layer.forget_codes()
+
+
+def to_another_type_and_back(layer):
+    layer.to(torch.bfloat16).to(torch.float32)
+
+
+CHANGES = [in_place, scaled, optimizer_step, fused_optimizer_step, load, load_assign, new_parameter, data_then_train, data_then_eval,
+           data_then_forget, to_another_type_and_back]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_codes_follow_the_weight(change):
+    layer = nft.NoisyLinear(6, 3, bias=False, nvm=NVM)
+    with torch.no_grad(), nft.noise(layer, enabled=False):
+        before = layer(torch.eye(6))
+        change(layer)
+        assert torch.equal(layer(torch.eye(6)).t(), nft.program_weights(layer.weight, NVM, enabled=False)[0])
+        assert not torch.equal(layer(torch.eye(6)), before)
+
+
+def test_codes_follow_another_weight_at_the_same_address():
+    memory = np.ones((3, 6), np.float32)
+    layer = nft.NoisyLinear(6, 3, bias=False, nvm=NVM)
+    with torch.no_grad(), nft.noise(layer, enabled=False):
+        for value in (1.0, 2.0):
+            memory[:] = value
+            layer.weight = nn.Parameter(torch.from_numpy(memory))
+            assert layer(torch.eye(6)).unique().tolist() == [value]
+
+
+def test_entering_a_context_sees_writes_through_data():
+    layer = nft.NoisyLinear(6, 3, bias=False, nvm=NVM)
+    with torch.no_grad():
+        layer(torch.eye(6))
+        layer.weight.data.copy_(other_weight(layer))
+        with nft.chips(layer, seed=3):
+            assert torch.equal(layer(torch.eye(6)).t(), nft.program_weights(layer.weight, NVM, seed=3, stream=layer.stream)[0])
+
+
+@pytest.mark.parametrize("device", [NVM, NVM.replace(weight_bits=16, device_bits=4), NVM.replace(clip=(0, 1))], ids=str)
+def test_cached_and_uncached_weights_are_the_same_chip(device):
+    layer, x = nft.NoisyConv2d(4, 8, 3, nvm=device), torch.randn(2, 4, 6, 6)
+    with nft.chips(layer, seed=3, draws=range(2)):
+        with torch.no_grad():
+            cached = layer(x), layer(x)
+        assert torch.equal(cached[0], layer(x))
+        assert torch.equal(*cached)
+
+
+def test_what_inference_mode_made_serves_training():
+    """Tables and codes made under torch.inference_mode must not break a later backward."""
+    nvm = NVM.replace(sigma=0.1234)
+    with torch.inference_mode():
+        nft.program_weights(torch.randn(3, 6), nvm)
+        layer = nft.convert(nn.Linear(6, 3), NVM)
+    layer = nft.convert(nn.Linear(6, 3), nvm)
+    with torch.inference_mode():
+        layer(X)
+    layer(X).sum().backward()
+    assert layer.weight.grad is not None

@@ -1,0 +1,41 @@
+"""The operators' schemas are frozen: compiled graphs and exported programs hold them."""
+
+import pytest
+import torch
+
+import nft_ext  # noqa: F401  (registers the operators)
+
+SCHEMAS = {
+    "weight_step": "(Tensor weight, int weight_bits) -> Tensor",
+    "quantize": "(Tensor weight, Tensor step, int weight_bits) -> Tensor",
+    "program": "(Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, int stream, int[] device, "
+               "ScalarType dtype) -> Tensor",
+    "noisy_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor step, Tensor table, Tensor key, int stream, "
+                    "int[] device, bool shared) -> Tensor",
+    "noisy_linear_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+                             "int stream, int[] device, bool shared, int wanted) -> (Tensor, Tensor, Tensor)",
+    "noisy_conv2d": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor step, Tensor table, Tensor key, int stream, "
+                    "int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared) -> Tensor",
+    "noisy_conv2d_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+                             "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, "
+                             "int wanted) -> (Tensor, Tensor, Tensor)",
+    "draw_key": "(Tensor like) -> Tensor",
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema(name):
+    operator = getattr(torch.ops.nft_ext, name).default
+    assert str(operator._schema) == f"nft_ext::{name}{SCHEMAS[name]}"
+
+
+def test_these_are_all_the_operators():
+    registered = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("nft_ext::")}
+    assert registered == {f"nft_ext::{name}" for name in SCHEMAS}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_only_draw_key_is_random_in_torchs_eyes(name):
+    """All other noise is a function of the key, so compilers may reorder, deduplicate and recompute it."""
+    tags = getattr(torch.ops.nft_ext, name).default.tags
+    assert (torch.Tag.nondeterministic_seeded in tags) == (name == "draw_key")
