@@ -110,6 +110,12 @@ inline void check_x(const Crossbar& c, const Tensor& x) {
         "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
 }
 
+// The gradient of a result of these sizes.
+inline void check_grad(const Crossbar& c, const Tensor& grad, const Tensor& x, const Ints& sizes) {
+  check(grad.scalar_type() == x.scalar_type(), c.op, "grad", "must have x's dtype", "another dtype");
+  check(sizes_of(grad) == sizes, c.op, "grad", ("must have the result's shape " + text(sizes)).c_str(), text(grad.sizes()));
+}
+
 // ---- linear: x [N, in] (N = B, or S * B chip-major), weight [out, in] -> [S * B, out]
 
 inline void check_linear(const Crossbar& c, const Tensor& x) {
@@ -132,6 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> noisy_linear_backward(const Crossbar& c, cons
                                                          std::array<bool, 3> mask) {
   check_linear(c, x);
   const int64_t chips = c.chips();
+  check_grad(c, grad, x, {chips * rows_per_chip(c.op, x, chips, shared), c.weight.size(0)});
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);
   if (mask[0]) {
@@ -179,6 +186,12 @@ std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(const Crossbar& c, cons
                                                          const aten::Convolution& p, bool shared, std::array<bool, 3> mask) {
   check_conv2d(c, x, p);
   const int64_t chips = c.chips(), rows = rows_per_chip(c.op, x, chips, shared);
+  Ints result{chips * rows, c.weight.size(0)};
+  for (int i = 0; i < 2; ++i) {
+    const int64_t reach = p.dilation[i] * (c.weight.size(2 + i) - 1) + 1;
+    result.push_back((x.size(2 + i) + 2 * p.padding[i] - reach) / p.stride[i] + 1);
+  }
+  check_grad(c, grad, x, result);
   const bool channels_last = aten::is_channels_last(x);
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);

@@ -37,8 +37,7 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
         TypeError, ValueError: no layer to convert, a pattern that matches nothing (with near matches), weights that are not
             finite.
     """
-    if not isinstance(model, nn.Module):
-        fail("model", "must be a torch.nn.Module", type(model).__name__, TypeError)
+    _check_model(model)
     if not isinstance(nvm, NVMDevice):
         fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
     names = {name: m for name, m in model.named_modules() if type(m) in _NOISY or isinstance(m, NoisyLayer)}
@@ -47,8 +46,7 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
     if not wanted:
         fail("model", "must hold at least one Conv2d or Linear to convert", type(model).__name__)
     for name in wanted:
-        if not bool(torch.isfinite(names[name].weight).all()):
-            fail(f"{name or 'model'}.weight", "must be finite (no NaN, no infinity)", "a tensor that is not")
+        _check_finite(name, names[name])
     result = copy.deepcopy(model)
     taken = {m.stream for m in names.values() if isinstance(m, NoisyLayer) and m.name is not None}
     for name in names:  # in the model's order, so that a hash collision resolves the same way every time
@@ -66,6 +64,7 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
 
 def restore(model: nn.Module) -> nn.Module:
     """A copy of `model` with plain layers again: the backbone, weights as trained."""
+    _check_model(model)
     result = copy.deepcopy(model)
     for layer in noisy_layers(result).values():
         result = _replace(result, layer, _as_plain(layer))
@@ -78,12 +77,15 @@ def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
     with, bit for bit, also inside nft_ext.noise.
 
     Raises:
-        ValueError: no noisy layers, seed or draw out of range.
+        ValueError: no noisy layers, seed or draw out of range, weights that are not finite.
     """
     integer("draw", draw, 0, 2**32 - 1)
     key = noise_key(seed, draw)
+    _check_model(model)
     if not noisy_layers(model):
         fail("model", "must hold noisy layers; make them with nft_ext.convert(model, nvm)", type(model).__name__)
+    for name, layer in noisy_layers(model).items():
+        _check_finite(name, layer)
     result = copy.deepcopy(model)
     for layer in noisy_layers(result).values():
         plain = _as_plain(layer)
@@ -94,6 +96,16 @@ def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
         result = _replace(result, layer, plain)
     _take_fast_paths(result)
     return result
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        fail("model", "must be a torch.nn.Module", type(model).__name__, TypeError)
+
+
+def _check_finite(name: str, layer: nn.Module) -> None:
+    if not bool(torch.isfinite(layer.weight).all()):
+        fail(f"{name or 'model'}.weight", "must be finite (no NaN, no infinity)", "a tensor that is not")
 
 
 def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> NoisyLayer:

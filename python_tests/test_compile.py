@@ -39,7 +39,8 @@ LAYERS = {
     "linear": lambda: (nft.NoisyLinear(6, 3, nvm=NVM), torch.randn(4, 5, 6)),
     "linear without bias": lambda: (nft.NoisyLinear(6, 3, bias=False, nvm=NVM), torch.randn(6)),
     "linear per device": lambda: (nft.NoisyLinear(6, 3, nvm=NVM.replace(sampling="per_device")), torch.randn(4, 6)),
-    "conv": lambda: (nft.NoisyConv2d(4, 6, 3, stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=2, nvm=NVM), torch.randn(2, 4, 7, 8)),
+    "conv": lambda: (nft.NoisyConv2d(4, 6, 3, stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=2, nvm=NVM),
+                     torch.randn(2, 4, 7, 8)),
     "conv same": lambda: (nft.NoisyConv2d(4, 6, (2, 3), padding="same", nvm=NVM), torch.randn(2, 4, 7, 8)),
     "conv reflect": lambda: (nft.NoisyConv2d(4, 6, 3, padding=1, padding_mode="reflect", nvm=NVM), torch.randn(2, 4, 7, 8)),
     "conv unbatched": lambda: (nft.NoisyConv2d(4, 6, 3, nvm=NVM), torch.randn(4, 7, 8)),
@@ -162,6 +163,7 @@ def test_one_graph_serves_all_batch_sizes():
                 assert torch.equal(compiled(x), net(x))
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_the_functions_compile():
     weight, key = torch.randn(4, 6), nft.noise_key(0, range(2))
 

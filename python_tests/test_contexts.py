@@ -17,7 +17,8 @@ X = torch.randn(5, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return nft.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)), NVM).eval()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    return nft.convert(net, NVM).eval()
 
 
 def run(model, sigma=None, enabled=None, draws=0):
@@ -76,10 +77,9 @@ def test_sigma_zero_is_the_noise_switched_off(model, device):
     torch.testing.assert_close(run(model, sigma=0.0), run(model, enabled=False), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("device", [NVM, NVM.replace(sampling="per_device"), NVM.replace(clip=(0, 1)), NVM.replace(stuck=(0.1, 0.1))],
-                         ids=str)
-def test_noise_off_means_quantized_weights_on_every_device(model, device):
-    model = nft.convert(model, device)
+@pytest.mark.parametrize("change", [{}, {"sampling": "per_device"}, {"clip": (0, 1)}, {"stuck": (0.1, 0.1)}], ids=str)
+def test_noise_off_means_quantized_weights_on_every_device(model, change):
+    model = nft.convert(model, NVM.replace(**change))
     expected = nft.restore(model)
     with torch.no_grad():
         for index in (0, 4):
@@ -223,7 +223,7 @@ def test_batch_statistics_over_several_chips_are_refused(model):
 
 def test_batchnorm_without_running_statistics_is_refused_in_eval_mode_too():
     model = nft.convert(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)), NVM).eval()
-    with nft.chips(model, draws=range(2)), pytest.raises(ValueError, match="1: must use its running .*got track_running_stats=False"):
+    with nft.chips(model, draws=range(2)), pytest.raises(ValueError, match="1: must use .*got track_running_stats=False"):
         model(torch.randn(4, 3))
 
 

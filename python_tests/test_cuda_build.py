@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=WHY_NOT)
 
 # From libtorch_cuda.so; everything else of torch is in libtorch_cpu.so.
 CUDA_SYMBOLS = {"aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg"}
-OPERATORS = ["weight_step", "quantize", "program", "noisy_linear", "noisy_linear_backward", "noisy_conv2d", "noisy_conv2d_backward"]
+OPERATORS = ["weight_step", "quantize", "program", "noisy_linear", "noisy_linear_backward", "noisy_conv2d",
+             "noisy_conv2d_backward"]
 MOST_REGISTERS = 64  # csrc/cuda/sampler.cu asks for 8 blocks of 256 threads a multiprocessor, or 4 on the per-device path
 KERNELS = {"program_kernel": 3 * (1 + 2 + 2), "quantize_kernel": 2, "largest_kernel": 1, "step_kernel": 1}  # instances
 
@@ -42,7 +43,8 @@ def cuobjdump() -> str:
     folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
     folders += [bin_ for packages in site.getsitepackages() for bin_ in Path(packages).glob("nvidia/cu*/bin")]
     path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
-    return shutil.which("cuobjdump", path=path) or pytest.skip("cuobjdump was not found; run: pip install nvidia-cuda-cuobjdump")
+    found = shutil.which("cuobjdump", path=path)
+    return found or pytest.skip("cuobjdump was not found; run: pip install nvidia-cuda-cuobjdump")
 
 
 def test_needs_both_torch_libraries():
@@ -82,8 +84,8 @@ def test_kernels_keep_to_their_registers():
 def test_every_float_operation_is_rounded_by_itself():
     """Bit-identity with the CPU: no fma, no approximation, no flushed subnormals; .rn, which the assembler never fuses."""
     ptx = output_of(cuobjdump(), "-ptx", LIBRARY)
-    operations = re.findall(r"^\s*(?:@!?%p\d+\s+)?((?:add|sub|mul|div|sqrt|fma|mad|rcp|rsqrt|ex2|lg2|sin|cos|tanh)\.[\w.]*f(?:16|32|64)\w*)",
-                            ptx, re.MULTILINE)
+    names = "add|sub|mul|div|sqrt|fma|mad|rcp|rsqrt|ex2|lg2|sin|cos|tanh"
+    operations = re.findall(rf"^\s*(?:@!?%p\d+\s+)?((?:{names})\.[\w.]*f(?:16|32|64)\w*)", ptx, re.MULTILINE)
     assert set(operations) == {"add.rn.f32", "sub.rn.f32", "mul.rn.f32", "div.rn.f32", "sqrt.rn.f32"}
     assert not re.findall(r"^.*(?:\.ftz|\.approx|\.full|\.sat)\b.*$", ptx, re.MULTILINE)
 
@@ -106,11 +108,12 @@ def test_registers_every_operator(tmp_path):
     """Loaded in a fresh process; where torch has no CUDA, beside a stand-in for the three functions of libtorch_cuda.so."""
     environment = dict(os.environ)
     if torch.version.cuda is None:
-        compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip("a C++ compiler is needed for the stand-in library")
+        compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip("a C++ compiler is needed for the stand-in")
         (tmp_path / "stand_in.cpp").write_text(STAND_IN)
         output_of(compiler, "-shared", "-fPIC", "-o", tmp_path / "libtorch_cuda.so", "-Wl,-soname,libtorch_cuda.so",
                   tmp_path / "stand_in.cpp")
         environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(tmp_path), environment.get("LD_LIBRARY_PATH", "")])
-    run = subprocess.run([sys.executable, "-c", LOAD, str(LIBRARY), *OPERATORS], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", LOAD, str(LIBRARY), *OPERATORS]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split("\n")[:-1] == [f"{name} True" for name in OPERATORS]

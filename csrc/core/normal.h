@@ -5,10 +5,10 @@
 // place in the random sequence. The radius uniform never is 0 (it is at least 2^-32), so log(0) cannot happen and
 // |z| <= sqrt(64 ln 2) = 6.66.
 //
-// The polynomials are our own (csrc/tests/fit_polynomials.py). Maximal errors, measured exhaustively over every
-// float32 that can occur (csrc/tests/test_normal.cpp asserts them):
-//   minus_two_log  u in [2^-32, 1]  @LOG@ ULP
-//   circle         all angles       @CIRCLE@ ULP
+// The polynomials are our own (csrc/tests/fit_polynomials.py). Maximal errors against the true function of the exact
+// argument, in units of the last place of the result; csrc/tests/test_normal.cpp asserts them over every argument:
+//   minus_two_log  every float32 u in [2^-32, 1]  0.85 ULP
+//   circle         every angle x, both results    2.4 ULP (rounding the 30-bit angle to float32 included)
 #pragma once
 
 #include "macros.h"

@@ -97,6 +97,7 @@ Tensor weight_step(Tensor weight, int64_t weight_bits) {
 Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   check(weight.scalar_type() == ScalarType::Float, "quantize", "weight", "must be float32", "another dtype");
   check(weight_bits >= 1 && weight_bits <= 16, "quantize", "weight_bits", "must be in 1..16", weight_bits);
+  check(step.scalar_type() == ScalarType::Float && step.numel() == 1, "quantize", "step", "must be one float32", text(step.sizes()));
   const Tensor dense = torch::stable::contiguous(weight);
   const int bytes = weight_bits <= 15 ? 2 : 4;
   Tensor codes = aten::empty(sizes_of(weight), bytes == 2 ? ScalarType::Short : ScalarType::Int, weight);

@@ -204,6 +204,7 @@ void program_packed(const Program& p, int64_t begin, int64_t end) {
 }
 
 void program_chunks(const Program& p, int64_t begin, int64_t end) {
+  if (begin >= end) return;
   if (step_is_zero(p.step)) {
     const int64_t first = begin * kChunk, last = end * kChunk < p.n ? end * kChunk : p.n;
     const int64_t bytes = p.out_type == OutType::kFloat32 ? 4 : 2;
@@ -249,14 +250,15 @@ void normals_of(const int64_t* row, uint32_t stream, uint32_t slice, int64_t n, 
   }
 }
 
+// Through the same lanes as the noise, so that the published known answers hold for what the sampler really runs.
 void philox_of(const uint32_t* counters, const uint32_t* key, int64_t n, uint32_t* words) {
-  for (int64_t i = 0; i < n; ++i) {
-    uint32_t c0 = counters[4 * i], c1 = counters[4 * i + 1], c2 = counters[4 * i + 2], c3 = counters[4 * i + 3];
-    philox(c0, c1, c2, c3, key[0], key[1]);
-    words[4 * i] = c0;
-    words[4 * i + 1] = c1;
-    words[4 * i + 2] = c2;
-    words[4 * i + 3] = c3;
+  constexpr int kAtOnce = kGroups * kLanes;
+  for (int64_t first = 0; first < n; first += kAtOnce) {
+    const int count = n - first < kAtOnce ? (int)(n - first) : kAtOnce;
+    Lanes c[kGroups][4] = {};
+    for (int i = 0; i < 4 * count; ++i) c[i / 4 / kLanes][i % 4][i / 4 % kLanes] = counters[4 * first + i];
+    philox_lanes(c, key[0], key[1]);
+    for (int i = 0; i < 4 * count; ++i) words[4 * first + i] = (uint32_t)c[i / 4 / kLanes][i % 4][i / 4 % kLanes];
   }
 }
 

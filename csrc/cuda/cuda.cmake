@@ -2,8 +2,8 @@
 set(CMAKE_CUDA_ARCHITECTURES ${NFT_CUDA_ARCHITECTURES})
 enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 11.8)
-  message(FATAL_ERROR "The CUDA operators need nvcc 11.8 or later; ${CMAKE_CUDA_COMPILER} is ${CMAKE_CUDA_COMPILER_VERSION}. Put "
-                      "a newer one on PATH or build with NFT_EXT_CUDA=0.")
+  message(FATAL_ERROR "The CUDA operators need nvcc 11.8 or later; got ${CMAKE_CUDA_COMPILER_VERSION} "
+                      "(${CMAKE_CUDA_COMPILER}). Put a newer one on PATH or build with NFT_EXT_CUDA=0.")
 endif()
 find_package(CUDAToolkit REQUIRED)
 set(NFT_CUDA_FACT "sm_80 sm_90 compute_90, nvcc ${CMAKE_CUDA_COMPILER_VERSION}")

@@ -89,6 +89,7 @@ Tensor weight_step(Tensor weight, int64_t weight_bits) {
 Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   check(weight.scalar_type() == ScalarType::Float, "quantize", "weight", "must be float32", "another dtype");
   check(weight_bits >= 1 && weight_bits <= 16, "quantize", "weight_bits", "must be in 1..16", weight_bits);
+  check(step.scalar_type() == ScalarType::Float && step.numel() == 1, "quantize", "step", "must be one float32", text(step.sizes()));
   check(weight.is_cuda(), "quantize", "weight", "must be on CUDA like the step", "another device");
   check_beside("quantize", "step", step, weight);
   const OnDevice here(weight);

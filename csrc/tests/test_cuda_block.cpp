@@ -81,14 +81,10 @@ std::vector<float> expected(const Case& c, const float* weight, int64_t n, float
   p.weight = weight;
   p.n = n;
   p.step = step;
-  p.weight_bits = c.weight_bits;
-  p.device_bits = c.device_bits;
-  p.path = c.path;
-  p.mapping = c.mapping;
+  p.weight_bits = c.weight_bits, p.device_bits = c.device_bits;
+  p.path = c.path, p.mapping = c.mapping;
   p.table = c.table.data();
-  p.keys = &kKeys[0][0];
-  p.chips = kChips;
-  p.stream = kStream;
+  p.keys = &kKeys[0][0], p.chips = kChips, p.stream = kStream;
   p.out_type = nft::OutType::kFloat32;
   p.out = out.data();
   scalar().program(p, 0, nft::chunks_of(n));
@@ -113,6 +109,18 @@ void compare(nft::cuda::Program p, const std::vector<float>& want, int offset, c
   }
 }
 
+nft::cuda::Program program_of(const Case& c, int64_t n, const float* step) {
+  nft::cuda::Program p{};
+  p.n = n;
+  p.step = step;
+  p.weight_bits = c.weight_bits, p.device_bits = c.device_bits;
+  p.path = c.path, p.mapping = c.mapping;
+  p.table = c.table.data();
+  p.keys = &kKeys[0][0], p.chips = kChips, p.stream = kStream;
+  p.code_bytes = c.weight_bits <= 15 ? 2 : 4;
+  return p;
+}
+
 void test_program(const Case& c, int64_t n, int offset) {
   std::vector<float> weight_memory;
   std::vector<int16_t> short_memory;
@@ -124,18 +132,7 @@ void test_program(const Case& c, int64_t n, int offset) {
   const float step = scalar().step(float_of(bits), c.weight_bits);
   const std::vector<float> want = expected(c, weight, n, step);
 
-  nft::cuda::Program p{};
-  p.n = n;
-  p.step = &step;
-  p.weight_bits = c.weight_bits;
-  p.device_bits = c.device_bits;
-  p.path = c.path;
-  p.mapping = c.mapping;
-  p.table = c.table.data();
-  p.keys = &kKeys[0][0];
-  p.chips = kChips;
-  p.stream = kStream;
-  p.code_bytes = c.weight_bits <= 15 ? 2 : 4;
+  nft::cuda::Program p = program_of(c, n, &step);
   const std::string name = std::string(c.name) + ", n " + std::to_string(n) + ", offset " + std::to_string(offset);
   for (bool cached : {false, true}) {
     p.weight = cached ? nullptr : weight;
@@ -186,26 +183,32 @@ std::vector<Case> cases() {
 
 // A zero step makes all weights +0 and all codes 0; a NaN step all weights NaN; tables and keys notwithstanding.
 void test_irregular_step() {
-  const std::vector<float> table(512, 1.0f);
+  const Case c = {8, 2, kPathFast, 0, std::vector<float>(512, 1.0f), "irregular step"};
   for (float step : {0.0f, NAN}) {
     const float weight[5] = {NAN, INFINITY, -1, 0, 2};
     float out[5 * kChips];
-    nft::cuda::Program p{};
+    nft::cuda::Program p = program_of(c, 5, &step);
     p.weight = weight;
-    p.n = 5;
-    p.step = &step;
-    p.weight_bits = 8;
-    p.device_bits = 2;
-    p.path = kPathFast;
-    p.table = table.data();
-    p.keys = &kKeys[0][0];
-    p.chips = kChips;
     p.out = out;
     run<OutType::kFloat32>(p, false);
-    for (float w : out) expect(step == 0.0f ? bits_of(w) == 0 : isnan(w), "weights of an irregular step");
+    for (float w : out) expect(step == 0.0f ? bits_of(w) == 0 : isnan(w), c.name);
     int16_t codes[5] = {9, 9, 9, 9, 9};
     for (int64_t block = 0; block < 2; ++block) quantize_block(weight, 5, step, 8, codes, block);
     for (int16_t q : codes) expect(q == 0, "codes of an irregular step");
+  }
+}
+
+// A row of the grid programs every second chip and leaves the others alone.
+void test_row_of_chips() {
+  const Case c = {8, 2, kPathFast, 0, std::vector<float>(512, 1.0f), "row of chips"};
+  for (float step : {0.0f, 0.5f}) {
+    const float weight[4] = {1, 2, 3, 4};
+    std::vector<float> out(4 * kChips, -1e6f);
+    nft::cuda::Program p = program_of(c, 4, &step);
+    p.weight = weight;
+    p.out = out.data();
+    program_block<kPathFast, OutType::kFloat32>(p, {p.table, table_levels(p), false}, 0, 1, 2);
+    for (int i = 0; i < 4 * kChips; ++i) expect((out[i] == -1e6f) == (i / 4 != 1), c.name);
   }
 }
 
@@ -270,7 +273,8 @@ void test_float16() {
                     to_float16(nextafterf(middle, 0)) == h && to_float16(nextafterf(middle, INFINITY)) == h + 1;
     expect(ok, "half " + std::to_string(h));
   }
-  expect(to_float16(INFINITY) == 0x7c00 && to_float16(-1e30f) == 0xfc00 && to_float16(NAN) == 0x7e00, "half of infinity and NaN");
+  expect(to_float16(INFINITY) == 0x7c00 && to_float16(-1e30f) == 0xfc00, "half of infinity");
+  expect(to_float16(NAN) == 0x7e00, "half of NaN");
 }
 
 }  // namespace
@@ -283,6 +287,7 @@ int main() {
   for (int64_t n : {1, 4, 6, 257})
     for (int offset : {0, 1, 2, 3}) test_quantize_and_step(n, offset);
   test_irregular_step();
+  test_row_of_chips();
   test_counter_of_large_blocks();
   test_float16();
   if (failures)

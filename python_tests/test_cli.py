@@ -1,0 +1,87 @@
+"""The command line: what it prints and leaves, and that bad input is one line and a status."""
+
+import json
+
+import pytest
+
+from nft_ext.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny network trained for one epoch on digits, by the command itself."""
+    path = tmp_path_factory.mktemp("train") / "noise.safetensors"
+    assert main(["train", str(path), "--method", "noise", "--sigma", "0.1", "--epochs", "1", "--width", "0.0625"]) == 0
+    return path
+
+
+def test_info_names_what_is_in_use(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for word in ("nft_ext", "torch", "CPU kernels", "threads", "CUDA"):
+        assert word in text
+
+
+def test_info_as_json(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["instruction_set"] in facts["instruction_sets"]
+
+
+def test_train_leaves_a_checkpoint_and_a_log(checkpoint):
+    assert checkpoint.exists()
+    assert checkpoint.with_suffix(".csv").read_text().startswith("epoch,")
+
+
+def test_evaluate_prints_the_report_and_writes_json_csv_and_plot(checkpoint, tmp_path, capsys):
+    arguments = ["evaluate", str(checkpoint), "--sigma", "0.1", "--runs", "3", "--limit", "40", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert "accuracy" in capsys.readouterr().out
+    stem = tmp_path / "noise-sigma0.1"
+    report = json.loads(stem.with_name(stem.name + ".json").read_text())
+    assert report["runs"] == 3
+    assert stem.with_name(stem.name + ".csv").exists() and stem.with_name(stem.name + ".png").exists()
+
+
+def test_evaluate_sweeps_several_sigmas(checkpoint, tmp_path, capsys):
+    assert main(["evaluate", str(checkpoint), "--sigma", "0", "0.2", "--runs", "2", "--limit", "20", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("0.2") for line in lines)
+    assert (tmp_path / "noise.png").exists()
+
+
+def test_evaluate_takes_a_measured_table(checkpoint, tmp_path, capsys):
+    table = tmp_path / "levels.csv"
+    table.write_text("level,mean,std\n0,0.0,0.05\n1,1.02,0.1\n2,1.97,0.1\n3,2.9,0.05\n")
+    assert main(["evaluate", str(checkpoint), "--sigma", "1", "--runs", "2", "--limit", "20", "--table", str(table)]) == 0
+    assert "levels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--runs", "1"], ["runs", "1"]),
+    (["--sigma", "-0.1"], ["sigma", "-0.1"]),
+    (["--device-bits", "3"], ["weight_bits", "8"]),
+    (["--dataset", "mnist", "--data-dir", "/no/such/folder"], ["/no/such/folder"]),
+    (["--table", "/no/such/table.csv"], ["/no/such/table.csv"]),
+])
+def test_bad_input_is_one_line_and_status_one(checkpoint, capsys, arguments, words):
+    assert main(["evaluate", str(checkpoint), *arguments]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("nft-ext evaluate: ") and "Traceback" not in error
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])
+def test_missing_short_or_corrupt_checkpoint(tmp_path, capsys, content):
+    path = tmp_path / "broken.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["evaluate", str(path)]) == 1
+    assert "broken.safetensors" in capsys.readouterr().err
+
+
+def test_train_refuses_bad_options_before_work(tmp_path, capsys):
+    assert main(["train", str(tmp_path / "x.safetensors"), "--method", "ovf", "--beta", "-1"]) == 1
+    assert "beta" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
