@@ -9,12 +9,14 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.case import Case, Ready, Target, Variant
 
 SAMPLE_SECONDS = 0.004  # a timing holds as many calls as fill this: far above the clock's own cost
 MOST_CALLS = 1000
+MUCH_CONTENTION = 0.1  # above this share another program was in the way
+CONTENDED = "not comparable: something waited for a core in {:.0f} % of the time; stop what else runs here"
 
 
 @dataclasses.dataclass
@@ -83,7 +85,39 @@ def interleaved(runs: Sequence[Callable[[], Any]], rounds: int, tick: Callable[[
     return [Timing(s, c, f / (c * rounds)) for s, c, f in zip(seconds, calls, faults)]
 
 
-def measure(variants: Sequence[Variant], rounds: int, tick: Callable[[str], None] = lambda note: None) -> list[Row]:
+class Contention:
+    """Context manager: the share of its time in which something that could run waited for a core (Linux; else None)."""
+
+    share: float | None = None
+
+    def __enter__(self) -> Contention:
+        self._start, self._waited = time.perf_counter(), self._seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._waited is not None:
+            self.share = (self._seconds() - self._waited) / (time.perf_counter() - self._start)
+
+    @staticmethod
+    def _seconds() -> float | None:
+        try:
+            with open("/proc/pressure/cpu") as file:
+                return int(file.readline().rsplit("total=", 1)[1]) * 1e-6
+        except (OSError, IndexError, ValueError):
+            return None
+
+
+def warning(contention: float | None) -> str | None:
+    """What to say about times taken under this contention; None where they are good."""
+    return CONTENDED.format(100 * contention) if contention is not None and contention > MUCH_CONTENTION else None
+
+
+class Measured(NamedTuple):
+    rows: list[Row]
+    contention: float | None  # see Contention
+
+
+def measure(variants: Sequence[Variant], rounds: int, tick: Callable[[str], None] = lambda note: None) -> Measured:
     """Builds, checks and times variants. One that is wrong, or does not even run, gets no timing.
 
     tick(note) is called before each variant is built and after each round.
@@ -100,11 +134,12 @@ def measure(variants: Sequence[Variant], rounds: int, tick: Callable[[str], None
         rows.append(Row(variant, failure))
         if failure is None:
             runs.append(ready.run)
-    timings = iter(interleaved(runs, rounds, lambda: tick("timing")) if runs else [])
+    with Contention() as contention:
+        timings = iter(interleaved(runs, rounds, lambda: tick("timing")) if runs else [])
     for row in rows:
         if row.failure is None:
             row.timing = next(timings)
-    return rows
+    return Measured(rows, contention.share)
 
 
 # ---- ratios
@@ -141,7 +176,7 @@ def best_torch(case: Case, rows: Sequence[Row], row: Row, draws: str) -> Row | N
 
 @dataclasses.dataclass
 class Verdict:
-    """A target and what was found: reached is None where it cannot be said."""
+    """A target and what was found: reached is None where it cannot be said, so also where another program was in the way."""
 
     target: Target
     reached: bool | None
@@ -150,8 +185,9 @@ class Verdict:
     why: str = ""
 
 
-def judge(target: Target, rows: Sequence[Row]) -> Verdict:
-    """Reached or not; not shown where our result failed its check or nothing right stands against it."""
+def judge(target: Target, measured: Measured) -> Verdict:
+    """Reached or not; no ratio where our result failed its check or nothing right stands against it."""
+    rows = measured.rows
     wrong = [r for r in rows if r.failure and r.variant.matches(target.ours)]
     ours, against = fastest(rows, target.ours), fastest(rows, target.against)
     if wrong:
@@ -159,4 +195,6 @@ def judge(target: Target, rows: Sequence[Row]) -> Verdict:
     if ours is None or against is None:
         return Verdict(target, None, None, "", "no right result to compare")
     found = ratio(ours, against)
+    if (why := warning(measured.contention)) is not None:
+        return Verdict(target, None, found, ours.variant.name, why)
     return Verdict(target, found.of_medians >= target.at_least, found, ours.variant.name)

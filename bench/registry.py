@@ -31,7 +31,7 @@ def cases() -> list[Case]:
 
 
 def select(pattern: str | None) -> tuple[list[Case], list[str]]:
-    """Cases and reports whose name holds `pattern` or matches it as a glob; commas separate several.
+    """Cases and reports that `pattern` names, or else whose name holds it or matches it as a glob; commas separate several.
 
     Raises:
         ValueError: nothing matches.
@@ -39,11 +39,12 @@ def select(pattern: str | None) -> tuple[list[Case], list[str]]:
     everything = cases()
     patterns = [p.strip() for p in pattern.split(",")] if pattern else [""]
 
+    names = [c.name for c in everything] + list(REPORTS)
+
     def wanted(name: str) -> bool:
-        return any(p in name or fnmatch.fnmatchcase(name, p) for p in patterns)
+        return any(name == p if p in names else p in name or fnmatch.fnmatchcase(name, p) for p in patterns)
 
     found = [c for c in everything if wanted(c.name)], [r for r in REPORTS if wanted(r)]
     if not any(found):
-        names = ", ".join([c.name for c in everything] + list(REPORTS))
-        raise ValueError(f"--only: must match one of {names}; got {pattern}")
+        raise ValueError(f"--only: must match one of {', '.join(names)}; got {pattern}")
     return found

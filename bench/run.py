@@ -22,7 +22,7 @@ from nft_ext.progress import Progress
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/run.py", description="nft_ext against plain PyTorch at its best.")
     parser.add_argument("--list", action="store_true", help="print the cases and their variants, run nothing")
-    parser.add_argument("--only", metavar="PATTERN", help="cases whose name holds PATTERN or matches it as a glob; commas separate several")
+    parser.add_argument("--only", metavar="PATTERN", help="names, parts of names or globs; commas separate several")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write everything measured as JSON")
     parser.add_argument("--rounds", metavar="N", type=int, help="interleaved rounds a case (default: the case's own, 9 to 15)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes to compile")
@@ -54,12 +54,18 @@ def _print_list(chosen: list[Case], reports: list[str], compiled: bool) -> None:
             print(f"target: {target.case}: {target.rule}, >= {target.at_least:g}x")
 
 
-def _run_case(case: Case, options: argparse.Namespace, title: str) -> list[measure.Row]:
+def _run_case(case: Case, options: argparse.Namespace, title: str) -> measure.Measured:
     variants = _variants(case, not options.no_compile)
     rounds = options.rounds or case.rounds
-    torch.compiler.reset()  # a compiled model has as many graphs as torch allows for one source line, across cases
+    if not options.no_compile:
+        torch.compiler.reset()  # torch allows only so many graphs for one source line, across cases
     with Progress(len(variants) + rounds, title, "steps") as progress:
         return measure.measure(variants, rounds, lambda note: progress.update(1, note))
+
+
+def _warn(contention: float | None) -> None:
+    if (text := measure.warning(contention)) is not None:
+        print("  " + text, flush=True)
 
 
 def _save(path: Path, found: dict[str, Any]) -> None:
@@ -91,19 +97,24 @@ def main(argv: list[str] | None = None) -> int:
     wrong = 0
     total = len(chosen) + len(reports)
     for number, case in enumerate(chosen, start=1):
-        rows = _run_case(case, options, f"[{number}/{total}] {case.name}")
+        measured = _run_case(case, options, f"[{number}/{total}] {case.name}")
+        rows = measured.rows
         wrong += sum(r.failure is not None for r in rows)
         print("\n" + table.text(case, rows), flush=True)
-        here = [measure.judge(t, rows) for t in registry.TARGETS if t.case == case.name]
+        _warn(measured.contention)
+        here = [measure.judge(t, measured) for t in registry.TARGETS if t.case == case.name]
         verdicts += here
-        found["cases"].append(table.case_record(case, rows))
+        found["cases"].append(table.case_record(case, rows) | {"contention": measured.contention})
         found["targets"] += [table.verdict_record(v) for v in here]
         if options.out is not None:
             _save(options.out, found)
     if reports:
         print(f"[{total}/{total}] limits", file=sys.stderr, flush=True)
-        found["limits"] = limits.report(options.rounds or 15)
+        with measure.Contention() as contention:
+            found["limits"] = limits.report(options.rounds or 15)
+        found["limits"]["contention"] = contention.share
         print("\nlimits\n" + limits.text(found["limits"]), flush=True)
+        _warn(contention.share)
         if options.out is not None:
             _save(options.out, found)
     if verdicts:

@@ -31,7 +31,8 @@ def text(case: Case, rows: Sequence[Row]) -> str:
     """The case's table: a line a variant, fastest first; no ratio for a result that is wrong."""
     rounds = max((len(r.timing.seconds) for r in rows if r.timing), default=0)
     width = max(len(r.variant.name) for r in rows) + 2
-    lines = [f"{case.name}: {case.shape}  (medians of {rounds} interleaved rounds; ratio of medians, in brackets the median of the rounds' ratios)",
+    lines = [f"{case.name}: {case.shape}",
+             f"  medians of {rounds} interleaved rounds; ratios of medians, in brackets the medians of the rounds' ratios",
              f"  {'variant':{width}s}{'ms':>10s}{'p20 .. p80':>20s}{case.unit:>11s}{'GB/s':>8s}{'faults':>8s}"
              + "".join(f"{title:>16s}" for title in COMPARED.values())]
     for row in sorted((r for r in rows if r.timing), key=lambda r: r.timing.median):
@@ -55,7 +56,8 @@ def verdicts_text(verdicts: Sequence[Verdict]) -> str:
         if v.ratio is None:
             lines.append(f"{what}: NOT SHOWN, {v.why}")
         else:
-            lines.append(f"{what}: {'reached' if v.reached else 'NOT REACHED'}, {v.ratio.of_medians:.2f}x "
+            said = v.why if v.reached is None else "reached" if v.reached else "NOT REACHED"
+            lines.append(f"{what}: {said}, {v.ratio.of_medians:.2f}x "
                          f"({v.ratio.of_rounds:.2f}x by rounds): {v.ours} against {v.ratio.against}")
     return "\n".join(lines)
 

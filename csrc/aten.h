@@ -78,7 +78,8 @@ inline Tensor convolution(const Tensor& x, const Tensor& weight, const std::opti
 inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                                const Convolution& c, std::array<bool, 3> mask) {
   const Ints no_padding(2, 0);
-  const std::optional<Ints> bias_sizes = mask[2] ? std::optional<Ints>(Ints{weight.size(0)}) : std::nullopt;
+  std::optional<Ints> bias_sizes;
+  if (mask[2]) bias_sizes = Ints{weight.size(0)};
   const torch::headeronly::HeaderOnlyArrayRef<bool> wanted(mask.data(), mask.size());
   std::array<StableIValue, 11> stack{from(grad),      from(x),          from(weight), from(bias_sizes),
                                      from(c.stride),  from(c.padding),  from(c.dilation), from(false),

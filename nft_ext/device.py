@@ -83,6 +83,8 @@ class NVMDevice:
             put(field, self._levels(field, low=None if field == "level_mean" else 0.0))
         if (self.level_mean is None) != (self.level_std is None):
             fail("level_std", "must be given together with level_mean", self.level_std)
+        if self.level_scale is not None and self.level_std is not None:
+            fail("level_scale", "must be left out where level_std gives each level its deviation", self.level_scale)
         if self.clip is not None:
             low, high = _pair("clip", self.clip)
             if low >= high:
@@ -98,8 +100,10 @@ class NVMDevice:
         put("stuck", (off, on))
         if self.censor is not None and self.truncate is not None:
             fail("truncate", "cannot be combined with censor", self.truncate)
-        if self.state_rule == "weight" and (self.level_scale is None or self.device_bits != 2 or not self.gaussian):
-            fail("state_rule", 'must be "device" unless a Gaussian preset of two-bit devices is used', self.state_rule)
+        if self.state_rule == "weight" and (self.level_scale is None or self.device_bits != 2 or not self.gaussian
+                                            or self.relative_to == "own"):
+            fail("state_rule", 'must be "device" unless a Gaussian preset of two-bit devices is used, relative_to "max" or '
+                 '"spacing"', self.state_rule)
         if self.sampling == "fast" and not self.gaussian:
             fail("sampling", 'must be "auto" or "per_device" where devices are not Gaussian (clip, censor, truncate, stuck)', "fast")
         if self.sampling == "per_device" and self.state_rule == "weight":
@@ -111,7 +115,9 @@ class NVMDevice:
         values = getattr(self, field)
         if values is None:
             return None
-        values = tuple(number(f"{field}[{i}]", float(v), low) for i, v in enumerate(values))
+        if not isinstance(values, (tuple, list, np.ndarray)):
+            fail(field, f"must be 2^device_bits = {self.levels} numbers", values)
+        values = tuple(number(f"{field}[{i}]", v, low) for i, v in enumerate(values))
         if len(values) != self.levels:
             fail(field, f"must have 2^device_bits = {self.levels} entries", len(values))
         return values
@@ -228,4 +234,4 @@ def _one_of(argument: str, value: Any, allowed: tuple[str, ...]) -> None:
 def _pair(argument: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         fail(argument, "must be two numbers", value)
-    return number(f"{argument}[0]", float(value[0])), number(f"{argument}[1]", float(value[1]))
+    return number(f"{argument}[0]", value[0]), number(f"{argument}[1]", value[1])

@@ -61,8 +61,8 @@ def operator_table(nvm: NVMDevice) -> np.ndarray:
     low, high = nvm.clip if nvm.clip is not None else (-math.inf, math.inf)
     limits = [
         math.inf if nvm.censor is None else nvm.censor,
-        low * top if math.isfinite(low) else low,
-        high * top if math.isfinite(high) else high,
+        low * top,
+        high * top,
         nvm.stuck[0],
         nvm.stuck[0] + nvm.stuck[1],
         0.0 if nvm.truncate is None else 0.5 * math.erf(nvm.truncate / math.sqrt(2)),
@@ -75,7 +75,8 @@ def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None)
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a missing column, a number that is not one, levels that are not 0 .. 2^K - 1, a negative std.
+        ValueError: a missing column, a number that is not one, levels that are not 0 .. 2^K - 1, a negative std, bytes that are
+            not text.
     """
     if unit not in ("level", "microsiemens"):
         fail("unit", "must be level or microsiemens", unit)
@@ -83,23 +84,26 @@ def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None)
         fail("g_min, g_max", "must be given with g_min < g_max where unit is microsiemens", (g_min, g_max))
     if not path.is_file():
         fail("path", "must be a CSV file with the columns level, mean, std", str(path), FileNotFoundError)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin with a byte order mark
+    except UnicodeDecodeError:
+        fail(str(path), "must be a CSV file in UTF-8", "bytes that are not text")
+    reader = csv.DictReader(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    missing = {"level", "mean", "std"} - {(f or "").strip() for f in reader.fieldnames or ()}
+    if missing:
+        fail(str(path), f"must have the columns level, mean, std; missing {', '.join(sorted(missing))}", str(reader.fieldnames))
     rows: dict[int, tuple[float, float]] = {}
-    with path.open(newline="") as file:
-        reader = csv.DictReader(line for line in file if not line.lstrip().startswith("#"))
-        missing = {"level", "mean", "std"} - {(f or "").strip() for f in reader.fieldnames or ()}
-        if missing:
-            fail(str(path), f"must have the columns level, mean, std; missing {', '.join(sorted(missing))}", str(reader.fieldnames))
-        for number, row in enumerate(reader, start=1):
-            try:
-                row = {(k or "").strip(): v for k, v in row.items()}
-                level, mean, std = int(row["level"]), float(row["mean"]), float(row["std"])
-            except (TypeError, ValueError):
-                fail(f"{path}, row {number}", "must hold an integer level and two numbers", str(dict(row)))
-            if not (math.isfinite(mean) and math.isfinite(std) and std >= 0):
-                fail(f"{path}, row {number}", "must hold a finite mean and a finite std >= 0", str(dict(row)))
-            if level in rows:
-                fail(f"{path}, row {number}", "must name each level once", level)
-            rows[level] = (mean, std)
+    for number, row in enumerate(reader, start=1):
+        try:
+            row = {(k or "").strip(): v for k, v in row.items()}
+            level, mean, std = int(row["level"]), float(row["mean"]), float(row["std"])
+        except (TypeError, ValueError):
+            fail(f"{path}, row {number}", "must hold an integer level and two numbers", str(row))
+        if not (math.isfinite(mean) and math.isfinite(std) and std >= 0):
+            fail(f"{path}, row {number}", "must hold a finite mean and a finite std >= 0", str(row))
+        if level in rows:
+            fail(f"{path}, row {number}", "must name each level once", level)
+        rows[level] = (mean, std)
     count = len(rows)
     if count < 2 or count & (count - 1) or sorted(rows) != list(range(count)):
         fail(str(path), "must list the levels 0 .. 2^K - 1, K >= 1", str(sorted(rows)))

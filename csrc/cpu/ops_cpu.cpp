@@ -54,7 +54,6 @@ struct Cpu {
     p.codes = c.codes ? c.codes->data_ptr() : nullptr;
     p.weight_bits = (int)c.device[0];
     p.device_bits = (int)c.device[1];
-    p.code_bytes = p.weight_bits <= 15 ? 2 : 4;
     p.path = (int)c.device[2];
     p.mapping = (int)c.device[3];
     p.step = *static_cast<const float*>(c.step.data_ptr());

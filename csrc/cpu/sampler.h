@@ -11,8 +11,7 @@ enum class OutType : int { kFloat32 = 0, kBFloat16 = 1 };
 // One weight tensor to be programmed onto `chips` chips. All arrays in row-major logical order.
 struct Program {
   const float* weight;    // [n], or null where codes are given
-  const void* codes;      // [n] int16 (code_bytes 2) or int32 (code_bytes 4), or null
-  int code_bytes;
+  const void* codes;      // [n] int16 (weight_bits <= 15) or int32 (16), packed as core/quantize.h says, or null
   int64_t n;              // number of weights
   float step;             // s of Eq. 4
   int weight_bits, device_bits, path, mapping;
@@ -34,7 +33,7 @@ struct Kernels {
   uint32_t (*abs_max_bits)(const float* weight, int64_t n);
   // Step s of Eq. 4 from the largest |weight|.
   float (*step)(float abs_max, int weight_bits);
-  // Codes of `n` weights, packed as core/quantize.h says.
+  // Codes of `n` weights, packed as core/quantize.h says, as int16 (code_bytes 2; weight_bits <= 15) or int32 (4).
   void (*quantize)(const float* weight, int64_t n, float step, int weight_bits, void* codes, int code_bytes);
   // Chunks [begin, end) of a Program.
   void (*program)(const Program& program, int64_t begin, int64_t end);

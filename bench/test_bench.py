@@ -1,0 +1,30 @@
+"""The eager variants of every case for pytest-benchmark (pyproject.toml skips benchmarks, hence the -o):
+
+    python -m pytest -o addopts= bench/test_bench.py --benchmark-only [-k "resnet18-1 and nft"] [--benchmark-json FILE]
+
+One process, but not interleaved: bench/run.py is the measurement to quote, this one tracks changes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import registry  # noqa: E402
+
+EAGER = [pytest.param(case, variant, id=f"{case.name}: {variant.name}")
+         for case in registry.cases() for variant in case.variants if variant.mode == "eager"]
+
+
+@pytest.mark.parametrize("case, variant", EAGER)
+def test_speed(benchmark, case, variant):
+    ready = variant.make()
+    failure = ready.check()
+    assert failure is None, failure
+    benchmark.group = f"{case.name}: {case.shape}"
+    benchmark.extra_info["variant"] = variant.name
+    benchmark(ready.run)
