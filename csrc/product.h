@@ -1,6 +1,6 @@
 // Noisy linear and conv2d, forward and straight-through backward, for any backend that can program a crossbar.
 //
-// A forward programs one chip's weights into scratch memory that the next chip and the next call reuse, multiplies, and
+// A forward programs one chip's weights into memory that the next chip and the next call reuse, multiplies, and
 // forgets them; the backward programs the same chip again from its key. No noisy weight outlives a call.
 //
 // Straight-through (design, section 2): dL/dW = dL/dW_p and dL/dx uses W_p. The weight's gradient does not depend on the
@@ -73,7 +73,7 @@ template <class Backend, class Product>
 Tensor for_each_chip(const Crossbar& c, const Tensor& x, bool shared, bool channels_last, const Product& product) {
   const ScalarType dtype = x.scalar_type();
   const int64_t chips = c.chips(), rows = rows_per_chip(c.op, x, chips, shared);
-  Tensor programmed = Backend::scratch(sizes_of(c.weight), dtype, c.weight);
+  Tensor programmed = Backend::memory(sizes_of(c.weight), dtype, c.weight);
   std::optional<Tensor> all;
   for (int64_t chip = 0; chip < chips; ++chip) {
     Backend::program(c, programmed, chip, 1);
@@ -195,7 +195,7 @@ std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(const Crossbar& c, cons
   const bool channels_last = aten::is_channels_last(x);
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);
-  const Tensor programmed = Backend::scratch(sizes_of(c.weight), x.scalar_type(), c.weight);
+  const Tensor programmed = Backend::memory(sizes_of(c.weight), x.scalar_type(), c.weight);
   if (mask[0]) {
     for (int64_t chip = 0; chip < chips; ++chip) {
       Backend::program(c, programmed, chip, 1);
@@ -240,7 +240,7 @@ struct Operators {
           "dtype", "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
     Ints sizes = sizes_of(weight);
     sizes.insert(sizes.begin(), c.chips());
-    Tensor out = aten::empty(sizes, dtype, weight);
+    Tensor out = Backend::memory(sizes, dtype, weight);
     Backend::program(c, out, 0, c.chips());
     return out;
   }

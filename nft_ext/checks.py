@@ -24,6 +24,8 @@ def integer(argument: str, value: Any, low: int, high: int | None = None) -> int
     Raises:
         ValueError: not an integer, or out of range.
     """
+    if type(value) is int and value >= low and (high is None or value <= high):
+        return value  # the common case, on the path of every forward
     rule = f"must be an integer >= {low}" if high is None else f"must be an integer in {low}..{high}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         fail(argument, rule, value)

@@ -43,7 +43,7 @@ def objects(tmp_path_factory):
     started = {}
     for isa, flags in cmake_flags().items():
         source, target = ROOT / "csrc" / "cpu" / f"sampler_{isa}.cpp", folder / f"{isa}.o"
-        command = [COMPILER, "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-w", *flags, "-c", str(source), "-o", str(target)]
+        command = [COMPILER, "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-w", *flags, "-c", source, "-o", target]
         started[isa] = (target, subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
     for target, process in started.values():
         _, errors = process.communicate(timeout=300)

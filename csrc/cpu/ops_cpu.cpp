@@ -1,10 +1,8 @@
 // The operators on the CPU: the sampler over torch's own threads.
-#include <stdlib.h>
-
 #include <algorithm>
-#include <memory>
 
 #include "../product.h"
+#include "recycled.h"
 #include "sampler.h"
 
 namespace nft {
@@ -26,25 +24,7 @@ const float* weights(const Crossbar& c, Tensor& holder) {
 }
 
 struct Cpu {
-  // One grow-only buffer a thread: a fresh allocation of this size would cost more in page faults than the sampling.
-  static Tensor scratch(const Ints& sizes, ScalarType dtype, const Tensor& like) {
-    static thread_local std::unique_ptr<void, decltype(&free)> buffer(nullptr, &free);
-    static thread_local size_t capacity = 0;
-    constexpr size_t kKeep = size_t(256) << 20;
-    size_t bytes = dtype == ScalarType::Float ? 4 : 2;
-    for (int64_t size : sizes) bytes *= (size_t)size;
-    if (bytes > kKeep) return aten::empty(sizes, dtype, like);
-    if (bytes > capacity) {
-      const size_t rounded = (bytes + 4095) / 4096 * 4096;
-      buffer.reset(aligned_alloc(4096, rounded));
-      capacity = buffer ? rounded : 0;
-      check(buffer != nullptr, "scratch", "memory", "must suffice for one layer's weights", bytes);
-    }
-    if (bytes == 0) return aten::empty(sizes, dtype, like);
-    Ints strides(sizes.size(), 1);
-    for (int i = (int)sizes.size() - 2; i >= 0; --i) strides[i] = strides[i + 1] * sizes[i + 1];
-    return torch::stable::from_blob(buffer.get(), sizes, strides, like.device(), dtype);
-  }
+  static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return Recycled::empty(sizes, dtype, like); }
 
   static void program(const Crossbar& c, const Tensor& out, int64_t first_chip, int64_t chips) {
     Tensor holder = c.weight;

@@ -44,7 +44,7 @@ cuda::OutType out_type(const Tensor& out) {
 
 struct Cuda {
   // torch's caching allocator reuses the memory of the last call, in the order of the stream.
-  static Tensor scratch(const Ints& sizes, ScalarType dtype, const Tensor& like) { return aten::empty(sizes, dtype, like); }
+  static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return aten::empty(sizes, dtype, like); }
 
   static void program(const Crossbar& c, const Tensor& out, int64_t first_chip, int64_t chips) {
     check(c.weight.is_cuda(), c.op, "weight", "must be on CUDA like the other tensors", "another device");
