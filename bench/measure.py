@@ -15,6 +15,7 @@ from bench.case import Case, Ready, Target, Variant
 
 SAMPLE_SECONDS = 0.004  # a timing holds as many calls as fill this: far above the clock's own cost
 MOST_CALLS = 1000
+WAKE_SECONDS = 0.1      # shorter calls are preceded by an untimed one: a single-threaded neighbour leaves the other core asleep
 MUCH_CONTENTION = 0.1  # above this share another program was in the way
 CONTENDED = "not comparable: something waited for a core in {:.0f} % of the time; stop what else runs here"
 
@@ -65,7 +66,8 @@ def interleaved(runs: Sequence[Callable[[], Any]], rounds: int, tick: Callable[[
     for run in runs:
         run()
     # Calls of a second or so need no second warm-up: the first one showed how long they take.
-    calls = [max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / max(_timed(run, 1), 1e-7)))) for run in runs]
+    expected = [max(_timed(run, 1), 1e-7) for run in runs]
+    calls = [max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / s))) for s in expected]
     seconds: list[list[float]] = [[] for _ in runs]
     faults = [0] * len(runs)
     order = list(range(len(runs)))
@@ -76,6 +78,8 @@ def interleaved(runs: Sequence[Callable[[], Any]], rounds: int, tick: Callable[[
         for _ in range(rounds):
             shuffle(order)
             for i in order:
+                if expected[i] < WAKE_SECONDS:
+                    runs[i]()
                 before = _page_faults()
                 seconds[i].append(_timed(runs[i], calls[i]))
                 faults[i] += _page_faults() - before

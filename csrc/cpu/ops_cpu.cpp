@@ -2,14 +2,16 @@
 #include <algorithm>
 
 #include "../product.h"
+#include "deal.h"
 #include "recycled.h"
 #include "sampler.h"
 
 namespace nft {
 namespace {
 
-// About 16,000 weights a task: tens of microseconds, well above the cost of waking a thread.
-constexpr int64_t kChunksPerTask = 64;
+// About 16,000 weights a piece: tens of microseconds, well above the cost of taking it.
+constexpr int64_t kChunksPerPiece = 64;
+constexpr int64_t kWeightsPerPiece = 1 << 16;
 
 // Table entries that need no gather: mean[i] == i and all deviations equal.
 bool constant_table(const float* table, int64_t levels) {
@@ -45,8 +47,7 @@ struct Cpu {
     p.out_type = out.scalar_type() == ScalarType::Float ? OutType::kFloat32 : OutType::kBFloat16;
     p.out = out.data_ptr();
     const Kernels& k = kernels();
-    torch::stable::parallel_for(0, chunks_of(p.n), kChunksPerTask,
-                                [&](int64_t begin, int64_t end) { k.program(p, begin, end); });
+    deal(chunks_of(p.n), kChunksPerPiece, [&](int64_t begin, int64_t end) { k.program(p, begin, end); });
   }
 };
 
@@ -58,10 +59,9 @@ Tensor weight_step(Tensor weight, int64_t weight_bits) {
   const float* w = static_cast<const float*>(dense.data_ptr());
   const Kernels& k = kernels();
   const int64_t n = dense.numel();
-  constexpr int64_t kGrain = 1 << 16;
-  std::vector<uint32_t> largest((n + kGrain - 1) / kGrain, 0);
-  torch::stable::parallel_for(0, (int64_t)largest.size(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) largest[i] = k.abs_max_bits(w + i * kGrain, std::min(kGrain, n - i * kGrain));
+  std::vector<uint32_t> largest((n + kWeightsPerPiece - 1) / kWeightsPerPiece, 0);
+  deal(n, kWeightsPerPiece, [&](int64_t begin, int64_t end) {
+    largest[begin / kWeightsPerPiece] = k.abs_max_bits(w + begin, end - begin);
   });
   uint32_t bits = 0;
   for (uint32_t part : largest) bits = std::max(bits, part);
@@ -84,7 +84,7 @@ Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   char* out = static_cast<char*>(codes.data_ptr());
   const float s = *static_cast<const float*>(step.data_ptr());
   const Kernels& k = kernels();
-  torch::stable::parallel_for(0, dense.numel(), 1 << 16, [&](int64_t begin, int64_t end) {
+  deal(dense.numel(), kWeightsPerPiece, [&](int64_t begin, int64_t end) {
     k.quantize(w + begin, end - begin, s, (int)weight_bits, out + begin * bytes, bytes);
   });
   return codes;

@@ -20,11 +20,10 @@ class Recycled {
     if (bytes < kLeast || bytes > kMost) return aten::empty(sizes, dtype, like);
     Ints strides(sizes.size(), 1);
     for (int i = (int)sizes.size() - 2; i >= 0; --i) strides[i] = strides[i + 1] * sizes[i + 1];
-    const size_t capacity = (bytes + kPage - 1) / kPage * kPage;
-    void* memory = instance().take(capacity);
-    check(memory != nullptr, "program", "memory", "must suffice for one layer's weights", bytes);
-    return torch::stable::from_blob(memory, sizes, strides, like.device(), dtype,
-                                    [capacity](void* block) { instance().give(block, capacity); });
+    const Block block = instance().take((bytes + kPage - 1) / kPage * kPage);
+    check(block.memory != nullptr, "program", "memory", "must suffice for one layer's weights", bytes);
+    return torch::stable::from_blob(block.memory, sizes, strides, like.device(), dtype,
+                                    [block](void*) { instance().give(block); });
   }
 
  private:
@@ -32,6 +31,7 @@ class Recycled {
   static constexpr size_t kLeast = size_t(64) << 10;   // below, malloc keeps its own pages
   static constexpr size_t kMost = size_t(128) << 20;   // above, clearing pages is small beside the work
   static constexpr size_t kKept = size_t(128) << 20;   // at most so much waits unused
+  static constexpr size_t kSpare = 16;                 // a block serves requests down to a sixteenth of its size
 
   struct Block {
     void* memory;
@@ -44,24 +44,26 @@ class Recycled {
     return *only;
   }
 
-  void* take(size_t capacity) {
+  // The block given back last that is large enough, but not absurdly so: one block then serves layer after layer and
+  // stays in the cache.
+  Block take(size_t bytes) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      for (size_t i = free_.size(); i-- > 0;) {  // the newest first: its pages are warmest
-        if (free_[i].capacity != capacity) continue;
-        void* memory = free_[i].memory;
+      for (size_t i = free_.size(); i-- > 0;) {
+        if (free_[i].capacity < bytes || free_[i].capacity > kSpare * bytes) continue;
+        const Block block = free_[i];
         free_.erase(free_.begin() + (long)i);
-        kept_ -= capacity;
-        return memory;
+        kept_ -= block.capacity;
+        return block;
       }
     }
-    return aligned_alloc(kPage, capacity);
+    return {aligned_alloc(kPage, bytes), bytes};
   }
 
-  void give(void* memory, size_t capacity) {
+  void give(Block block) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    free_.push_back({memory, capacity});
-    kept_ += capacity;
+    free_.push_back(block);
+    kept_ += block.capacity;
     while (kept_ > kKept) {  // the oldest goes
       kept_ -= free_.front().capacity;
       free(free_.front().memory);
