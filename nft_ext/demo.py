@@ -58,7 +58,7 @@ class Settings:
 
 
 SETTINGS = {
-    "digits": Settings("digits", width=0.25, epochs=20, runs=40),
+    "digits": Settings("digits", width=0.25, epochs=10, runs=16),
     "mnist": Settings("mnist", width=0.125, epochs=2, runs=20, batch_size=128, every=5),
 }
 
