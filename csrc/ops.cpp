@@ -4,7 +4,7 @@
 // Shared arguments
 //   weight  [*]            float32 master weights
 //   codes   [*] or None    quantized weights from `quantize`, valid for the present weight; saves the division
-//   step    []             float32, from `weight_step`
+//   step    [] or None     float32, from `weight_step`; None: found on the way, from all weights
 //   table   [T]            float32 device table, see core/conductance.h
 //   key     [S, 2]         int64 rows (seed, draw + domain * 2^32), one a chip
 //   stream                 32-bit stream of the layer
@@ -17,19 +17,19 @@ STABLE_TORCH_LIBRARY(nft_ext, m) {
   m.def("weight_step(Tensor weight, int weight_bits) -> Tensor");
   m.def("quantize(Tensor weight, Tensor step, int weight_bits) -> Tensor");
   m.def(
-      "program(Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, int stream, int[] device, "
+      "program(Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, int[] device, "
       "ScalarType dtype) -> Tensor");
   m.def(
-      "noisy_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+      "noisy_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, bool shared) -> Tensor");
   m.def(
-      "noisy_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+      "noisy_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, bool shared, int wanted) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "noisy_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+      "noisy_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared) -> Tensor");
   m.def(
-      "noisy_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+      "noisy_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, int wanted) -> "
       "(Tensor, Tensor, Tensor)");
 }

@@ -16,7 +16,8 @@ struct Crossbar {
   const char* op;
   Tensor weight;
   std::optional<Tensor> codes;
-  Tensor step, table, key;
+  std::optional<Tensor> step;  // none: found by the first Backend::program, from all weights
+  Tensor table, key;
   int64_t stream;
   Ints device;  // weight_bits, device_bits, path, mapping
 
@@ -25,7 +26,10 @@ struct Crossbar {
 
 inline void check_crossbar(const Crossbar& c) {
   check(c.weight.scalar_type() == ScalarType::Float, c.op, "weight", "must be float32", "another dtype");
-  check(c.step.scalar_type() == ScalarType::Float && c.step.numel() == 1, c.op, "step", "must be one float32", text(c.step.sizes()));
+  if (c.step)
+    check(c.step->scalar_type() == ScalarType::Float && c.step->numel() == 1, c.op, "step", "must be one float32",
+          text(c.step->sizes()));
+  check(c.step || !c.codes, c.op, "step", "must be given with codes", "none");
   check(c.key.scalar_type() == ScalarType::Long && c.key.dim() == 2 && c.key.size(1) == 2 && c.key.size(0) > 0, c.op, "key",
         "must be int64 [S, 2] with S >= 1", text(c.key.sizes()));
   check(c.key.is_contiguous(), c.op, "key", "must be contiguous", "a strided tensor");
@@ -70,7 +74,7 @@ inline std::optional<Tensor> cast_bias(const char* op, const std::optional<Tenso
 
 // Runs product(x of the chip, W_p of the chip) for every chip and stacks the results chip-major along dim 0.
 template <class Backend, class Product>
-Tensor for_each_chip(const Crossbar& c, const Tensor& x, bool shared, bool channels_last, const Product& product) {
+Tensor for_each_chip(Crossbar& c, const Tensor& x, bool shared, bool channels_last, const Product& product) {
   const ScalarType dtype = x.scalar_type();
   const int64_t chips = c.chips(), rows = rows_per_chip(c.op, x, chips, shared);
   Tensor programmed = Backend::memory(sizes_of(c.weight), dtype, c.weight);
@@ -126,7 +130,7 @@ inline void check_linear(const Crossbar& c, const Tensor& x) {
 }
 
 template <class Backend>
-Tensor noisy_linear(const Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, bool shared) {
+Tensor noisy_linear(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, bool shared) {
   check_linear(c, x);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
   return for_each_chip<Backend>(c, x, shared, false,
@@ -134,7 +138,7 @@ Tensor noisy_linear(const Crossbar& c, const Tensor& x, const std::optional<Tens
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor> noisy_linear_backward(const Crossbar& c, const Tensor& grad, const Tensor& x, bool shared,
+std::tuple<Tensor, Tensor, Tensor> noisy_linear_backward(Crossbar c, const Tensor& grad, const Tensor& x, bool shared,
                                                          std::array<bool, 3> mask) {
   check_linear(c, x);
   const int64_t chips = c.chips();
@@ -172,7 +176,7 @@ inline void check_conv2d(const Crossbar& c, const Tensor& x, const aten::Convolu
 }
 
 template <class Backend>
-Tensor noisy_conv2d(const Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
+Tensor noisy_conv2d(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
                     bool shared) {
   check_conv2d(c, x, p);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
@@ -182,7 +186,7 @@ Tensor noisy_conv2d(const Crossbar& c, const Tensor& x, const std::optional<Tens
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(const Crossbar& c, const Tensor& grad, const Tensor& x,
+std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(Crossbar c, const Tensor& grad, const Tensor& x,
                                                          const aten::Convolution& p, bool shared, std::array<bool, 3> mask) {
   check_conv2d(c, x, p);
   const int64_t chips = c.chips(), rows = rows_per_chip(c.op, x, chips, shared);
@@ -231,10 +235,11 @@ std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(const Crossbar& c, cons
 template <class Backend>
 struct Operators {
   using Codes = std::optional<Tensor>;
+  using Step = std::optional<Tensor>;
 
-  static Tensor program(Tensor weight, Codes codes, Tensor step, Tensor table, Tensor key, int64_t stream, Ints device,
+  static Tensor program(Tensor weight, Codes codes, Step step, Tensor table, Tensor key, int64_t stream, Ints device,
                         ScalarType dtype) {
-    const Crossbar c{"program", weight, codes, step, table, key, stream, device};
+    Crossbar c{"program", weight, codes, step, table, key, stream, device};
     check_crossbar(c);
     check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || (weight.is_cuda() && dtype == ScalarType::Half), c.op,
           "dtype", "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
@@ -245,25 +250,25 @@ struct Operators {
     return out;
   }
 
-  static Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Tensor step, Tensor table, Tensor key,
+  static Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,
                        int64_t stream, Ints device, bool shared) {
     return noisy_linear<Backend>({"noisy_linear", weight, codes, step, table, key, stream, device}, x, bias, shared);
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Tensor step,
+  static std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Step step,
                                                             Tensor table, Tensor key, int64_t stream, Ints device, bool shared,
                                                             int64_t wanted) {
     return noisy_linear_backward<Backend>({"noisy_linear_backward", weight, codes, step, table, key, stream, device}, grad, x,
                                           shared, mask_of(wanted));
   }
 
-  static Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Tensor step, Tensor table, Tensor key,
+  static Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,
                        int64_t stream, Ints device, Ints stride, Ints padding, Ints dilation, int64_t groups, bool shared) {
     return noisy_conv2d<Backend>({"noisy_conv2d", weight, codes, step, table, key, stream, device}, x, bias,
                                  {stride, padding, dilation, groups}, shared);
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Tensor step,
+  static std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Step step,
                                                             Tensor table, Tensor key, int64_t stream, Ints device, Ints stride,
                                                             Ints padding, Ints dilation, int64_t groups, bool shared,
                                                             int64_t wanted) {

@@ -20,7 +20,7 @@ class Crossbar(NamedTuple):
 
     weight: Tensor          # [*] float32
     codes: Tensor | None    # [*] or None
-    step: Tensor            # []
+    step: Tensor | None     # [], or None: the operator finds it
     table: Tensor           # [T]
     key: Tensor             # [S, 2]
     stream: int
@@ -51,9 +51,8 @@ def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enable
         fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
     check_key(key, weight.device)
     weight = weight if weight.dtype == torch.float32 else weight.float()
-    step = operators.ops.weight_step(weight.detach(), nvm.weight_bits)
     table = device_table(nvm, weight.device)
-    return Crossbar(weight, None, step, table, key, integer("stream", stream, 0, 2**32 - 1), nvm.operator_spec(enabled))
+    return Crossbar(weight, None, None, table, key, integer("stream", stream, 0, 2**32 - 1), nvm.operator_spec(enabled))
 
 
 def check_tensor(argument: str, value: Any) -> None:

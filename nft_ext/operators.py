@@ -182,8 +182,11 @@ class NoisyConv2d(torch.autograd.Function):
 
 
 def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any) -> Tensor:
-    """Through the autograd Function where a gradient can be asked for, else the operator itself: evaluation calls it millions of
-    times, and Function.apply costs four times as much as the call."""
+    """Through the autograd Function where a gradient can be asked for, else the operator itself, past torch's autograd layer:
+    evaluation calls it millions of times, and that layer costs more than a small product."""
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments[:3]):
         return function.apply(*arguments)
-    return operator(*arguments)
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)

@@ -8,15 +8,15 @@ import nft_ext  # noqa: F401  (registers the operators)
 SCHEMAS = {
     "weight_step": "(Tensor weight, int weight_bits) -> Tensor",
     "quantize": "(Tensor weight, Tensor step, int weight_bits) -> Tensor",
-    "program": "(Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, int stream, int[] device, "
+    "program": "(Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, int[] device, "
                "ScalarType dtype) -> Tensor",
-    "noisy_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor step, Tensor table, Tensor key, int stream, "
+    "noisy_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
                     "int[] device, bool shared) -> Tensor",
-    "noisy_linear_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+    "noisy_linear_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
                              "int stream, int[] device, bool shared, int wanted) -> (Tensor, Tensor, Tensor)",
-    "noisy_conv2d": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor step, Tensor table, Tensor key, int stream, "
+    "noisy_conv2d": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
                     "int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared) -> Tensor",
-    "noisy_conv2d_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor step, Tensor table, Tensor key, "
+    "noisy_conv2d_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
                              "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, "
                              "int wanted) -> (Tensor, Tensor, Tensor)",
     "draw_key": "(Tensor like) -> Tensor",

@@ -58,6 +58,11 @@ NFT_FN int32_t to_int(float a) { return (int32_t)a; }
 NFT_FN float least(float a, float b) { return b < a ? b : a; }
 NFT_FN float most(float a, float b) { return b > a ? b : a; }
 
+// Plain names for what vectors of lanes (cpu/wide.h) spell differently.
+NFT_FN int32_t as_signed(uint32_t a) { return (int32_t)a; }
+NFT_FN bool any_bit(uint32_t a, uint32_t mask) { return (a & mask) != 0; }
+NFT_FN float choose(bool first, float a, float b) { return first ? a : b; }
+
 // Sign bit of `sign` onto the magnitude and sign of `a`: a or -a, exactly.
 NFT_FN float with_sign(float a, uint32_t sign) { return float_of(bits_of(a) ^ (sign & 0x80000000u)); }
 

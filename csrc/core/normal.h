@@ -9,6 +9,8 @@
 // argument, in units of the last place of the result; csrc/tests/test_normal.cpp asserts them over every argument:
 //   minus_two_log  every float32 u in [2^-32, 1]  0.85 ULP
 //   circle         every angle x, both results    2.4 ULP (rounding the 30-bit angle to float32 included)
+//
+// Word and Float are uint32_t and float, or on the CPU several vectors of them at once (cpu/wide.h).
 #pragma once
 
 #include "macros.h"
@@ -18,20 +20,23 @@ namespace NFT_ISA {
 
 // A uniform in [2^-32, 1]: (x >> 1) * 2^-31 + 2^-32 in float32. The half is added before the (exact) scaling, which is a
 // subtraction from the exponent.
-NFT_FN float uniform_open(uint32_t x) { return float_of(bits_of(add(from_int((int32_t)(x >> 1)), 0.5f)) - (31u << 23)); }
+template <class Word>
+NFT_FN auto uniform_open(Word x) {
+  return float_of(bits_of(add(from_int(as_signed(x >> 1)), 0.5f)) - (31u << 23));
+}
 
 // A uniform in [0, 1) with 24 bits, exact in float32: for comparisons with a probability.
 NFT_FN float uniform_24(uint32_t x) { return mul(from_int((int32_t)(x >> 8)), 5.9604644775390625e-08f /* 2^-24 */); }
 
 // -2 ln(u) for u in [2^-32, 1]: u = 2^e (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), ln(1+f) = f - f^2/2 + f^3 P(f).
 // The factor -2 is in the constants: a power of two changes no rounding.
-NFT_FN float minus_two_log(float u) {
-  const uint32_t shifted = bits_of(u) - 0x3f3504f3u;
-  const float e = from_int((int32_t)shifted >> 23);
-  const float f = sub(float_of((shifted & 0x007fffffu) + 0x3f3504f3u), 1.0f);
-  const float f2 = mul(f, f);
-  float p = 0x1.38c9dep-3f;
-  p = add(mul(p, f), -0x1.055ec6p-2f);
+template <class Float>
+NFT_FN Float minus_two_log(Float u) {
+  const auto shifted = bits_of(u) - 0x3f3504f3u;
+  const Float e = from_int(as_signed(shifted) >> 23);
+  const Float f = sub(float_of((shifted & 0x007fffffu) + 0x3f3504f3u), 1.0f);
+  const Float f2 = mul(f, f);
+  Float p = add(mul(f, 0x1.38c9dep-3f), -0x1.055ec6p-2f);
   p = add(mul(p, f), 0x1.0d8242p-2f);
   p = add(mul(p, f), -0x1.22d92ep-2f);
   p = add(mul(p, f), 0x1.54728ap-2f);
@@ -47,30 +52,32 @@ NFT_FN float minus_two_log(float u) {
 
 // Cosine and sine of a uniform angle: bits 30..31 of x choose the quarter, bits 0..29 the angle pi/2 * t inside it,
 // |t| <= 1/2. (The circle is turned by pi/4 against the plain reading of x, which changes no distribution.)
-NFT_FN void circle(uint32_t x, float& cosine, float& sine) {
-  const float t = mul(from_int((int32_t)(x & 0x3fffffffu) - 0x20000000), 9.313225746154785e-10f /* 2^-30 */);
-  const float t2 = mul(t, t);
-  float s = -0x1.331990p-8f;
-  s = add(mul(s, t2), 0x1.4680a4p-4f);
+template <class Word, class Float>
+NFT_FN void circle(Word x, Float& cosine, Float& sine) {
+  const Float t = mul(from_int(as_signed((x & 0x3fffffffu) - 0x20000000u)), 9.313225746154785e-10f /* 2^-30 */);
+  const Float t2 = mul(t, t);
+  Float s = add(mul(t2, -0x1.331990p-8f), 0x1.4680a4p-4f);
   s = add(mul(s, t2), -0x1.4abc24p-1f);
   s = add(mul(s, t2), 0x1.921fb6p+0f);
   s = mul(s, t);
-  float c = 0x1.d4f7eep-11f;
-  c = add(mul(c, t2), -0x1.55b2b6p-6f);
+  Float c = add(mul(t2, 0x1.d4f7eep-11f), -0x1.55b2b6p-6f);
   c = add(mul(c, t2), 0x1.03c1b0p-2f);
   c = add(mul(c, t2), -0x1.3bd3ccp+0f);
   c = add(mul(c, t2), 1.0f);
-  const bool odd = (x & 0x40000000u) != 0;          // quarters 1 and 3 exchange sine and cosine
-  const uint32_t quarter = x >> 30;
-  cosine = with_sign(odd ? s : c, (quarter + 1u) << 30);  // minus in quarters 1 and 2
-  sine = with_sign(odd ? c : s, quarter << 30);           // minus in quarters 2 and 3
+  const auto odd = any_bit(x, 0x40000000u);  // quarters 1 and 3 exchange sine and cosine
+  cosine = with_sign(choose(odd, s, c), x + 0x40000000u);  // minus in quarters 1 and 2
+  sine = with_sign(choose(odd, c, s), x);                  // minus in quarters 2 and 3
 }
 
 // Box-Muller, in two halves: the radius sqrt(-2 ln u), and the point of that radius on the circle.
-NFT_FN float normal_radius(uint32_t word) { return root(minus_two_log(uniform_open(word))); }
+template <class Word>
+NFT_FN auto normal_radius(Word word) {
+  return root(minus_two_log(uniform_open(word)));
+}
 
-NFT_FN void point_on_circle(float radius, uint32_t word, float& z0, float& z1) {
-  float cosine, sine;
+template <class Word, class Float>
+NFT_FN void point_on_circle(Float radius, Word word, Float& z0, Float& z1) {
+  Float cosine, sine;
   circle(word, cosine, sine);
   z0 = mul(radius, cosine);
   z1 = mul(radius, sine);

@@ -16,7 +16,8 @@ struct Program {
   float step;             // s of Eq. 4
   int weight_bits, device_bits, path, mapping;
   const float* table;     // see core/conductance.h
-  bool constant_table;    // means are the codes (levels) themselves, deviations all equal: no gather
+  bool plain_means;       // means are the codes (levels) themselves
+  bool constant_table;    // and deviations are all equal: no gather
   const int64_t* keys;    // [chips, 2]: seed; draw with its domain
   int chips;
   uint32_t stream;

@@ -6,6 +6,7 @@
 #include "../core/conductance.h"
 #include "lanes.h"
 #include "sampler.h"
+#include "wide.h"
 
 namespace nft {
 namespace NFT_ISA {
@@ -16,6 +17,14 @@ static_assert(kBlocks * 4 == kChunk, "one Philox call serves four weights");
 
 typedef float Lane[kChunk];
 
+// One chip's key with what Philox derives from it.
+struct ChipKey : Key {
+  Schedule schedule;
+
+  ChipKey() = default;
+  ChipKey(const int64_t* row, uint32_t stream) : Key(make_key(row[0], row[1], stream)), schedule(k0, k1) {}
+};
+
 // The random words of the blocks block0 .. block0 + 63. Words 0 and 2 of a block are radii, 1 and 3 angles; kept as
 // radius[2 b + p], angle[2 b + p] for pair p, so element 4 b + 2 p + 0/1 of the chunk owns radius/angle [2 b + p].
 struct Words {
@@ -23,12 +32,11 @@ struct Words {
   alignas(64) uint32_t angle[kChunk / 2];
 };
 
-void random_words(const Key& key, uint32_t slice, uint64_t block0, Words& words) {
+void random_words(const ChipKey& key, uint32_t slice, uint64_t block0, Words& words) {
   // 64 consecutive blocks that start at a multiple of 64 share their high bits.
   const Lanes c1 = broadcast(counter1(block0, slice, key.domain));
   const Lanes stream = broadcast(key.stream), draw = broadcast(key.draw);
-  Lanes block = broadcast(counter0(block0));
-  for (int lane = 0; lane < kLanes; ++lane) block[lane] += (uint64_t)lane;
+  Lanes block = broadcast(counter0(block0)) + lane_numbers();
   for (int b = 0; b < kBlocks; b += kGroups * kLanes) {
     Lanes w[kGroups][4];
     for (int g = 0; g < kGroups; ++g) {
@@ -38,7 +46,7 @@ void random_words(const Key& key, uint32_t slice, uint64_t block0, Words& words)
       w[g][3] = draw;
       block += broadcast(kLanes);
     }
-    philox_lanes(w, key.k0, key.k1);
+    philox_lanes(w, key.schedule);
     for (int g = 0; g < kGroups; ++g) {
       store_pairs(w[g][0], w[g][2], words.radius + 2 * (b + g * kLanes));
       store_pairs(w[g][1], w[g][3], words.angle + 2 * (b + g * kLanes));
@@ -47,17 +55,18 @@ void random_words(const Key& key, uint32_t slice, uint64_t block0, Words& words)
 }
 
 // Standard normals of one chunk, in element order.
-void normals_of_chunk(const Key& key, uint32_t slice, uint64_t block0, float* z) {
+void normals_of_chunk(const ChipKey& key, uint32_t slice, uint64_t block0, float* z) {
   Words words;
   random_words(key, slice, block0, words);
-  // Two loops, not one: each is short enough for the processor to overlap several of its iterations.
-  alignas(64) float radius[kChunk / 2];
-  for (int i = 0; i < kChunk / 2; ++i) radius[i] = normal_radius(words.radius[i]);
-  for (int i = 0; i < kChunk / 2; ++i) point_on_circle(radius[i], words.angle[i], z[2 * i], z[2 * i + 1]);
+  for (int i = 0; i < kChunk / 2; i += kWideLanes) {
+    Floats z0, z1;
+    point_on_circle(normal_radius(load(words.radius + i)), load(words.angle + i), z0, z1);
+    store_alternating(z0, z1, z + 2 * i);
+  }
 }
 
 // Normals truncated to the device's tolerance: one word each.
-void truncated_of_chunk(const Key& key, uint32_t slice, uint64_t block0, float half_mass, float* z) {
+void truncated_of_chunk(const ChipKey& key, uint32_t slice, uint64_t block0, float half_mass, float* z) {
   Words words;
   random_words(key, slice, block0, words);
   for (int i = 0; i < kChunk / 2; ++i) {
@@ -67,7 +76,7 @@ void truncated_of_chunk(const Key& key, uint32_t slice, uint64_t block0, float h
 }
 
 // Stuck-at faults of one chunk, in place.
-void faults_of_chunk(const Key& key, uint32_t slice, uint64_t block0, float top, const Limits& limits, float* g) {
+void faults_of_chunk(const ChipKey& key, uint32_t slice, uint64_t block0, float top, const Limits& limits, float* g) {
   Words words;
   random_words(key, slice, block0, words);
   for (int i = 0; i < kChunk / 2; ++i) {
@@ -101,7 +110,7 @@ const Packed* codes_of_chunk(const Program& p, int64_t first, int count, Packed*
 
 // Fast path: one normal a weight.
 template <class Packed>
-void fast_chunk(const Program& p, const Key& key, uint64_t block0, const Packed* codes, float* __restrict w) {
+void fast_chunk(const Program& p, const ChipKey& key, uint64_t block0, const Packed* codes, float* __restrict w) {
   alignas(64) Lane z;
   normals_of_chunk(key, kSliceWeight, block0, z);
   if (p.constant_table) {
@@ -112,15 +121,33 @@ void fast_chunk(const Program& p, const Key& key, uint64_t block0, const Packed*
   }
   const float* mean = p.table;
   const float* std = p.table + (1 << p.weight_bits);
+  if (p.plain_means) {  // presets: half the gathers
+    for (int i = 0; i < kChunk; ++i) {
+      const int32_t q = code_magnitude(codes[i]);
+      w[i] = programmed(weight_in_steps(from_int(q), std[q], z[i]), p.step, code_sign(codes[i]));
+    }
+    return;
+  }
   for (int i = 0; i < kChunk; ++i) {
     const int32_t q = code_magnitude(codes[i]);
     w[i] = programmed(weight_in_steps(mean[q], std[q], z[i]), p.step, code_sign(codes[i]));
   }
 }
 
+// Fast path from weights for one chip: no code is stored. The divisions come first, in a loop with nothing else, so that the
+// divider works through them while the random words are made.
+void fresh_chunk(const Program& p, const ChipKey& key, uint64_t block0, const float* __restrict weight, float* __restrict w) {
+  alignas(64) Lane quotient, z;
+  const float std = p.table[1 << p.weight_bits], step = p.step, top = from_int((1 << p.weight_bits) - 1);
+  for (int i = 0; i < kChunk; ++i) quotient[i] = quotient_of(weight[i], step);
+  normals_of_chunk(key, kSliceWeight, block0, z);
+  for (int i = 0; i < kChunk; ++i)
+    w[i] = programmed(weight_in_steps(round_quotient(quotient[i], top), std, z[i]), step, sign_of(weight[i]));
+}
+
 // sum += direction * 2^(jK) * g_j for device j of every weight of the chunk; `idle` devices hold level 0.
 template <class Packed>
-void add_device(const Program& p, const Key& key, uint64_t block0, int j, bool idle, const Limits& limits, const Packed* codes,
+void add_device(const Program& p, const ChipKey& key, uint64_t block0, int j, bool idle, const Limits& limits, const Packed* codes,
                 float* sum) {
   alignas(64) Lane z;
   const uint32_t slice = (idle ? kSliceIdle : kSliceActive) + (uint32_t)j;
@@ -155,7 +182,7 @@ void add_device(const Program& p, const Key& key, uint64_t block0, int j, bool i
 
 // Per-device path: M/K devices a weight (twice that many in a differential pair).
 template <class Packed>
-void device_chunk(const Program& p, const Key& key, uint64_t block0, const Packed* codes, float* __restrict w) {
+void device_chunk(const Program& p, const ChipKey& key, uint64_t block0, const Packed* codes, float* __restrict w) {
   const Limits limits = limits_of(p.table, p.device_bits);
   const int devices = p.weight_bits / p.device_bits;
   alignas(64) Lane sum = {};
@@ -167,8 +194,7 @@ void device_chunk(const Program& p, const Key& key, uint64_t block0, const Packe
 
 // One chunk on one chip into w [kChunk].
 template <class Packed>
-void chunk_on_chip(const Program& p, int chip, int64_t chunk, const Packed* codes, float* w) {
-  const Key key = make_key(p.keys[2 * chip], p.keys[2 * chip + 1], p.stream);
+void chunk_on_chip(const Program& p, const ChipKey& key, int64_t chunk, const Packed* codes, float* w) {
   const uint64_t block0 = (uint64_t)chunk * kBlocks;
   if (p.path == kPathFast)
     fast_chunk(p, key, block0, codes, w);
@@ -179,27 +205,45 @@ void chunk_on_chip(const Program& p, int chip, int64_t chunk, const Packed* code
       w[i] = programmed(from_int(code_magnitude(codes[i])), p.step, code_sign(codes[i]));
 }
 
+// Chips whose keys are prepared at a time.
+constexpr int kChipsAtOnce = 8;
+
 template <class Packed>
-void program_packed(const Program& p, int64_t begin, int64_t end) {
+void program_packed(const Program& p, const ChipKey* keys, int first_chip, int chips, int64_t begin, int64_t end) {
   alignas(64) Packed packed[kChunk];
   alignas(64) Lane local;
   alignas(64) uint16_t half[kChunk];
+  const bool fresh = !p.codes && chips == 1 && p.path == kPathFast && p.constant_table && p.out_type == OutType::kFloat32;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t first = chunk * kChunk;
     const int count = p.n - first < kChunk ? (int)(p.n - first) : (int)kChunk;
+    if (fresh && count == kChunk) {
+      fresh_chunk(p, keys[0], (uint64_t)chunk * kBlocks, p.weight + first, (float*)p.out + first_chip * p.n + first);
+      continue;
+    }
     const Packed* codes = codes_of_chunk(p, first, count, packed);
-    for (int chip = 0; chip < p.chips; ++chip) {
-      const int64_t at = chip * p.n + first;
+    for (int chip = 0; chip < chips; ++chip) {
+      const int64_t at = (first_chip + chip) * p.n + first;
       if (p.out_type == OutType::kFloat32) {
         float* out = (float*)p.out + at;
-        chunk_on_chip(p, chip, chunk, codes, count == kChunk ? out : local);
+        chunk_on_chip(p, keys[chip], chunk, codes, count == kChunk ? out : local);
         if (count < kChunk) memcpy(out, local, count * sizeof(float));
       } else {
-        chunk_on_chip(p, chip, chunk, codes, local);
+        chunk_on_chip(p, keys[chip], chunk, codes, local);
         for (int i = 0; i < kChunk; ++i) half[i] = to_bfloat16(local[i]);
         memcpy((uint16_t*)p.out + at, half, count * sizeof(uint16_t));
       }
     }
+  }
+}
+
+template <class Packed>
+void program_packed(const Program& p, int64_t begin, int64_t end) {
+  for (int first = 0; first < p.chips; first += kChipsAtOnce) {
+    const int chips = p.chips - first < kChipsAtOnce ? p.chips - first : kChipsAtOnce;
+    ChipKey keys[kChipsAtOnce];
+    for (int chip = 0; chip < chips; ++chip) keys[chip] = ChipKey(p.keys + 2 * (first + chip), p.stream);
+    program_packed<Packed>(p, keys, first, chips, begin, end);
   }
 }
 
@@ -242,7 +286,7 @@ void quantize_all(const float* weight, int64_t n, float step, int weight_bits, v
 }
 
 void normals_of(const int64_t* row, uint32_t stream, uint32_t slice, int64_t n, float* out) {
-  const Key key = make_key(row[0], row[1], stream);
+  const ChipKey key(row, stream);
   alignas(64) Lane z;
   for (int64_t first = 0; first < n; first += kChunk) {
     normals_of_chunk(key, slice, (uint64_t)(first / 4), z);
@@ -257,7 +301,7 @@ void philox_of(const uint32_t* counters, const uint32_t* key, int64_t n, uint32_
     const int count = n - first < kAtOnce ? (int)(n - first) : kAtOnce;
     Lanes c[kGroups][4] = {};
     for (int i = 0; i < 4 * count; ++i) c[i / 4 / kLanes][i % 4][i / 4 % kLanes] = counters[4 * first + i];
-    philox_lanes(c, key[0], key[1]);
+    philox_lanes(c, Schedule(key[0], key[1]));
     for (int i = 0; i < 4 * count; ++i) words[4 * first + i] = (uint32_t)c[i / 4 / kLanes][i % 4][i / 4 % kLanes];
   }
 }

@@ -42,13 +42,26 @@ cuda::OutType out_type(const Tensor& out) {
   }
 }
 
+// s = fl(max|W| / (2^M - 1)); NaN where a weight is not finite: an error would have to wait for the device.
+Tensor weight_step(Tensor weight, int64_t weight_bits) {
+  check(weight.scalar_type() == ScalarType::Float, "weight_step", "weight", "must be float32", "another dtype");
+  check(weight_bits >= 1 && weight_bits <= 16, "weight_step", "weight_bits", "must be in 1..16", weight_bits);
+  const OnDevice here(weight);
+  const Tensor dense = torch::stable::contiguous(weight);
+  Tensor step = aten::empty({}, ScalarType::Float, weight);
+  STD_CUDA_CHECK(cuda::weight_step(floats(dense), dense.numel(), (int)weight_bits, static_cast<float*>(step.data_ptr()),
+                                   here.stream()));
+  return step;
+}
+
 struct Cuda {
   // torch's caching allocator reuses the memory of the last call, in the order of the stream.
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return aten::empty(sizes, dtype, like); }
 
-  static void program(const Crossbar& c, const Tensor& out, int64_t first_chip, int64_t chips) {
+  static void program(Crossbar& c, const Tensor& out, int64_t first_chip, int64_t chips) {
     check(c.weight.is_cuda(), c.op, "weight", "must be on CUDA like the other tensors", "another device");
-    check_beside(c.op, "step", c.step, c.weight);
+    if (!c.step) c.step = weight_step(c.weight, c.device[0]);
+    check_beside(c.op, "step", *c.step, c.weight);
     check_beside(c.op, "table", c.table, c.weight);
     check_beside(c.op, "key", c.key, c.weight);
     if (c.codes) check_beside(c.op, "codes", *c.codes, c.weight);
@@ -63,7 +76,7 @@ struct Cuda {
     p.code_bytes = p.weight_bits <= 15 ? 2 : 4;
     p.path = (int)c.device[2];
     p.mapping = (int)c.device[3];
-    p.step = floats(c.step);
+    p.step = floats(*c.step);
     p.table = floats(c.table);
     p.keys = static_cast<const int64_t*>(c.key.data_ptr()) + 2 * first_chip;
     p.chips = chips;
@@ -73,18 +86,6 @@ struct Cuda {
     STD_CUDA_CHECK(cuda::program(p, here.stream()));
   }
 };
-
-// s = fl(max|W| / (2^M - 1)); NaN where a weight is not finite: an error would have to wait for the device.
-Tensor weight_step(Tensor weight, int64_t weight_bits) {
-  check(weight.scalar_type() == ScalarType::Float, "weight_step", "weight", "must be float32", "another dtype");
-  check(weight_bits >= 1 && weight_bits <= 16, "weight_step", "weight_bits", "must be in 1..16", weight_bits);
-  const OnDevice here(weight);
-  const Tensor dense = torch::stable::contiguous(weight);
-  Tensor step = aten::empty({}, ScalarType::Float, weight);
-  STD_CUDA_CHECK(cuda::weight_step(floats(dense), dense.numel(), (int)weight_bits, static_cast<float*>(step.data_ptr()),
-                                   here.stream()));
-  return step;
-}
 
 Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   check(weight.scalar_type() == ScalarType::Float, "quantize", "weight", "must be float32", "another dtype");

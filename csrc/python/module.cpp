@@ -83,7 +83,7 @@ Array<float> program(Array<float> weight, float step, Array<float> table, Array<
   p.path = path;
   p.mapping = mapping;
   p.table = table.data();
-  p.constant_table = false;
+  p.plain_means = p.constant_table = false;
   p.keys = keys.data();
   p.chips = (int)keys.shape(0);
   p.stream = stream;

@@ -79,6 +79,13 @@ std::vector<float> table_of(int levels, bool constant, const std::vector<float>&
   return table;
 }
 
+// Plain means, each level its own deviation.
+std::vector<float> preset_table(int levels) {
+  std::vector<float> table = table_of(levels, true);
+  for (int i = 0; i < levels; ++i) table[levels + i] = 0.1f + 0.4f * (float)((i * 5) % levels) / (float)levels;
+  return table;
+}
+
 std::vector<Case> cases() {
   const float inf = INFINITY;
   // z_max, g_min, g_max, stuck_off, stuck_any, half_mass
@@ -90,6 +97,7 @@ std::vector<Case> cases() {
       {"off, 16 bits", 16, 4, kPathOff, 0, {}, false},
       {"fast", 8, 2, kPathFast, 0, table_of(256, true), true},
       {"fast, table", 8, 2, kPathFast, 0, table_of(256, false), false},
+      {"fast, preset", 8, 2, kPathFast, 0, preset_table(256), false},
       {"fast, 1 bit", 1, 1, kPathFast, 0, table_of(2, false), false},
       {"fast, 15 bits", 15, 5, kPathFast, 0, table_of(1 << 15, false), false},
       {"fast, 16 bits", 16, 2, kPathFast, 0, table_of(1 << 16, true), true},
@@ -149,6 +157,14 @@ void one_case(const nft::Kernels& k, const Case& c, const std::vector<float>& w,
   nft::Program p = program_of(c, w.data(), n, step, out.data());
   k.program(p, 0, chunks);
   expect_same(k, c, "the definition", out, want);
+  bool plain = c.path != kPathOff;
+  for (int i = 0; plain && i < 1 << (c.path == kPathDevice ? c.device_bits : c.weight_bits); ++i) plain = c.table[i] == (float)i;
+  if (plain) {
+    out.assign(out.size(), kPoison);
+    p.plain_means = true;
+    k.program(p, 0, chunks);
+    expect_same(k, c, "means from codes", out, want);
+  }
   if (c.constant) {
     out.assign(out.size(), kPoison);
     p.constant_table = true;

@@ -74,8 +74,8 @@ class NoisyLayer(nn.Module):
         codes, step = self._codes_and_step(weight)
         return Crossbar(weight, codes, step, self._table, key, self.stream, self._spec)
 
-    def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The quantized weight, kept while the weight stays unchanged; in training only the step, which is cheaper.
+    def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The quantized weight, kept while the weight stays unchanged; nothing in training, where the operator finds the step.
 
         "Unchanged" is the same parameter at the same address, torch's version counter, and no optimizer's step. Writing through
         `.data` moves none of them, hence the cache is also dropped by train(), eval(), to(), load_state_dict and at the entry of
@@ -83,7 +83,7 @@ class NoisyLayer(nn.Module):
         """
         bits = self.nvm.weight_bits
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.is_inference() or weight is not self.weight:
-            return None, operators.ops.weight_step(weight.detach(), bits)
+            return None, None
         stamp = (id(weight), weight.data_ptr(), weight._version, _optimizer_steps, bits, weight.device)
         if self._quantized is None or self._quantized[0] != stamp:
             step = operators.ops.weight_step(weight, bits)
