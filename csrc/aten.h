@@ -22,19 +22,26 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-inline std::string text(IntHeaderOnlyArrayRef sizes) {
-  std::ostringstream out;
+// A value as an error message shows it.
+template <class Value>
+inline void show(std::ostream& out, const Value& value) {
+  out << value;
+}
+inline void show(std::ostream& out, const IntHeaderOnlyArrayRef& sizes) {
   out << "[";
   for (size_t i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
   out << "]";
-  return out.str();
 }
+inline void show(std::ostream& out, const Ints& sizes) { show(out, IntHeaderOnlyArrayRef(sizes)); }
 
+// Throws "nft_ext::op: argument: rule; got value". Values are passed as they are and shown only where the rule is broken: this
+// is on the path of every call.
 template <class Value>
 inline void check(bool holds, const char* op, const char* argument, const char* rule, const Value& value) {
   if (holds) return;
   std::ostringstream out;
-  out << "nft_ext::" << op << ": " << argument << ": " << rule << "; got " << value;
+  out << "nft_ext::" << op << ": " << argument << ": " << rule << "; got ";
+  show(out, value);
   throw std::runtime_error(out.str());
 }
 

@@ -1,6 +1,7 @@
 // Noisy linear and conv2d, forward and straight-through backward, for any backend that can program a crossbar.
 //
-// A forward programs one chip's weights into memory that the next chip and the next call reuse, multiplies, and
+// A backend may do a forward in one go (Backend::product); what it leaves is done here:
+// a forward programs one chip's weights into memory that the next chip and the next call reuse, multiplies, and
 // forgets them; the backward programs the same chip again from its key. No noisy weight outlives a call.
 //
 // Straight-through (design, section 2): dL/dW = dL/dW_p and dL/dx uses W_p. The weight's gradient does not depend on the
@@ -28,15 +29,15 @@ inline void check_crossbar(const Crossbar& c) {
   check(c.weight.scalar_type() == ScalarType::Float, c.op, "weight", "must be float32", "another dtype");
   if (c.step)
     check(c.step->scalar_type() == ScalarType::Float && c.step->numel() == 1, c.op, "step", "must be one float32",
-          text(c.step->sizes()));
+          c.step->sizes());
   check(c.step || !c.codes, c.op, "step", "must be given with codes", "none");
   check(c.key.scalar_type() == ScalarType::Long && c.key.dim() == 2 && c.key.size(1) == 2 && c.key.size(0) > 0, c.op, "key",
-        "must be int64 [S, 2] with S >= 1", text(c.key.sizes()));
+        "must be int64 [S, 2] with S >= 1", c.key.sizes());
   check(c.key.is_contiguous(), c.op, "key", "must be contiguous", "a strided tensor");
   check(c.device.size() == 4, c.op, "device", "must hold weight_bits, device_bits, path, mapping", c.device.size());
   const int64_t m = c.device[0], k = c.device[1], path = c.device[2];
   check(m >= 1 && m <= 16 && k >= 1 && m % k == 0, c.op, "device", "needs weight_bits in 1..16, a multiple of device_bits",
-        text(c.device));
+        c.device);
   check(path >= 0 && path <= 2, c.op, "device", "needs path 0 (off), 1 (fast) or 2 (per device)", path);
   const int64_t entries = path == 2 ? (int64_t(2) << k) + 6 : int64_t(2) << m;
   check(c.table.scalar_type() == ScalarType::Float && c.table.is_contiguous(), c.op, "table", "must be contiguous float32",
@@ -48,7 +49,7 @@ inline void check_crossbar(const Crossbar& c) {
   if (c.codes) {
     const ScalarType want = m <= 15 ? ScalarType::Short : ScalarType::Int;
     check(c.codes->scalar_type() == want && c.codes->numel() == c.weight.numel() && c.codes->is_contiguous(), c.op, "codes",
-          "must be the contiguous result of nft_ext::quantize for this weight", text(c.codes->sizes()));
+          "must be the contiguous result of nft_ext::quantize for this weight", c.codes->sizes());
   }
 }
 
@@ -68,7 +69,7 @@ inline Tensor rows_of(const Tensor& x, int64_t chip, int64_t rows, bool shared, 
 
 inline std::optional<Tensor> cast_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& weight, ScalarType dtype) {
   if (!bias) return std::nullopt;
-  check(bias->dim() == 1 && bias->size(0) == weight.size(0), op, "bias", "must be [out]", text(bias->sizes()));
+  check(bias->dim() == 1 && bias->size(0) == weight.size(0), op, "bias", "must be [out]", bias->sizes());
   return aten::cast(*bias, dtype);
 }
 
@@ -117,7 +118,11 @@ inline void check_x(const Crossbar& c, const Tensor& x) {
 // The gradient of a result of these sizes.
 inline void check_grad(const Crossbar& c, const Tensor& grad, const Tensor& x, const Ints& sizes) {
   check(grad.scalar_type() == x.scalar_type(), c.op, "grad", "must have x's dtype", "another dtype");
-  check(sizes_of(grad) == sizes, c.op, "grad", ("must have the result's shape " + text(sizes)).c_str(), text(grad.sizes()));
+  if (sizes_of(grad) == sizes) return;
+  std::ostringstream rule;
+  rule << "must have the result's shape ";
+  show(rule, sizes);
+  check(false, c.op, "grad", rule.str().c_str(), grad.sizes());
 }
 
 // ---- linear: x [N, in] (N = B, or S * B chip-major), weight [out, in] -> [S * B, out]
@@ -125,14 +130,15 @@ inline void check_grad(const Crossbar& c, const Tensor& grad, const Tensor& x, c
 inline void check_linear(const Crossbar& c, const Tensor& x) {
   check_crossbar(c);
   check_x(c, x);
-  check(c.weight.dim() == 2, c.op, "weight", "must be [out, in]", text(c.weight.sizes()));
-  check(x.dim() == 2 && x.size(1) == c.weight.size(1), c.op, "x", "must be [rows, in] with the weight's in", text(x.sizes()));
+  check(c.weight.dim() == 2, c.op, "weight", "must be [out, in]", c.weight.sizes());
+  check(x.dim() == 2 && x.size(1) == c.weight.size(1), c.op, "x", "must be [rows, in] with the weight's in", x.sizes());
 }
 
 template <class Backend>
 Tensor noisy_linear(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, bool shared) {
   check_linear(c, x);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
+  if (const auto y = Backend::product(c, x, b, {{1, 1}, {0, 0}, {1, 1}, 1}, shared)) return *y;
   return for_each_chip<Backend>(c, x, shared, false,
                                 [&](const Tensor& rows, const Tensor& w) { return aten::linear(rows, w, b); });
 }
@@ -165,14 +171,14 @@ std::tuple<Tensor, Tensor, Tensor> noisy_linear_backward(Crossbar c, const Tenso
 inline void check_conv2d(const Crossbar& c, const Tensor& x, const aten::Convolution& p) {
   check_crossbar(c);
   check_x(c, x);
-  check(c.weight.dim() == 4, c.op, "weight", "must be [out, C / groups, kh, kw]", text(c.weight.sizes()));
+  check(c.weight.dim() == 4, c.op, "weight", "must be [out, C / groups, kh, kw]", c.weight.sizes());
   check(p.groups >= 1 && c.weight.size(0) % p.groups == 0, c.op, "groups", "must divide the output channels", p.groups);
   check(x.dim() == 4 && x.size(1) == c.weight.size(1) * p.groups, c.op, "x", "must be [rows, C, H, W] with the weight's C",
-        text(x.sizes()));
-  check(p.stride.size() == 2 && p.stride[0] > 0 && p.stride[1] > 0, c.op, "stride", "must be two positive ints", text(p.stride));
-  check(p.padding.size() == 2 && p.padding[0] >= 0 && p.padding[1] >= 0, c.op, "padding", "must be two ints >= 0", text(p.padding));
+        x.sizes());
+  check(p.stride.size() == 2 && p.stride[0] > 0 && p.stride[1] > 0, c.op, "stride", "must be two positive ints", p.stride);
+  check(p.padding.size() == 2 && p.padding[0] >= 0 && p.padding[1] >= 0, c.op, "padding", "must be two ints >= 0", p.padding);
   check(p.dilation.size() == 2 && p.dilation[0] > 0 && p.dilation[1] > 0, c.op, "dilation", "must be two positive ints",
-        text(p.dilation));
+        p.dilation);
 }
 
 template <class Backend>
@@ -180,6 +186,7 @@ Tensor noisy_conv2d(Crossbar c, const Tensor& x, const std::optional<Tensor>& bi
                     bool shared) {
   check_conv2d(c, x, p);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
+  if (const auto y = Backend::product(c, x, b, p, shared)) return *y;
   return for_each_chip<Backend>(c, x, shared, aten::is_channels_last(x), [&](const Tensor& rows, const Tensor& w) {
     return aten::convolution(rows, w, b, p);
   });

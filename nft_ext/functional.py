@@ -210,14 +210,29 @@ def conv2d_product(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, p
         fail("x", f"must have the shape [B, {weight.shape[1] * groups}, H, W]", list(x.shape))
     stride, dilation = _two("stride", stride, 1), _two("dilation", dilation, 1)
     x, padding = _pad(x, padding, weight.shape[2:], stride, dilation)
-    for i, side in ((0, "height"), (1, "width")):
+    for i in (0, 1):
         reach = dilation[i] * (weight.shape[2 + i] - 1) + 1
         if x.shape[2 + i] + 2 * padding[i] < reach:
-            fail("x", f"padded {side} must be at least the kernel's {reach}", x.shape[2 + i] + 2 * padding[i])
-    return operators.call(operators.NoisyConv2d, operators.ops.noisy_conv2d, x, weight, bias, *bar[1:], stride, padding, dilation, groups, shared)
+            fail("x", f"padded {('height', 'width')[i]} must be at least the kernel's {reach}", x.shape[2 + i] + 2 * padding[i])
+    if _in_pieces(x, bar):
+        w_p = operators.ops.program(*bar, x.dtype)[0]
+        return torch.nn.functional.conv2d(x, w_p, bias if bias is None else bias.to(x.dtype), stride, padding, dilation, groups)
+    return operators.call(operators.NoisyConv2d, operators.ops.noisy_conv2d, x, weight, bias, *bar[1:], stride, padding, dilation,
+                          groups, shared)
+
+
+_MANY = 1 << 17  # elements of x: beyond, csrc/cpu/fused.h leaves the product to the library too
+
+
+def _in_pieces(x: Tensor, bar: Crossbar) -> bool:
+    """Whether a compiled graph shall see the programmed weight and torch's own convolution: with many images the compiler gains
+    more from choosing layouts and fusing what follows than the operator does. One chip, no gradient."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and bar.key.shape[0] == 1 and x.numel() > _MANY
 
 
 def _two(argument: str, value: Any, low: int) -> list[int]:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and value[0] >= low <= value[1]:
+        return list(value)  # the common case, on the path of every forward
     if not isinstance(value, (int, tuple, list)):
         fail(argument, "must be one or two integers", value)
     values = [value, value] if isinstance(value, int) else list(value)

@@ -6,6 +6,7 @@ selected on and what is evaluated apart: a chip of one domain never occurs in an
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import numbers
 from collections.abc import Iterable
@@ -48,9 +49,15 @@ def noise_key(seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "e
 
 def fresh_key(like: torch.Tensor) -> torch.Tensor:
     """A key [1, 2] in the training domain whose seed comes from torch's generator of `like`'s device (torch.manual_seed)."""
-    key = torch.full((1, 2), DOMAINS["training"] << 32, dtype=torch.int64, device=like.device)
-    key[:, 0] = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=like.device)
-    return key
+    seed = torch.randint(0, 2**63 - 1, (1, 1), dtype=torch.int64, device=like.device)
+    return torch.cat((seed, _training_draw(like.device)), 1)
+
+
+@functools.cache
+def _training_draw(device: torch.device) -> torch.Tensor:
+    """Draw 0 of the training domain, [1, 1]; made once a device, since every forward outside `chips` asks for it."""
+    with torch.inference_mode(False):
+        return torch.tensor([[DOMAINS["training"] << 32]], dtype=torch.int64, device=device)
 
 
 # As an operator, for compiled graphs: a plain randint inside a graph takes its numbers from another place than eager mode.

@@ -6,50 +6,58 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
+#include <memory>
 #include <thread>
+#include <vector>
 
 namespace nft {
 
-// Calls f(begin, end) for pieces of `piece` items that tile [0, n), in any order and on any thread.
-template <class F>
-void deal(int64_t n, int64_t piece, const F& f) {
-  const int64_t pieces = (n + piece - 1) / piece;
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t, int64_t) {
-    for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < pieces; i = next.fetch_add(1, std::memory_order_relaxed))
-      f(i * piece, std::min(n, (i + 1) * piece));
+// Pieces 0 .. pieces - 1, in any order and on any thread.
+struct Phase {
+  int64_t pieces;
+  std::function<void(int64_t piece)> run;
+
+  // f(begin, end) for pieces of `size` items that tile [0, n).
+  template <class F>
+  static Phase tiles(int64_t n, int64_t size, F f) {
+    return {(n + size - 1) / size, [=](int64_t i) { f(i * size, std::min(n, (i + 1) * size)); }};
+  }
+};
+
+// Runs the phases one after the other, each once the one before is done, all in one parallel region: waking the threads costs
+// as much as a small layer, which `alone` spares. Nobody waits for a piece that nobody works on, whatever number of threads
+// really comes.
+inline void deal(const std::vector<Phase>& phases, bool alone = false) {
+  struct Progress {
+    std::atomic<int64_t> next{0}, done{0};
   };
-  const int64_t threads = std::min<int64_t>(pieces, torch::stable::get_num_threads());
-  if (threads <= 1)
-    work(0, 1);
-  else
-    torch::stable::parallel_for(0, threads, 1, work);
+  int64_t most = 0;
+  for (const Phase& phase : phases) most = std::max(most, phase.pieces);
+  const int64_t threads = std::min<int64_t>(most, torch::stable::get_num_threads());
+  if (alone || threads <= 1) {
+    for (const Phase& phase : phases)
+      for (int64_t i = 0; i < phase.pieces; ++i) phase.run(i);
+    return;
+  }
+  const std::unique_ptr<Progress[]> progress(new Progress[phases.size()]);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (size_t p = 0; p < phases.size(); ++p) {
+      Progress& now = progress[p];
+      for (int64_t i; (i = now.next.fetch_add(1, std::memory_order_relaxed)) < phases[p].pieces;) {
+        phases[p].run(i);
+        now.done.fetch_add(1, std::memory_order_release);
+      }
+      if (p + 1 == phases.size()) return;
+      for (int spins = 0; now.done.load(std::memory_order_acquire) < phases[p].pieces;)
+        if (++spins > 2000) std::this_thread::yield();
+    }
+  });
 }
 
-// Two such ranges in one parallel region: g(begin, end, h()) follows once every piece of the first range is done; h is called
-// once by each thread in between. One region, because waking the threads twice costs as much as a small layer. Nobody waits
-// for a piece that nobody works on, whatever number of threads really comes. The second range runs backwards: what was
-// touched last is still in the cache.
-template <class F, class H, class G>
-void deal_twice(int64_t n, int64_t piece, const F& f, const H& h, int64_t m, int64_t second_piece, const G& g) {
-  const int64_t pieces = (n + piece - 1) / piece, second_pieces = (m + second_piece - 1) / second_piece;
-  std::atomic<int64_t> next{0}, done{0}, left{second_pieces};
-  const auto work = [&](int64_t, int64_t) {
-    for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < pieces; i = next.fetch_add(1, std::memory_order_relaxed)) {
-      f(i * piece, std::min(n, (i + 1) * piece));
-      done.fetch_add(1, std::memory_order_release);
-    }
-    for (int spins = 0; done.load(std::memory_order_acquire) < pieces;)
-      if (++spins > 2000) std::this_thread::yield();
-    const auto between = h();
-    for (int64_t i = left.fetch_sub(1, std::memory_order_relaxed); i > 0; i = left.fetch_sub(1, std::memory_order_relaxed))
-      g((i - 1) * second_piece, std::min(m, i * second_piece), between);
-  };
-  const int64_t threads = std::min<int64_t>(std::max(pieces, second_pieces), torch::stable::get_num_threads());
-  if (threads <= 1)
-    work(0, 1);
-  else
-    torch::stable::parallel_for(0, threads, 1, work);
+template <class F>
+void deal(int64_t n, int64_t size, const F& f) {
+  deal({Phase::tiles(n, size, [&f](int64_t begin, int64_t end) { f(begin, end); })});
 }
 
 }  // namespace nft

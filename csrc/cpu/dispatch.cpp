@@ -5,14 +5,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "multiply.h"
 #include "sampler.h"
 
 namespace nft {
 
-namespace scalar { extern const Kernels table; }
+namespace scalar { extern const Kernels table; extern const Multiply multiply_table; }
 #ifdef NFT_HAVE_X86
-namespace avx2 { extern const Kernels table; }
-namespace avx512 { extern const Kernels table; }
+namespace avx2 { extern const Kernels table; extern const Multiply multiply_table; }
+namespace avx512 { extern const Kernels table; extern const Multiply multiply_table; }
 #endif
 
 namespace {
@@ -25,9 +26,9 @@ struct Available {
 #ifdef NFT_HAVE_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
       list[count++] = &avx512::table;
-    if (__builtin_cpu_supports("avx2")) list[count++] = &avx2::table;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list[count++] = &avx2::table;
 #endif
     list[count++] = &scalar::table;
   }
@@ -62,6 +63,15 @@ const Kernels& kernels() {
     return name && *name ? kernels_named(name, "NFT_EXT_CPU_ISA") : *available().list[0];
   }();
   return chosen;
+}
+
+const Multiply& multiply_of(const Kernels& sampler) {
+#ifdef NFT_HAVE_X86
+  if (&sampler == &avx512::table) return avx512::multiply_table;
+  if (&sampler == &avx2::table) return avx2::multiply_table;
+#endif
+  (void)sampler;
+  return scalar::multiply_table;
 }
 
 int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }

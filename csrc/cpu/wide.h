@@ -15,7 +15,7 @@ namespace nft {
 namespace NFT_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kVector = 16, kWide = 4;
+constexpr int kVector = 16, kWide = 8;
 #elif defined(__AVX2__)
 constexpr int kVector = 8, kWide = 2;
 #else
@@ -82,7 +82,9 @@ NFT_FN Ints32 operator>>(Ints32 a, int n) { NFT_WIDE(Ints32, a.v[i] >> n) }
 struct Choices {
   __mmask16 v[kWide];
 };
-NFT_FN Choices any_bit(Words32 a, uint32_t mask) { NFT_WIDE(Choices, _mm512_test_epi32_mask((__m512i)a.v[i], _mm512_set1_epi32((int)mask))) }
+NFT_FN Choices any_bit(Words32 a, uint32_t mask) {
+  NFT_WIDE(Choices, _mm512_test_epi32_mask((__m512i)a.v[i], _mm512_set1_epi32((int)mask)))
+}
 NFT_FN Floats choose(Choices first, Floats a, Floats b) {
   NFT_WIDE(Floats, (FloatVector)_mm512_mask_blend_ps(first.v[i], (__m512)b.v[i], (__m512)a.v[i]))
 }

@@ -85,12 +85,16 @@ struct Cuda {
     p.out = out.data_ptr();
     STD_CUDA_CHECK(cuda::program(p, here.stream()));
   }
+
+  static std::optional<Tensor> product(Crossbar&, const Tensor&, const std::optional<Tensor>&, const aten::Convolution&, bool) {
+    return std::nullopt;
+  }
 };
 
 Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   check(weight.scalar_type() == ScalarType::Float, "quantize", "weight", "must be float32", "another dtype");
   check(weight_bits >= 1 && weight_bits <= 16, "quantize", "weight_bits", "must be in 1..16", weight_bits);
-  check(step.scalar_type() == ScalarType::Float && step.numel() == 1, "quantize", "step", "must be one float32", text(step.sizes()));
+  check(step.scalar_type() == ScalarType::Float && step.numel() == 1, "quantize", "step", "must be one float32", step.sizes());
   check(weight.is_cuda(), "quantize", "weight", "must be on CUDA like the step", "another device");
   check_beside("quantize", "step", step, weight);
   const OnDevice here(weight);

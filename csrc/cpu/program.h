@@ -1,0 +1,100 @@
+// From an operator's arguments to the sampler's: the step where none is given, and the shortcuts that a table allows.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../product.h"
+#include "deal.h"
+#include "sampler.h"
+
+namespace nft {
+
+// About 16,000 weights a piece: tens of microseconds, well above the cost of taking it.
+constexpr int64_t kChunksPerPiece = 64;
+constexpr int64_t kWeightsPerPiece = 1 << 16;
+
+// What of the table needs no gather.
+inline void look_at_table(Program& p) {
+  const int64_t levels = int64_t(1) << (p.path == 2 ? p.device_bits : p.weight_bits);
+  bool plain = p.path != 0, constant = plain;
+  for (int64_t i = 0; i < levels && plain; ++i) {
+    plain = p.table[i] == (float)i;
+    constant = constant && p.table[levels + i] == p.table[levels];
+  }
+  p.plain_means = plain;
+  p.constant_table = plain && constant;
+}
+
+inline const float* weights(const Crossbar& c, Tensor& holder) {
+  holder = torch::stable::contiguous(c.weight);
+  return static_cast<const float*>(holder.data_ptr());
+}
+
+// The largest |weight|, found in pieces by several threads, and the step that follows from it.
+class Largest {
+ public:
+  Largest(const float* weight, int64_t n)
+      : weight_(weight), n_(n), parts_((size_t)((n + kWeightsPerPiece - 1) / kWeightsPerPiece), 0u) {}
+
+  // Looks at all weights; the other functions hold once it is done.
+  Phase phase() {
+    return Phase::tiles(n_, kWeightsPerPiece, [this](int64_t begin, int64_t end) {
+      parts_[(size_t)(begin / kWeightsPerPiece)] = kernels().abs_max_bits(weight_ + begin, end - begin);
+    });
+  }
+
+  bool finite() const { return bits() < 0x7f800000u; }
+
+  // s = fl(max|W| / (2^M - 1)).
+  float step(int64_t weight_bits) const { return kernels().step(largest(), (int)weight_bits); }
+
+  // Non-finite weights are an error here, where reading the result is free.
+  void check_finite(const char* op) const {
+    check(finite(), op, "weight", "must be finite (no NaN, no infinity)", largest());
+  }
+
+ private:
+  uint32_t bits() const {
+    uint32_t most = 0;
+    for (uint32_t part : parts_) most = std::max(most, part);
+    return most;
+  }
+  float largest() const {
+    const uint32_t u = bits();
+    float value;
+    memcpy(&value, &u, sizeof value);
+    return value;
+  }
+
+  const float* weight_;
+  int64_t n_;
+  std::vector<uint32_t> parts_;
+};
+
+inline Tensor scalar(float value, const Tensor& like) {
+  Tensor t = aten::empty({}, ScalarType::Float, like);
+  *static_cast<float*>(t.data_ptr()) = value;
+  return t;
+}
+
+// The sampler's view of a crossbar, without its chips and its result. `holder` keeps what must live as long.
+inline Program program_of(const Crossbar& c, Tensor& holder) {
+  Program p{};
+  p.n = c.weight.numel();
+  p.weight = c.codes ? nullptr : weights(c, holder);
+  p.codes = c.codes ? c.codes->data_ptr() : nullptr;
+  p.weight_bits = (int)c.device[0];
+  p.device_bits = (int)c.device[1];
+  p.path = (int)c.device[2];
+  p.mapping = (int)c.device[3];
+  p.step = c.step ? *static_cast<const float*>(c.step->data_ptr()) : 0.0f;
+  p.table = static_cast<const float*>(c.table.data_ptr());
+  p.keys = static_cast<const int64_t*>(c.key.data_ptr());
+  p.chips = (int)c.chips();
+  p.stream = (uint32_t)c.stream;
+  look_at_table(p);
+  return p;
+}
+
+}  // namespace nft
