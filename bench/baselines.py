@@ -101,9 +101,11 @@ class ThreadedSampler:
     def __call__(self, w_d: Tensor, step: float) -> Tensor:
         chip = self.scratch.like(0, w_d)
         count = len(self.generators)
-        parts = zip(chip.view(-1).chunk(count), w_d.reshape(-1).chunk(count), self.generators)
-        list(self.pool.map(lambda p: p[0].normal_(0.0, WEIGHT_SD * step, generator=p[2]).add_(p[1]), parts))
-        return chip
+        # The sum stays in the caller's thread: each thread that starts a parallel operation gets OpenMP workers of its own, and
+        # with more workers than cores all of them sleep between operations, everybody's.
+        parts = zip(chip.view(-1).chunk(count), self.generators)
+        list(self.pool.map(lambda p: p[0].normal_(0.0, WEIGHT_SD * step, generator=p[1]), parts))
+        return chip.add_(w_d)
 
 
 # ---- functional: for autograd, and for torch.compile, which fuses the passes itself

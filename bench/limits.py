@@ -34,13 +34,14 @@ STUCK = 1e-6                      # so rare that nothing else changes
 Run = Callable[[], Any]
 
 
-def _program(weight: Tensor, nvm: nft.NVMDevice, *, kept: bool, noise: bool = True) -> Run:
+def _program(weight: Tensor, nvm: nft.NVMDevice, *, kept: bool, noise: bool = True, step_known: bool = True) -> Run:
     """Programs `weight` [out, in] into scratch memory."""
     ops, bits = operators.ops, nvm.weight_bits
     step = ops.weight_step(weight, bits)
     codes = ops.quantize(weight, step, bits) if kept else None
     table, key = torch.from_numpy(nvm.operator_table()), nft.noise_key(0, 1)
     spec, x = nvm.operator_spec(noise), weight.new_empty(0, weight.shape[1])
+    step = step if step_known else None
     return lambda: ops.noisy_linear(x, weight, None, codes, step, table, key, 0, spec, True)
 
 
@@ -109,22 +110,12 @@ def _whole(rounds: int) -> dict[str, measure.Timing]:
         "copy": lambda: target.copy_(source),
         "fresh": sampler._program("one").run,
         "kept": sampler._program_cached("one", torch.float32, "fp32").run,
-        "fresh, scratch": each([_step_and_program(w, nvm) for w in flat]),
+        "fresh, scratch": each([_program(w, nvm, kept=False, step_known=False) for w in flat]),
         "kept, scratch": each([_program(w, nvm, kept=True) for w in flat]),
         "fresh, calls": each([lambda: nft.program_weights(tiny, nvm, draws=1)] * len(weights)),
         "kept, calls": each([_program(tiny.view(1, 1), nvm, kept=True)] * len(weights)),
     }
     return dict(zip(runs, measure.interleaved(list(runs.values()), rounds)))
-
-
-def _step_and_program(weight: Tensor, nvm: nft.NVMDevice) -> Run:
-    program = _program(weight, nvm, kept=False)
-
-    def run() -> None:
-        operators.ops.weight_step(weight, nvm.weight_bits)
-        program()
-
-    return run
 
 
 def _account(kind: str, whole: dict[str, measure.Timing], core: dict[str, float], weights: int, threads: int,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from bench.case import Case, Ready, Target, Variant
 
-SAMPLE_SECONDS = 0.004  # a timing holds as many calls as fill this: far above the clock's own cost
+SAMPLE_SECONDS = 0.05   # a timing holds as many calls as fill this: work goes on for long, and threads take a while to wake
 MOST_CALLS = 1000
 WAKE_SECONDS = 0.1      # shorter calls are preceded by an untimed one: a single-threaded neighbour leaves the other core asleep
 MUCH_CONTENTION = 0.1  # above this share another program was in the way

@@ -111,6 +111,18 @@ class NVMDevice:
         if self.relative_to == "max" and self.level_std is None and self.sigma > 0.4:
             warnings.warn(f"sigma: the paper's range ends at 0.4; got {self.sigma:g}", stacklevel=3)
 
+    def __hash__(self) -> int:
+        """Of all fields, found once: tables are looked up by device at every call."""
+        try:
+            return self.__dict__["_hash"]
+        except KeyError:
+            found = hash(tuple(getattr(self, f.name) for f in dataclasses.fields(self)))
+            object.__setattr__(self, "_hash", found)
+            return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # strings hash differently elsewhere
+
     def _levels(self, field: str, low: float | None) -> tuple[float, ...] | None:
         values = getattr(self, field)
         if values is None:

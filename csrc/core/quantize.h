@@ -21,7 +21,8 @@ NFT_FN float quotient_of(float weight, float step) { return div(float_of(bits_of
 NFT_FN float round_quotient(float quotient, float top) { return sub(add(least(quotient, top), 8388608.0f), 8388608.0f); }
 NFT_FN float code_of(float weight, float step, float top) { return round_quotient(quotient_of(weight, step), top); }
 
-NFT_FN uint32_t sign_of(float weight) { return weight < 0.0f ? 0x80000000u : 0u; }  // a zero weight is positive
+// Either zero is positive: -0 + 0 is +0.
+NFT_FN uint32_t sign_of(float weight) { return bits_of(add(weight, 0.0f)) & 0x80000000u; }
 
 NFT_FN int32_t pack_code(float code, uint32_t sign) {
   const int32_t q = to_int(code);
