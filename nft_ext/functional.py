@@ -55,8 +55,13 @@ def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enable
     return Crossbar(weight, None, None, table, key, integer("stream", stream, 0, 2**32 - 1), nvm.operator_spec(enabled))
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def check_tensor(argument: str, value: Any) -> None:
     """A floating tensor the operators serve, on a device that this build serves."""
+    if type(value) in _PLAIN and value.dtype is torch.float32 and value.is_cpu and value.layout is torch.strided and not value.is_nested:
+        return  # the common case, on the path of every forward
     if not isinstance(value, Tensor):
         fail(argument, "must be a torch.Tensor", type(value).__name__, TypeError)
     if value.layout != torch.strided or value.is_nested:

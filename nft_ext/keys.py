@@ -49,8 +49,8 @@ def noise_key(seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "e
 
 def fresh_key(like: torch.Tensor) -> torch.Tensor:
     """A key [1, 2] in the training domain whose seed comes from torch's generator of `like`'s device (torch.manual_seed)."""
-    seed = torch.randint(0, 2**63 - 1, (1, 1), dtype=torch.int64, device=like.device)
-    return torch.cat((seed, _training_draw(like.device)), 1)
+    device = like.device
+    return torch.cat((torch.randint(2**63 - 1, (1, 1), device=device), _training_draw(device)), 1)
 
 
 @functools.cache
