@@ -48,6 +48,16 @@ def _(weight, codes, step, table, key, stream, device, dtype):
     return torch.empty((key.shape[0], *weight.shape), dtype=dtype, device=weight.device)
 
 
+@torch.library.register_fake("nft_ext::weight_step_many")
+def _(weights, weight_bits):
+    return weights[0].new_empty((len(weights),))
+
+
+@torch.library.register_fake("nft_ext::program_many")
+def _(weights, codes, steps, tables, key, streams, devices, scales, dtype):
+    return [torch.empty((key.shape[0], *weight.shape), dtype=dtype, device=weight.device) for weight in weights]
+
+
 @torch.library.register_fake("nft_ext::noisy_linear")
 def _(x, weight, bias, codes, step, table, key, stream, device, shared):
     return x.new_empty((_rows(x, key, shared), weight.shape[0]))

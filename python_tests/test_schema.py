@@ -7,9 +7,12 @@ import nft_ext  # noqa: F401  (registers the operators)
 
 SCHEMAS = {
     "weight_step": "(Tensor weight, int weight_bits) -> Tensor",
+    "weight_step_many": "(Tensor[] weights, int[] weight_bits) -> Tensor",
     "quantize": "(Tensor weight, Tensor step, int weight_bits) -> Tensor",
     "program": "(Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, int[] device, "
                "ScalarType dtype) -> Tensor",
+    "program_many": "(Tensor[] weights, Tensor?[] codes, Tensor[] steps, Tensor[] tables, Tensor key, int[] streams, "
+                    "int[] devices, Tensor[] scales, ScalarType dtype) -> Tensor[]",
     "noisy_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
                     "int[] device, bool shared) -> Tensor",
     "noisy_linear_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "

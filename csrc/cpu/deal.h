@@ -23,6 +23,16 @@ struct Phase {
   static Phase tiles(int64_t n, int64_t size, F f) {
     return {(n + size - 1) / size, [=](int64_t i) { f(i * size, std::min(n, (i + 1) * size)); }};
   }
+
+  // All pieces of all of `parts` in one phase: what may run side by side.
+  static Phase joined(std::vector<Phase> parts) {
+    std::vector<int64_t> ends;
+    for (const Phase& part : parts) ends.push_back((ends.empty() ? 0 : ends.back()) + part.pieces);
+    return {ends.empty() ? 0 : ends.back(), [=](int64_t i) {
+              const size_t p = (size_t)(std::upper_bound(ends.begin(), ends.end(), i) - ends.begin());
+              parts[p].run(i - (p ? ends[p - 1] : 0));
+            }};
+  }
 };
 
 // Runs the phases one after the other, each once the one before is done, all in one parallel region: waking the threads costs

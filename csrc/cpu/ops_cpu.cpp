@@ -34,6 +34,32 @@ struct Cpu {
     c.step = scalar(largest.step(p.weight_bits), c.weight);
   }
 
+  // One parallel region for all layers: all steps that are not known, then all weights.
+  static void program_many(std::vector<Crossbar>& layers, const std::vector<Tensor>&, const std::vector<Tensor>& outs) {
+    const Kernels& k = kernels();
+    std::vector<Tensor> holders(layers.size());
+    std::vector<std::unique_ptr<Largest>> found(layers.size());
+    std::vector<Phase> looking, programming;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      Program p = program_of(layers[l], holders[l]);
+      p.out_type = outs[l].scalar_type() == ScalarType::Float ? OutType::kFloat32 : OutType::kBFloat16;
+      p.out = outs[l].data_ptr();
+      if (!layers[l].step) {
+        found[l].reset(new Largest(p.weight, p.n));
+        looking.push_back(found[l]->phase());
+      }
+      const Largest* largest = found[l].get();
+      programming.push_back(Phase::tiles(chunks_of(p.n), kChunksPerPiece, [=, &k](int64_t begin, int64_t end) {
+        Program known = p;
+        if (largest) known.step = largest->finite() ? largest->step(p.weight_bits) : 0.0f;
+        k.program(known, begin, end);
+      }));
+    }
+    deal({Phase::joined(looking), Phase::joined(programming)});
+    for (size_t l = 0; l < layers.size(); ++l)
+      if (found[l]) found[l]->check_finite(layers[l].op);
+  }
+
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias,
                                        const aten::Convolution& p, bool shared) {
     return fused_product(c, x, bias, p, shared);
@@ -48,6 +74,15 @@ Tensor weight_step(Tensor weight, int64_t weight_bits) {
   deal({largest.phase()});
   largest.check_finite("weight_step");
   return scalar(largest.step(weight_bits), weight);
+}
+
+Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
+  check(!weights.empty() && weight_bits.size() == weights.size(), "weight_step_many", "weight_bits",
+        "must be one a weight, of one weight at least", weight_bits.size());
+  Tensor steps = aten::empty({(int64_t)weights.size()}, ScalarType::Float, weights[0]);
+  for (size_t l = 0; l < weights.size(); ++l)
+    static_cast<float*>(steps.data_ptr())[l] = *static_cast<const float*>(weight_step(weights[l], weight_bits[l]).data_ptr());
+  return steps;
 }
 
 Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
@@ -74,6 +109,8 @@ using CpuOperators = Operators<Cpu>;
 
 STABLE_TORCH_LIBRARY_IMPL(nft_ext, CPU, m) {
   m.impl("weight_step", TORCH_BOX(&nft::weight_step));
+  m.impl("weight_step_many", TORCH_BOX(&nft::weight_step_many));
+  m.impl("program_many", TORCH_BOX(&nft::CpuOperators::program_many));
   m.impl("quantize", TORCH_BOX(&nft::quantize));
   m.impl("program", TORCH_BOX(&nft::CpuOperators::program));
   m.impl("noisy_linear", TORCH_BOX(&nft::CpuOperators::linear));

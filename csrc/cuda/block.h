@@ -26,11 +26,27 @@ struct Program {
   uint32_t stream;
   OutType out_type;
   void* out;              // [chips, n]
+  const float* scale;     // [], weight of one unit of an 8-bit result, the same on all chips; read for kInt8 only
 };
 
 }  // namespace cuda
 
 namespace NFT_ISA {
+
+// The same number, which the compiler cannot know: what depends on it is computed where it stands, not ahead of a loop whose
+// registers it would occupy.
+NFT_FN int opaque(int a) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(a));
+#endif
+  return a;
+}
+NFT_FN int64_t opaque(int64_t a) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(a));
+#endif
+  return a;
+}
 
 // The device table of a program where threads read it. `constant`: means are the codes (levels) themselves and deviations
 // all equal, so nothing need be looked up; never claimed where it is not so, and the result is the same bits without it.
@@ -109,7 +125,7 @@ NFT_FN void fast_block(const Table& t, const Key& key, int64_t block, const Code
     return;
   }
   for (int i = 0; i < 4; ++i) {
-    const int32_t q = to_int(c.code[i]);
+    const int32_t q = opaque(to_int(c.code[i]));
     in_steps[i] = weight_in_steps(t.values[q], t.values[t.levels + q], z[i]);
   }
 }
@@ -170,6 +186,12 @@ NFT_FN void block_on_chip(const cuda::Program& p, const Table& t, int64_t chip, 
     for (int i = 0; i < 4; ++i) in_steps[i] = c.code[i];
 }
 
+// Only 8-bit results have a scale.
+template <cuda::OutType kOut>
+NFT_FN float scale_of(const cuda::Program& p) {
+  return kOut == cuda::OutType::kInt8 ? *p.scale : 1.0f;
+}
+
 // Weights 4 * block .. 4 * block + 3 on the chips first_chip, first_chip + chip_stride, ...; the weights are read and
 // quantized once for all of them.
 template <int kPath, cuda::OutType kOut>
@@ -181,7 +203,7 @@ NFT_FN void program_block(const cuda::Program& p, const Table& t, int64_t block,
   Quad<Out> w;
   if (!(step > 0.0f)) {
     // A zero step makes every weight zero, a NaN step (non-finite weights) makes every weight NaN: the step itself.
-    for (int i = 0; i < 4; ++i) w.v[i] = Stored<kOut>::from(step);
+    for (int i = 0; i < 4; ++i) w.v[i] = stored<kOut>(step, scale_of<kOut>(p));
     for (int64_t chip = first_chip; chip < p.chips; chip += chip_stride) store(out + chip * p.n, count, w);
     return;
   }
@@ -189,8 +211,10 @@ NFT_FN void program_block(const cuda::Program& p, const Table& t, int64_t block,
   for (int64_t chip = first_chip; chip < p.chips; chip += chip_stride) {
     float in_steps[4];
     block_on_chip<kPath>(p, t, chip, block, c, in_steps);
-    for (int i = 0; i < 4; ++i) w.v[i] = Stored<kOut>::from(programmed(in_steps[i], step, c.sign[i]));
-    store(out + chip * p.n, count, w);
+    const float scale = scale_of<kOut>(p);  // read here: a register less while the devices are programmed
+    for (int i = 0; i < 4; ++i) w.v[i] = stored<kOut>(programmed(in_steps[i], step, c.sign[i]), scale);
+    const int64_t here = opaque(block);
+    store((Out*)p.out + chip * p.n + 4 * here, count_of(p.n, here), w);
   }
 }
 

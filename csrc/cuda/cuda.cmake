@@ -13,7 +13,7 @@ set(NFT_CUDA_FACT "sm_80 sm_90 compute_90, nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
 add_library(torch_cuda_stub SHARED csrc/cuda/torch_cuda_stub.cpp)
 set_target_properties(torch_cuda_stub PROPERTIES OUTPUT_NAME torch_cuda LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/stub)
 
-add_library(_C_cuda MODULE csrc/cuda/sampler.cu csrc/cuda/ops_cuda.cpp)
+add_library(_C_cuda MODULE csrc/cuda/sampler.cu csrc/cuda/fused.cu csrc/cuda/ops_cuda.cpp)
 target_include_directories(_C_cuda PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
 # No fma in the noise (csrc/core/macros.h asks for none; this is the belt), and a warning should a kernel ever spill registers.

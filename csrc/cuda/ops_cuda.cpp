@@ -1,10 +1,11 @@
-// The operators on CUDA: the sampler on the current stream of the weight's device. No value is read back, no call waits.
+// The operators on CUDA: sampler and fused product on the current stream of the weight's device. No value is read back, no call waits.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
 #include "../product.h"
+#include "fused.h"
 #include "sampler.h"
 
 namespace nft {
@@ -38,6 +39,7 @@ cuda::OutType out_type(const Tensor& out) {
   switch (out.scalar_type()) {
     case ScalarType::BFloat16: return cuda::OutType::kBFloat16;
     case ScalarType::Half: return cuda::OutType::kFloat16;
+    case ScalarType::Char: return cuda::OutType::kInt8;
     default: return cuda::OutType::kFloat32;
   }
 }
@@ -54,40 +56,155 @@ Tensor weight_step(Tensor weight, int64_t weight_bits) {
   return step;
 }
 
+// The same for several weights, in one pass over all of them.
+Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
+  const char* op = "weight_step_many";
+  check(!weights.empty() && weight_bits.size() == weights.size(), op, "weight_bits",
+        "must be one a weight, of one weight at least", weight_bits.size());
+  std::vector<Tensor> dense;
+  std::vector<cuda::Program> programs(weights.size());
+  const OnDevice here(weights[0]);
+  for (size_t l = 0; l < weights.size(); ++l) {
+    check(weights[l].scalar_type() == ScalarType::Float, op, "weights", "must be float32", "another dtype");
+    check(weight_bits[l] >= 1 && weight_bits[l] <= 16, op, "weight_bits", "must be in 1..16", weight_bits[l]);
+    check_beside(op, "weights", weights[l], weights[0]);
+    dense.push_back(torch::stable::contiguous(weights[l]));
+    programs[l].weight = floats(dense[l]);
+    programs[l].n = dense[l].numel();
+    programs[l].weight_bits = (int)weight_bits[l];
+  }
+  Tensor steps = aten::empty({(int64_t)weights.size()}, ScalarType::Float, weights[0]);
+  STD_CUDA_CHECK(cuda::weight_step_many(programs.data(), (int)programs.size(), static_cast<float*>(steps.data_ptr()),
+                                        here.stream()));
+  return steps;
+}
+
+// The sampler's view of a crossbar with its step found, without its result. `dense` keeps what must live as long.
+cuda::Program program_of(Crossbar& c, Tensor& dense) {
+  check(c.weight.is_cuda(), c.op, "weight", "must be on CUDA like the other tensors", "another device");
+  if (!c.step) c.step = weight_step(c.weight, c.device[0]);
+  check_beside(c.op, "step", *c.step, c.weight);
+  check_beside(c.op, "table", c.table, c.weight);
+  check_beside(c.op, "key", c.key, c.weight);
+  if (c.codes) check_beside(c.op, "codes", *c.codes, c.weight);
+  dense = c.codes ? c.weight : torch::stable::contiguous(c.weight);
+  cuda::Program p = {};
+  p.n = c.weight.numel();
+  p.weight = c.codes ? nullptr : floats(dense);
+  p.codes = c.codes ? c.codes->data_ptr() : nullptr;
+  p.weight_bits = (int)c.device[0];
+  p.device_bits = (int)c.device[1];
+  p.code_bytes = p.weight_bits <= 15 ? 2 : 4;
+  p.path = (int)c.device[2];
+  p.mapping = (int)c.device[3];
+  p.step = floats(*c.step);
+  p.table = floats(c.table);
+  p.keys = static_cast<const int64_t*>(c.key.data_ptr());
+  p.chips = c.chips();
+  p.stream = (uint32_t)c.stream;
+  return p;
+}
+
+// [chips, images, channels, y, x] of a tensor [chips * images or images, channels(, y, x)].
+cuda::Strides strides_of(const Tensor& t, int64_t images, bool shared) {
+  const bool image = t.dim() == 4;
+  return {shared ? 0 : images * t.stride(0), t.stride(0), t.stride(1), image ? t.stride(2) : 0, image ? t.stride(3) : 0};
+}
+
 struct Cuda {
   // torch's caching allocator reuses the memory of the last call, in the order of the stream.
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return aten::empty(sizes, dtype, like); }
 
   static void program(Crossbar& c, const Tensor& out, int64_t first_chip, int64_t chips) {
-    check(c.weight.is_cuda(), c.op, "weight", "must be on CUDA like the other tensors", "another device");
-    if (!c.step) c.step = weight_step(c.weight, c.device[0]);
-    check_beside(c.op, "step", *c.step, c.weight);
-    check_beside(c.op, "table", c.table, c.weight);
-    check_beside(c.op, "key", c.key, c.weight);
-    if (c.codes) check_beside(c.op, "codes", *c.codes, c.weight);
+    Tensor dense = c.weight;
+    cuda::Program p = program_of(c, dense);
     const OnDevice here(c.weight);
-    const Tensor dense = c.codes ? c.weight : torch::stable::contiguous(c.weight);
-    cuda::Program p;
-    p.n = c.weight.numel();
-    p.weight = c.codes ? nullptr : floats(dense);
-    p.codes = c.codes ? c.codes->data_ptr() : nullptr;
-    p.weight_bits = (int)c.device[0];
-    p.device_bits = (int)c.device[1];
-    p.code_bytes = p.weight_bits <= 15 ? 2 : 4;
-    p.path = (int)c.device[2];
-    p.mapping = (int)c.device[3];
-    p.step = floats(*c.step);
-    p.table = floats(c.table);
-    p.keys = static_cast<const int64_t*>(c.key.data_ptr()) + 2 * first_chip;
+    p.keys += 2 * first_chip;
     p.chips = chips;
-    p.stream = (uint32_t)c.stream;
     p.out_type = out_type(out);
     p.out = out.data_ptr();
     STD_CUDA_CHECK(cuda::program(p, here.stream()));
   }
 
-  static std::optional<Tensor> product(Crossbar&, const Tensor&, const std::optional<Tensor>&, const aten::Convolution&, bool) {
-    return std::nullopt;
+  static void program_many(std::vector<Crossbar>& layers, const std::vector<Tensor>& scales, const std::vector<Tensor>& outs) {
+    if (layers.empty()) return;
+    if (!layers[0].step) {
+      std::vector<Tensor> weights;
+      Ints bits;
+      for (const Crossbar& c : layers) {
+        weights.push_back(c.weight);
+        bits.push_back(c.device[0]);
+      }
+      Tensor steps = weight_step_many(weights, bits);
+      for (size_t l = 0; l < layers.size(); ++l) layers[l].step = torch::stable::narrow(steps, 0, (int64_t)l, 1);
+    }
+    std::vector<Tensor> dense(layers.size());
+    std::vector<cuda::Program> programs;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      check_beside(layers[l].op, "weights", layers[l].weight, layers[0].weight);
+      if (!scales.empty()) check_beside(layers[l].op, "scales", scales[l], layers[0].weight);
+      programs.push_back(program_of(layers[l], dense[l]));
+      programs[l].out_type = out_type(outs[l]);
+      programs[l].out = outs[l].data_ptr();
+      if (!scales.empty()) programs[l].scale = floats(scales[l]);
+    }
+    const OnDevice here(layers[0].weight);
+    STD_CUDA_CHECK(cuda::program_many(programs.data(), (int)programs.size(), here.stream()));
+  }
+
+  // The fused product where each chip sees few columns: a weight is then generated once for every 128 of them. Beyond, weights
+  // programmed once and the library's product. The bound is from counting instructions (docs/decisions.md), not yet measured.
+  static constexpr int64_t kMostColumns = 256, kLeastRows = 8, kMostSize = int64_t(1) << 29;
+
+  static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
+                                       bool shared) {
+    check(x.is_cuda() && c.weight.is_cuda() && x.get_device_index() == c.weight.get_device_index(), c.op, "x",
+          "must be on the weight's device", "another device");
+    const bool image = x.dim() == 4;
+    // A tile holds rows of one group only, so few of them leave it empty; and coordinates are 32-bit.
+    bool fits = c.weight.size(0) / p.groups >= kLeastRows;
+    for (int i = 0; i < x.dim(); ++i) fits = fits && (i == 0 || x.size(i) < kMostSize);
+    for (int i = 0; i < 2; ++i) fits = fits && p.stride[i] < kMostSize && p.padding[i] < kMostSize && p.dilation[i] < kMostSize;
+    if (!fits || c.weight.size(0) >= kMostSize) return std::nullopt;
+    cuda::Fused f = {};
+    f.images = rows_per_chip(c.op, x, c.chips(), shared);
+    f.channels = (int)x.size(1);
+    f.rows = (int)c.weight.size(0);
+    f.groups = (int)p.groups;
+    int64_t columns = f.images;
+    Ints sizes{c.chips() * f.images, c.weight.size(0)};
+    for (int i = 0; i < 2; ++i) {
+      const int64_t size = image ? x.size(2 + i) : 1, kernel = image ? c.weight.size(2 + i) : 1;
+      const int64_t out = (size + 2 * p.padding[i] - p.dilation[i] * (kernel - 1) - 1) / p.stride[i] + 1;
+      if (out <= 0) return std::nullopt;  // the library says what is wrong
+      (i ? f.width : f.height) = (int)size;
+      f.kernel[i] = (int)kernel;
+      f.stride[i] = (int)p.stride[i];
+      f.padding[i] = (int)p.padding[i];
+      f.dilation[i] = (int)p.dilation[i];
+      f.out[i] = (int)out;
+      columns *= out;
+      if (image) sizes.push_back(out);
+    }
+    if (columns > kMostColumns || !cuda::can_fuse(f)) return std::nullopt;
+
+    Tensor dense = c.weight;
+    f.program = program_of(c, dense);
+    const OnDevice here(c.weight);
+    const Tensor y = aten::empty(sizes, x.scalar_type(), x, aten::is_channels_last(x));
+    std::optional<Tensor> float_bias;
+    if (bias) {
+      check_beside(c.op, "bias", *bias, c.weight);
+      float_bias = torch::stable::contiguous(aten::cast(*bias, ScalarType::Float));
+      f.epilogue.bias = floats(*float_bias);
+    }
+    f.x = x.data_ptr();
+    f.y = y.data_ptr();
+    f.x_type = f.y_type = out_type(x);
+    f.x_strides = strides_of(x, f.images, shared);
+    f.y_strides = strides_of(y, f.images, false);
+    STD_CUDA_CHECK(cuda::fused(f, here.stream()));
+    return y;
   }
 };
 
@@ -111,6 +228,8 @@ using CudaOperators = Operators<Cuda>;
 
 STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
   m.impl("weight_step", TORCH_BOX(&nft::weight_step));
+  m.impl("weight_step_many", TORCH_BOX(&nft::weight_step_many));
+  m.impl("program_many", TORCH_BOX(&nft::CudaOperators::program_many));
   m.impl("quantize", TORCH_BOX(&nft::quantize));
   m.impl("program", TORCH_BOX(&nft::CudaOperators::program));
   m.impl("noisy_linear", TORCH_BOX(&nft::CudaOperators::linear));

@@ -1,9 +1,14 @@
 // Kernels and launches of csrc/cuda/sampler.h. A thread takes one block of four weights at a time (csrc/cuda/block.h); grids
-// are only as large as the device can hold at once and stride over the rest, so no tensor is too large for a grid and the
-// device table is fetched into shared memory once a resident block of threads.
+// are only as large as the device can hold at once and go through the rest, of all layers (csrc/cuda/many.h), so no tensor is
+// too large for a grid and a device table is fetched into shared memory once a resident block of threads.
+//
+// Every kernel exists for one layer and for a full batch: the arguments of a launch cost time, and most launches by far have
+// one layer only.
 #include "sampler.h"
 
 #include <algorithm>
+
+#include "many.h"
 
 namespace nft {
 namespace cuda {
@@ -12,40 +17,65 @@ namespace {
 using namespace generic;
 
 constexpr int kThreads = 256;
-constexpr size_t kSharedBytes = 48 << 10;  // what a launch may ask for without raising the kernel's limit
 
-// Thread blocks that a multiprocessor holds at once: 8 fill its 2048 threads at 32 registers each; the per-device path keeps
-// more values alive and would spill them below 64 registers.
+// Thread blocks that a multiprocessor holds at once: 8 fill its 2048 threads at 32 registers each; the per-device path keeps more
+// values alive and would spill them below 64. Tables too large for shared memory take registers for their addresses: 40 and 80.
 constexpr int kResident = 8;
-constexpr int resident_blocks(int path) { return path == kPathDevice ? 4 : kResident; }
+constexpr int resident_blocks(int path, bool staged) {
+  if (path == kPathDevice) return staged ? 4 : 3;
+  return path == kPathFast && !staged ? 6 : kResident;
+}
 
-__device__ int64_t first_block() { return (int64_t)blockIdx.x * kThreads + threadIdx.x; }
-__device__ int64_t block_stride() { return (int64_t)gridDim.x * kThreads; }
+// This thread block's share. Volatile, so that it is computed anew for each layer, from constants: kept, it would take registers
+// from the weights all the while.
+template <int kMost>
+__device__ Range share(const Batch<kMost>& batch) {
+  unsigned part;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(part));
+  return share_of(batch, part);
+}
 
 // Bit patterns of magnitudes are ordered like the magnitudes, with NaN above all: their maximum needs no floats, and no order.
-__global__ void __launch_bounds__(kThreads) largest_kernel(const float* weight, int64_t n, uint32_t* largest) {
-  uint32_t mine = 0;
-  for (int64_t block = first_block(); block < blocks_of(n); block += block_stride())
-    mine = max(mine, largest_of_block(weight, n, block));
-  mine = __reduce_max_sync(0xffffffffu, mine);
-  if (threadIdx.x % 32 == 0) atomicMax(largest, mine);
+// One global maximum a thread block and layer; thousands of warps would queue for the same address.
+template <int kMost>
+__global__ void __launch_bounds__(kThreads) largest_kernel(const __grid_constant__ Batch<kMost> batch, uint32_t* largest) {
+  __shared__ uint32_t ours;
+  for (int l = layer_of(batch, share(batch).begin); reaches(batch, share(batch), l); ++l) {
+    const Range blocks = blocks_in(batch, share(batch), l);
+    const float* weight = (const float*)batch.layer[l].source;
+    if (threadIdx.x == 0) ours = 0;
+    __syncthreads();
+    uint32_t mine = 0;
+    for (int64_t block = blocks.begin + threadIdx.x; block < blocks.end; block += kThreads)
+      mine = max(mine, largest_of_block(weight, batch.layer[l].n, block));
+    mine = __reduce_max_sync(0xffffffffu, mine);
+    if (threadIdx.x % 32 == 0) atomicMax(&ours, mine);
+    __syncthreads();
+    if (threadIdx.x == 0) atomicMax(largest + l, ours);
+  }
 }
 
 // In place: the bit pattern of the largest magnitude becomes the step.
-__global__ void step_kernel(float* step, int weight_bits) { *step = step_or_nan(bits_of(*step), weight_bits); }
+template <int kMost>
+__global__ void step_kernel(const __grid_constant__ Batch<kMost> batch, float* step) {
+  const int l = (int)threadIdx.x;
+  if (l < batch.count) step[l] = step_or_nan(bits_of(step[l]), batch.layer[l].weight_bits);
+}
 
 template <class Packed>
 __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const float* weight, int64_t n, const float* step, int weight_bits, Packed* codes) {
-  for (int64_t block = first_block(); block < blocks_of(n); block += block_stride())
+  const int64_t first = (int64_t)blockIdx.x * kThreads + threadIdx.x, stride = (int64_t)gridDim.x * kThreads;
+  for (int64_t block = first; block < blocks_of(n); block += stride)
     quantize_block(weight, n, *step, weight_bits, codes, block);
 }
 
-// The table in shared memory, and whether it is a constant one (csrc/cpu/ops_cpu.cpp finds out the same way on the host).
+// The table in shared memory, and whether it is a constant one (csrc/cpu/program.h finds out the same way on the host).
 __device__ Table staged_table(const Program& p, float* shared) {
   const int levels = table_levels(p);
   const float std = p.table[levels];
   bool constant = true;
+  __syncthreads();  // nobody reads the layer before any more
   for (int i = (int)threadIdx.x; i < table_entries(p); i += kThreads) {
     const float value = p.table[i];
     shared[i] = value;
@@ -54,61 +84,122 @@ __device__ Table staged_table(const Program& p, float* shared) {
   return {shared, levels, __syncthreads_and(constant) != 0};
 }
 
-template <int kPath, OutType kOut, bool kStaged>
-__global__ void __launch_bounds__(kThreads, resident_blocks(kPath)) program_kernel(const __grid_constant__ Program p) {
+template <int kPath, OutType kOut, bool kStaged, int kMost>
+__global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kStaged))
+    program_kernel(const __grid_constant__ Batch<kMost> batch) {
   extern __shared__ float shared[];
-  Table table = {p.table, table_levels(p), false};
-  if (kStaged) table = staged_table(p, shared);
-  for (int64_t block = first_block(); block < blocks_of(p.n); block += block_stride())
-    program_block<kPath, kOut>(p, table, block, blockIdx.y, gridDim.y);
+  for (int l = layer_of(batch, share(batch).begin); reaches(batch, share(batch), l); ++l) {
+    const Program p = program_in<kPath, kOut>(batch, l);
+    const Range blocks = blocks_in(batch, share(batch), l);
+    Table table = {p.table, table_levels(p), false};
+    if (kStaged) table = staged_table(p, shared);
+    // The end is computed anew each time where registers are short; the fast path has no instructions to spare.
+    constexpr bool kKeepEnd = kPath == kPathFast && kStaged;
+#pragma unroll 1
+    for (int64_t block = blocks.begin + threadIdx.x;; block += kThreads) {
+      if (block >= (kKeepEnd ? blocks.end : blocks_in(batch, share(batch), l).end)) break;
+      program_block<kPath, kOut>(p, table, block, blockIdx.y, gridDim.y);
+    }
+  }
 }
 
 // As many thread blocks as the current device holds at once (`resident` a multiprocessor): `x` for the weights, and where
 // these are few, `y` for the chips.
-cudaError_t grid_for(int64_t n, int64_t chips, int resident, dim3* grid) {
+cudaError_t grid_for(int64_t strips, int64_t chips, int resident, dim3* grid) {
   int device = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   const int64_t most = std::max<int64_t>(1, (int64_t)multiprocessors * resident);
-  const int64_t x = std::max<int64_t>(1, std::min((blocks_of(n) + kThreads - 1) / kThreads, most));
+  const int64_t x = std::max<int64_t>(1, std::min((strips * kStrip + kThreads - 1) / kThreads, most));
   const int64_t y = std::max<int64_t>(1, std::min<int64_t>({chips, most / x, 65535}));
   *grid = dim3((unsigned)x, (unsigned)y);
   return error;
 }
 
-template <int kPath, OutType kOut>
-cudaError_t launch(const Program& p, dim3 grid, cudaStream_t stream) {
-  const size_t bytes = kPath == kPathOff ? 0 : table_entries(p) * sizeof(float);
-  if (kPath != kPathOff && bytes <= kSharedBytes)
-    program_kernel<kPath, kOut, kPath != kPathOff><<<grid, kThreads, bytes, stream>>>(p);
-  else
-    program_kernel<kPath, kOut, false><<<grid, kThreads, 0, stream>>>(p);
+Batch<1> only_layer(const Batch<kMostLayers>& b) { return {b.keys, b.chips, b.each, b.more, 1, b.table_bytes, {b.layer[0]}}; }
+
+cudaError_t launch_steps(Batch<kMostLayers>& batch, float* step, cudaStream_t stream) {
+  dim3 grid;
+  const cudaError_t error = grid_for(strips_of(batch), 1, kResident, &grid);
+  if (error != cudaSuccess) return error;
+  deal(batch, grid.x);
+  uint32_t* largest = reinterpret_cast<uint32_t*>(step);
+  if (batch.count == 1) {
+    largest_kernel<<<grid, kThreads, 0, stream>>>(only_layer(batch), largest);
+    step_kernel<<<1, 1, 0, stream>>>(only_layer(batch), step);
+  } else {
+    largest_kernel<<<grid, kThreads, 0, stream>>>(batch, largest);
+    step_kernel<<<1, kMostLayers, 0, stream>>>(batch, step);
+  }
   return cudaGetLastError();
 }
 
+struct Shape {
+  dim3 grid;
+  size_t shared_bytes;
+  cudaStream_t stream;
+};
+
+template <int kPath, OutType kOut, bool kStaged>
+cudaError_t launch(const Batch<kMostLayers>& batch, const Shape& s) {
+  if (batch.count == 1)
+    program_kernel<kPath, kOut, kStaged><<<s.grid, kThreads, s.shared_bytes, s.stream>>>(only_layer(batch));
+  else
+    program_kernel<kPath, kOut, kStaged><<<s.grid, kThreads, s.shared_bytes, s.stream>>>(batch);
+  return cudaGetLastError();
+}
+
+template <int kPath, OutType kOut>
+cudaError_t launch(const Batch<kMostLayers>& batch, const Kind& kind, const Shape& shape) {
+  if (kPath != kPathOff && kind.staged) return launch<kPath, kOut, kPath != kPathOff>(batch, shape);
+  return launch<kPath, kOut, false>(batch, shape);
+}
+
 template <int kPath>
-cudaError_t launch(const Program& p, dim3 grid, cudaStream_t stream) {
-  if (p.out_type == OutType::kBFloat16) return launch<kPath, OutType::kBFloat16>(p, grid, stream);
-  if (p.out_type == OutType::kFloat16) return launch<kPath, OutType::kFloat16>(p, grid, stream);
-  return launch<kPath, OutType::kFloat32>(p, grid, stream);
+cudaError_t launch(const Batch<kMostLayers>& batch, const Kind& kind, const Shape& shape) {
+  switch (kind.out_type) {
+    case OutType::kBFloat16: return launch<kPath, OutType::kBFloat16>(batch, kind, shape);
+    case OutType::kFloat16: return launch<kPath, OutType::kFloat16>(batch, kind, shape);
+    case OutType::kInt8: return launch<kPath, OutType::kInt8>(batch, kind, shape);
+    default: return launch<kPath, OutType::kFloat32>(batch, kind, shape);
+  }
+}
+
+cudaError_t launch_programs(Batch<kMostLayers>& batch, const Kind& kind, cudaStream_t stream) {
+  Shape shape = {{}, kind.staged ? (size_t)batch.table_bytes : 0, stream};
+  const cudaError_t error = grid_for(strips_of(batch), batch.chips, resident_blocks(kind.path, kind.staged), &shape.grid);
+  if (error != cudaSuccess) return error;
+  deal(batch, shape.grid.x);
+  if (kind.path == kPathFast) return launch<kPathFast>(batch, kind, shape);
+  if (kind.path == kPathDevice) return launch<kPathDevice>(batch, kind, shape);
+  return launch<kPathOff>(batch, kind, shape);
 }
 
 }  // namespace
 
-cudaError_t weight_step(const float* weight, int64_t n, int weight_bits, float* step, cudaStream_t stream) {
-  dim3 grid;
-  cudaError_t error = grid_for(n, 1, kResident, &grid);
-  if (error == cudaSuccess) error = cudaMemsetAsync(step, 0, sizeof *step, stream);  // the identity of the maximum
+cudaError_t weight_step_many(const Program* programs, int count, float* step, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  const cudaError_t error = cudaMemsetAsync(step, 0, count * sizeof *step, stream);  // the identity of the maximum
   if (error != cudaSuccess) return error;
-  if (n > 0) largest_kernel<<<grid, kThreads, 0, stream>>>(weight, n, reinterpret_cast<uint32_t*>(step));
-  step_kernel<<<1, 1, 0, stream>>>(step, weight_bits);
-  return cudaGetLastError();
+  return in_batches(programs, count, [](const Program&) { return true; }, [&](Batch<kMostLayers>& batch) {
+    const cudaError_t launched = launch_steps(batch, step, stream);
+    step += batch.count;
+    return launched;
+  });
+}
+
+cudaError_t weight_step(const float* weight, int64_t n, int weight_bits, float* step, cudaStream_t stream) {
+  Program p = {};
+  p.weight = weight;
+  p.n = n;
+  p.weight_bits = weight_bits;
+  return weight_step_many(&p, 1, step, stream);
 }
 
 cudaError_t quantize(const float* weight, int64_t n, const float* step, int weight_bits, void* codes, cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
   dim3 grid;
-  const cudaError_t error = grid_for(n, 1, kResident, &grid);
+  const cudaError_t error = grid_for(strips_of(n), 1, kResident, &grid);
   if (error != cudaSuccess) return error;
   if (weight_bits <= 15)
     quantize_kernel<<<grid, kThreads, 0, stream>>>(weight, n, step, weight_bits, static_cast<int16_t*>(codes));
@@ -117,15 +208,15 @@ cudaError_t quantize(const float* weight, int64_t n, const float* step, int weig
   return cudaGetLastError();
 }
 
-cudaError_t program(const Program& p, cudaStream_t stream) {
-  if (p.n == 0) return cudaSuccess;
-  dim3 grid;
-  const cudaError_t error = grid_for(p.n, p.chips, resident_blocks(p.path), &grid);
-  if (error != cudaSuccess) return error;
-  if (p.path == kPathFast) return launch<kPathFast>(p, grid, stream);
-  if (p.path == kPathDevice) return launch<kPathDevice>(p, grid, stream);
-  return launch<kPathOff>(p, grid, stream);
+cudaError_t program_many(const Program* programs, int count, cudaStream_t stream) {
+  for (int i = 1; i < count; ++i)
+    if (programs[i].keys != programs[0].keys || programs[i].chips != programs[0].chips) return cudaErrorInvalidValue;
+  return in_batches_of_a_kind(programs, count, [&](const Kind& kind, Batch<kMostLayers>& batch) {
+    return launch_programs(batch, kind, stream);
+  });
 }
+
+cudaError_t program(const Program& p, cudaStream_t stream) { return program_many(&p, 1, stream); }
 
 }  // namespace cuda
 }  // namespace nft

@@ -7,7 +7,7 @@
 namespace nft {
 namespace cuda {
 
-enum class OutType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum class OutType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
 }  // namespace cuda
 
@@ -42,8 +42,10 @@ NFT_FN void store_wide(T* p, const Quad<T>& q) {
   if constexpr (sizeof q == 16)
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]), "r"(w[1]), "r"(w[2]),
                  "r"(w[3]) : "memory");
-  else
+  else if constexpr (sizeof q == 8)
     asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]), "r"(w[1]) : "memory");
+  else
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]) : "memory");
 #else
   *reinterpret_cast<Quad<T>*>(p) = q;
 #endif
@@ -70,6 +72,16 @@ NFT_FN uint16_t to_float16(float a) {
   return (uint16_t)(sign | ((u - 0x38000000u + 0xfffu + ((u >> 13) & 1u)) >> 13));  // 65520 and more carry into infinity
 }
 
+// The 8-bit number nearest to fl(a / scale), ties to even, clamped to +-127; a division, as in Eq. 4. NaN, which 8 bits cannot
+// say, becomes 0: a layer whose step is NaN shows it in its scale. The sum with 1.5 * 2^23 rounds to an integer, which its lowest
+// bits then hold.
+NFT_FN int8_t to_int8(float a, float scale) {
+  const float quotient = div(a, scale);
+  const float bounded = least(most(quotient, -127.0f), 127.0f);
+  const int32_t rounded = as_signed(bits_of(add(bounded, 12582912.0f)) - 0x4b400000u);
+  return (int8_t)(quotient == quotient ? rounded : 0);
+}
+
 // One number as it is stored. On the device the processor's conversions do it; they round alike (a NaN's payload differs).
 template <cuda::OutType kOut>
 struct Stored {
@@ -93,6 +105,21 @@ struct Stored<cuda::OutType::kFloat32> {
   typedef float Type;
   NFT_FN float from(float a) { return a; }
 };
+
+template <>
+struct Stored<cuda::OutType::kInt8> {
+  typedef int8_t Type;
+  NFT_FN int8_t from(float a, float scale) { return to_int8(a, scale); }
+};
+
+// The same for every format; only 8-bit numbers have a scale.
+template <cuda::OutType kOut>
+NFT_FN typename Stored<kOut>::Type stored(float a, float scale) {
+  if constexpr (kOut == cuda::OutType::kInt8)
+    return Stored<kOut>::from(a, scale);
+  else
+    return Stored<kOut>::from(a);
+}
 
 }  // namespace NFT_ISA
 }  // namespace nft

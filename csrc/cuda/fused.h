@@ -1,0 +1,24 @@
+// Noisy convolution and linear layer in one pass on CUDA, behind plain pointers and a stream: programmed weights are generated
+// tile by tile in shared memory and multiplied at once, and never reach memory. Nothing here waits for the device, allocates, or
+// reads a value from it, so every call may be captured in a CUDA graph. Pointers belong to the current device, of compute
+// capability 8.0 or more.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "fused/shape.h"
+
+namespace nft {
+namespace cuda {
+
+// y of csrc/cuda/fused/shape.h. cudaErrorInvalidValue where can_fuse says no; nothing is launched where y has no elements.
+//
+// x_type decides the product: bfloat16 and float16 weights are the programmed ones rounded to nearest even, sums are float32;
+// float32 is multiplied in three tf32 products (about 22 bits; an input that is not finite gives NaN).
+cudaError_t fused(const Fused& f, cudaStream_t stream);
+
+// Whether 32-bit coordinates hold the shape (strides and whole tensors may be of any size), and groups divide the channels.
+bool can_fuse(const Fused& f);
+
+}  // namespace cuda
+}  // namespace nft

@@ -1,0 +1,58 @@
+// From a sum to a stored result: bias, batch-norm's scale and shift, residual, ReLU, one rounding to the result's type.
+#pragma once
+
+#include "shape.h"
+
+namespace nft {
+namespace NFT_ISA {
+
+// A stored number as a float, exactly.
+template <cuda::OutType kType>
+NFT_FN float loaded(typename Stored<kType>::Type a) {
+  if constexpr (kType == cuda::OutType::kFloat32) {
+    return a;
+  } else if constexpr (kType == cuda::OutType::kBFloat16) {
+    return float_of((uint32_t)a << 16);
+  } else {
+#if defined(__CUDA_ARCH__)
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(a));
+    return f;
+#else
+    const uint32_t sign = (uint32_t)(a & 0x8000u) << 16, exponent = a >> 10 & 31u, fraction = a & 1023u;
+    if (exponent == 0) return with_sign(mul(from_int((int32_t)fraction), 5.9604644775390625e-08f /* 2^-24 */), sign);
+    return float_of(sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13);
+#endif
+  }
+}
+
+// A row's constants.
+struct RowEpilogue {
+  float bias, scale, shift;
+};
+
+NFT_FN RowEpilogue row_epilogue(const cuda::Epilogue& e, int row) {
+  return {e.bias ? e.bias[row] : 0.0f, e.scale ? e.scale[row] : 1.0f, e.shift ? e.shift[row] : 0.0f};
+}
+
+// Nothing is added or multiplied that was not given: x + 0 would turn -0 into +0. NaN passes the ReLU.
+NFT_FN float finished(const cuda::Epilogue& e, const RowEpilogue& r, float sum, float residual) {
+  if (e.bias) sum = add(sum, r.bias);
+  if (e.scale) sum = mul(sum, r.scale);
+  if (e.shift) sum = add(sum, r.shift);
+  if (e.residual) sum = add(sum, residual);
+  return e.relu && sum < 0.0f ? 0.0f : sum;
+}
+
+// Output channel `row` of a pixel of one chip.
+template <cuda::OutType kY>
+NFT_FN void store_result(const cuda::Fused& f, int64_t chip, const Pixel& p, int row, const RowEpilogue& r, float sum) {
+  typedef typename Stored<kY>::Type Element;
+  float residual = 0.0f;
+  if (f.epilogue.residual)
+    residual = loaded<kY>(((const Element*)f.epilogue.residual)[offset_of(f.epilogue.residual_strides, chip, p, row)]);
+  ((Element*)f.y)[offset_of(f.y_strides, chip, p, row)] = Stored<kY>::from(finished(f.epilogue, r, sum, residual));
+}
+
+}  // namespace NFT_ISA
+}  // namespace nft

@@ -1,0 +1,174 @@
+// The loop over one tile of the result, written for a team of threads: on the device each thread runs it for itself, in a test on
+// the host one thread runs every phase for all of them (csrc/tests/test_cuda_fused.cpp). A Team offers
+//
+//   each(f)                                f(thread, its state) for every thread
+//   barrier()                              what was written to shared memory is visible
+//   mma(down, across, a_half, b_half)      state.sum[down][across] += state.a[a_half] * state.b[b_half][across], by whole warps
+#pragma once
+
+#include "epilogue.h"
+#include "fill.h"
+
+namespace nft {
+namespace NFT_ISA {
+
+// float32 rounded to tf32 (10 bits of fraction), to nearest, ties away from zero.
+NFT_FN uint32_t to_tf32(float a) {
+#if defined(__CUDA_ARCH__)
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(a));
+  return bits;
+#else
+  return a == a ? (bits_of(a) + 0x1000u) & 0xffffe000u : 0x7fffffffu;
+#endif
+}
+
+// What a thread keeps in registers. Of a float32 fragment both tf32 parts: [0] the high one, [1] what it leaves.
+template <class T>
+struct State {
+  float sum[T::kDown][T::kAcross][4];
+  uint32_t a[T::kSplit][4];
+  uint32_t b[T::kSplit][T::kAcross][2];
+};
+
+template <class T>
+NFT_FN void begin(State<T>& state) {
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int i = 0; i < 4 * T::kDown * T::kAcross; ++i) state.sum[i / 4 / T::kAcross][i / 4 % T::kAcross][i % 4] = 0.0f;
+}
+
+// Register i of a fragment: its word, or its word's two tf32 parts. An infinite float32 leaves NaN: so do its products.
+template <class T>
+NFT_FN void read_word(const typename T::Element* line, int word, uint32_t& high, uint32_t& low) {
+  high = word_at(line + word * T::kPerWord);
+  if constexpr (T::kSplit == 2) {
+    const float whole = float_of(high);
+    high = to_tf32(whole);
+    low = to_tf32(sub(whole, float_of(high)));
+  }
+}
+
+template <class T>
+NFT_FN void read_a(const typename T::Element* weight, int thread, int down, int k, State<T>& state) {
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int i = 0; i < 4; ++i) {
+    const Spot at = spot_of_a(thread % 32, i);
+    const int row = row_of_warp<T>(thread / 32) + 16 * down + at.line;
+    read_word<T>(weight + row * T::kPitch, 8 * k + at.word, state.a[0][i], state.a[T::kSplit - 1][i]);
+  }
+}
+
+template <class T>
+NFT_FN void read_b(const typename T::Element* input, int thread, int across, int k, State<T>& state) {
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int i = 0; i < 2; ++i) {
+    const Spot at = spot_of_b(thread % 32, i);
+    const int column = column_of_warp<T>(thread / 32) + 8 * across + at.line;
+    read_word<T>(input + column * T::kPitch, 8 * k + at.word, state.b[0][across][i], state.b[T::kSplit - 1][across][i]);
+  }
+}
+
+// One step's product.
+template <class T, class Team>
+NFT_FN void multiply(const typename T::Element* weight, const typename T::Element* input, Team& team) {
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int k = 0; k < T::kWords / 8; ++k) {
+    team.each([&](int thread, State<T>& state) {
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+      for (int across = 0; across < T::kAcross; ++across) read_b<T>(input, thread, across, k, state);
+    });
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+    for (int down = 0; down < T::kDown; ++down) {
+      team.each([&](int thread, State<T>& state) { read_a<T>(weight, thread, down, k, state); });
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+      for (int product = 0; product < T::kProducts; ++product)  // small ones first
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+        for (int across = 0; across < T::kAcross; ++across)
+          team.mma(down, across, T::kProducts == 3 && product == 0, T::kProducts == 3 && product == 1);
+    }
+  }
+}
+
+template <class T, cuda::OutType kY>
+NFT_FN void finish(const cuda::Fused& f, const Sizes& s, const Place& place, int thread, const State<T>& state) {
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int n = 0; n < 2 * T::kAcross; ++n) {
+    const int64_t column = place.column + column_of_sum<T>(thread, n / 2, n % 2);
+    if (column >= s.columns) continue;
+    const Pixel pixel = pixel_of(f, s, column);
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+    for (int m = 0; m < 2 * T::kDown; ++m) {
+      const int i = m % 2 * 2 + n % 2, in_group = place.row + row_of_sum<T>(thread, m / 2, i);
+      if (in_group >= s.group_rows) continue;
+      const int row = place.group * s.group_rows + in_group;
+      store_result<kY>(f, place.chip, pixel, row, row_epilogue(f.epilogue, row), state.sum[m / 2][n / 2][i]);
+    }
+  }
+}
+
+// A tile from its codes and key to its stored result. Between two barriers threads fill one half of the shared memory and
+// multiply the other; the places under the kernel are found one step before they are used.
+template <class T, int kPath, class Team>
+NFT_FN void multiply_tile(const cuda::Fused& f, const Table& table, const Sizes& s, const Place& place, Shared<T>& shared,
+                          Team& team) {
+  const int steps = (s.inner + T::kInner - 1) / T::kInner;
+  team.each([&](int thread, State<T>& state) {
+    begin<T>(state);
+    if (thread == 0) shared.place = place;
+    fill_columns<T>(f, s, place, thread, shared.column);
+    fill_taps<T>(f, s, 0, thread, shared.tap[0]);
+  });
+  team.barrier();
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+  for (int step = 0; step < steps; ++step) {
+    const int half = step % 2;
+    team.each([&](int thread, State<T>&) {
+      // Gathered first, the loads are under way while the weights are made; the per-device path has no registers to hold them.
+      uint32_t words[T::kPartWords];
+      const Column& column = shared.column[column_of_thread<T>(thread)];
+      const Tap* const taps = shared.tap[half] + part_of_thread<T>(thread);
+      if (kPath != kPathDevice) gather<T>(f, s, column, taps, words);
+      fill_weights<T, kPath>(f.program, table, s, shared.place, step, thread, shared.weight[half]);
+      if (kPath == kPathDevice) gather<T>(f, s, column, taps, words);
+      put_input<T>(thread, words, shared.input[half]);
+      fill_taps<T>(f, s, step + 1, thread, shared.tap[1 - half]);
+    });
+    team.barrier();
+    multiply<T>(shared.weight[half], shared.input[half], team);
+  }
+  team.each([&](int thread, State<T>& state) {
+    const Place here = shared.place;
+    if (f.y_type == cuda::OutType::kBFloat16)
+      finish<T, cuda::OutType::kBFloat16>(f, s, here, thread, state);
+    else if (f.y_type == cuda::OutType::kFloat16)
+      finish<T, cuda::OutType::kFloat16>(f, s, here, thread, state);
+    else
+      finish<T, cuda::OutType::kFloat32>(f, s, here, thread, state);
+  });
+  team.barrier();  // the next tile has another place
+}
+
+}  // namespace NFT_ISA
+}  // namespace nft

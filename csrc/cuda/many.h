@@ -1,0 +1,202 @@
+// How the weights of many layers are dealt to the thread blocks of one grid, on host and device.
+//
+// The layers of a launch lie end to end, cut into strips of 128 weights, what a warp programs at once; every thread block gets an
+// equal, contiguous share of all strips. It finds the layer where its share begins by bisection and walks on from there. So all
+// its threads are in the same layer at any time: none diverges, and a layer's table is staged once a thread block.
+//
+// The list of layers is a kernel argument (at most 4 KB on every device and toolkit): no copy to the device, no memory that
+// would have to outlive the launch, and a CUDA graph keeps it with the launch.
+#pragma once
+
+#include "block.h"
+
+namespace nft {
+namespace cuda {
+
+// What differs between the layers of a launch: a Program (block.h) less what they share.
+struct Layer {
+  const void* source;   // codes, or weights where code_bytes is 0
+  const float* step;
+  const float* table;
+  const float* scale;
+  void* out;
+  int64_t n;
+  int64_t end;          // strips of all layers up to this one
+  uint32_t stream;
+  uint8_t code_bytes, weight_bits, device_bits, mapping;
+};
+
+// The layers of one launch. `each` and `more` say how the strips are shared: the first `more` thread blocks get one more.
+template <int kMost>
+struct Batch {
+  const int64_t* keys;
+  int64_t chips, each, more;
+  int count, table_bytes;  // of the largest table
+  Layer layer[kMost];
+};
+
+constexpr int kMostLayers = 63;
+static_assert(sizeof(Batch<kMostLayers>) + sizeof(void*) <= 4096, "a batch and a pointer must fit a kernel's arguments");
+
+// What the layers of one launch have in common.
+struct Kind {
+  int path;
+  OutType out_type;
+  bool staged;  // the table is copied to shared memory
+};
+
+inline bool operator==(const Kind& a, const Kind& b) {
+  return a.path == b.path && a.out_type == b.out_type && a.staged == b.staged;
+}
+
+}  // namespace cuda
+
+namespace NFT_ISA {
+
+constexpr int kStrip = 32;                // blocks of four weights in a strip
+constexpr int kStagedBytes = 48 << 10;    // shared memory that a launch may ask for without raising the kernel's limit
+
+NFT_FN int64_t strips_of(int64_t n) { return (blocks_of(n) + kStrip - 1) / kStrip; }
+
+NFT_FN int table_bytes(const cuda::Program& p) { return p.path == kPathOff ? 0 : table_entries(p) * (int)sizeof(float); }
+
+// Larger tables (13 weight bits and more on the fast path) are read where they are.
+NFT_FN cuda::Kind kind_of(const cuda::Program& p) {
+  return {p.path, p.out_type, p.path != kPathOff && table_bytes(p) <= kStagedBytes};
+}
+
+template <int kMost>
+NFT_FN int64_t strips_of(const cuda::Batch<kMost>& batch) {
+  return batch.count ? batch.layer[batch.count - 1].end : 0;
+}
+
+// Appends a layer; the first one brings the chips.
+template <int kMost>
+NFT_FN void append(cuda::Batch<kMost>& batch, const cuda::Program& p) {
+  cuda::Layer& l = batch.layer[batch.count];
+  l.source = p.codes ? p.codes : p.weight;
+  l.code_bytes = (uint8_t)(p.codes ? p.code_bytes : 0);
+  l.step = p.step;
+  l.table = p.table;
+  l.scale = p.scale;
+  l.out = p.out;
+  l.n = p.n;
+  l.end = strips_of(batch) + strips_of(p.n);
+  l.stream = p.stream;
+  l.weight_bits = (uint8_t)p.weight_bits;
+  l.device_bits = (uint8_t)p.device_bits;
+  l.mapping = (uint8_t)p.mapping;
+  if (batch.count++ == 0) {
+    batch.keys = p.keys;
+    batch.chips = p.chips;
+    batch.table_bytes = 0;
+  }
+  batch.table_bytes = batch.table_bytes < table_bytes(p) ? table_bytes(p) : batch.table_bytes;
+}
+
+// Layer `l` as a Program again; path and output type are known where the kernel is compiled.
+template <int kPath, cuda::OutType kOut, int kMost>
+NFT_FN cuda::Program program_in(const cuda::Batch<kMost>& batch, int l) {
+  const cuda::Layer& layer = batch.layer[l];
+  cuda::Program p;
+  p.weight = (const float*)layer.source;
+  p.codes = layer.code_bytes ? layer.source : nullptr;
+  p.code_bytes = layer.code_bytes;
+  p.n = layer.n;
+  p.step = layer.step;
+  p.weight_bits = layer.weight_bits;
+  p.device_bits = layer.device_bits;
+  p.path = kPath;
+  p.mapping = layer.mapping;
+  p.table = layer.table;
+  p.keys = batch.keys;
+  p.chips = batch.chips;
+  p.stream = layer.stream;
+  p.out_type = kOut;
+  p.out = layer.out;
+  p.scale = layer.scale;
+  return p;
+}
+
+// Appends the chosen ones of a list and calls launch(batch), which returns 0 or an error, whenever a batch is full, and for the
+// rest.
+template <class Chosen, class Launch>
+auto in_batches(const cuda::Program* programs, int count, const Chosen& chosen, const Launch& launch) {
+  cuda::Batch<cuda::kMostLayers> batch;
+  batch.count = 0;
+  decltype(launch(batch)) error = {};
+  for (int i = 0; i < count && !error; ++i) {
+    if (!chosen(programs[i])) continue;
+    append(batch, programs[i]);
+    if (batch.count < cuda::kMostLayers) continue;
+    error = launch(batch);
+    batch.count = 0;
+  }
+  return batch.count > 0 && !error ? launch(batch) : error;
+}
+
+// The same for all that have weights, each kind by itself: launch(kind, batch).
+template <class Launch>
+auto in_batches_of_a_kind(const cuda::Program* programs, int count, const Launch& launch) {
+  decltype(launch(cuda::Kind(), *(cuda::Batch<cuda::kMostLayers>*)nullptr)) error = {};
+  for (int i = 0; i < count && !error; ++i) {
+    const cuda::Kind kind = kind_of(programs[i]);
+    bool done = false;
+    for (int before = 0; before < i; ++before) done = done || kind_of(programs[before]) == kind;
+    if (done) continue;
+    error = in_batches(programs + i, count - i, [&](const cuda::Program& p) { return p.n > 0 && kind_of(p) == kind; },
+                       [&](cuda::Batch<cuda::kMostLayers>& batch) { return launch(kind, batch); });
+  }
+  return error;
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Fixes the shares of `parts` thread blocks.
+template <int kMost>
+NFT_FN void deal(cuda::Batch<kMost>& batch, int64_t parts) {
+  batch.each = strips_of(batch) / parts;
+  batch.more = strips_of(batch) % parts;
+}
+
+// The strips of thread block `part`.
+template <int kMost>
+NFT_FN Range share_of(const cuda::Batch<kMost>& batch, int64_t part) {
+  const int64_t begin = part * batch.each + (part < batch.more ? part : batch.more);
+  return {begin, begin + batch.each + (part < batch.more)};
+}
+
+// The layer that holds a strip: the first one that ends behind it.
+template <int kMost>
+NFT_FN int layer_of(const cuda::Batch<kMost>& batch, int64_t strip) {
+  int low = 0, high = batch.count - 1;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (batch.layer[middle].end > strip)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return low;
+}
+
+// Whether a share that begins in a layer before `l` goes on there.
+template <int kMost>
+NFT_FN bool reaches(const cuda::Batch<kMost>& batch, const Range& share, int l) {
+  return l < batch.count && share.begin < share.end && (l == 0 || batch.layer[l - 1].end < share.end);
+}
+
+// What of a share lies in layer `l`, as blocks of four weights of that layer.
+template <int kMost>
+NFT_FN Range blocks_in(const cuda::Batch<kMost>& batch, const Range& share, int l) {
+  const cuda::Layer& layer = batch.layer[l];
+  const int64_t start = l ? batch.layer[l - 1].end : 0;
+  const int64_t first = share.begin > start ? share.begin : start, last = share.end < layer.end ? share.end : layer.end;
+  const int64_t end = (last - start) * kStrip;
+  return {(first - start) * kStrip, end < blocks_of(layer.n) ? end : blocks_of(layer.n)};
+}
+
+}  // namespace NFT_ISA
+}  // namespace nft

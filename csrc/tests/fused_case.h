@@ -1,0 +1,88 @@
+// Tensors and shapes for the tests of the fused CUDA kernel: numbers of any storage type in poisoned memory of any strides.
+#pragma once
+
+#include <vector>
+
+#include "../cuda/fused/epilogue.h"
+#include "check.h"
+
+namespace nft_test {
+
+using namespace nft::generic;
+using nft::cuda::OutType;
+
+inline size_t size_of(OutType type) { return type == OutType::kFloat32 ? 4 : 2; }
+
+inline double number_at(OutType type, const void* p) {
+  float f;
+  uint16_t h;
+  memcpy(&f, p, type == OutType::kFloat32 ? sizeof f : 0);
+  memcpy(&h, p, sizeof h);
+  if (type == OutType::kFloat32) return f;
+  return type == OutType::kBFloat16 ? loaded<OutType::kBFloat16>(h) : loaded<OutType::kFloat16>(h);
+}
+
+inline void write_number(OutType type, void* p, float value) {
+  const uint16_t half = type == OutType::kBFloat16 ? to_bfloat16(value) : to_float16(value);
+  memcpy(p, type == OutType::kFloat32 ? (const void*)&value : (const void*)&half, size_of(type));
+}
+
+enum Format { kContiguous, kChannelsLast, kGaps, kFormats };
+
+// A tensor in poisoned memory (all bits set: NaN), with more of it on either side.
+struct Memory {
+  OutType type;
+  std::vector<uint64_t> words;
+  nft::cuda::Strides strides;
+  int64_t sizes[5];
+  char* first;
+
+  Memory(OutType t, int64_t chips, bool shared, int64_t images, int64_t c, int64_t h, int64_t w, int format)
+      : type(t), sizes{shared ? 1 : chips, images, c, h, w} {
+    const int64_t gap = format == kGaps;
+    if (format == kChannelsLast)
+      strides = {images * c * h * w, c * h * w, 1, w * c, c};
+    else
+      strides.x = 1 + gap, strides.y = w * strides.x + gap, strides.channel = h * strides.y + gap,
+      strides.image = c * strides.channel + gap, strides.chip = images * strides.image + gap;
+    if (format == kChannelsLast || !gap) strides.chip = images * c * h * w;
+    words.assign((size_t)(strides.chip * chips / 2 + 64), ~uint64_t(0));
+    first = (char*)(((uintptr_t)words.data() + 64 + 15) / 16 * 16) + gap * size_of(t);
+    if (shared) strides.chip = 0;
+  }
+  char* at(int64_t s, int64_t b, int64_t c, int64_t y, int64_t x) {
+    const int64_t element = s * strides.chip + b * strides.image + c * strides.channel + y * strides.y + x * strides.x;
+    return first + element * (int64_t)size_of(type);
+  }
+  template <class F>
+  void each(const F& f) {
+    for (int64_t s = 0; s < sizes[0]; ++s)
+      for (int64_t b = 0; b < sizes[1]; ++b)
+        for (int64_t c = 0; c < sizes[2]; ++c)
+          for (int64_t y = 0; y < sizes[3]; ++y)
+            for (int64_t x = 0; x < sizes[4]; ++x) f(s, b, c, y, x, at(s, b, c, y, x));
+  }
+  void fill(Words& words) {
+    each([&](auto, auto, auto, auto, auto, char* to) { write_number(type, to, words.signed_unit()); });
+  }
+};
+
+// Kernels are kernel x 3 (or 1 x 1), and strides and dilations number the pairs (1, 1), (2, 1), (1, 2), (2, 2): neither axis may
+// stand in for the other.
+inline nft::cuda::Fused shape(int64_t images, int channels, int height, int width, int rows, int groups, int kernel, int strides,
+                              int padding, int dilations) {
+  nft::cuda::Fused f = {};
+  f.images = images, f.channels = channels * groups, f.height = height, f.width = width;
+  f.rows = rows * groups, f.groups = groups;
+  for (int i = 0; i < 2; ++i) {
+    f.kernel[i] = i && kernel > 1 ? 3 : kernel;
+    f.stride[i] = 1 + (i ? strides / 2 : strides % 2);
+    f.padding[i] = i ? (padding + 1) / 2 : padding;
+    f.dilation[i] = 1 + (i ? dilations / 2 : dilations % 2);
+    const int room = (i ? width : height) + 2 * f.padding[i] - f.dilation[i] * (f.kernel[i] - 1) - 1;
+    f.out[i] = room < 0 ? 0 : room / f.stride[i] + 1;
+  }
+  return f;
+}
+
+}  // namespace nft_test
