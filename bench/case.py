@@ -34,7 +34,7 @@ class Variant:
     make: Callable[[], Ready]
     work: Work
     precision: str = "fp32"     # "fp32" or "bf16" (autocast)
-    mode: str = "eager"         # "eager", "compile", "threads"
+    mode: str = "eager"         # "eager", "compile", "threads"; on CUDA also "graph", "compiled graph"
     cached: bool = False        # abs-max and codes kept from an earlier call
     note: str = ""              # tells apart variants that are equal in all else
 

@@ -13,6 +13,7 @@ from . import data, methods, models, reference
 from .build_info import info
 from .contexts import checkpoint_contexts, chips, noise
 from .conversion import convert, program, restore
+from .cuda_graphs import MonteCarloGraph
 from .device import NVMDevice
 from .functional import noisy_conv2d, noisy_linear, program_weights
 from .keys import noise_key
@@ -22,7 +23,7 @@ from .training import fit
 from .version import __version__
 
 __all__ = [
-    "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts", "chips", "convert",
-    "data", "fit", "info", "methods", "models", "monte_carlo", "noise", "noise_key", "noisy_conv2d", "noisy_layers",
-    "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep",
+    "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",
+    "chips", "convert", "data", "fit", "info", "methods", "models", "monte_carlo", "noise", "noise_key", "noisy_conv2d",
+    "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep",
 ]

@@ -1,0 +1,10 @@
+"""Stage `memcheck`, see bench/gpu/sanitize.py."""
+
+from __future__ import annotations
+
+from bench.gpu.child import Task
+from bench.gpu.sanitize import run_tool
+
+
+def run(task: Task) -> None:
+    run_tool("memcheck", task)

@@ -1,0 +1,169 @@
+"""Timing on CUDA: interleaved rounds, CUDA events, medians; and the comparisons that may be drawn from them.
+
+A variant is built, checked, and only then timed, in turns with the others of its case, each round in another order. What a call
+costs includes the gaps that the host leaves between launches: this is what a user waits for. A graph variant replays one CUDA
+graph a call, so that it has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from bench import baselines
+from bench.case import DRAWS, Variant
+from bench.gpu.child import Task
+from bench.gpu.floors import Ceilings, Floor, floor, sampling_instructions
+from bench.measure import Row, Timing, fastest
+
+SAMPLE_SECONDS = 0.01    # a timing holds as many calls as fill this
+MOST_CALLS = 100
+ROUNDS, FEWEST_ROUNDS = 15, 5
+MODES = ("eager", "graph", "compile", "compiled graph")
+# Whose times stand against whose: one normal a weight is the same distribution as one a device where devices are Gaussian.
+COMPARED = (("one", "one"), ("one", "device"), ("device", "device"), ("one", "none"))
+
+
+def graphed(run: Callable[[], Any]) -> Callable[[], Any]:
+    """`run` as one CUDA graph: replays it and gives its results, which the next replay overwrites."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    replay.captured = run  # type: ignore[attr-defined]  (keeps what the graph reads where it is)
+    return replay
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside, float32 products keep float32's precision. For checks; while timing, torch's defaults hold for both sides (cuDNN
+    may use TF32)."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [b.allow_tf32 for b in backends]
+    for b in backends:
+        b.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for b, allowed in zip(backends, before):
+            b.allow_tf32 = allowed
+
+
+def timed(run: Callable[[], Any], calls: int) -> float:
+    """Seconds a call, between two events on the current stream."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3 / calls
+
+
+def interleaved(runs: Sequence[Callable[[], Any]], left: Callable[[], float], rounds: int = ROUNDS) -> list[Timing]:
+    """Times `runs` in turns; fewer rounds, but at least FEWEST_ROUNDS, where left() seconds are none."""
+    for run in runs:
+        run()
+    torch.cuda.synchronize()
+    expected = [max(timed(run, 2), 1e-6) for run in runs]
+    calls = [max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / s))) for s in expected]
+    seconds: list[list[float]] = [[] for _ in runs]
+    order = list(range(len(runs)))
+    shuffle = random.Random(0).shuffle
+    for done in range(rounds):
+        if done >= FEWEST_ROUNDS and left() <= 0:
+            break
+        shuffle(order)
+        for i in order:
+            seconds[i].append(timed(runs[i], calls[i]))
+    return [Timing(s, c, 0.0) for s, c in zip(seconds, calls)]
+
+
+def floor_of(variant: Variant, ceilings: Ceilings) -> Floor:
+    drawn = baselines.NORMALS[variant.draws]
+    instructions = sampling_instructions(variant.work.normals // drawn, variant.work.normals) if drawn else 0.0
+    return floor(ceilings, bytes_=variant.work.bytes, flops=variant.work.flops, precision=variant.precision,
+                 instructions=instructions)
+
+
+def measure_case(name: str, shape: str, variants: Sequence[Variant], ceilings: Ceilings, task: Task) -> dict[str, Any]:
+    """Builds, checks and times the variants; JSON-able. A variant that is wrong, or that does not run, gets no time; one for
+    which no time is left is named as unmeasured."""
+    rows: list[Row] = []
+    runs: list[Callable[[], Any]] = []
+    unmeasured: list[str] = []
+    for variant in variants:
+        reserve = 0.3 * (len(runs) + 1)  # for the rounds
+        if task.left() < reserve:
+            unmeasured.append(variant.name)
+            continue
+        try:
+            ready = variant.make()
+            failure = ready.check()
+            torch.cuda.synchronize()
+        except Exception as error:  # a variant that breaks must not cost the others their measurement
+            failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        rows.append(Row(variant, failure))
+        if failure is None:
+            runs.append(ready.run)
+    timings = iter(interleaved(runs, task.left) if runs else [])
+    for row in rows:
+        if row.failure is None:
+            row.timing = next(timings)
+    return {"name": f"{name}: {shape}", "case": name, "rows": [row_record(row, ceilings) for row in rows],
+            "compared": compared(rows, ceilings), "unmeasured": unmeasured,
+            "failures": [f"{r.variant.name}: {r.failure}" for r in rows if r.failure]}
+
+
+def row_record(row: Row, ceilings: Ceilings) -> dict[str, Any]:
+    v = row.variant
+    record: dict[str, Any] = {"variant": v.name, "family": v.family, "draws": DRAWS[v.draws], "precision": v.precision,
+                              "mode": v.mode, "right": row.failure is None}
+    if row.timing is None:
+        return record | {"failure": row.failure}
+    at_least, t = floor_of(v, ceilings), row.timing
+    return record | {"median_s": t.median, "p20_s": t.quantile(0.2), "p80_s": t.quantile(0.8), "rounds": len(t.seconds),
+                     "calls_a_timing": t.calls, "bytes": v.work.bytes, "flops": v.work.flops, "normals": v.work.normals,
+                     "floor_s": at_least.seconds, "bound_by": at_least.bound_by, "times_the_floor": t.median / at_least.seconds}
+
+
+def compared(rows: Sequence[Row], ceilings: Ceilings) -> list[dict[str, Any]]:
+    """Our fastest against the fastest PyTorch of the same precision, all modes, nothing wrong on either side; the variants
+    that compute everything anew in each call (cached=False) stand against each other only."""
+    found = []
+    for precision in ("bf16", "fp32"):
+        for cached in (True, False):
+            for ours_draws, their_draws in COMPARED:
+                same = {"precision": precision, "mode": MODES}
+                # Plain layers keep nothing and compute nothing anew: they stand against both.
+                theirs = same | {"family": "torch", "draws": their_draws} | ({} if their_draws == "none" else {"cached": cached})
+                ours = fastest(rows, same | {"family": "nft", "draws": ours_draws, "cached": cached})
+                against = fastest(rows, theirs)
+                if ours is None or against is None or ours.timing is None or against.timing is None:
+                    continue
+                at_least = floor_of(ours.variant, ceilings)
+                found.append({
+                    "what": f"{precision} {DRAWS[ours_draws]} against {DRAWS[their_draws]}" + ("" if cached else ", anew"),
+                    "precision": precision, "cached": cached, "ours_draws": ours_draws, "against_draws": their_draws,
+                    "ours": _way(ours.variant), "ours_s": ours.timing.median, "against": _way(against.variant),
+                    "against_s": against.timing.median, "ratio": against.timing.median / ours.timing.median,
+                    "floor_s": at_least.seconds, "bound_by": at_least.bound_by})
+    return found
+
+
+def _way(variant: Variant) -> str:
+    return variant.mode + (f", {variant.note}" if variant.note else "")

@@ -1,0 +1,181 @@
+"""Stage `training`: one OVF step (N = 3 feedbacks) of ResNet-18 at 128 images: forward, backward, SGD; time and peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import nft_ext as nft
+from bench import baselines, checks
+from bench.case import Ready, Variant, Work
+from bench.gpu import plain, timing
+from bench.gpu.child import Task
+from bench.gpu.floors import Ceilings
+from bench.gpu.sampler import NVM
+from bench.networks import _counts as counts
+from nft_ext.methods.batchnorm import frozen_statistics
+from nft_ext.methods.losses import gammas_noisiest_first_in_weight, total_output
+
+IMAGES, FEEDBACKS, BETA, RATE = 128, 3, 1e-3, 1e-3
+METHOD = nft.methods.OVF(sigma=baselines.SIGMA, beta=BETA, feedbacks=FEEDBACKS)
+
+
+@functools.cache
+def data() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(2)
+    x = torch.randn(IMAGES, 3, 32, 32).cuda().to(memory_format=torch.channels_last)
+    return x, torch.randint(0, 10, (IMAGES,)).cuda()
+
+
+def start() -> nn.Module:
+    torch.manual_seed(0)
+    return nft.models.resnet18().train().cuda()
+
+
+def autocast(precision: str) -> contextlib.AbstractContextManager:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+
+
+class Step:
+    """One training step: loss(), its backward, an SGD step."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[], Tensor], precision: str) -> None:
+        self.model, self._loss, self.precision = model, loss, precision
+        self.optimizer = torch.optim.SGD(model.parameters(), RATE)
+
+    def loss(self) -> Tensor:
+        with autocast(self.precision):
+            return self._loss()
+
+    def __call__(self) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def peak_bytes(self) -> int:
+        """Of device memory during a step: the model's own, and what the step takes on top."""
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self()
+        torch.cuda.synchronize()
+        own = sum(t.nbytes for t in [*self.model.parameters(), *self.model.buffers()])
+        taken = torch.cuda.max_memory_allocated() - before
+        self.optimizer.zero_grad(set_to_none=True)
+        return own + taken
+
+
+def our_step(draws: str, precision: str, enabled: bool = True) -> Step:
+    model, (x, target) = METHOD.prepare(start(), NVM[draws]), data()
+
+    def loss() -> Tensor:
+        with nft.noise(model, enabled=enabled):
+            return METHOD.loss(model, x, target)
+
+    return Step(model, loss, precision)
+
+
+def plain_step(draws: str, precision: str, compiled: bool = False) -> Step:
+    scale = torch.ones((), device="cuda")
+    model, (x, target) = plain.replaced(start(), lambda layer: plain.TrainedLayer(layer, draws, scale)), data()
+    network = torch.compile(model) if compiled else model
+    gammas = gammas_noisiest_first_in_weight(FEEDBACKS)
+
+    def at(sigma: float) -> Tensor:
+        scale.fill_(sigma / baselines.SIGMA)
+        return network(x)
+
+    def loss() -> Tensor:
+        backbone = at(METHOD.sigma)
+        with frozen_statistics(model, enabled=True):
+            feedbacks = [at(sigma) for sigma in METHOD.sigmas()]
+        return cross_entropy(total_output(backbone, feedbacks, BETA, gammas), target)
+
+    return Step(model, loss, precision)
+
+
+def check(step: Step, quiet: Callable[[], Step] | None) -> str | None:
+    """The loss without noise is plain PyTorch's, and so are its gradients; with noise every parameter still gets one."""
+    if quiet is not None:
+        found, expected = quiet(), plain_step("none", step.precision)
+        losses = []
+        with timing.exact_float32():
+            for s in (found, expected):
+                losses.append(s.loss())
+                losses[-1].backward()
+        failure = checks.close("noise-free loss", *losses, step.precision)
+        if failure:
+            return failure
+        for (name, ours), theirs in zip(found.model.named_parameters(), expected.model.parameters(), strict=True):
+            # Rounding adds up over a network's depth, and batch-norm divides by small numbers.
+            failure = checks.close(f"noise-free gradient of {name}", ours.grad, theirs.grad, step.precision, 30.0)
+            if failure is not None:
+                return failure
+    loss = step()
+    silent = [name for name, p in step.model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    return f"no finite gradient for {silent[0]}" if silent else None if loss.isfinite() else f"the loss is {float(loss)}"
+
+
+def ready(make: Callable[[], Step], mode: str, peaks: dict[str, int], name: str,
+          quiet: Callable[[], Step] | None = None) -> Ready:
+    step = make()
+    run = timing.graphed(step) if "graph" in mode else step
+
+    def checked() -> str | None:
+        failure = check(step, quiet)
+        if failure is None and not (loss := run()).isfinite():
+            failure = f"the loss is {float(loss)}"
+        if failure is None and "graph" not in mode:
+            peaks[name] = step.peak_bytes()
+        return failure
+
+    return Ready(run, checked)
+
+
+def variants(peaks: dict[str, int]) -> list[Variant]:
+    weights, activations, products = counts()
+    forwards, found = FEEDBACKS + 1, []
+
+    def add(family: str, draws: str, precision: str, mode: str) -> None:
+        # Three products and their operands a forward, once each; the weights and their gradients once.
+        element = 2 if precision == "bf16" else 4
+        work = Work(flops=6.0 * products * IMAGES * forwards, normals=baselines.NORMALS[draws] * weights * forwards,
+                    bytes=3.0 * element * activations * IMAGES * forwards + 12.0 * weights)
+        name = f"{family} {draws} {precision} {mode}"
+        if family == "nft":
+            make = functools.partial(ready, functools.partial(our_step, draws, precision), mode, peaks, name,
+                                     functools.partial(our_step, draws, precision, False))
+        else:
+            make = functools.partial(ready, functools.partial(plain_step, draws, precision, "compile" in mode), mode, peaks, name)
+        found.append(Variant(family, draws, make, work, precision, mode, True))
+
+    for precision in ("bf16", "fp32"):
+        for draws in ("one", "device"):
+            for mode in ("eager", "graph"):
+                add("nft", draws, precision, mode)
+                add("torch", draws, precision, mode)
+    for mode in ("compile", "compiled graph"):
+        add("torch", "one", "bf16", mode)
+    return found
+
+
+def run(task: Task) -> None:
+    ceilings, peaks = Ceilings.of(task.found_by("ceilings")), {}
+    shape = f"OVF, N = {FEEDBACKS}, ResNet-18, {IMAGES} images, forward + backward + SGD"
+    case = timing.measure_case("ovf-step", shape, variants(peaks), ceilings, task)
+    memory = [{"precision": p, "ours_bytes": peaks[f"nft one {p} eager"], "against_bytes": peaks[f"torch one {p} eager"]}
+              for p in ("bf16", "fp32") if {f"nft one {p} eager", f"torch one {p} eager"} <= set(peaks)]
+    shown = "; ".join(f"peak memory {m['precision']} {m['ours_bytes'] / 2**20:.0f} MiB against "
+                      f"{m['against_bytes'] / 2**20:.0f} MiB"
+                      for m in memory)
+    task.save({"cases": [case], "peak_bytes": peaks, "memory": memory, "summary": shown})
