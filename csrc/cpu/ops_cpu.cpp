@@ -1,7 +1,7 @@
 // The operators on the CPU: the sampler over torch's own threads.
 #include <algorithm>
 
-#include "../product.h"
+#include "../operators.h"
 #include "fused.h"
 #include "program.h"
 #include "recycled.h"

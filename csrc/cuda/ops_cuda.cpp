@@ -4,7 +4,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "../product.h"
+#include "../operators.h"
 #include "fused.h"
 #include "sampler.h"
 

@@ -1,0 +1,87 @@
+// The operators' C++ signatures, as the schemas of ops.cpp spell them, for any backend: what they check and whom they call.
+#pragma once
+
+#include "product.h"
+
+namespace nft {
+
+template <class Backend>
+struct Operators {
+  using Codes = std::optional<Tensor>;
+  using Step = std::optional<Tensor>;
+
+  static Tensor program(Tensor weight, Codes codes, Step step, Tensor table, Tensor key, int64_t stream, Ints device,
+                        ScalarType dtype) {
+    Crossbar c{"program", weight, codes, step, table, key, stream, device};
+    check_crossbar(c);
+    check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || (weight.is_cuda() && dtype == ScalarType::Half), c.op,
+          "dtype", "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
+    Ints sizes = sizes_of(weight);
+    sizes.insert(sizes.begin(), c.chips());
+    Tensor out = Backend::memory(sizes, dtype, weight);
+    Backend::program(c, out, 0, c.chips());
+    return out;
+  }
+
+  // Every layer on the same chips: results [S, *weight] in the order of the layers.
+  static std::vector<Tensor> program_many(std::vector<Tensor> weights, std::vector<Codes> codes, std::vector<Tensor> steps,
+                                          std::vector<Tensor> tables, Tensor key, Ints streams, Ints devices,
+                                          std::vector<Tensor> scales, ScalarType dtype) {
+    const char* op = "program_many";
+    const size_t count = weights.size();
+    const bool bytes = dtype == ScalarType::Char;
+    check(codes.size() == count, op, "codes", "must be one a weight", codes.size());
+    check(steps.empty() || steps.size() == count, op, "steps", "must be one a weight, or none", steps.size());
+    check(tables.size() == count, op, "tables", "must be one a weight", tables.size());
+    check(streams.size() == count, op, "streams", "must be one a weight", streams.size());
+    check(devices.size() == 4 * count, op, "devices", "must be four numbers a weight", devices.size());
+    check(scales.size() == (bytes ? count : 0), op, "scales", "must be one a weight for int8, else none", scales.size());
+    check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || (key.is_cuda() && (bytes || dtype == ScalarType::Half)),
+          op, "dtype", "must be float32 or bfloat16 (or float16 or int8 on CUDA)", "another dtype");
+    std::vector<Crossbar> layers;
+    std::vector<Tensor> outs;
+    for (size_t l = 0; l < count; ++l) {
+      Step step;
+      if (!steps.empty()) step = steps[l];
+      layers.push_back({op, weights[l], codes[l], step, tables[l], key, streams[l],
+                        Ints(devices.begin() + 4 * l, devices.begin() + 4 * (l + 1))});
+      check_crossbar(layers[l]);
+      if (bytes)
+        check(scales[l].scalar_type() == ScalarType::Float && scales[l].numel() == 1, op, "scales", "must be one float32 each",
+              scales[l].sizes());
+      Ints sizes = sizes_of(weights[l]);
+      sizes.insert(sizes.begin(), key.size(0));
+      outs.push_back(Backend::memory(sizes, dtype, weights[l]));
+    }
+    Backend::program_many(layers, scales, outs);
+    return outs;
+  }
+
+  static Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,
+                       int64_t stream, Ints device, bool shared) {
+    return noisy_linear<Backend>({"noisy_linear", weight, codes, step, table, key, stream, device}, x, bias, shared);
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Step step,
+                                                            Tensor table, Tensor key, int64_t stream, Ints device, bool shared,
+                                                            int64_t wanted) {
+    return noisy_linear_backward<Backend>({"noisy_linear_backward", weight, codes, step, table, key, stream, device}, grad, x,
+                                          shared, mask_of(wanted));
+  }
+
+  static Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,
+                       int64_t stream, Ints device, Ints stride, Ints padding, Ints dilation, int64_t groups, bool shared) {
+    return noisy_conv2d<Backend>({"noisy_conv2d", weight, codes, step, table, key, stream, device}, x, bias,
+                                 {stride, padding, dilation, groups}, shared);
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Step step,
+                                                            Tensor table, Tensor key, int64_t stream, Ints device, Ints stride,
+                                                            Ints padding, Ints dilation, int64_t groups, bool shared,
+                                                            int64_t wanted) {
+    return noisy_conv2d_backward<Backend>({"noisy_conv2d_backward", weight, codes, step, table, key, stream, device}, grad, x,
+                                          {stride, padding, dilation, groups}, shared, mask_of(wanted));
+  }
+};
+
+}  // namespace nft
