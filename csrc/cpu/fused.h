@@ -70,8 +70,7 @@ class FusedProduct {
     for (int i = 0; i < x.dim(); ++i) x_stride_[i] = x.stride(i);
   }
 
-  // Measured on two AVX-512 cores against sampler and library product, 1 to 32 images of ResNet-18's layers: 1.05 to 2.2 times
-  // as fast within these bounds, 0.4 to 1 times beyond (docs/decisions.md).
+  // Timed on two AVX-512 cores against sampler and library product, ten layers at 1 to 32 images (docs/decisions.md).
   bool worth() const {
     if (w_.rows * w_.inner() < 8192) return false;
     if (order_ == Order::kPanels) return w_.columns() >= 4 && w_.columns() * w_.inner() * w_.groups <= kCacheFloats;
