@@ -9,10 +9,12 @@
 //   key     [S, 2]         int64 rows (seed, draw + domain * 2^32), one a chip
 //   stream                 32-bit stream of the layer
 //   device  [4]            weight_bits, device_bits, path (0 off, 1 fast, 2 per device), mapping (0 sign, 1 differential)
-//   (program_many takes lists with one entry a layer, devices as [4 L]; steps empty: found on the way. scales, for int8 on CUDA:
-//   float32 [], the weight of one unit, the same on all chips, for instance step * (2^M - 1) * (1 + 4 * 0.7776 sigma_d) / 127)
 //   wanted                 gradients to compute: bit 0 for x, 1 for the weight, 2 for the bias; others come back empty
 //   shared                 true: all S chips see the same x; false: x is chip-major, dim 0 = S * B
+//
+// The operators named _many take lists with one entry a layer and devices as [4 L]; no steps: found on the way
+//   scales  [] each        float32, the weight of one unit of int8 (CUDA only), the same on all chips; for instance
+//                          step * (2^M - 1) * (1 + 4 * 0.7776 sigma_d) / 127
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(nft_ext, m) {

@@ -226,7 +226,7 @@ def conv2d_product(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, p
                           groups, shared)
 
 
-_MANY = 1 << 17  # elements of x: beyond, csrc/cpu/fused.h leaves the product to the library too
+_MANY = 1 << 17  # elements of x: beyond about as many, csrc/cpu/fused.h leaves the product to the library too
 
 
 def _in_pieces(x: Tensor, bar: Crossbar) -> bool:

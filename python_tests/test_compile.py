@@ -110,6 +110,32 @@ def test_keys_and_sigmas_need_no_new_graph():
     assert counter.frame_count == 1
 
 
+def test_many_images_are_convolved_by_torch_inside_the_graph():
+    """Without gradients, beyond functional._MANY elements of x: the graph then holds aten's convolution on the programmed weight,
+    with the noise that eager mode draws; keys still need no new graph, and several chips keep the operator."""
+    torch.manual_seed(0)
+    layer = nft.NoisyConv2d(8, 6, 3, stride=2, padding=1, nvm=NVM).eval()
+    x, seen = torch.randn(20, 8, 32, 32), []
+
+    def backend(graph, _):
+        seen.append({str(node.target) for node in graph.graph.nodes if node.op == "call_function"})
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        for seed in (3, 4):
+            results = []
+            for run in (layer, compiled):
+                torch.manual_seed(seed)
+                results.append(run(x))
+            torch.testing.assert_close(*results)
+        assert len(seen) == 1 and any("program" in name for name in seen[0])
+        assert not any("noisy_conv2d" in name for name in seen[0]) and any("conv2d" in name for name in seen[0])
+        with nft.chips(layer, draws=range(2)):
+            torch.testing.assert_close(compiled(x), layer(x))
+        assert any("noisy_conv2d" in name for name in seen[-1])
+
+
 def test_training_steps_over_sigmas_need_no_new_graph():
     """As OVF trains: forwards at several sigmas, one backward."""
     net, compiled, counter = compiled_net()

@@ -1,7 +1,7 @@
 // Several vectors at once as one number, for the functions of core/normal.h.
 //
 // A polynomial is one long chain of dependent operations. A processor looks about a hundred instructions ahead, too few to
-// overlap enough of such chains by itself, so the operations of kWide vectors alternate here: 1.2 times the normals a second.
+// overlap enough of such chains by itself, so the operations of kWide vectors alternate here.
 // Lane by lane the operations are those of core/macros.h, hence the same bits.
 #pragma once
 

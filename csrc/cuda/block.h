@@ -59,6 +59,9 @@ struct Table {
 NFT_FN int table_levels(const cuda::Program& p) { return 1 << (p.path == kPathDevice ? p.device_bits : p.weight_bits); }
 NFT_FN int table_entries(const cuda::Program& p) { return 2 * table_levels(p) + (p.path == kPathDevice ? kLimitCount : 0); }
 
+NFT_FN int table_bytes(const cuda::Program& p) { return p.path == kPathOff ? 0 : table_entries(p) * (int)sizeof(float); }
+constexpr int kStagedBytes = 48 << 10;  // shared memory that a launch may ask for without raising the kernel's limit
+
 // Whether entry i of a table agrees with a constant one.
 NFT_FN bool is_constant(int i, float value, float std, int levels) {
   return i >= 2 * levels || value == (i < levels ? from_int(i) : std);

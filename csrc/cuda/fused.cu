@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "fused/loop.h"
+#include "stage.h"
 
 namespace nft {
 namespace cuda {
@@ -15,7 +16,6 @@ namespace {
 
 using namespace generic;
 
-constexpr size_t kSharedBytes = 48 << 10;  // what a launch may ask for without raising the kernel's limit
 constexpr int kNarrowColumns = 32;         // up to these: one narrow tile
 
 // Thread blocks that a multiprocessor holds at once: as many as the registers of the hot loop allow without a spill.
@@ -61,22 +61,6 @@ struct OneThread {
   }
 };
 
-// The table where threads read it: in shared memory if it was given some, with word whether it is a constant one.
-template <int kThreads>
-__device__ Table table_of(const Program& p, float* shared, bool staged) {
-  const int levels = table_levels(p);
-  if (!staged) return {p.table, levels, false};
-  const float std = p.table[levels];
-  bool constant = true;
-  for (int i = (int)threadIdx.x; i < table_entries(p); i += kThreads) {
-    const float value = p.table[i];
-    shared[i] = value;
-    constant = constant && is_constant(i, value, std, levels);
-  }
-  return {shared, levels, __syncthreads_and(constant) != 0};
-}
-
-// What follows from the shape comes as a parameter too: parameters cost no registers.
 template <OutType kX, bool kWide, int kPath>
 __global__ void __launch_bounds__((Tile<kX, kWide>::kThreads), resident_blocks(kWide))
     fused_kernel(const __grid_constant__ Fused f, const __grid_constant__ Sizes sizes, const __grid_constant__ Tiling tiling,
@@ -84,8 +68,8 @@ __global__ void __launch_bounds__((Tile<kX, kWide>::kThreads), resident_blocks(k
   typedef Tile<kX, kWide> T;
   __shared__ Shared<T> shared;
   extern __shared__ float table_memory[];
-  Table table = {};
-  if (kPath != kPathOff) table = table_of<T::kThreads>(f.program, table_memory, staged);
+  Table table = {f.program.table, table_levels(f.program), false};
+  if (kPath != kPathOff && staged) table = staged_table<T::kThreads>(f.program, table_memory);
   OneThread<T> team;
   for (int64_t tile = blockIdx.x; tile < tiling.count; tile += gridDim.x)
     multiply_tile<T, kPath>(f, table, sizes, place_of(f, tiling, tile), shared, team);
@@ -95,8 +79,8 @@ template <OutType kX, bool kWide, int kPath>
 cudaError_t launch(const Fused& f, const Sizes& sizes, cudaStream_t stream) {
   typedef Tile<kX, kWide> T;
   const Tiling tiling = tiling_of(f, sizes, T::kRows, T::kColumns);
-  const size_t table = kPath == kPathOff ? 0 : table_entries(f.program) * sizeof(float);
-  const bool staged = kPath != kPathOff && table + sizeof(Shared<T>) <= kSharedBytes;
+  const size_t table = table_bytes(f.program);
+  const bool staged = kPath != kPathOff && table + sizeof(Shared<T>) <= (size_t)kStagedBytes;
   const unsigned grid = (unsigned)std::min<int64_t>(tiling.count, 0x7fffffff);  // kernels stride over more
   fused_kernel<kX, kWide, kPath><<<grid, T::kThreads, staged ? table : 0, stream>>>(f, sizes, tiling, staged);
   return cudaGetLastError();

@@ -53,12 +53,9 @@ inline bool operator==(const Kind& a, const Kind& b) {
 
 namespace NFT_ISA {
 
-constexpr int kStrip = 32;                // blocks of four weights in a strip
-constexpr int kStagedBytes = 48 << 10;    // shared memory that a launch may ask for without raising the kernel's limit
+constexpr int kStrip = 32;  // blocks of four weights in a strip
 
 NFT_FN int64_t strips_of(int64_t n) { return (blocks_of(n) + kStrip - 1) / kStrip; }
-
-NFT_FN int table_bytes(const cuda::Program& p) { return p.path == kPathOff ? 0 : table_entries(p) * (int)sizeof(float); }
 
 // Larger tables (13 weight bits and more on the fast path) are read where they are.
 NFT_FN cuda::Kind kind_of(const cuda::Program& p) {

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "many.h"
+#include "stage.h"
 
 namespace nft {
 namespace cuda {
@@ -70,20 +71,6 @@ __global__ void __launch_bounds__(kThreads)
     quantize_block(weight, n, *step, weight_bits, codes, block);
 }
 
-// The table in shared memory, and whether it is a constant one (csrc/cpu/program.h finds out the same way on the host).
-__device__ Table staged_table(const Program& p, float* shared) {
-  const int levels = table_levels(p);
-  const float std = p.table[levels];
-  bool constant = true;
-  __syncthreads();  // nobody reads the layer before any more
-  for (int i = (int)threadIdx.x; i < table_entries(p); i += kThreads) {
-    const float value = p.table[i];
-    shared[i] = value;
-    constant = constant && is_constant(i, value, std, levels);
-  }
-  return {shared, levels, __syncthreads_and(constant) != 0};
-}
-
 template <int kPath, OutType kOut, bool kStaged, int kMost>
 __global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kStaged))
     program_kernel(const __grid_constant__ Batch<kMost> batch) {
@@ -92,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kStaged))
     const Program p = program_in<kPath, kOut>(batch, l);
     const Range blocks = blocks_in(batch, share(batch), l);
     Table table = {p.table, table_levels(p), false};
-    if (kStaged) table = staged_table(p, shared);
+    if (kStaged) table = staged_table<kThreads>(p, shared);
     // The end is computed anew each time where registers are short; the fast path has no instructions to spare.
     constexpr bool kKeepEnd = kPath == kPathFast && kStaged;
 #pragma unroll 1
