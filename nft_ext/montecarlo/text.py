@@ -26,11 +26,15 @@ def align(rows: list[list[str]]) -> list[str]:
     ]
 
 
+def images_a_chip(report) -> str:
+    """How many images a chip saw, in words."""
+    return f"{report.images} images" if report.slice_images is None else f"{report.slice_images} of {report.images} images"
+
+
 def report_table(report) -> str:
     """The table of `MonteCarloReport.table`."""
-    each = f"{report.images} images" if report.slice_images is None else f"{report.slice_images} of {report.images} images"
     lines = [
-        f"Monte Carlo over programmed chips: {report.runs} runs x {each}" + (" (interrupted)" if report.interrupted else ""),
+        f"Monte Carlo over programmed chips: {report.runs} runs x {images_a_chip(report)}" + (" (interrupted)" if report.interrupted else ""),
         f"  noise     {report.conditions()}",
         f"  chips     seed {report.seed}, draws 0 .. {report.runs - 1}, protocol {report.protocol}",
         f"  computed  {report.precision} on {report.hardware}, {report.chips_per_pass} chip(s) a pass, "
