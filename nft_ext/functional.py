@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import build_info, operators
+from . import build_info, choice, operators
 from .checks import fail, integer
 from .device import NVMDevice
 from .keys import noise_key
@@ -30,6 +30,8 @@ class Crossbar(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def device_table(nvm: NVMDevice, device: torch.device) -> Tensor:
     """The operators' table of a device model, on `device` (the CPU for meta, where it would lose its values); made once."""
+    if device.type == "cuda":
+        choice.apply(torch.cuda.current_device() if device.index is None else device.index)  # the first use of a device comes by here
     with torch.inference_mode(False):  # an inference tensor kept here could not serve training later
         return torch.from_numpy(nvm.operator_table()).to("cpu" if device.type == "meta" else device)
 

@@ -5,11 +5,14 @@
 #include <torch/csrc/stable/macros.h>
 
 #include "../operators.h"
+#include "choice.h"
 #include "fused.h"
 #include "sampler.h"
 
 namespace nft {
 namespace {
+
+cuda::FusedColumns fused_columns;
 
 // Makes a tensor's device current for a scope, and finds torch's stream on it.
 class OnDevice {
@@ -152,9 +155,9 @@ struct Cuda {
     STD_CUDA_CHECK(cuda::program_many(programs.data(), (int)programs.size(), here.stream()));
   }
 
-  // The fused product where each chip sees few columns: a weight is then generated once for every 128 of them. Beyond, weights
-  // programmed once and the library's product. The bound is from counting instructions (docs/decisions.md), not yet measured.
-  static constexpr int64_t kMostColumns = 256, kLeastRows = 8, kMostSize = int64_t(1) << 29;
+  // The fused product where each chip sees few columns (choice.h): a weight is then generated once for every 128 of them. Beyond,
+  // weights programmed once and the library's product.
+  static constexpr int64_t kLeastRows = 8, kMostSize = int64_t(1) << 29;
 
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
                                        bool shared) {
@@ -186,7 +189,8 @@ struct Cuda {
       columns *= out;
       if (image) sizes.push_back(out);
     }
-    if (columns > kMostColumns || !cuda::can_fuse(f)) return std::nullopt;
+    const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kForward, out_type(x));
+    if (columns > most || !cuda::can_fuse(f)) return std::nullopt;
 
     Tensor dense = c.weight;
     f.program = program_of(c, dense);
@@ -225,6 +229,13 @@ using CudaOperators = Operators<Cuda>;
 
 }  // namespace
 }  // namespace nft
+
+// For nft_ext/choice.py; not an operator, as it has no tensors. direction: 0 forward, 1 input gradient; type: 0 float32,
+// 1 bfloat16, 2 float16.
+extern "C" __attribute__((visibility("default"))) void nft_ext_set_fused_columns(int32_t device, int32_t direction, int32_t type,
+                                                                                 int64_t columns) {
+  nft::fused_columns.set(device, direction, type, columns);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
   m.impl("weight_step", TORCH_BOX(&nft::weight_step));

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 done, 1 bad input, 2 bad usage, 130 interrupted)."""
-    from . import demo, evaluate, info, train
+    from . import demo, evaluate, info, train, tune
 
     parser = argparse.ArgumentParser(prog="nft-ext", description="Noisy inference and noise-aware training for NVM crossbars.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (info, demo, train, evaluate):
+    for module in (info, demo, train, evaluate, tune):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:

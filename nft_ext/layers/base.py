@@ -43,21 +43,36 @@ class NoisyLayer(nn.Module):
         self._spec = nvm.operator_spec()
         self.register_buffer("_table", device_table(nvm, self.weight.device), persistent=False)
         self.register_buffer("_key", None, persistent=False)
+        self.register_buffer("_programmed", None, persistent=False)
 
     def noise_state(self) -> tuple:
-        """What a context saves and puts back: (table, key, enabled, spec)."""
-        return self._table, self._key, self.noise_enabled, self._spec
+        """What a context saves and puts back: (table, key, programmed weights, enabled, spec)."""
+        return self._table, self._key, self._programmed, self.noise_enabled, self._spec
 
     def set_noise_state(self, state: tuple) -> None:
-        self._table, self._key, self.noise_enabled, self._spec = state
+        self._table, self._key, self._programmed, self.noise_enabled, self._spec = state
+
+    def set_key(self, key: Tensor) -> None:
+        """Other chips from here on."""
+        self._key, self._programmed = key, None
+
+    def set_programmed(self, weights: Tensor) -> None:
+        """What `programmed` gives from here on: W_p [S, *weight.shape] of the key in force."""
+        self._programmed = weights
+
+    def programmed(self) -> Tensor | None:
+        """Weights [S, *weight.shape] that stand programmed, or None where the operator shall program them: also wherever a
+        gradient may be asked for, which needs the operator."""
+        return None if torch.is_grad_enabled() else self._programmed
 
     def set_device(self, nvm: NVMDevice) -> None:
         """Another device model from here on (sigma sweeps); the noise's on/off state stays."""
+        self._programmed = None
         self._table = device_table(nvm, self.weight.device)
         self._spec = nvm.operator_spec(self.noise_enabled)
 
     def set_enabled(self, enabled: bool) -> None:
-        self.noise_enabled = enabled
+        self.noise_enabled, self._programmed = enabled, None
         path = self.nvm.operator_spec(enabled)[2]
         self._spec = [*self._spec[:2], path, self._spec[3]]
 
@@ -107,7 +122,7 @@ class NoisyLayer(nn.Module):
         """Move with the weight but keep their own types: a float16 table or key would be another device."""
         self.forget_codes()
         table, key = self._table, self._key
-        self._table = self._key = None
+        self._table = self._key = self._programmed = None
         super()._apply(fn, recurse)
         device = self.weight.device
         self._table = table.to(device) if device.type != "meta" else table
@@ -115,7 +130,8 @@ class NoisyLayer(nn.Module):
         return self
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_quantized": None}
+        # A copy made inside a context keeps its chips, but not what is made from today's weights.
+        return {**self.__dict__, "_quantized": None, "_buffers": {**self._buffers, "_programmed": None}}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, nvm=({self.nvm})"

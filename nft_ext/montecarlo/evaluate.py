@@ -17,6 +17,7 @@ from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.collect import Collector
 from nft_ext.montecarlo.estimates import METRICS, run_statistics, slice_statistics
 from nft_ext.montecarlo.images import check_label_range, read_data
+from nft_ext.montecarlo.memory import Halving
 from nft_ext.montecarlo.passes import chips_that_fit, probe, why_one_chip
 from nft_ext.montecarlo.protocols import Plan, execute, plan
 from nft_ext.montecarlo.report import MonteCarloReport
@@ -119,7 +120,8 @@ def monte_carlo(
             alone = why_one_chip(evaluator.logits, evaluator.inputs, precision)
         planned = plan(asked, evaluator, several=alone is None)
         per_pass = 1 if alone else _chips_per_pass(asked, planned, evaluator, found.row_bytes)
-        collector = Collector(planned.tallies_of(evaluator), per_pass, label, progress)
+        halving = Halving(planned.tallies_of(evaluator), per_pass, evaluator.batch_size)
+        collector = Collector(halving, per_pass, label, progress)
         tallies, fixed = execute(asked, collector, planned.count)
 
     if planned.slices is None:
@@ -127,6 +129,7 @@ def monte_carlo(
     else:
         statistics = slice_statistics(tallies, planned.slices, fixed)
     notes = [f"one chip a pass: {alone}"] if alone else []
+    notes += [halving.note] if halving.note else []
     notes += _notes(model, tallies, asked, planned, fixed, collector.interrupted, statistics)
     return MonteCarloReport(
         statistics={name: statistics[name] for name in METRICS if name in asked.metrics},
