@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import nft_ext as nft
-
 from nft_ext.montecarlo.memory import Halving, out_of_memory
 from nft_ext.montecarlo.tallies import Tallies
 
