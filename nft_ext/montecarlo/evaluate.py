@@ -13,6 +13,7 @@ from nft_ext.checks import fail, integer, number
 from nft_ext.contexts import noise
 from nft_ext.keys import noise_key
 from nft_ext.layers import noisy_layers
+from nft_ext.metrics.temperature import Tempered
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.images import check_label_range, read_data
 from nft_ext.montecarlo.passes import Probe, chips_that_fit, probe, why_one_chip
@@ -180,6 +181,8 @@ def _notes(model: nn.Module, tallies: Tallies, statistics: dict, runs: int) -> l
     done = len(tallies.correct)
     if done < runs:
         notes.append(f"interrupted after {done} of {runs} runs")
+    if isinstance(model, Tempered):
+        notes.append(f"logits divided by the temperature {model.temperature:g}: EKL, NLL and calibration error are at it")
     quiet = layers_without_noise(model)
     if quiet:
         notes.append("computed without noise (not converted, or switched off): " + ", ".join(quiet))
