@@ -2,10 +2,11 @@
 
     digits     scikit-learn's 1,797 handwritten digits; no file needed
     mnist      idx files in DIR/MNIST/raw, DIR/mnist or DIR
-    cifar10    binary version in DIR/cifar-10-batches-bin
-    cifar100   binary version in DIR/cifar-100-binary
+    cifar10    binary version in DIR/cifar-10-batches-bin, or Python version in DIR/cifar-10-batches-py
+    cifar100   binary version in DIR/cifar-100-binary, or Python version in DIR/cifar-100-python
+    tinyimagenet   the tree of JPEG files in DIR/tiny-imagenet-200 (needs Pillow), halved to 32x32
 
-DIR is `data_dir`, or else the environment variable NFT_EXT_DATA.
+DIR is `data_dir`, or else the environment variable NFT_EXT_DATA; `fetch` fills it. `augment_for(train)` is the paper's augmentation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 
 from nft_ext.checks import fail
-from nft_ext.data import cifar, digits, mnist
+from nft_ext.data import cifar, digits, mnist, tinyimagenet
 from nft_ext.data.files import data_folder
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.split import split_validation
@@ -22,6 +23,7 @@ _READERS = {
     "mnist": mnist.load,
     "cifar10": lambda folder: cifar.load(cifar.CIFAR10, folder),
     "cifar100": lambda folder: cifar.load(cifar.CIFAR100, folder),
+    "tinyimagenet": tinyimagenet.load,
 }
 NAMES: tuple[str, ...] = ("digits", *_READERS)
 
@@ -36,7 +38,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet
     Raises:
         ValueError: an unknown name, no data folder given, or a file that is short or corrupt.
         FileNotFoundError: the folder or a file is missing; the message says how to get it.
-        ImportError: digits without scikit-learn.
+        ImportError: digits without scikit-learn, tinyimagenet without Pillow.
     """
     if name not in NAMES:
         fail("dataset", f"must be one of {', '.join(NAMES)}", name)
