@@ -15,6 +15,7 @@ import os
 
 from nft_ext.checks import fail
 from nft_ext.data import cifar, digits, mnist, tinyimagenet
+from nft_ext.data.augment import augment_for
 from nft_ext.data.files import data_folder
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.split import split_validation
@@ -47,4 +48,4 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet
     return _READERS[name](data_folder(data_dir, name))
 
 
-__all__ = ["NAMES", "ImageSet", "load", "split_validation"]
+__all__ = ["NAMES", "ImageSet", "augment_for", "load", "split_validation"]
