@@ -6,7 +6,8 @@
     cifar100   binary version in DIR/cifar-100-binary, or Python version in DIR/cifar-100-python
     tinyimagenet   the tree of JPEG files in DIR/tiny-imagenet-200 (needs Pillow), halved to 32x32
 
-DIR is `data_dir`, or else the environment variable NFT_EXT_DATA; `fetch` fills it. `augment_for(train)` is the paper's augmentation.
+DIR is `data_dir`, or else the environment variable NFT_EXT_DATA; `fetch` fills it. What is not there in these files is
+looked for by torchvision, where that is installed. `augment_for(train)` is the paper's augmentation.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import os
 from nft_ext.checks import fail
 from nft_ext.data import cifar, digits, mnist, tinyimagenet
 from nft_ext.data.augment import augment_for
+from nft_ext.data.fetch import SOURCES, fetch
 from nft_ext.data.files import data_folder
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.split import split_validation
+from nft_ext.data.torchvision_sets import from_torchvision, load_torchvision
 
 _READERS = {
     "mnist": mnist.load,
@@ -45,7 +48,14 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet
         fail("dataset", f"must be one of {', '.join(NAMES)}", name)
     if name == "digits":
         return digits.load()
-    return _READERS[name](data_folder(data_dir, name))
+    folder = data_folder(data_dir, name)
+    try:
+        return _READERS[name](folder)
+    except FileNotFoundError:
+        found = load_torchvision(name, folder)
+        if found is None:
+            raise
+        return found
 
 
-__all__ = ["NAMES", "ImageSet", "augment_for", "load", "split_validation"]
+__all__ = ["NAMES", "SOURCES", "ImageSet", "augment_for", "fetch", "from_torchvision", "load", "split_validation"]

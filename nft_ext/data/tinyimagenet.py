@@ -81,6 +81,15 @@ def load(data_dir: Path, size: int = IMAGE_SIZE) -> tuple[ImageSet, ImageSet]:
     return tuple(sets)
 
 
+def present(data_dir: Path) -> bool:
+    """Whether the tree in `data_dir` has all its files (their content is not looked at)."""
+    try:
+        _fingerprint(data_dir / FOLDER, _files(data_dir / FOLDER, ""), "")
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def _files(root: Path, remedy: str) -> dict[str, list[tuple[str, int]]]:
     """(path below `root`, class) of every image of "train" and "test", as the text files and the layout say."""
     what = f"the list of Tiny ImageNet's classes ({TREE.classes} different words)"
