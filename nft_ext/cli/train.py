@@ -23,6 +23,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--validation", type=float, default=0.1, help="share of the training set kept for selection (default 0.1)")
+    parser.add_argument("--augment", choices=("auto", "none"), default="auto", help="auto (default): crop and flip for CIFAR")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu or cuda (default cpu)")
     options.add_model(parser)
@@ -44,9 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     train, validation = data.split_validation(train, arguments.validation, seed=arguments.seed)
     torch.manual_seed(arguments.seed)
     model = models.build(arguments.model, train.num_classes, train.channels, arguments.width)
+    augment = data.augment_for(train) if arguments.augment == "auto" else None
     history = fit(model, method, train, validation, epochs=arguments.epochs, batch_size=arguments.batch_size,
                   optimizer=arguments.optimizer, lr=arguments.lr, weight_decay=arguments.weight_decay, seed=arguments.seed, nvm=nvm,
-                  device=arguments.device, log=arguments.out.with_suffix(".csv"), checkpoint=arguments.out,
+                  device=arguments.device, augment=augment, log=arguments.out.with_suffix(".csv"), checkpoint=arguments.out,
                   meta={"dataset": arguments.dataset})
     if history.best is None:
         print("interrupted before the first epoch ended; nothing was written")

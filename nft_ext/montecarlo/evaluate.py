@@ -12,6 +12,7 @@ from nft_ext.build_info import info
 from nft_ext.checks import fail
 from nft_ext.contexts import noise
 from nft_ext.layers import noisy_layers
+from nft_ext.metrics.temperature import Tempered
 from nft_ext.montecarlo.arguments import Arguments, checked
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.collect import Collector
@@ -192,6 +193,8 @@ def _notes(model: nn.Module, tallies: Tallies, asked: Arguments, planned: Plan, 
     if planned.pilot is not None:
         notes.append(f"slices of {planned.slices.size} images come from times measured here; slice_images="
                      f"{planned.slices.most} gives the same elsewhere")
+    if isinstance(model, Tempered):
+        notes.append(f"logits divided by the temperature {model.temperature:g}: EKL, NLL and calibration error are at it")
     quiet = layers_without_noise(model)
     if quiet:
         notes.append("computed without noise (not converted, or switched off): " + ", ".join(quiet))

@@ -1,0 +1,37 @@
+"""What every function of this folder does with its input: float64 arrays, finite, of the stated shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from nft_ext.checks import fail
+
+
+def sample(argument: str, values: Any, dims: tuple[int, ...], symbols: str, least: int = 1) -> np.ndarray:
+    """`values` (array, tensor, sequence, number) as float64 with one of `dims` dimensions and at least `least` rows.
+
+    Raises:
+        ValueError: another number of dimensions, too few rows, rows of different lengths, no numbers, NaN or infinity.
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        fail(argument, f"must be numbers {symbols}", str(error))
+    if array.ndim not in dims:
+        fail(argument, f"must have shape {symbols}", f"shape {list(array.shape)}")
+    if array.ndim and (len(array) < least or array.size == 0):
+        fail(argument, f"must have shape {symbols} with at least {least} of the first", f"shape {list(array.shape)}")
+    if not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))[0]
+        fail(argument, "must be finite", f"{array[tuple(bad)]} at {[int(i) for i in bad]}")
+    return array
+
+
+def row_means(array: np.ndarray) -> np.ndarray:
+    """[n] as it is, [n, m] averaged over its last axis."""
+    return array if array.ndim == 1 else array.mean(axis=1)
