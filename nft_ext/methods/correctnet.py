@@ -23,12 +23,13 @@ def orthogonality(weight: Tensor, diagonal: float) -> Tensor:
         weight: [out, in / groups, kh, kw], each kernel [kh, kw] a matrix of its own; or [out, in], one matrix.
         diagonal: lambda.
     """
-    matrices = weight.flatten(0, 1) if weight.dim() == 4 else weight.unsqueeze(0)  # [n, rows, columns]
-    count, rows, columns = matrices.shape
-    # W W^T has the eigenvalues of W^T W but for zeros, each of which adds lambda^2: take the smaller of the two.
-    gram = matrices.mT @ matrices if columns <= rows else matrices @ matrices.mT
-    gram = gram - diagonal * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return gram.square().sum() + count * max(0, columns - rows) * diagonal**2
+    with torch.autocast(weight.device.type, enabled=False):  # the products in float32 whatever the model's precision
+        matrices = weight.flatten(0, 1) if weight.dim() == 4 else weight.unsqueeze(0)  # [n, rows, columns]
+        count, rows, columns = matrices.shape
+        # W W^T has the eigenvalues of W^T W but for zeros, each of which adds lambda^2: take the smaller of the two.
+        gram = matrices.mT @ matrices if columns <= rows else matrices @ matrices.mT
+        gram = gram - diagonal * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        return gram.square().sum() + count * max(0, columns - rows) * diagonal**2
 
 
 @dataclass(frozen=True)
