@@ -120,7 +120,8 @@ def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> Noisy
 
 
 def _as_plain(layer: NoisyLayer) -> nn.Module:
-    plain = object.__new__(_PLAIN[type(layer)])
+    kind = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
+    plain = object.__new__(kind)
     own = ("nvm", "name", "stream", "noise_enabled", "_quantized", "_spec")
     plain.__dict__ = {k: v for k, v in layer.__dict__.items() if k not in own}
     plain._buffers = {k: v for k, v in layer._buffers.items() if k not in _OWN_BUFFERS}

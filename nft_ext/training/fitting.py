@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nft_ext.checks import fail, integer
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
+from nft_ext.outputs import logits_of
 from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import describe_model, versions
 from nft_ext.training.files import check_writable_target
@@ -144,7 +145,7 @@ def _check_fit(plain: nn.Module, train: Batches, validation: Batches, device: to
         image, _ = data.take(torch.tensor([0]))
         try:
             with torch.no_grad():
-                logits = plain(image.to(device))
+                logits = logits_of(plain(image.to(device)))
         except RuntimeError as error:
             fail(data.argument, f"must hold images the model takes ({error})", f"shape {list(image.shape[1:])}")
         if logits.dim() != 2:

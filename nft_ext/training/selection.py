@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from nft_ext.contexts import chips, noise
+from nft_ext.outputs import logits_of
 from nft_ext.training.batches import Batches
 
 
@@ -54,7 +55,7 @@ def _figures(
     for indices in torch.arange(len(data)).split(batch_size):
         x, target = data.take(indices)
         target = target.to(device).repeat(chips_a_pass)  # [S*B], chip-major as the output is
-        logits = model(x.to(device)).float()
+        logits = logits_of(model(x.to(device))).float()
         right += int((logits.argmax(dim=1) == target).sum())
         loss += float(cross_entropy(logits, target, reduction="sum"))
     seen = chips_a_pass * len(data)
