@@ -11,7 +11,7 @@ import re
 import numpy as np
 import pytest
 
-from nft_ext.data import cifar
+from nft_ext.data import cifar, cifar_python
 from nft_ext.data.safe_pickle import PickledArray, Refused, load_pickle
 
 COUNT = 4
@@ -198,3 +198,17 @@ def test_a_missing_pickle_is_named(tmp_path):
     (tmp_path / archive.python.folder / "test").unlink()
     with pytest.raises(FileNotFoundError, match="test: must be cifar100's Python version, 4 images; got no such file"):
         cifar.load(archive, tmp_path)
+
+
+def test_the_real_images_read_the_same_from_pickles(tmp_path):
+    """Real CIFAR-100 test images, written as Python's pickle writes them, against the binary reader."""
+    root = os.environ.get("NFT_EXT_DATA")
+    if not root or not os.path.isfile(os.path.join(root, "cifar-100-binary", "test.bin")):
+        pytest.skip("NFT_EXT_DATA names no folder with cifar-100-binary/test.bin")
+    records = np.fromfile(os.path.join(root, "cifar-100-binary", "test.bin"), np.uint8).reshape(10000, 3074)
+    content = {b"data": np.ascontiguousarray(records[:, 2:]), b"fine_labels": records[:, 1].tolist(),
+               b"coarse_labels": records[:, 0].tolist(), b"filenames": [b"a_file_name_of_usual_length_%06d.png" % k for k in range(10000)]}
+    (tmp_path / "test").write_bytes(pickle.dumps(content, 2))
+    pixels, labels = cifar_python.read_batch(tmp_path / "test", "fine_labels", 10000, 100, "")
+    np.testing.assert_array_equal(pixels.reshape(10000, 3072), records[:, 2:])
+    np.testing.assert_array_equal(labels, records[:, 1])

@@ -41,7 +41,7 @@ def read_batch(path: Path, labels: str, count: int, classes: int, remedy: str) -
     """
     expected = (f"a pickled dict of {count} images of {PIXELS} bytes (data) and as many labels in 0..{classes - 1} ({labels}), "
                 "nothing but arrays, lists, dicts and bytes")
-    limit = count * (PIXELS + ROOM) + (1 << 16)
+    limit = count * (2 * PIXELS + ROOM) + (1 << 16)  # Python 3 writes bytes as UTF-8 text in protocol 2: up to twice as many
     content = read_bytes(path, limit, expected, remedy)
     if len(content) > limit:
         bad_file(path, expected, f"more than {limit} bytes", remedy)

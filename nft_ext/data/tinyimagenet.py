@@ -48,7 +48,7 @@ TREE = Tree()
 def load(data_dir: Path, size: int = IMAGE_SIZE) -> tuple[ImageSet, ImageSet]:
     """Tiny ImageNet as (train, test).
 
-    The JPEGs are decoded once (about half a minute) and cached as pixels in tiny-imagenet-200/nft_ext-cache.npz (1.4 GB); the
+    The JPEGs are decoded once (about a minute on one core) and cached as pixels in tiny-imagenet-200/nft_ext-cache.npz (1.4 GB); the
     cache is used as long as every file has the name and size it was made of.
 
     Args:
