@@ -24,6 +24,6 @@ from .version import __version__
 
 __all__ = [
     "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",
-    "chips", "convert", "data", "fit", "info", "methods", "metrics", "models", "monte_carlo", "noise", "noise_key", "noisy_conv2d",
-    "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep",
+    "chips", "convert", "data", "fit", "info", "methods", "models", "monte_carlo", "noise", "noise_key", "noisy_conv2d",
+    "metrics", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep",
 ]

@@ -1,4 +1,4 @@
-"""Fetching, against a server on this machine: whole files only, resumed, checked; archives unpacked without leaving their folder."""
+"""Fetching, against a server on this machine: whole files only, resumed, checked; archives never leave their folder."""
 
 import contextlib
 import dataclasses
@@ -76,7 +76,8 @@ def server(monkeypatch):
 
 
 def remote(server, *paths, **changes):
-    return Remote(**{"name": "file.bin", "urls": tuple(server.url + p for p in paths), "md5": MD5, "checksum_from": "this test"} | changes)
+    return Remote(**{"name": "file.bin", "urls": tuple(server.url + p for p in paths), "md5": MD5,
+                     "checksum_from": "this test"} | changes)
 
 
 def get(remote, target):
@@ -101,7 +102,8 @@ def test_a_damaged_file_already_there_is_replaced(server, tmp_path):
 
 def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
     server.files["/a"] = b"<html>log in first</html>"
-    with pytest.raises(ValueError, match=rf"file.bin: must be downloadable.*/a: 25 bytes with md5 \w+ instead of {MD5}.*this test"):
+    words = rf"file.bin: must be downloadable.*/a: 25 bytes with md5 \w+ instead of {MD5}.*this test"
+    with pytest.raises(ValueError, match=words):
         get(remote(server, "/a"), tmp_path / "file.bin")
     assert list(tmp_path.iterdir()) == []
 
@@ -117,7 +119,8 @@ def test_an_end_too_early_is_continued_where_it_was(server, tmp_path):
 def test_a_download_given_up_is_continued_by_the_next_call(server, tmp_path):
     server.files["/a"] = CONTENT
     server.faults["/a"] = [("cut", 50_000)] * 4
-    with pytest.raises(ConnectionError, match=r"it ended after 200000 of 600000 bytes \(4 attempts\).*file.bin.part keeps what came"):
+    words = r"it ended after 200000 of 600000 bytes \(4 attempts\).*file.bin.part keeps what came"
+    with pytest.raises(ConnectionError, match=words):
         get(remote(server, "/a"), tmp_path / "file.bin")
     assert not (tmp_path / "file.bin").exists() and (tmp_path / "file.bin.part").stat().st_size == 200_000
     assert get(remote(server, "/a"), tmp_path / "file.bin")
@@ -158,7 +161,8 @@ def test_no_network_says_so_and_what_to_put_where(tmp_path, monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/a"
-        with pytest.raises(ConnectionError, match=rf"no connection .*is there a network.*md5 {MD5}.*belongs at .*file.bin"):
+        words = rf"no connection .*is there a network.*md5 {MD5}.*belongs at .*file.bin"
+        with pytest.raises(ConnectionError, match=words):
             get(Remote("file.bin", (url,), MD5, "this test"), tmp_path / "file.bin")
 
 
@@ -201,11 +205,13 @@ EVIL = [("../evil", b"x"), ("/tmp/nft_ext_evil", b"x"), ("d/../../evil", b"x"), 
 def test_only_wanted_members_are_unpacked_and_none_outside(tmp_path, write, name):
     folder = tmp_path / "data"
     folder.mkdir()
-    write(folder / name, EVIL + [("./d/one" if name.endswith("gz") else "d/one", b"1"), ("d/readme", b"no"), ("d/two", b"22")])
+    one = "./d/one" if name.endswith("gz") else "d/one"
+    write(folder / name, EVIL + [(one, b"1"), ("d/readme", b"no"), ("d/two", b"22")])
     asked = []
     unpack(folder / name, folder, lambda n, size: asked.append(n) or n in ("d/one", "d/two"), 2, False)
     assert asked == ["d/one", "d/readme", "d/two"]
-    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {f"data/{name}", "data/d/one", "data/d/two"}
+    there = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert there == {f"data/{name}", "data/d/one", "data/d/two"}
     assert (folder / "d/two").read_bytes() == b"22"
 
 
@@ -251,9 +257,11 @@ def little(server, tmp_path, monkeypatch):
         for file in published:
             shape = (6, *file.shape[1:])
             array = rng.integers(0, 10, shape, dtype=np.uint8)
-            raw = (0x0800 | array.ndim).to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in shape) + array.tobytes()
+            header = [0x0800 | array.ndim, *shape]
+            raw = b"".join(n.to_bytes(4, "big") for n in header) + array.tobytes()
             server.files[f"/{file.name}.gz"] = packed = gzip.compress(raw)
-            part.append(dataclasses.replace(file, shape=shape, content_md5=hashlib.md5(raw).hexdigest(), gzip_md5=hashlib.md5(packed).hexdigest()))
+            part.append(dataclasses.replace(file, shape=shape, content_md5=hashlib.md5(raw).hexdigest(),
+                                            gzip_md5=hashlib.md5(packed).hexdigest()))
         files[split] = tuple(part)
     monkeypatch.setattr(mnist, "FILES", files)
     monkeypatch.setattr(fetch_module, "MNIST_MIRRORS", (server.url + "/nowhere", server.url))
@@ -269,13 +277,16 @@ def little(server, tmp_path, monkeypatch):
     monkeypatch.setattr(tinyimagenet, "TREE", tinyimagenet.Tree(classes=1, per_class=1, test=1))
     root = tinyimagenet.FOLDER
     zipped(tmp_path / tinyimagenet.ZIP, [
-        (f"{root}/wnids.txt", b"n00000001\n"), (f"{root}/val/val_annotations.txt", b"val_0.JPEG\tn00000001\t0\t0\t1\t1\n"),
+        (f"{root}/wnids.txt", b"n00000001\n"),
+        (f"{root}/val/val_annotations.txt", b"val_0.JPEG\tn00000001\t0\t0\t1\t1\n"),
         (f"{root}/val/images/val_0.JPEG", b"j"), (f"{root}/train/n00000001/images/n00000001_0.JPEG", b"j"),
-        (f"{root}/train/n00000001/n00000001_boxes.txt", b"not wanted"), (f"{root}/test/images/test_0.JPEG", b"not wanted")])
+        (f"{root}/train/n00000001/n00000001_boxes.txt", b"not wanted"),
+        (f"{root}/test/images/test_0.JPEG", b"not wanted")])
     monkeypatch.setattr(tinyimagenet, "ZIP_MD5", serve(server, tmp_path / tinyimagenet.ZIP))
     monkeypatch.setattr(tinyimagenet, "URL", f"{server.url}/{tinyimagenet.ZIP}")
-    monkeypatch.setattr(fetch_module, "SOURCES", {"mnist": fetch_module._mnist(), "cifar10": fetch_module._cifar(archive),
-                                                  "tinyimagenet": fetch_module._tinyimagenet()})
+    sources = {"mnist": fetch_module._mnist(), "cifar10": fetch_module._cifar(archive),
+               "tinyimagenet": fetch_module._tinyimagenet()}
+    monkeypatch.setattr(fetch_module, "SOURCES", sources)
     return tmp_path / "data"
 
 
@@ -292,7 +303,8 @@ def test_a_data_set_is_fetched_once_and_then_there(little, server, name):
     seen = len(server.seen)
     assert data.fetch(name, little, pause=0.001, progress=False) is False and len(server.seen) == seen
     names = {str(p.relative_to(little)) for p in little.rglob("*") if p.is_file()}
-    assert not any(n.endswith((".part", ".tar.gz", ".zip")) or "readme" in n or "boxes" in n or "test_0" in n for n in names)
+    assert not any(n.endswith((".part", ".tar.gz", ".zip")) for n in names)
+    assert not any(word in n for word in ("readme", "boxes", "test_0") for n in names)
     assert len(names) == {"mnist": 4, "cifar10": 6, "tinyimagenet": 4}[name]
     if name != "tinyimagenet":  # whose stand-ins are no images
         train, test = data.load(name, little) if name == "mnist" else cifar.load(cifar.CIFAR10, little)
@@ -305,7 +317,8 @@ def test_only_what_is_missing_comes_again(little, server):
     path.write_bytes(path.read_bytes()[:-3])
     before = len(server.seen)
     assert data.fetch("mnist", little, pause=0.001, progress=False)
-    assert {p for p, _ in server.seen[before:]} == {"/nowhere/train-labels-idx1-ubyte.gz", "/train-labels-idx1-ubyte.gz"}
+    assert {p for p, _ in server.seen[before:]} == {"/nowhere/train-labels-idx1-ubyte.gz",
+                                                    "/train-labels-idx1-ubyte.gz"}
 
 
 def test_a_damaged_file_that_comes_first_is_named(little):
@@ -327,7 +340,7 @@ def test_the_command(little, server, capsys, monkeypatch):
 
 def test_bad_arguments_are_refused(monkeypatch):
     monkeypatch.delenv("NFT_EXT_DATA", raising=False)
-    with pytest.raises(ValueError, match=r"dataset: must be one of mnist, cifar10, cifar100, tinyimagenet \(digits come with scikit"):
+    with pytest.raises(ValueError, match=r"dataset: must be one of mnist, cifar10, .*imagenet \(digits come with"):
         data.fetch("digits")
     with pytest.raises(ValueError, match="data_dir: must name the folder to put mnist into, or else .* NFT_EXT_DATA"):
         data.fetch("mnist")
@@ -373,7 +386,7 @@ def test_torchvision_is_asked_where_our_readers_find_nothing(tmp_path, monkeypat
         pixels = CIFAR10(None, True, False).data.transpose(0, 3, 1, 2) / 255
         expected = (pixels - np.reshape(train.mean, (3, 1, 1))) / np.reshape(train.std, (3, 1, 1))
         np.testing.assert_allclose(train.images.numpy(), expected, rtol=0, atol=1e-6)
-        with pytest.raises(FileNotFoundError, match="nft-ext fetch mnist"):  # our own message, where it has nothing either
+        with pytest.raises(FileNotFoundError, match="nft-ext fetch mnist"):  # ours, where it has nothing either
             data.load("mnist", tmp_path)
     with pytest.raises(TypeError, match="dataset: must be torchvision's MNIST, CIFAR10, CIFAR100; got list"):
         data.from_torchvision([])

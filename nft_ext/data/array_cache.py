@@ -1,4 +1,4 @@
-"""A cache of decoded images: one .npz file beside the data, whole or absent, used only if it fits the files it was made of."""
+"""A cache of decoded images: one .npz file beside the data, whole or absent, used only for the files it was made of."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = "made_of"
 
 
 def read_cache(path: Path, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays of the cache at `path`, or None: there is none, it was made of other files, or it is damaged (it warns then).
+    """The arrays of the cache at `path`; None if there is none, it is of other files, or (with a warning) is damaged.
 
     Args:
         key: what the files it was made of look like; another one means they changed.
@@ -33,7 +33,7 @@ def read_cache(path: Path, key: str) -> dict[str, np.ndarray] | None:
 
 
 def write_cache(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the cache whole or not at all; where that fails (no right to write, disk full) it warns, as a cache is not needed."""
+    """Writes the cache whole or not at all; where that fails (no right to write, disk full) it warns and goes on."""
     temporary = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -45,7 +45,8 @@ def write_cache(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        warnings.warn(f"{path}: the cache could not be written ({error.strerror}); the images will be decoded again", stacklevel=3)
+        warnings.warn(f"{path}: the cache could not be written ({error.strerror}); the images will be decoded again",
+                      stacklevel=3)
     except BaseException:
         os.unlink(temporary)
         raise

@@ -15,16 +15,16 @@ AUGMENTED = ("cifar10", "cifar100", "tinyimagenet")  # photographs; a mirrored d
 
 
 class CropFlip:
-    """A batch [B, C, H, W] padded by `padding` on each side, each image cropped back to H x W at a place of its own, and flipped
-    left to right with probability 1/2.
+    """A batch [B, C, H, W] padded by `padding` on each side, each image cropped back to H x W at a place of its own,
+    and flipped left to right with probability 1/2.
 
-    Output pixel (i, j) of image b is pixel (top_b + i, left_b + j') of the padded image, j' = W-1-j where b is flipped, else j;
-    top_b and left_b uniform on 0 .. 2 padding.
+    Output pixel (i, j) of image b is pixel (top_b + i, left_b + j') of the padded image, j' = W-1-j where b is flipped,
+    else j; top_b and left_b uniform on 0 .. 2 padding.
 
     Args:
         padding: pixels, >= 0; 0 leaves the flip alone.
-        fill: what is padded with, one number a channel or one for all: black in the units of the images, (0 - mean) / std
-            for normalised ones. `augment_for` fills it in.
+        fill: what is padded with, one number a channel or one for all: black in the units of the images, (0 - mean) /
+            std for normalised ones. `augment_for` fills it in.
         flip: whether to flip.
         generator: a CPU generator to draw from; default torch's own.
 
@@ -46,7 +46,8 @@ class CropFlip:
         """Augmented [B, C, H, W], a new tensor of the same dtype and device."""
         channels = self.fill.shape[1]
         if images.dim() != 4 or channels not in (1, images.shape[1]):
-            fail("images", f"must have shape [B, {'C' if channels == 1 else channels}, H, W]", f"shape {list(images.shape)}")
+            wanted = "C" if channels == 1 else channels
+            fail("images", f"must have shape [B, {wanted}, H, W]", f"shape {list(images.shape)}")
         batch = len(images)
         draw = {"generator": self.generator}
         places = torch.empty(3, batch, dtype=torch.int64)  # top, left, flipped?
@@ -77,10 +78,11 @@ def crop_flip(images: Tensor, padding: int, fill: Tensor, top: Tensor, left: Ten
 
 
 def augment_for(train: ImageSet) -> CropFlip | None:
-    """The paper's augmentation of a training set, for `fit(augment=...)`: crop and flip for CIFAR, nothing for digits and MNIST.
+    """The paper's augmentation of a training set, for `fit(augment=...)`: crop and flip for CIFAR, nothing for digits
+    and MNIST.
 
-    The padding is black, as where images are padded before they are normalised. Tiny ImageNet gets the same as CIFAR: the
-    paper does not say.
+    The padding is black, as where images are padded before they are normalised. Tiny ImageNet gets the same as CIFAR:
+    the paper does not say.
 
     Args:
         train: a set of `nft_ext.data.load`; its name up to "/" says which, its mean and std where black is.

@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32x32, from the published binary or Python version.
 
-A record of the binary version is 1 label byte (CIFAR-10) or 2 (CIFAR-100: coarse, fine; the fine one is used), then 3072 pixels: the red,
-the green and the blue plane, each row by row. `cifar_python` reads the other version; where both are there, the binary one is read.
+A record of the binary version is 1 label byte (CIFAR-10) or 2 (CIFAR-100: coarse, fine; the fine one is used), then
+3072 pixels: the red, the green and the blue plane, each row by row. `cifar_python` reads the other version; where both
+are there, the binary one is read.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is short, too long, damaged, or holds a label out of range; a pickle with more than data in it.
+        ValueError: a file is short, too long, damaged, or holds a label out of range; a pickle with more than data in
+            it.
     """
     remedy = (f"Get it with: nft-ext fetch {archive.name} --data-dir '{data_dir}', or: "
               f"curl -fLO https://www.cs.toronto.edu/~kriz/{archive.tar} && "

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from the published Python version: pickled dicts, read by `safe_pickle` only.
 
-A file holds b"data", uint8 [n, 3072] (the red, green and blue plane of each image, row by row), and the labels as a list:
-b"labels" (CIFAR-10) or b"fine_labels" (CIFAR-100).
+A file holds b"data", uint8 [n, 3072] (the red, green and blue plane of each image, row by row), and the labels as a
+list: b"labels" (CIFAR-10) or b"fine_labels" (CIFAR-100).
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ def read_batch(path: Path, labels: str, count: int, classes: int, remedy: str) -
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no such pickle: damaged, of another content, or one that asks for more than data (none of it is run).
+        ValueError: no such pickle: damaged, of another content, or one that asks for more than data (none of it is
+            run).
     """
-    expected = (f"a pickled dict of {count} images of {PIXELS} bytes (data) and as many labels in 0..{classes - 1} ({labels}), "
-                "nothing but arrays, lists, dicts and bytes")
-    limit = count * (PIXELS + ROOM) + (1 << 16)
+    expected = (f"a pickled dict of {count} images of {PIXELS} bytes (data) and as many labels in 0..{classes - 1} "
+                f"({labels}), nothing but arrays, lists, dicts and bytes")
+    # In protocol 2, Python 3 writes bytes as UTF-8 text: up to twice as many.
+    limit = count * (2 * PIXELS + ROOM) + (1 << 16)
     content = read_bytes(path, limit, expected, remedy)
     if len(content) > limit:
         bad_file(path, expected, f"more than {limit} bytes", remedy)

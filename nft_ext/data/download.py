@@ -54,8 +54,8 @@ class _Wrong(_Final):
 def download(remote: Remote, target: Path, *, pause: float = PAUSE, progress: bool | None = None) -> bool:
     """Puts `remote` at `target`; returns False if it was there already, whole.
 
-    Bytes go to TARGET.part. An interrupted download continues there, at the next attempt or call. The file takes its name only
-    once its checksum is right; one with a wrong checksum is deleted.
+    Bytes go to TARGET.part. An interrupted download continues there, at the next attempt or call. The file takes its
+    name only once its checksum is right; one with a wrong checksum is deleted.
 
     Args:
         target: the file; its folder exists.
@@ -82,8 +82,8 @@ def download(remote: Remote, target: Path, *, pause: float = PAUSE, progress: bo
         return True
     reasons = "; ".join(f"{url}: {trouble}" for url, trouble in troubles.items())
     kept = f" {part} keeps what came; the same command continues there." if part.exists() else ""
-    fail(remote.name, "must be downloadable, or put there by hand", f"{reasons}.{kept} By hand: the file with md5 {remote.md5} "
-         f"(published by {remote.checksum_from}) belongs at {target}",
+    fail(remote.name, "must be downloadable, or put there by hand", f"{reasons}.{kept} By hand: the file with md5 "
+         f"{remote.md5} (published by {remote.checksum_from}) belongs at {target}",
          ValueError if any(isinstance(t, _Wrong) for t in troubles.values()) else ConnectionError)
 
 
@@ -121,7 +121,8 @@ def _from(url: str, remote: Remote, part: Path, pause: float, progress: bool | N
 def _receive(url: str, remote: Remote, part: Path, progress: bool | None) -> None:
     """Appends to `part` what is missing of it, or writes it from the start where the server does not continue."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "nft_ext", **({"Range": f"bytes={have}-"} if have else {})})
+    headers = {"User-Agent": "nft_ext"} | ({"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers=headers)
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -138,7 +139,8 @@ def _receive(url: str, remote: Remote, part: Path, progress: bool | None) -> Non
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length is not None and length.isdigit() else None
         limit = remote.bytes if remote.bytes is not None else total
-        with open(part, "ab" if have else "wb") as file, Progress((total or have) / 1e6, remote.name, "MB", progress) as bar:
+        shown = Progress((total or have) / 1e6, remote.name, "MB", progress)
+        with open(part, "ab" if have else "wb") as file, shown as bar:
             bar.update(have / 1e6)
             while True:
                 try:

@@ -1,8 +1,9 @@
 """Fetching the published data sets: where they are, what they must be, and where the readers want them.
 
-The checksums, and who published them: CIFAR's archives by their author (the md5 column of www.cs.toronto.edu/~kriz/cifar.html);
-MNIST's files and Tiny ImageNet's archive by nobody at the source: MNIST's are torchvision's, which many others repeat, Tiny
-ImageNet's is the one that readers of the data set agree on. What MNIST's files hold unpacked is checked when they are read as well.
+The checksums, and who published them: CIFAR's archives by their author (the md5 column of
+www.cs.toronto.edu/~kriz/cifar.html); MNIST's files and Tiny ImageNet's archive by nobody at the source: MNIST's are
+torchvision's, which many others repeat, Tiny ImageNet's is the one that readers of the data set agree on. What MNIST's
+files hold unpacked is checked when they are read as well.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ class Source:
     count: int = 0
 
 
-def fetch(name: str, data_dir: str | os.PathLike | None = None, *, progress: bool | None = None, pause: float = PAUSE) -> bool:
+def fetch(name: str, data_dir: str | os.PathLike | None = None, *, progress: bool | None = None,
+          pause: float = PAUSE) -> bool:
     """Downloads, checks and unpacks a data set; returns False if it was there already.
 
-    An interrupted download is continued by the next call. Archives are deleted once unpacked (CIFAR in its binary version).
+    An interrupted download is continued by the next call. Archives are deleted once unpacked (CIFAR in its binary
+    version).
 
     Args:
         name: mnist, cifar10, cifar100 or tinyimagenet.
@@ -55,13 +58,15 @@ def fetch(name: str, data_dir: str | os.PathLike | None = None, *, progress: boo
 
     Raises:
         ValueError: an unknown name, no data folder given, a file that is not the published one, sent or in the folder.
-        ConnectionError: no network, or the file is not at any of its addresses; the message names them, with the file to put where.
+        ConnectionError: no network, or the file is not at any of its addresses; the message names them, with the file
+            to put where.
     """
     if name not in SOURCES:
         fail("dataset", f"must be one of {', '.join(SOURCES)} (digits come with scikit-learn)", name)
     chosen = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT, "")
     if not str(chosen):
-        fail("data_dir", f"must name the folder to put {name} into, or else the environment variable {ENVIRONMENT} must", "nothing")
+        rule = f"must name the folder to put {name} into, or else the environment variable {ENVIRONMENT} must"
+        fail("data_dir", rule, "nothing")
     folder, source = Path(chosen), SOURCES[name]
     if source.present(folder):
         return False
@@ -73,13 +78,15 @@ def fetch(name: str, data_dir: str | os.PathLike | None = None, *, progress: boo
             unpack(target / remote.name, target, source.wanted, source.count, progress)
             (target / remote.name).unlink()
     if not source.present(folder):
-        fail(str(target), f"must hold {name} now", "another file that is read first, and is not the published one; remove it")
+        fail(str(target), f"must hold {name} now",
+             "another file that is read first, and is not the published one; remove it")
     return True
 
 
 def _mnist() -> Source:
     remotes = tuple(
-        Remote(f"{file.name}.gz", tuple(f"{mirror}/{file.name}.gz" for mirror in MNIST_MIRRORS), file.gzip_md5, "torchvision")
+        Remote(f"{file.name}.gz", tuple(f"{mirror}/{file.name}.gz" for mirror in MNIST_MIRRORS), file.gzip_md5,
+               "torchvision")
         for files in mnist.FILES.values() for file in files)
     return Source(remotes, "MNIST/raw", mnist.present)
 
@@ -91,17 +98,23 @@ def _cifar(archive: cifar.Archive) -> Source:
     def present(folder: Path) -> bool:
         return all((folder / file).is_file() and (folder / file).stat().st_size == size for file, size in sizes.items())
 
-    remote = Remote(archive.tar, tuple(f"{place}/{archive.tar}" for place in TORONTO), archive.tar_md5, "the data set's author")
+    urls = tuple(f"{place}/{archive.tar}" for place in TORONTO)
+    remote = Remote(archive.tar, urls, archive.tar_md5, "the data set's author")
     return Source((remote,), ".", present, lambda name, size: sizes.get(name) == size, len(sizes))
 
 
 def _tinyimagenet() -> Source:
     tree = tinyimagenet.TREE
-    remote = Remote(tinyimagenet.ZIP, (tinyimagenet.URL, tinyimagenet.URL.replace("http:", "https:")), tinyimagenet.ZIP_MD5,
-                    "readers of the data set, not by its authors")
+    urls = (tinyimagenet.URL, tinyimagenet.URL.replace("http:", "https:"))
+    remote = Remote(tinyimagenet.ZIP, urls, tinyimagenet.ZIP_MD5, "readers of the data set, not by its authors")
     return Source((remote,), ".", tinyimagenet.present,
                   lambda name, size: TINY_FILE.fullmatch(name) is not None and size <= LARGEST_TINY,
                   tree.classes * tree.per_class + tree.test + TINY_TEXTS)
 
 
-SOURCES = {"mnist": _mnist(), "cifar10": _cifar(cifar.CIFAR10), "cifar100": _cifar(cifar.CIFAR100), "tinyimagenet": _tinyimagenet()}
+SOURCES = {
+    "mnist": _mnist(),
+    "cifar10": _cifar(cifar.CIFAR10),
+    "cifar100": _cifar(cifar.CIFAR100),
+    "tinyimagenet": _tinyimagenet(),
+}

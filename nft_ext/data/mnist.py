@@ -58,10 +58,11 @@ def present(data_dir: Path) -> bool:
     """Whether all four files are found in `data_dir`, with the published content."""
     try:
         found = {file: _find(data_dir, file) for files in FILES.values() for file in files}
-        return all(hashlib.md5(read_bytes(path, file.size, "", ""), usedforsecurity=False).hexdigest() == file.content_md5
-                   for file, path in found.items())
+        content = {file: read_bytes(path, file.size, "", "") for file, path in found.items()}
     except (FileNotFoundError, ValueError):
         return False
+    return all(hashlib.md5(data, usedforsecurity=False).hexdigest() == file.content_md5
+               for file, data in content.items())
 
 
 def _find(data_dir: Path, file: IdxFile) -> Path:
@@ -78,5 +79,5 @@ def _find(data_dir: Path, file: IdxFile) -> Path:
 def _remedy(path: Path, file: IdxFile) -> str:
     target = path if path.suffix == ".gz" else path.with_name(path.name + ".gz")
     unpack = "" if path.suffix == ".gz" else f" && gunzip -f '{target}'"
-    return (f"Get it with: nft-ext fetch mnist --data-dir DIR, or: curl -fL --create-dirs -o '{target}' {MIRROR}/{file.name}.gz{unpack} "
-            f"(md5 of the .gz: {file.gzip_md5})")
+    return (f"Get it with: nft-ext fetch mnist --data-dir DIR, or: curl -fL --create-dirs -o '{target}' "
+            f"{MIRROR}/{file.name}.gz{unpack} (md5 of the .gz: {file.gzip_md5})")

@@ -1,8 +1,8 @@
 """Reading a data set's pickle without running it: an unpickler that admits nothing but arrays, lists, dicts and bytes.
 
-A pickle is a program: it names callables and calls them. Here it may name only what NumPy's arrays of bytes are written with,
-and each of those names leads to a stand-in of this file, which records what it is given. So neither NumPy nor anything else
-runs on the file's behalf; `PickledArray.bytes` then checks the record and makes the array.
+A pickle is a program: it names callables and calls them. Here it may name only what NumPy's arrays of bytes are written
+with, and each of those names leads to a stand-in of this file, which records what it is given. So neither NumPy nor
+anything else runs on the file's behalf; `PickledArray.bytes` then checks the record and makes the array.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     tiny-imagenet-200/val/images/val_K.JPEG              10,000 images
     tiny-imagenet-200/val/val_annotations.txt            a line an image: name, class, box; tab-separated
 
-Test labels are not published, so the published validation images are the test set, as everybody has it. Class c is the c-th
-WNID in alphabetical order, as readers of image folders have it.
+Test labels are not published, so the published validation images are the test set, as everybody has it. Class c is the
+c-th WNID in alphabetical order, as readers of image folders have it.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ TREE = Tree()
 def load(data_dir: Path, size: int = IMAGE_SIZE) -> tuple[ImageSet, ImageSet]:
     """Tiny ImageNet as (train, test).
 
-    The JPEGs are decoded once (about half a minute) and cached as pixels in tiny-imagenet-200/nft_ext-cache.npz (1.4 GB); the
-    cache is used as long as every file has the name and size it was made of.
+    The JPEGs are decoded once (about a minute on one core) and cached as pixels in tiny-imagenet-200/nft_ext-cache.npz
+    (1.4 GB); the cache is used as long as every file has the name and size it was made of.
 
     Args:
         data_dir: the folder that holds tiny-imagenet-200.
-        size: side of the images, 32 (each pixel the mean of two by two; what `nft_ext.models` take) or 64 (as published).
-            In memory, as float32: 1.4 GB at 32, 5.4 GB at 64.
+        size: side of the images, 32 (each pixel the mean of two by two; what `nft_ext.models` take) or 64 (as
+            published). In memory, as float32: 1.4 GB at 32, 5.4 GB at 64.
 
     Raises:
         ValueError: size is neither, a text file does not hold what it should, an image is damaged or of another size.
@@ -64,8 +64,8 @@ def load(data_dir: Path, size: int = IMAGE_SIZE) -> tuple[ImageSet, ImageSet]:
     if integer("size", size, 1) not in (IMAGE_SIZE, SIDE):
         fail("size", f"must be {IMAGE_SIZE} or {SIDE}", size)
     root = data_dir / FOLDER
-    remedy = (f"Get it with: nft-ext fetch tinyimagenet --data-dir '{data_dir}', or: curl -fLO {URL} && unzip {ZIP} -d '{data_dir}' "
-              f"(md5 of the archive: {ZIP_MD5})")
+    remedy = (f"Get it with: nft-ext fetch tinyimagenet --data-dir '{data_dir}', or: curl -fLO {URL} && "
+              f"unzip {ZIP} -d '{data_dir}' (md5 of the archive: {ZIP_MD5})")
     files = _files(root, remedy)
     key = _fingerprint(root, files, remedy)
     arrays = read_cache(root / CACHE, key)
@@ -97,7 +97,8 @@ def _files(root: Path, remedy: str) -> dict[str, list[tuple[str, int]]]:
     if len(set(wnids)) != TREE.classes or len(wnids) != TREE.classes or not all(w.isalnum() for w in wnids):
         bad_file(root / "wnids.txt", what, f"{len(set(wnids))} different lines of {len(wnids)}", remedy)
     label_of = {wnid: label for label, wnid in enumerate(sorted(wnids))}
-    train = [(f"train/{wnid}/images/{wnid}_{k}.JPEG", label) for wnid, label in label_of.items() for k in range(TREE.per_class)]
+    train = [(f"train/{wnid}/images/{wnid}_{k}.JPEG", label)
+             for wnid, label in label_of.items() for k in range(TREE.per_class)]
     path = root / "val" / "val_annotations.txt"
     what = f"Tiny ImageNet's annotations ({TREE.test} lines: file name, class, box)"
     lines = _lines(path, what, remedy)

@@ -40,14 +40,15 @@ def from_torchvision(dataset: Any, split: str = "train") -> ImageSet:
     pixels = np.asarray(dataset.data)
     pixels = pixels[:, None] if pixels.ndim == 3 else np.moveaxis(pixels, -1, 1)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != len(mean) or len(pixels) == 0:
-        fail("dataset.data", f"must be uint8 images of {len(mean)} channels", f"{pixels.dtype}, shape {list(pixels.shape)}")
+        fail("dataset.data", f"must be uint8 images of {len(mean)} channels",
+             f"{pixels.dtype}, shape {list(pixels.shape)}")
     images = torch.empty(len(pixels), len(mean), IMAGE_SIZE, IMAGE_SIZE)
     write_inputs(images, pixels, 255.0, mean, std)
     return ImageSet(f"{name}/{split}", images, torch.as_tensor(dataset.targets, dtype=torch.int64), classes, mean, std)
 
 
 def load_torchvision(name: str, folder: Path) -> tuple[ImageSet, ImageSet] | None:
-    """(train, test) as torchvision finds them in `folder`, nothing downloaded; None without torchvision or where it finds nothing."""
+    """(train, test) as torchvision finds them in `folder`; None without torchvision, or where it finds nothing."""
     if name not in _KNOWN:
         return None
     try:

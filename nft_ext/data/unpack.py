@@ -1,4 +1,4 @@
-"""Unpacking a downloaded archive: only the files that are expected, each whole or absent, nowhere but below one folder."""
+"""Unpacking a downloaded archive: only the files that are expected, all or none, nowhere but below one folder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from nft_ext.checks import fail
 from nft_ext.progress import Progress
 
 
-def unpack(archive: Path, folder: Path, wanted: Callable[[str, int], bool], count: int, progress: bool | None = None) -> None:
+def unpack(archive: Path, folder: Path, wanted: Callable[[str, int], bool], count: int,
+           progress: bool | None = None) -> None:
     """Unpacks the wanted members of a .tar.gz or .zip into `folder`; all others are passed over.
 
     They are unpacked aside and moved to their places when all are there.
 
     Args:
-        wanted: says of a member's name and size in bytes whether it is one. It is asked about regular files only, and never
-            about a name that is absolute, holds ".." or a backslash: those cannot leave `folder`.
+        wanted: says of a member's name and size in bytes whether it is one. It is asked about regular files only, and
+            never about a name that is absolute, holds ".." or a backslash: those cannot leave `folder`.
         count: how many there are.
 
     Raises:
@@ -58,7 +59,8 @@ def unpack(archive: Path, folder: Path, wanted: Callable[[str, int], bool], coun
 
 
 def _harmless(name: str) -> bool:
-    return bool(name) and not name.startswith("/") and "\\" not in name and ":" not in name and ".." not in name.split("/")
+    outside = name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/")
+    return bool(name) and not outside
 
 
 Member = tuple[str, int, Callable[[], IO[bytes]]]

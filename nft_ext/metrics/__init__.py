@@ -1,4 +1,5 @@
-"""Figures that follow from results already there: tests, intervals over chips and over training seeds, convergence, temperature.
+"""Figures that follow from results already there: tests, intervals over chips and over training seeds, convergence,
+temperature.
 
 Functions of arrays and logits; each says what population it speaks about. docs/metrics.md has the equations.
 """
@@ -11,6 +12,6 @@ from nft_ext.metrics.proportions import clopper_pearson, fisher_exact
 from nft_ext.metrics.temperature import Temperature, Tempered, fit_temperature, tempered
 
 __all__ = [
-    "Convergence", "MethodDifference", "OverSeeds", "Paired", "Temperature", "Tempered", "clopper_pearson", "compare_methods",
-    "convergence", "fisher_exact", "fit_temperature", "over_seeds", "paired", "tempered",
+    "Convergence", "MethodDifference", "OverSeeds", "Paired", "Temperature", "Tempered", "clopper_pearson",
+    "compare_methods", "convergence", "fisher_exact", "fit_temperature", "over_seeds", "paired", "tempered",
 ]

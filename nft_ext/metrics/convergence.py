@@ -59,8 +59,8 @@ def convergence(accuracy: np.ndarray, clean: float | np.ndarray | None = None, *
     """Which of a method's trainings converged, by the paper's criterion or, with `clean`, by an absolute one.
 
     Without `clean`, the paper's: a training does not converge when its accuracy is more than `margin` below the mean
-    over that method's trainings. It compares a method with itself: one that fails every time passes it, and one that fails now
-    and then fails more of it the better its good trainings are.
+    over that method's trainings. It compares a method with itself: one that fails every time passes it, and one that
+    fails now and then fails more of it the better its good trainings are.
     With `clean`: it does not converge when its accuracy is below `share` of the clean accuracy.
 
     Args:
@@ -79,17 +79,20 @@ def convergence(accuracy: np.ndarray, clean: float | np.ndarray | None = None, *
     else:
         clean = _fractions("clean", clean, (0, 1), "[] or [seeds]")
         if clean.ndim and len(clean) != len(accuracy):
-            fail("clean", f"must be one number, or one for each of the {len(accuracy)} trainings", f"{len(clean)} numbers")
+            fail("clean", f"must be one number, or one for each of the {len(accuracy)} trainings",
+                 f"{len(clean)} numbers")
         threshold = np.broadcast_to(share * clean, accuracy.shape)
         criterion = f"below {100 * share:g} % of the clean accuracy"
     converged = ~(accuracy < threshold)
     count = int(converged.sum())
     low, high = clopper_pearson(count, len(accuracy))
-    return Convergence(tuple(converged.tolist()), tuple(threshold.tolist()), criterion, count / len(accuracy), low, high)
+    return Convergence(tuple(converged.tolist()), tuple(threshold.tolist()), criterion, count / len(accuracy),
+                       low, high)
 
 
 def _fractions(argument: str, values, dims: tuple[int, ...], symbols: str) -> np.ndarray:
     array = sample(argument, values, dims, symbols)
-    if array.min() < 0 or array.max() > 1:
-        fail(argument, "must hold accuracies as fractions in 0..1", float(array.max() if array.max() > 1 else array.min()))
+    outside = array[(array < 0) | (array > 1)]
+    if outside.size:
+        fail(argument, "must hold accuracies as fractions in 0..1", float(outside[0]))
     return array

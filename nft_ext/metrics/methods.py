@@ -32,8 +32,8 @@ class MethodDifference:
     seeds: tuple[int, int]
 
     def __str__(self) -> str:
-        return (f"difference {self.mean:+.5g} +- {self.ci95:.2g} (95 %, {self.seeds[0]} and {self.seeds[1]} training seeds), "
-                f"{self.test} p = {self.p:.3g}")
+        return (f"difference {self.mean:+.5g} +- {self.ci95:.2g} (95 %, {self.seeds[0]} and {self.seeds[1]} training "
+                f"seeds), {self.test} p = {self.p:.3g}")
 
 
 def compare_methods(a: np.ndarray, b: np.ndarray, *, shared_seeds: bool) -> MethodDifference:
@@ -43,9 +43,9 @@ def compare_methods(a: np.ndarray, b: np.ndarray, *, shared_seeds: bool) -> Meth
 
     Args:
         a, b: [S_a], [S_b], one figure a training; or [S, R], which is averaged over runs. At least two trainings each.
-        shared_seeds: True where training s of a and of b began with the same weights and saw the same batches: a paired t test,
-            which takes out what both owe to the seed. False: Welch's test (variances may differ), Satterthwaite's
-            degrees of freedom.
+        shared_seeds: True where training s of a and of b began with the same weights and saw the same batches: a paired
+            t test, which takes out what both owe to the seed. False: Welch's test (variances may differ),
+            Satterthwaite's degrees of freedom.
 
     Raises:
         ValueError: other shapes, too few trainings, NaN or infinity, shared seeds with S_a other than S_b.

@@ -19,9 +19,9 @@ class OverSeeds:
     seed_means: one value a training seed.
     seed_ci95: of the mean over trainings, the replicates being training seeds: t(S-1) * sd(seed means) / sqrt(S).
         Population: networks this recipe trains, on the chips evaluated. NaN with one seed.
-    noise_ci95: of the mean over chips, the replicates being chips: t(R-1) * sd(chip means) / sqrt(R), a chip mean being over
-        the seeds. Population: chips of this device, for the networks at hand. It says nothing about another training.
-        Right whether the networks shared their chips (the same seed and draws) or not. NaN with one run.
+    noise_ci95: of the mean over chips, the replicates being chips: t(R-1) * sd(chip means) / sqrt(R), a chip mean being
+        over the seeds. Population: chips of this device, for the networks at hand. It says nothing about another
+        training. Right whether the networks shared their chips (the same seed and draws) or not. NaN with one run.
     var_seed, var_chip, var_rest: what one run's variance is made of: the training, the chip where it is common to all
         networks, and what is left (chips of their own, or what a chip does to one network and not to another). Unbiased
         two-way estimates, each cut at 0. With one seed or one run the split is undefined and all are NaN.
@@ -46,11 +46,11 @@ class OverSeeds:
 def over_seeds(values: np.ndarray) -> OverSeeds:
     """Mean of a method's figure with an interval over training seeds and one over chips, and the variance split.
 
-    The model is y[s, r] = mean + training s + chip r + rest, all independent. With mean squares MS_seed, MS_chip and MS_rest of
-    the two-way table: var_rest = MS_rest, var_seed = (MS_seed - MS_rest) / R, var_chip = (MS_chip - MS_rest) / S.
+    The model is y[s, r] = mean + training s + chip r + rest, all independent. With the mean squares MS of the two-way
+    table: var_rest = MS_rest, var_seed = (MS_seed - MS_rest) / R, var_chip = (MS_chip - MS_rest) / S.
 
-    The published interval of the paper is the noise interval of one training; a claim about a method needs `seed_ci95`, or
-    `compare_methods` for a difference.
+    The published interval of the paper is the noise interval of one training; a claim about a method needs `seed_ci95`,
+    or `compare_methods` for a difference.
 
     Args:
         values: [S, R], the accuracies (say) of S trainings on R runs each, run r of every row on the same draw where

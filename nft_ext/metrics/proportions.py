@@ -9,7 +9,8 @@ from nft_ext.metrics.distributions import beta_quantile
 
 
 def clopper_pearson(count: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) of a probability of which `count` of `trials` independent trials came out; covers at `confidence` or more.
+    """(low, high) of a probability of which `count` of `trials` independent trials came out; covers at `confidence` or
+    more.
 
     low is the (1-c)/2 quantile of Beta(count, trials - count + 1), 0 at count 0; high is the (1+c)/2 quantile of
     Beta(count + 1, trials - count), 1 at count = trials (Clopper & Pearson, Biometrika 1934).

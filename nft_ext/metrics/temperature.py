@@ -38,12 +38,12 @@ class Temperature:
 def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
     """The temperature T that minimises the mean of -log softmax(logits / T)[label] (Guo et al., arXiv 1706.04599).
 
-    With b = 1/T the mean is convex in b: its slope E_p[z] - z_label (mean over images) rises with b, its curvature is Var_p[z].
-    Newton's step on log b, bisected whenever it would leave the bracket of the root. Float64 throughout.
+    With b = 1/T the mean is convex in b: its slope E_p[z] - z_label (mean over images) rises with b, its curvature is
+    Var_p[z]. Newton's step on log b, bisected whenever it would leave the bracket of the root. Float64 throughout.
 
     Args:
-        logits: [n, C], or [S, n, C] of S noisy chips, which are pooled; finite. Of images that neither trained the network
-            nor will test it.
+        logits: [n, C], or [S, n, C] of S noisy chips, which are pooled; finite. Of images that neither trained the
+            network nor will test it.
         labels: int64 [n].
 
     Raises:
@@ -100,12 +100,14 @@ def _likelihood(logits: Tensor, labels: Tensor, log_b: float) -> tuple[float, fl
 def _checked(logits: Any, labels: Any) -> Tensor:
     """`logits` as [S, n, C]."""
     if not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
-        fail("logits", "must be a tensor, and so must labels", f"{type(logits).__name__} and {type(labels).__name__}", TypeError)
+        fail("logits", "must be a tensor, and so must labels",
+             f"{type(logits).__name__} and {type(labels).__name__}", TypeError)
     if logits.dim() not in (2, 3) or logits.numel() == 0:
         fail("logits", "must have shape [n, C] or [S, n, C], not empty", f"shape {list(logits.shape)}")
     logits = logits.detach() if logits.dim() == 3 else logits.detach().unsqueeze(0)
     if labels.dim() != 1 or labels.is_floating_point() or len(labels) != logits.shape[1]:
-        fail("labels", f"must be one integer for each of the {logits.shape[1]} images", f"{labels.dtype} {list(labels.shape)}")
+        fail("labels", f"must be one integer for each of the {logits.shape[1]} images",
+             f"{labels.dtype} {list(labels.shape)}")
     if labels.min() < 0 or labels.max() >= logits.shape[2]:
         fail("labels", f"must lie in 0..{logits.shape[2] - 1}, the logits' classes",
              int(labels.min() if labels.min() < 0 else labels.max()))
@@ -132,8 +134,9 @@ class Tempered(nn.Module):
 def tempered(model: nn.Module, temperature: float | Temperature) -> Tempered:
     """`model` with its logits divided by `temperature`: the same module inside, the same layers on the same chips.
 
-    A layer's noise hangs on the stream it got at `nft.convert`, not on where it stands, so `monte_carlo(tempered(model, T), ...)`
-    sees the chips that `monte_carlo(model, ...)` sees, and no accuracy changes: only EKL, NLL and the calibration error do.
+    A layer's noise hangs on the stream it got at `nft.convert`, not on where it stands, so `monte_carlo(tempered(model,
+    T), ...)` sees the chips that `monte_carlo(model, ...)` sees, and no accuracy changes: only EKL, NLL and the
+    calibration error do.
 
     Raises:
         TypeError: model is no module. ValueError: temperature not a finite number > 0.

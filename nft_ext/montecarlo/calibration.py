@@ -14,19 +14,20 @@ from nft_ext.montecarlo.images import check_label_range, read_data
 from nft_ext.montecarlo.subject import check_model, check_sigma_is_known, eval_mode, on_device
 
 
-def calibrate(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sigma: float | None = None, batch_size: int = 256,
-              device: torch.device | str | None = None) -> Temperature:
+def calibrate(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sigma: float | None = None,
+              batch_size: int = 256, device: torch.device | str | None = None) -> Temperature:
     """The temperature at which the noisy logits of `model` on validation `data` have the least negative log-likelihood.
 
-    One temperature for all chips: the chips draw = 0 .. runs-1 of `seed` in the key domain "selection" are pooled, so neither an
-    evaluated chip nor, if `data` is a validation set, a test image takes part. EKL, NLL and calibration error at it:
+    One temperature for all chips: the chips draw = 0 .. runs-1 of `seed` in the key domain "selection" are pooled, so
+    neither an evaluated chip nor, if `data` is a validation set, a test image takes part. EKL, NLL and calibration
+    error at it:
 
         report = nft.monte_carlo(tempered(model, calibrate(model, validation)), test)
 
     Args:
         model: a converted model, inputs [B, ...] -> logits [B, C]; evaluated in eval mode and left as it was.
         data: a DataLoader, a map-style Dataset or a pair of tensors; images that did not train the model.
-        runs: chips, >= 1, one a pass. sigma: overrides every layer's. device: where to compute; default where the model is.
+        runs: chips, >= 1, one a pass. sigma: overrides every layer's. device: where to compute; default its own.
 
     Raises:
         TypeError, ValueError: as `monte_carlo`; logits that are NaN or infinite.
