@@ -1,6 +1,7 @@
 // Noisy linear and conv2d, forward and straight-through backward, for any backend that can program a crossbar.
 //
-// A backend may do a forward in one go (Backend::product); what it leaves is done here:
+// A backend may do a forward, or the gradient with respect to x, in one go (Backend::product, Backend::input_gradient); what it
+// leaves is done here:
 // a forward programs one chip's weights into memory that the next chip and the next call reuse, multiplies, and
 // forgets them; the backward programs the same chip again from its key. No noisy weight outlives a call.
 //
@@ -152,7 +153,8 @@ std::tuple<Tensor, Tensor, Tensor> noisy_linear_backward(Crossbar c, const Tenso
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);
   if (mask[0]) {
-    grad_x = for_each_chip<Backend>(c, grad, false, false, [&](const Tensor& rows, const Tensor& w) {
+    const auto fused = Backend::input_gradient(c, grad, x, {{1, 1}, {0, 0}, {1, 1}, 1});
+    grad_x = fused ? *fused : for_each_chip<Backend>(c, grad, false, false, [&](const Tensor& rows, const Tensor& w) {
       return torch::stable::matmul(rows, w);
     });
     if (shared) grad_x = sum_over_chips(grad_x, chips);
@@ -192,6 +194,31 @@ Tensor noisy_conv2d(Crossbar c, const Tensor& x, const std::optional<Tensor>& bi
   });
 }
 
+// Every chip's gradient with respect to its x by the library, chip-major; `programmed` is memory for one chip's weights.
+template <class Backend>
+Tensor conv2d_input_gradient(Crossbar& c, const Tensor& grad, const Tensor& x, const aten::Convolution& p, bool shared,
+                             const Tensor& programmed) {
+  const int64_t chips = c.chips(), rows = rows_per_chip(c.op, x, chips, shared);
+  const bool channels_last = aten::is_channels_last(x);
+  std::optional<Tensor> all;
+  for (int64_t chip = 0; chip < chips; ++chip) {
+    Backend::program(c, programmed, chip, 1);
+    const Tensor part = aten::cast(std::get<0>(aten::convolution_backward(rows_of(grad, chip, rows, false, chips),
+                                                                         rows_of(x, chip, rows, shared, chips), programmed, p,
+                                                                         {true, false, false})),
+                                   x.scalar_type());
+    if (chips == 1) return aten::in_format(part, channels_last);
+    if (!all) {
+      Ints sizes = sizes_of(part);
+      sizes[0] *= chips;
+      all = aten::empty(sizes, x.scalar_type(), x, channels_last && !shared);
+    }
+    Tensor slot = torch::stable::narrow(*all, 0, chip * rows, rows);
+    torch::stable::copy_(slot, part);
+  }
+  return *all;
+}
+
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(Crossbar c, const Tensor& grad, const Tensor& x,
                                                          const aten::Convolution& p, bool shared, std::array<bool, 3> mask) {
@@ -208,24 +235,8 @@ std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(Crossbar c, const Tenso
          grad_b = aten::empty({0}, ScalarType::Float, x);
   const Tensor programmed = Backend::memory(sizes_of(c.weight), x.scalar_type(), c.weight);
   if (mask[0]) {
-    for (int64_t chip = 0; chip < chips; ++chip) {
-      Backend::program(c, programmed, chip, 1);
-      const Tensor part = aten::cast(std::get<0>(aten::convolution_backward(rows_of(grad, chip, rows, false, chips),
-                                                                           rows_of(x, chip, rows, shared, chips), programmed, p,
-                                                                           {true, false, false})),
-                                     x.scalar_type());
-      if (chips == 1) {
-        grad_x = aten::in_format(part, channels_last);
-        break;
-      }
-      if (chip == 0) {
-        Ints sizes = sizes_of(part);
-        sizes[0] *= chips;
-        grad_x = aten::empty(sizes, x.scalar_type(), x, channels_last && !shared);
-      }
-      Tensor slot = torch::stable::narrow(grad_x, 0, chip * rows, rows);
-      torch::stable::copy_(slot, part);
-    }
+    const auto fused = Backend::input_gradient(c, grad, x, p);
+    grad_x = fused ? *fused : conv2d_input_gradient<Backend>(c, grad, x, p, shared, programmed);
     if (shared && chips > 1) grad_x = aten::in_format(sum_over_chips(grad_x, chips), channels_last);
   }
   if (mask[1] || mask[2]) {

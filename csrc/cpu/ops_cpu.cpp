@@ -64,6 +64,10 @@ struct Cpu {
                                        const aten::Convolution& p, bool shared) {
     return fused_product(c, x, bias, p, shared);
   }
+
+  static std::optional<Tensor> input_gradient(Crossbar&, const Tensor&, const Tensor&, const aten::Convolution&) {
+    return std::nullopt;
+  }
 };
 
 Tensor weight_step(Tensor weight, int64_t weight_bits) {

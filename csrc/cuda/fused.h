@@ -1,7 +1,7 @@
-// Noisy convolution and linear layer in one pass on CUDA, behind plain pointers and a stream: programmed weights are generated
-// tile by tile in shared memory and multiplied at once, and never reach memory. Nothing here waits for the device, allocates, or
-// reads a value from it, so every call may be captured in a CUDA graph. Pointers belong to the current device, of compute
-// capability 8.0 or more.
+// Noisy convolution and linear layer, and the gradient with respect to their input, in one pass on CUDA, behind plain pointers and a
+// stream: programmed weights are generated tile by tile in shared memory and multiplied at once, and never reach memory. Nothing
+// here waits for the device, allocates, or reads a value from it, so every call may be captured in a CUDA graph. Pointers belong to
+// the current device, of compute capability 8.0 or more.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -19,6 +19,11 @@ cudaError_t fused(const Fused& f, cudaStream_t stream);
 
 // Whether 32-bit coordinates hold the shape (strides and whole tensors may be of any size), and groups divide the channels.
 bool can_fuse(const Fused& f);
+
+// The same for the input's gradient, chip by chip: a Fused as csrc/cuda/fused/gradient.h reads it. No atomics: the same bits every
+// time.
+cudaError_t fused_gradient(const Fused& f, cudaStream_t stream);
+bool can_fuse_gradient(const Fused& f);
 
 }  // namespace cuda
 }  // namespace nft

@@ -1,35 +1,14 @@
 // The operators on CUDA: sampler and fused product on the current stream of the weight's device. No value is read back, no call waits.
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-
 #include "../operators.h"
 #include "choice.h"
 #include "fused.h"
+#include "on_device.h"
 #include "sampler.h"
 
 namespace nft {
 namespace {
 
 cuda::FusedColumns fused_columns;
-
-// Makes a tensor's device current for a scope, and finds torch's stream on it.
-class OnDevice {
- public:
-  explicit OnDevice(const Tensor& t) : guard_(t.get_device_index()) {
-    void* current = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &current));
-    stream_ = static_cast<cudaStream_t>(current);
-    // This library holds a CUDA runtime of its own, whose idea of the current device must be torch's.
-    STD_CUDA_CHECK(cudaSetDevice(t.get_device_index()));
-  }
-  cudaStream_t stream() const { return stream_; }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-};
 
 void check_beside(const char* op, const char* argument, const Tensor& t, const Tensor& weight) {
   check(t.is_cuda() && t.get_device_index() == weight.get_device_index(), op, argument, "must be on the weight's device",
@@ -155,8 +134,7 @@ struct Cuda {
     STD_CUDA_CHECK(cuda::program_many(programs.data(), (int)programs.size(), here.stream()));
   }
 
-  // The fused product where each chip sees few columns (choice.h): a weight is then generated once for every 128 of them. Beyond,
-  // weights programmed once and the library's product.
+  // A tile holds rows of one group only, so few of them leave it empty; and coordinates are 32-bit.
   static constexpr int64_t kLeastRows = 8, kMostSize = int64_t(1) << 29;
 
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
@@ -164,7 +142,6 @@ struct Cuda {
     check(x.is_cuda() && c.weight.is_cuda() && x.get_device_index() == c.weight.get_device_index(), c.op, "x",
           "must be on the weight's device", "another device");
     const bool image = x.dim() == 4;
-    // A tile holds rows of one group only, so few of them leave it empty; and coordinates are 32-bit.
     bool fits = c.weight.size(0) / p.groups >= kLeastRows;
     for (int i = 0; i < x.dim(); ++i) fits = fits && (i == 0 || x.size(i) < kMostSize);
     for (int i = 0; i < 2; ++i) fits = fits && p.stride[i] < kMostSize && p.padding[i] < kMostSize && p.dilation[i] < kMostSize;
@@ -208,6 +185,48 @@ struct Cuda {
     f.x_strides = strides_of(x, f.images, shared);
     f.y_strides = strides_of(y, f.images, false);
     STD_CUDA_CHECK(cuda::fused(f, here.stream()));
+    return y;
+  }
+
+  // Every chip's gradient with respect to its x, chip-major, in x's memory format.
+  static std::optional<Tensor> input_gradient(Crossbar& c, const Tensor& grad, const Tensor& x, const aten::Convolution& p) {
+    check_beside(c.op, "x", x, c.weight);
+    check_beside(c.op, "grad", grad, c.weight);
+    const bool image = x.dim() == 4;
+    bool fits = x.size(1) / p.groups >= kLeastRows && x.size(1) < kMostSize && grad.size(1) < kMostSize;
+    for (int i = 0; i < 2; ++i) fits = fits && p.stride[i] < kMostSize && p.padding[i] < kMostSize && p.dilation[i] < kMostSize;
+    cuda::Fused f = {};
+    f.images = grad.size(0) / c.chips();
+    f.channels = (int)grad.size(1);
+    f.rows = (int)x.size(1);
+    f.groups = (int)p.groups;
+    int64_t columns = f.images;
+    Ints sizes{grad.size(0), x.size(1)};
+    for (int i = 0; i < 2; ++i) {
+      const int64_t seen = image ? grad.size(2 + i) : 1, size = image ? x.size(2 + i) : 1;
+      fits = fits && seen < kMostSize && size < kMostSize;
+      (i ? f.width : f.height) = (int)seen;
+      f.kernel[i] = image ? (int)c.weight.size(2 + i) : 1;
+      f.stride[i] = (int)p.stride[i];
+      f.padding[i] = (int)p.padding[i];
+      f.dilation[i] = (int)p.dilation[i];
+      f.out[i] = (int)size;
+      columns *= size;
+      if (image) sizes.push_back(size);
+    }
+    const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kInputGradient, out_type(x));
+    if (!fits || columns > most || !cuda::can_fuse_gradient(f)) return std::nullopt;
+
+    Tensor dense = c.weight;
+    f.program = program_of(c, dense);
+    const OnDevice here(c.weight);
+    const Tensor y = aten::empty(sizes, x.scalar_type(), x, aten::is_channels_last(x));
+    f.x = grad.data_ptr();
+    f.y = y.data_ptr();
+    f.x_type = f.y_type = out_type(x);
+    f.x_strides = strides_of(grad, f.images, false);
+    f.y_strides = strides_of(y, f.images, false);
+    STD_CUDA_CHECK(cuda::fused_gradient(f, here.stream()));
     return y;
   }
 };
