@@ -98,7 +98,26 @@ cudaError_t launch(const Fused& f, const Sizes& sizes, cudaStream_t stream) {
   return sizes.columns > kNarrowColumns ? launch<kX, true>(f, sizes, stream) : launch<kX, false>(f, sizes, stream);
 }
 
+template <OutType kY>
+__global__ void finish_kernel(const Results r, const Epilogue e) {
+  const int64_t step = (int64_t)gridDim.x * blockDim.x;
+  for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < r.count; at += step) finish_result<kY>(r, e, at);
+}
+
 }  // namespace
+
+cudaError_t finish(const Results& r, const Epilogue& e, cudaStream_t stream) {
+  if (r.count == 0) return cudaSuccess;
+  constexpr int kThreads = 256;
+  const unsigned grid = (unsigned)std::min<int64_t>((r.count + kThreads - 1) / kThreads, 0x7fffffff);  // threads stride over more
+  if (r.type == OutType::kBFloat16)
+    finish_kernel<OutType::kBFloat16><<<grid, kThreads, 0, stream>>>(r, e);
+  else if (r.type == OutType::kFloat16)
+    finish_kernel<OutType::kFloat16><<<grid, kThreads, 0, stream>>>(r, e);
+  else
+    finish_kernel<OutType::kFloat32><<<grid, kThreads, 0, stream>>>(r, e);
+  return cudaGetLastError();
+}
 
 bool can_fuse(const Fused& f) {
   const bool divide = f.groups > 0 && f.rows % f.groups == 0 && f.channels % f.groups == 0;
