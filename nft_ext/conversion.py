@@ -119,6 +119,9 @@ def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> Noisy
 
 
 def _as_plain(layer: NoisyLayer) -> nn.Module:
+    if type(layer) not in _PLAIN:
+        fail("model", "must not be fused, and hold NoisyConv2d and NoisyLinear only: call this on the model that was fused",
+             f"a {type(layer).__name__} {layer.name}")
     plain = object.__new__(_PLAIN[type(layer)])
     own = ("nvm", "name", "stream", "noise_enabled", "_quantized", "_spec")
     plain.__dict__ = {k: v for k, v in layer.__dict__.items() if k not in own}

@@ -32,8 +32,8 @@ inline void finish_in_place(const Tensor& y, Epilogue e) {
   const int64_t rows = y.size(1), inner = channels_last || y.dim() == 2 ? 1 : y.size(2) * y.size(3);
   const Multiply& kernel = multiply_of(kernels());
   void* data = y.data_ptr();
-  deal({Phase::tiles(y.numel(), kPiece, [&](int64_t begin, int64_t end) { kernel.finish(f, type, rows, inner, begin, end, data); })},
-       y.numel() <= kAlone);
+  const auto part = [&](int64_t begin, int64_t end) { kernel.finish(f, type, rows, inner, begin, end, data); };
+  deal({Phase::tiles(y.numel(), kPiece, part)}, y.numel() <= kAlone);
 }
 
 }  // namespace nft

@@ -66,7 +66,8 @@ NFT_FN void store(const Columns& c, int64_t vector, int64_t row, FloatVector sum
 
 // kRows rows times kVectors vectors of columns from `vector` on.
 template <int kVectors>
-NFT_FN void tile(const float* __restrict w, int64_t row, int64_t rows, const Columns& c, int64_t vector, const Finish& f, float* y) {
+NFT_FN void tile(const float* __restrict w, int64_t row, int64_t rows, const Columns& c, int64_t vector, const Finish& f,
+                 float* y) {
   FloatVector sum[kRows][kVectors] = {};
   const float* from[kVectors];
   for (int v = 0; v < kVectors; ++v) from[v] = c.from + c.start[vector + v];
