@@ -64,16 +64,19 @@ class NoisyLayer(nn.Module):
 
     def crossbar(self) -> Crossbar:
         """The operator arguments of this layer for one forward."""
-        weight = master = self.weight
+        # Straight from the dictionaries: nn.Module's __getattr__ comes after a failed search, and this is on the path of every call.
+        buffers, weight = self._buffers, self._parameters.get("weight")
+        if weight is None:
+            weight = self.weight  # a parametrization's
+        master, key = weight, buffers["_key"]
         if not torch.compiler.is_compiling() and not is_ordinary(weight):
             check_tensor(f"{self.name or type(self).__name__}.weight", weight)
         if weight.dtype != torch.float32:
             weight = weight.float()
-        key = self._key
         if key is None:
             key = draw_key(weight) if torch.compiler.is_compiling() else fresh_key(weight)
         codes, step = self._codes_and_step(weight, master)
-        return Crossbar(weight, codes, step, self._table, key, self.stream, self._spec)
+        return Crossbar(weight, codes, step, buffers["_table"], key, self.stream, self._spec)
 
     def _codes_and_step(self, weight: Tensor, master: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The quantized weight, kept while the weight stays unchanged; nothing in training, where the operator finds the step.

@@ -49,8 +49,9 @@ class FusedLayer(NoisyLayer):
             stamp += (type(residual), *_facts(residual))
         static = self._known.get(stamp)
         if static is not None:
-            rows = self._buffers
-            return operators.call_fused(self.operator, x, bar.weight, self.bias, *bar[1:], *static, rows["scale"], rows["shift"],
+            rows, own = self._buffers, self._parameters
+            bias = own["bias"] if "bias" in own else self.bias
+            return operators.call_fused(self.operator, x, bar.weight, bias, *bar[1:], *static, rows["scale"], rows["shift"],
                                         residual, self.ends_in_relu)
         y, static = self.checked(x, residual, bar)
         if static is not None:
