@@ -26,6 +26,17 @@ struct Crossbar {
   int64_t chips() const { return key.size(0); }
 };
 
+// What follows the product: relu((W_p x + bias) * scale + shift + residual), for inference. Each operation is one of float32,
+// rounded by itself. A fused product does them on its sums and rounds to the result's type once; the library's results have
+// been rounded to that type before.
+struct Epilogue {
+  std::optional<Tensor> scale, shift;  // [out] float32
+  std::optional<Tensor> residual;      // the result's shape and dtype
+  bool relu = false;
+
+  bool empty() const { return !scale && !shift && !residual && !relu; }
+};
+
 inline void check_crossbar(const Crossbar& c) {
   check(c.weight.scalar_type() == ScalarType::Float, c.op, "weight", "must be float32", "another dtype");
   if (c.step)
@@ -116,14 +127,25 @@ inline void check_x(const Crossbar& c, const Tensor& x) {
         "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
 }
 
-// The gradient of a result of these sizes.
-inline void check_grad(const Crossbar& c, const Tensor& grad, const Tensor& x, const Ints& sizes) {
-  check(grad.scalar_type() == x.scalar_type(), c.op, "grad", "must have x's dtype", "another dtype");
-  if (sizes_of(grad) == sizes) return;
+// What belongs to a result of these sizes: its gradient, a residual.
+inline void check_like_result(const Crossbar& c, const char* argument, const Tensor& t, const Tensor& x, const Ints& sizes) {
+  check(t.scalar_type() == x.scalar_type(), c.op, argument, "must have x's dtype", "another dtype");
+  if (sizes_of(t) == sizes) return;
   std::ostringstream rule;
   rule << "must have the result's shape ";
   show(rule, sizes);
-  check(false, c.op, "grad", rule.str().c_str(), grad.sizes());
+  check(false, c.op, argument, rule.str().c_str(), t.sizes());
+}
+
+inline void check_epilogue(const Crossbar& c, const Epilogue& e, const Tensor& x, const Ints& sizes) {
+  const auto check_row = [&](const char* argument, const std::optional<Tensor>& t) {
+    if (!t) return;
+    check(t->scalar_type() == ScalarType::Float, c.op, argument, "must be float32", "another dtype");
+    check(t->dim() == 1 && t->size(0) == c.weight.size(0), c.op, argument, "must be [out]", t->sizes());
+  };
+  check_row("scale", e.scale);
+  check_row("shift", e.shift);
+  if (e.residual) check_like_result(c, "residual", *e.residual, x, sizes);
 }
 
 // ---- linear: x [N, in] (N = B, or S * B chip-major), weight [out, in] -> [S * B, out]
@@ -135,13 +157,20 @@ inline void check_linear(const Crossbar& c, const Tensor& x) {
   check(x.dim() == 2 && x.size(1) == c.weight.size(1), c.op, "x", "must be [rows, in] with the weight's in", x.sizes());
 }
 
+inline Ints linear_result(const Crossbar& c, const Tensor& x, bool shared) {
+  return {c.chips() * rows_per_chip(c.op, x, c.chips(), shared), c.weight.size(0)};
+}
+
 template <class Backend>
-Tensor noisy_linear(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, bool shared) {
+Tensor noisy_linear(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, bool shared, const Epilogue& e = {}) {
   check_linear(c, x);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
-  if (const auto y = Backend::product(c, x, b, {{1, 1}, {0, 0}, {1, 1}, 1}, shared)) return *y;
-  return for_each_chip<Backend>(c, x, shared, false,
-                                [&](const Tensor& rows, const Tensor& w) { return aten::linear(rows, w, b); });
+  if (!e.empty()) check_epilogue(c, e, x, linear_result(c, x, shared));
+  if (const auto y = Backend::product(c, x, b, {{1, 1}, {0, 0}, {1, 1}, 1}, shared, e)) return *y;
+  const Tensor y = for_each_chip<Backend>(c, x, shared, false,
+                                          [&](const Tensor& rows, const Tensor& w) { return aten::linear(rows, w, b); });
+  if (!e.empty()) Backend::finish(c, y, e);
+  return y;
 }
 
 template <class Backend>
@@ -149,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor> noisy_linear_backward(Crossbar c, const Tenso
                                                          std::array<bool, 3> mask) {
   check_linear(c, x);
   const int64_t chips = c.chips();
-  check_grad(c, grad, x, {chips * rows_per_chip(c.op, x, chips, shared), c.weight.size(0)});
+  check_like_result(c, "grad", grad, x, linear_result(c, x, shared));
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);
   if (mask[0]) {
@@ -183,15 +212,27 @@ inline void check_conv2d(const Crossbar& c, const Tensor& x, const aten::Convolu
         p.dilation);
 }
 
+inline Ints conv2d_result(const Crossbar& c, const Tensor& x, const aten::Convolution& p, bool shared) {
+  Ints result{c.chips() * rows_per_chip(c.op, x, c.chips(), shared), c.weight.size(0)};
+  for (int i = 0; i < 2; ++i) {
+    const int64_t reach = p.dilation[i] * (c.weight.size(2 + i) - 1) + 1;
+    result.push_back((x.size(2 + i) + 2 * p.padding[i] - reach) / p.stride[i] + 1);
+  }
+  return result;
+}
+
 template <class Backend>
 Tensor noisy_conv2d(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
-                    bool shared) {
+                    bool shared, const Epilogue& e = {}) {
   check_conv2d(c, x, p);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
-  if (const auto y = Backend::product(c, x, b, p, shared)) return *y;
-  return for_each_chip<Backend>(c, x, shared, aten::is_channels_last(x), [&](const Tensor& rows, const Tensor& w) {
+  if (!e.empty()) check_epilogue(c, e, x, conv2d_result(c, x, p, shared));
+  if (const auto y = Backend::product(c, x, b, p, shared, e)) return *y;
+  const Tensor y = for_each_chip<Backend>(c, x, shared, aten::is_channels_last(x), [&](const Tensor& rows, const Tensor& w) {
     return aten::convolution(rows, w, b, p);
   });
+  if (!e.empty()) Backend::finish(c, y, e);
+  return y;
 }
 
 // Every chip's gradient with respect to its x by the library, chip-major; `programmed` is memory for one chip's weights.
@@ -224,12 +265,7 @@ std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(Crossbar c, const Tenso
                                                          const aten::Convolution& p, bool shared, std::array<bool, 3> mask) {
   check_conv2d(c, x, p);
   const int64_t chips = c.chips(), rows = rows_per_chip(c.op, x, chips, shared);
-  Ints result{chips * rows, c.weight.size(0)};
-  for (int i = 0; i < 2; ++i) {
-    const int64_t reach = p.dilation[i] * (c.weight.size(2 + i) - 1) + 1;
-    result.push_back((x.size(2 + i) + 2 * p.padding[i] - reach) / p.stride[i] + 1);
-  }
-  check_grad(c, grad, x, result);
+  check_like_result(c, "grad", grad, x, conv2d_result(c, x, p, shared));
   const bool channels_last = aten::is_channels_last(x);
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);

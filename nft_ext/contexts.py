@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checks import fail, number
-from .functional import check_key, device_at
+from .functional import device_at
 from .keys import noise_key
 from .layers import NoisyLayer, noisy_layers
 from .layers.programmed import program_layers
+from .operands import check_key
 
 _owners: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()

@@ -14,6 +14,7 @@ from .checks import fail, integer
 from .device import NVMDevice
 from .keys import noise_key, stream_of
 from .layers import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
+from .layers.fused import FusedLayer
 from .layers.programmed import program_layers
 
 _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
@@ -120,6 +121,9 @@ def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> Noisy
 
 
 def _as_plain(layer: NoisyLayer) -> nn.Module:
+    if isinstance(layer, FusedLayer):
+        fail("model", "must not be fused, and hold NoisyConv2d and NoisyLinear only: call this on the model that was fused",
+             f"a {type(layer).__name__} {layer.name}")
     kind = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
     plain = object.__new__(kind)
     own = ("nvm", "name", "stream", "noise_enabled", "_quantized", "_spec")

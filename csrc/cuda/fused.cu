@@ -1,10 +1,36 @@
-// The layer's product of csrc/cuda/fused.h.
+// The layer's product of csrc/cuda/fused.h, and the epilogue alone, for a product of the library's.
 #include "fused.h"
+
+#include <algorithm>
 
 #include "fused/launch.h"
 
 namespace nft {
 namespace cuda {
+namespace {
+
+using namespace generic;
+
+template <OutType kY>
+__global__ void finish_kernel(const Results r, const Epilogue e) {
+  const int64_t step = (int64_t)gridDim.x * blockDim.x;
+  for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < r.count; at += step) finish_result<kY>(r, e, at);
+}
+
+}  // namespace
+
+cudaError_t finish(const Results& r, const Epilogue& e, cudaStream_t stream) {
+  if (r.count == 0) return cudaSuccess;
+  constexpr int kThreads = 256;
+  const unsigned grid = (unsigned)std::min<int64_t>((r.count + kThreads - 1) / kThreads, 0x7fffffff);  // threads stride over more
+  if (r.type == OutType::kBFloat16)
+    finish_kernel<OutType::kBFloat16><<<grid, kThreads, 0, stream>>>(r, e);
+  else if (r.type == OutType::kFloat16)
+    finish_kernel<OutType::kFloat16><<<grid, kThreads, 0, stream>>>(r, e);
+  else
+    finish_kernel<OutType::kFloat32><<<grid, kThreads, 0, stream>>>(r, e);
+  return cudaGetLastError();
+}
 
 bool can_fuse(const Fused& f) { return groups_divide(f) && coordinates_fit(f); }
 

@@ -17,6 +17,10 @@ namespace cuda {
 // float32 is multiplied in three tf32 products (about 22 bits; an input that is not finite gives NaN).
 cudaError_t fused(const Fused& f, cudaStream_t stream);
 
+// The same epilogue in place on results that are in memory, whose bias is in them already. The residual lies as they do; its
+// strides are not used.
+cudaError_t finish(const Results& r, const Epilogue& e, cudaStream_t stream);
+
 // Whether 32-bit coordinates hold the shape (strides and whole tensors may be of any size), and groups divide the channels.
 bool can_fuse(const Fused& f);
 

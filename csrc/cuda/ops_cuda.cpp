@@ -87,6 +87,13 @@ cuda::Program program_of(Crossbar& c, Tensor& dense) {
   return p;
 }
 
+// A row of float32 numbers, dense in `holder`; null where there is none.
+const float* dense_floats(const std::optional<Tensor>& t, std::optional<Tensor>& holder) {
+  if (!t) return nullptr;
+  holder = torch::stable::contiguous(*t);
+  return floats(*holder);
+}
+
 // [chips, images, channels, y, x] of a tensor [chips * images or images, channels(, y, x)].
 cuda::Strides strides_of(const Tensor& t, int64_t images, bool shared) {
   const bool image = t.dim() == 4;
@@ -138,7 +145,9 @@ struct Cuda {
   static constexpr int64_t kLeastRows = 8, kMostSize = int64_t(1) << 29;
 
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
-                                       bool shared) {
+                                       bool shared, const Epilogue& epilogue) {
+    for (const auto& t : {epilogue.scale, epilogue.shift, epilogue.residual})
+      if (t) check_beside(c.op, "scale, shift and residual", *t, c.weight);
     check(x.is_cuda() && c.weight.is_cuda() && x.get_device_index() == c.weight.get_device_index(), c.op, "x",
           "must be on the weight's device", "another device");
     const bool image = x.dim() == 4;
@@ -179,6 +188,14 @@ struct Cuda {
       float_bias = torch::stable::contiguous(aten::cast(*bias, ScalarType::Float));
       f.epilogue.bias = floats(*float_bias);
     }
+    std::optional<Tensor> scale, shift;
+    f.epilogue.scale = dense_floats(epilogue.scale, scale);
+    f.epilogue.shift = dense_floats(epilogue.shift, shift);
+    if (epilogue.residual) {
+      f.epilogue.residual = epilogue.residual->data_ptr();
+      f.epilogue.residual_strides = strides_of(*epilogue.residual, f.images, false);
+    }
+    f.epilogue.relu = epilogue.relu;
     f.x = x.data_ptr();
     f.y = y.data_ptr();
     f.x_type = f.y_type = out_type(x);
@@ -229,6 +246,24 @@ struct Cuda {
     STD_CUDA_CHECK(cuda::fused_gradient(f, here.stream()));
     return y;
   }
+
+  // One pass over a result of the library's, which is dense.
+  static void finish(const Crossbar& c, const Tensor& y, const Epilogue& e) {
+    const bool channels_last = aten::is_channels_last(y);
+    std::optional<Tensor> scale, shift, residual;
+    cuda::Results r = {y.data_ptr(), out_type(y), y.numel(), y.size(1),
+                       channels_last || y.dim() == 2 ? 1 : y.size(2) * y.size(3)};
+    cuda::Epilogue f = {};
+    const OnDevice here(c.weight);
+    f.scale = dense_floats(e.scale, scale);
+    f.shift = dense_floats(e.shift, shift);
+    if (e.residual) {
+      residual = y.dim() == 4 ? aten::in_format(*e.residual, channels_last) : torch::stable::contiguous(*e.residual);
+      f.residual = residual->data_ptr();
+    }
+    f.relu = e.relu;
+    STD_CUDA_CHECK(cuda::finish(r, f, here.stream()));
+  }
 };
 
 Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
@@ -263,7 +298,9 @@ STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
   m.impl("quantize", TORCH_BOX(&nft::quantize));
   m.impl("program", TORCH_BOX(&nft::CudaOperators::program));
   m.impl("noisy_linear", TORCH_BOX(&nft::CudaOperators::linear));
+  m.impl("noisy_linear_fused", TORCH_BOX(&nft::CudaOperators::linear_fused));
   m.impl("noisy_linear_backward", TORCH_BOX(&nft::CudaOperators::linear_backward));
   m.impl("noisy_conv2d", TORCH_BOX(&nft::CudaOperators::conv2d));
+  m.impl("noisy_conv2d_fused", TORCH_BOX(&nft::CudaOperators::conv2d_fused));
   m.impl("noisy_conv2d_backward", TORCH_BOX(&nft::CudaOperators::conv2d_backward));
 }

@@ -187,6 +187,56 @@ void every_option() {
     }
 }
 
+// The pass over results in memory, one thread a result: the epilogue's definition, and nothing around the results touched.
+template <OutType kY>
+void results_in_memory(int parts, int64_t outer, int rows, int64_t inner) {
+  const int64_t n = outer * rows * inner;
+  Words words((uint64_t)(parts + 100 * n));
+  Memory y(kY, 1, false, outer, rows, 1, inner, nft_test::kContiguous);
+  Memory residual(kY, 1, false, outer, rows, 1, inner, nft_test::kContiguous);
+  y.fill(words);
+  residual.fill(words);
+  std::vector<float> row[3];
+  for (auto& r : row)
+    for (int i = 0; i < rows; ++i) r.push_back(words.signed_unit());
+  nft::cuda::Epilogue e = {};
+  e.bias = parts & 1 ? row[0].data() : nullptr, e.scale = parts & 2 ? row[1].data() : nullptr;
+  e.shift = parts & 4 ? row[2].data() : nullptr, e.residual = parts & 8 ? residual.first : nullptr, e.relu = parts & 16;
+  const Memory before = y;
+  const nft::cuda::Results r = {y.first, kY, n, rows, inner};
+  for (int64_t at = 0; at < n; ++at) finish_result<kY>(r, e, at);
+  const ptrdiff_t shift = y.first - (char*)y.words.data();
+  y.each([&](int64_t, int64_t b, int64_t c, int64_t, int64_t x, char* now) {
+    const size_t place = (size_t)(now - y.first);
+    float want = (float)number_at(kY, (const char*)before.words.data() + shift + place);
+    if (e.bias) want += row[0][(size_t)c];
+    if (e.scale) want *= row[1][(size_t)c];
+    if (e.shift) want += row[2][(size_t)c];
+    if (e.residual) want += (float)number_at(kY, residual.first + place);
+    if (e.relu && want < 0) want = 0;
+    float rounded = want;
+    if (kY != OutType::kFloat32) {
+      uint16_t bits;
+      nft_test::write_number(kY, &bits, want);
+      rounded = (float)number_at(kY, &bits);
+    }
+    expect(number_at(kY, now) == rounded, "result in memory: type %d, epilogue %d, image %d, row %d of %d, %d of %d", (int)kY, parts,
+           (int)b, (int)c, rows, (int)x, (int)inner);
+    memcpy(now, (const char*)before.words.data() + shift + place, size_of(kY));
+  });
+  expect(y.words == before.words, "type %d, epilogue %d: memory around the results is left alone", (int)kY, parts);
+}
+
+void every_result_in_memory() {
+  for (int parts = 0; parts < 32; ++parts)
+    for (int rows : {1, 5, 16})
+      for (int64_t inner : {1, 6, 16}) {
+        results_in_memory<OutType::kFloat32>(parts, 3, rows, inner);
+        results_in_memory<OutType::kBFloat16>(parts, 3, rows, inner);
+        results_in_memory<OutType::kFloat16>(parts, 3, rows, inner);
+      }
+}
+
 }  // namespace
 
 int main() {
@@ -194,5 +244,6 @@ int main() {
   every_small_shape();
   larger_shapes();
   linear_layers();
+  every_result_in_memory();
   return nft_test::finish("cuda_fused");
 }

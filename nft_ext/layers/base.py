@@ -9,8 +9,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .. import operators
 from ..checks import fail
 from ..device import NVMDevice
-from ..functional import Crossbar, check_tensor, device_table
+from ..functional import Crossbar, device_table
 from ..keys import draw_key, fresh_key, stream_of
+from ..operands import check_tensor, is_ordinary
 
 
 _optimizer_steps = 0
@@ -78,18 +79,21 @@ class NoisyLayer(nn.Module):
 
     def crossbar(self) -> Crossbar:
         """The operator arguments of this layer for one forward."""
-        weight = self.weight
-        if not torch.compiler.is_compiling():
+        # Straight from the dictionaries: nn.Module's __getattr__ comes after a failed search, and this is on the path of every call.
+        buffers, weight = self._buffers, self._parameters.get("weight")
+        if weight is None:
+            weight = self.weight  # a parametrization's
+        master, key = weight, buffers["_key"]
+        if not torch.compiler.is_compiling() and not is_ordinary(weight):
             check_tensor(f"{self.name or type(self).__name__}.weight", weight)
         if weight.dtype != torch.float32:
             weight = weight.float()
-        key = self._key
         if key is None:
             key = draw_key(weight) if torch.compiler.is_compiling() else fresh_key(weight)
-        codes, step = self._codes_and_step(weight)
-        return Crossbar(weight, codes, step, self._table, key, self.stream, self._spec)
+        codes, step = self._codes_and_step(weight, master)
+        return Crossbar(weight, codes, step, buffers["_table"], key, self.stream, self._spec)
 
-    def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _codes_and_step(self, weight: Tensor, master: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The quantized weight, kept while the weight stays unchanged; nothing in training, where the operator finds the step.
 
         "Unchanged" is the same parameter at the same address, torch's version counter, and no optimizer's step. Writing through
@@ -97,7 +101,7 @@ class NoisyLayer(nn.Module):
         the outermost context.
         """
         bits = self.nvm.weight_bits
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.is_inference() or weight is not self.weight:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.is_inference() or weight is not master:
             return None, None
         stamp = (id(weight), weight.data_ptr(), weight._version, _optimizer_steps, bits, weight.device)
         if self._quantized is None or self._quantized[0] != stamp:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..checks import fail
 from ..device import NVMDevice
-from ..functional import check_tensor, conv2d_product
+from ..functional import conv2d_product
+from ..operands import check_tensor
 from . import programmed
 from .base import NoisyLayer
 

@@ -7,9 +7,11 @@ layer1.0.conv1, layer2.0.downsample.0, fc), so checkpoints of CIFAR variants wit
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from nft_ext.models.common import check_images, check_sizes, scaled
+
+fx.wrap("check_images")  # a traced model checks its input too
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from nft_ext.models.common import check_images, check_sizes, scaled
+
+fx.wrap("check_images")  # a traced model checks its input too
 
 
 class ConvBlock(nn.Module):
