@@ -64,7 +64,7 @@ class NoisyLayer(nn.Module):
     def programmed(self) -> Tensor | None:
         """Weights [S, *weight.shape] that stand programmed, or None where the operator shall program them: also wherever a
         gradient may be asked for, which needs the operator."""
-        return None if torch.is_grad_enabled() else self._programmed
+        return None if torch.is_grad_enabled() else self._buffers["_programmed"]
 
     def set_device(self, nvm: NVMDevice) -> None:
         """Another device model from here on (sigma sweeps); the noise's on/off state stays."""
