@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 done, 1 bad input, 2 bad usage, 130 interrupted)."""
-    from . import demo, evaluate, fetch, info, train, tune
+    from . import demo, evaluate, fetch, info, reproduce, train, tune
 
     parser = argparse.ArgumentParser(prog="nft-ext", description="Noisy inference and noise-aware training for NVM crossbars.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (info, demo, fetch, train, evaluate, tune):
+    for module in (info, demo, fetch, train, evaluate, reproduce, tune):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:
