@@ -1,4 +1,4 @@
-"""The command line: `nft-ext info | demo | fetch | train | evaluate`. One file a command."""
+"""The command line: nft-ext. One file a command."""
 
 from .main import main
 

@@ -42,7 +42,7 @@ def run(cells: Sequence[Cell], store: Store, data_dir: str | None, device: str |
 def run_in_processes(jobs: int, arguments: Sequence[str]) -> bool:
     """Several processes with the command's own `arguments`, on one grid; False if one failed or was interrupted."""
     threads = max(1, torch.get_num_threads() // jobs)
-    command = [sys.executable, "-m", "nft_ext.cli.main", *arguments, "--threads", str(threads)]
+    command = [sys.executable, "-m", "nft_ext.cli", *arguments, "--threads", str(threads)]
     workers = [subprocess.Popen(command) for _ in range(jobs)]
     try:
         statuses = [worker.wait() for worker in workers]
