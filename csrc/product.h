@@ -264,7 +264,7 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(Crossbar c, const Tensor& grad, const Tensor& x,
                                                          const aten::Convolution& p, bool shared, std::array<bool, 3> mask) {
   check_conv2d(c, x, p);
-  const int64_t chips = c.chips(), rows = rows_per_chip(c.op, x, chips, shared);
+  const int64_t chips = c.chips();
   check_like_result(c, "grad", grad, x, conv2d_result(c, x, p, shared));
   const bool channels_last = aten::is_channels_last(x);
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
