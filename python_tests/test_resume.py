@@ -110,7 +110,7 @@ def test_resume_false_begins_anew(tmp_path):
 def begin(folder, name, options, step):
     """`training_runs.child` in a process forked from one that has imported torch and done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "nft_ext"])
+    context.set_forkserver_preload(["torch._dynamo", "nft_ext"])  # optimizers import torch._dynamo, late and slowly
     step = context.Semaphore(0) if step is None else step
     given = {"init_globals": {"CHILD": (folder, name, step, options)}}
     process = context.Process(target=runpy.run_path, args=(SCRIPT,), kwargs=given)
