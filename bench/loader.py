@@ -1,6 +1,6 @@
 """Does the loader keep up? Images a second of batches and augmentation against those of the training step.
 
-    python bench/loader.py [--model vgg8] [--width 1] [--method noise] [--shape 3,32,32] [--batch-size 128] [--device cuda]
+    python bench/loader.py [--model vgg8] [--width 1] [--method noise] [--shape 3,32,32] [--device cuda]
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Rates:
         return (1 / self.augmented) / (1 / self.augmented + 1 / self.step)
 
     def text(self) -> str:
-        return (f"batches {self.batches:,.0f} images/s, with augmentation {self.augmented:,.0f}, training step {self.step:,.0f}; "
-                f"loading takes {100 * self.share:.1f} % of a step")
+        return (f"batches {self.batches:,.0f} images/s, with augmentation {self.augmented:,.0f}, "
+                f"training step {self.step:,.0f}; loading takes {100 * self.share:.1f} % of a step")
 
 
 def measure(
@@ -121,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     shape = [int(n) for n in options.shape.split(",")]
     given = {"sigma": 0.1, "beta": 1e-3}
-    method = methods.build(options.method, **{k: v for k, v in given.items() if k in methods.options_of(options.method)})
+    taken = methods.options_of(options.method)
+    method = methods.build(options.method, **{name: value for name, value in given.items() if name in taken})
     images, labels = torch.randn(options.images, *shape), torch.randint(10, (options.images,))
     model = models.build(options.model, 10, shape[0], options.width)
     print(machine.text(machine.header() | {"malloc": "default"}))

@@ -107,3 +107,9 @@ def test_ranks_refuse_what_cannot_be_shared(ranks):
         here = ("other ones on rank 1", "here seed: 0 there, 1 here (there: rank 0)")[rank]
         assert seed == f"fit: must be the same on every rank; got {here}"
         assert images.startswith("train: must hold at least two images a rank, 4; got 3")
+
+
+@pytest.mark.slow
+def test_a_nan_on_one_rank_stops_all(ranks):
+    for rank in (0, 1):
+        assert ranks[rank]["nan"].startswith("the loss became NaN or infinite in epoch 1")

@@ -1,4 +1,4 @@
-"""Runs that torchrun starts on each rank: python -m torch.distributed.run ... torchrun_runs.py FOLDER. Leaves rankR.json."""
+"""Runs that torchrun starts on each rank: torchrun ... torchrun_runs.py FOLDER. Leaves FOLDER/rankR.json."""
 
 import json
 import os
@@ -26,7 +26,8 @@ def recorded(like, original=base.fresh_key):
 
 def summary(history):
     weights = {name: tensor.tolist() for name, tensor in history.model.state_dict().items()}
-    found = {"weights": weights, "rows": RUNS["timeless"](history.rows), "keys": list(keys), "bits": RUNS["outcome"](history)}
+    found = {"weights": weights, "rows": RUNS["timeless"](history.rows), "keys": list(keys)}
+    found["bits"] = RUNS["outcome"](history)
     keys.clear()
     return found
 
@@ -72,4 +73,8 @@ results["continued"] = summary(run("ovf", augment=RUNS["jitter"], state=FOLDER /
 results["refused"] = [
     refusal(batch_size=15), refusal(seed=RANK), refusal(train=tuple(tensor[:3] for tensor in RUNS["TRAIN"])),
 ]
+try:
+    run("noise", augment=lambda x: x * float("nan") if RANK == 1 else x)  # the second rank's images alone
+except ArithmeticError as error:
+    results["nan"] = str(error)
 (FOLDER / f"rank{RANK}.json").write_text(json.dumps(results))

@@ -13,8 +13,9 @@ from .training_options import add_training, check_resume, fit_options
 def add_parser(commands) -> None:
     from .. import methods
 
-    parser = commands.add_parser("train", help="train one network with one method", description="Trains one network with one method. "
-                                 "Writes OUT, the best epoch's weights; beside it the epochs as *.csv and the run's state as *.state.")
+    parser = commands.add_parser(
+        "train", help="train one network with one method", description="Trains one network with one method. Writes OUT, "
+        "the best epoch's weights; beside it the epochs as *.csv and the run's state as *.state.")
     parser.add_argument("out", type=Path, metavar="OUT", help="checkpoint to write (*.safetensors)")
     parser.add_argument("--method", choices=methods.NAMES, default="noise")
     parser.add_argument("--sigma", type=float, default=0.1, help="sigma trained at, in the device's convention (default 0.1)")
