@@ -110,7 +110,7 @@ def test_resume_false_begins_anew(tmp_path):
 def begin(folder, name, options, step):
     """`training_runs.child` in a process forked from one that has imported torch and done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "nft_ext"])
+    context.set_forkserver_preload(["torch._dynamo", "nft_ext"])  # optimizers import torch._dynamo, late and slowly
     step = context.Semaphore(0) if step is None else step
     given = {"init_globals": {"CHILD": (folder, name, step, options)}}
     process = context.Process(target=runpy.run_path, args=(SCRIPT,), kwargs=given)
@@ -274,7 +274,8 @@ def test_a_nan_loss_leaves_a_good_state_and_checkpoint(tmp_path, options):
 
     nan_from_the_ninth.__qualname__ = jitter.__qualname__
     paths = {"state": tmp_path / "state", "checkpoint": tmp_path / "best.safetensors"}
-    with pytest.raises(nft.training.NonFiniteLoss, match="the loss became NaN .* in epoch 2 .*epoch 1 are kept") as error:
+    words = "the loss became NaN .* in epoch 2 .*epoch 1 are kept"
+    with pytest.raises(nft.training.NonFiniteLoss, match=words) as error:
         run(augment=nan_from_the_ninth, save_every=0, **paths, **options)
     weights, meta = nft.training.load(paths["checkpoint"])
     assert meta["epoch"] == 1 and all(bool(t.isfinite().all()) for t in weights.values())

@@ -45,11 +45,11 @@ def jitter(x):
 TRAIN, VALIDATION = blobs(96, 1), blobs(48, 2)
 
 
-def run(name="noise", batch_norm=True, **options):
+def run(name="noise", batch_norm=True, train=TRAIN, **options):
     """Three epochs of six steps."""
     defaults = {"epochs": 3, "batch_size": 16, "lr": 1e-2, "progress": False, "validation_chips": 2}
     net, method = small_net(batch_norm), method_named(name, batch_norm)
-    return nft.fit(net, method, TRAIN, VALIDATION, **defaults | options)
+    return nft.fit(net, method, train, VALIDATION, **defaults | options)
 
 
 def timeless(rows):

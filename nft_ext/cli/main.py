@@ -18,15 +18,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except (ValueError, TypeError, FileNotFoundError, IsADirectoryError, ImportError, ArithmeticError,
-            ConnectionError) as error:
+    except BrokenPipeError:  # the reader of a pipe left; nothing more to say
+        return 0
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
         print(f"nft-ext {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nnft-ext {arguments.command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe left; nothing more to say
-        return 0
 
 
 if __name__ == "__main__":

@@ -93,5 +93,6 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _name(augment: Callable) -> str:
-    # The repr of a dataclass tells its options; that of most objects an address, which is another each time.
-    return repr(augment) if dataclasses.is_dataclass(augment) else getattr(augment, "__qualname__", type(augment).__qualname__)
+    # A repr tells the options of an object, if somebody wrote it one; else it tells an address, another each time.
+    text = repr(augment)
+    return getattr(augment, "__qualname__", type(augment).__qualname__) if " at 0x" in text else text

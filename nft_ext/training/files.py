@@ -35,7 +35,8 @@ def write_atomically(path: str | PathLike, content: bytes) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}; not written, an older file is kept", str(target)) from error
+        what = f"{error.strerror or error}; not written, an older file is kept"
+        raise OSError(error.errno, what, str(target)) from error
     _sync_folder(target.parent)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
@@ -122,8 +121,9 @@ def fit(
     train, validation = Batches("train", train), Batches("validation", validation)
     nvm = None if method.sigma is None else (nvm or NVMDevice()).replace(sigma=method.sigma)
 
-    with processes.joined(device) as ranks, own_randomness(seed, device):
-        _check_shares(recipe, train, ranks)
+    ranks = processes.joined(device)
+    _check_shares(recipe, train, ranks)
+    with own_randomness(seed, device):
         notes = {
             "model": describe_model(model),
             "method": method.config(),
@@ -143,7 +143,7 @@ def fit(
                 validation_chips=validation_chips, compile=compile, device=device.type, ranks=ranks.size,
                 chip_per_rank=chip_per_rank,
             )
-            ranks.agree_with_first("fit", json.dumps(run | {"state": None if state is None else str(state)}))
+            ranks.agree_with_first("fit", run | {"state": None if state is None else str(state)})
             ranks.share_weights(prepared)
             keeper = None if state is None else StateFile(state, run, resume, save_every, writes=ranks.first)
         history = History(method.finish(prepared).to(memory_format=torch.contiguous_format).eval())

@@ -46,7 +46,7 @@ class Loop:
         if saved is not None:
             self.restore(*saved)
         before = self.history.seconds
-        self.ranks.agree_with_first("state", f"epoch {self.epoch}, step {self.step}")
+        self.ranks.agree_with_first("state", {"epoch": self.epoch, "step": self.step})
         outputs.begin(self.history)
         done = self.epoch + self.step / len(self._batches()) if self.epoch < self.recipe.epochs else self.recipe.epochs
         label = f"train {self.method.name}"

@@ -6,16 +6,19 @@ all_reduce. DistributedDataParallel's wrapper is not used: it expects one forwar
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from nft_ext.checks import fail
+from nft_ext.training.configuration import differences
 
 
 def place(device: torch.device) -> torch.device:
@@ -25,21 +28,25 @@ def place(device: torch.device) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
 
 
-@contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
-    """The process group that is there; under torchrun one of our own where none is, ended afterwards."""
-    if dist.is_available() and dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
-    elif "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def joined(device: torch.device) -> Ranks:
+    """This process among those of the process group; under torchrun a group is made where there is none.
+
+    It stays until the process ends: a second group over torchrun's store would find the addresses of the first.
+    """
+    under_torchrun = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not dist.is_available() or not (dist.is_initialized() or under_torchrun):
+        return Ranks(0, 1, device)
+    if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        try:
-            yield Ranks(dist.get_rank(), dist.get_world_size(), device)
-        finally:
-            dist.destroy_process_group()
-    else:
-        yield Ranks(0, 1, device)
+        atexit.register(_leave)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -108,27 +115,27 @@ class Ranks:
                     dist.broadcast(whole, 0)
                     tensor.copy_(whole)
 
-    def agree_with_first(self, argument: str, text: str) -> None:
-        """Refuses, on every rank, a `text` that is not the same on all.
+    def agree_with_first(self, argument: str, facts: Mapping[str, Any]) -> None:
+        """Refuses, on every rank, JSON-able `facts` that are not the same on all.
 
         Raises:
-            ValueError: it differs on some rank.
+            ValueError: they differ on some rank.
         """
         if self.size == 1:
             return
-        mine = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        mine = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8, device=self.device)
         length = torch.tensor([len(mine)], device=self.device)
         dist.broadcast(length, 0)
-        first = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.first:
-            first.copy_(mine)
+        first = mine if self.first else torch.zeros(int(length), dtype=torch.uint8, device=self.device)
         dist.broadcast(first, 0)
-        differing = torch.tensor([float(not torch.equal(mine, first))], device=self.device)
+        differing = torch.zeros(self.size, device=self.device)
+        differing[self.rank] = float(not torch.equal(mine, first))
         dist.all_reduce(differing)
-        if differing.item():
-            there = bytes(first.tolist()).decode()
-            fail(argument, "must be the same on every rank", f"{int(differing)} of {self.size} ranks that differ from "
-                 f"rank 0; here (rank {self.rank}) {text}, on rank 0 {there}")
+        others = differing.nonzero().flatten().tolist()
+        if others:
+            found = differences(json.loads(bytes(first.tolist())), json.loads(json.dumps(facts)))
+            what = f"here {found} (there: rank 0)" if found else f"other ones on rank {', '.join(map(str, others))}"
+            fail(argument, "must be the same on every rank", what)
 
 
 def _persistent_buffers(model: nn.Module) -> list[Tensor]:
