@@ -387,7 +387,7 @@ def test_a_pytest_report(tmp_path):
 
 def test_files_with_marked_tests_are_found():
     names = {p.name for p in marked.files(ROOT / "python_tests")}
-    assert {"test_cuda_operators.py", "test_cuda_graphs.py"} <= names and "test_philox.py" not in names
+    assert {"test_cuda_operators.py", "test_cuda_products.py", "test_cuda_compile.py", "test_cuda_graphs.py"} <= names and "test_philox.py" not in names
 
 
 FINE = {"memcheck": "========= ERROR SUMMARY: 0 errors\n",
