@@ -79,7 +79,8 @@ def test_every_stage_but_the_build_is_a_module_and_all_fit_in_eight_minutes():
     for s in gpu_check.STAGES:
         assert s.name == "build" or (ROOT / "bench" / "gpu" / f"{s.name}.py").exists()
     assert sum(s.least for s in gpu_check.STAGES) <= 8 * 60
-    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "sampler", "layers", "network", "training"]
+    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "sampler", "layers", "gradients", "network",
+                                                                         "training"]
 
 
 def whole_run(monkeypatch, tmp_path, behaviour, *arguments):
