@@ -160,7 +160,9 @@ NFT_FN RunSlot slot_of(const GradientSizes& s, const Place& place, int step, int
 }
 
 template <class T>
-NFT_FN bool is_used(const RunSlot& s) { return s.first < s.valid && s.first + 4 > 0; }
+NFT_FN bool is_used(const RunSlot& s) {
+  return s.valid > 0 && s.first < s.valid && s.first + 4 > 0;
+}
 
 // The tile's place of number `at` of a run, and then of the next one.
 struct RunPlace {

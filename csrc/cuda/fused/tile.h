@@ -99,7 +99,7 @@ NFT_FN Slot slot_of(const Sizes& s, const Place& place, int step, int slot) {
 // Whether the block holds any weight of the step.
 template <class T>
 NFT_FN bool is_used(const Slot& s) {
-  return s.first < T::kInner && s.first < s.valid && s.first + 4 > 0;
+  return s.valid > 0 && s.first < T::kInner && s.first < s.valid && s.first + 4 > 0;
 }
 
 // ---- the input: parts of columns to threads
