@@ -61,7 +61,8 @@ class Synthetic:
     def sums(self, random: np.random.Generator, images: ndarray, counted: ndarray) -> tuple[ndarray, ndarray]:
         """Right images and their loss, [R] each, of R fresh chips on the images [R, n] that count."""
         g = random.standard_normal(len(images)) if not self.skewed else 1 - random.standard_exponential(len(images))
-        margin = self.mu[images] + self.tau * g[:, None] - random.standard_normal(images.shape)
+        margin = (self.mu[images] + self.tau * g[:, None]).astype(np.float32)
+        margin -= random.standard_normal(images.shape, dtype=np.float32)
         right = (margin > 0) & counted
         return right.sum(axis=1), np.where(right, np.log1p(np.exp(-np.abs(margin))), 0.0).sum(axis=1)
 

@@ -4,12 +4,16 @@ Each check allows 5 standard errors of its own simulation beside the band: a rig
 """
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.coverage import BAND, Setting, evaluate, study
-from bench.populations import Recorded, Synthetic
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.coverage import BAND, Setting, evaluate, study  # noqa: E402
+from bench.populations import Recorded, Synthetic  # noqa: E402
 
 STRONG = Synthetic(200, 0.8, 0.3)
 
