@@ -1,6 +1,6 @@
 """Trains a small VGG-8 on digits and records which chip is right on which test image: python -m bench.record_chips OUT.npz.
 
-The matrix is the population that `bench.coverage --recorded` and `bench.variance_reduction` resample. About five minutes on a core.
+The matrix is the population that `bench.coverage --recorded` resamples. About ten minutes on a core.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--sigma", type=float, default=0.2)
     parser.add_argument("--chips", type=int, default=2000)
-    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--width", type=float, default=0.125)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--checkpoint", type=Path, help="a trained network instead of training one")
     arguments = parser.parse_args()
