@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def add_parser(commands) -> None:
     parser.add_argument("--keep-checkpoints", action="store_true", help="keep every network's weights")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and estimate the time; train nothing")
     parser.add_argument("--threads", type=int, help="threads of this process (default: torch's)")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no-control", action="store_true", help="leave out the controls of ovf and irs")
     group = parser.add_argument_group("in place of the preset's numbers (recorded in every cell)")
     for name, kind in (("width", float), ("epochs", int), ("lr", float), ("batch-size", int), ("train-images", int),
                        ("test-images", int), ("runs", int)):
@@ -44,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     a = arguments
     scale = PRESETS[known("preset", a.preset, PRESETS)].replace(
         width=a.width, epochs=a.epochs, lr=a.lr, batch_size=a.batch_size, train_images=a.train_images, test_images=a.test_images, runs=a.runs)
-    grid = cells(a.experiment, a.panel, scale, a.sigma, a.methods, a.seeds)
+    grid = cells(a.experiment, a.panel, scale, a.sigma, a.methods, a.seeds, not a.no_control)
     integer("--jobs", a.jobs, 1)
     mine = grid if a.shard is None else _shard(a.shard, grid)
     if a.threads is not None:
@@ -53,37 +56,39 @@ def run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(integer("--threads", a.threads, 1))
     if a.dry_run:
         return _show(mine, a)
+    from ..reproduce import run as grid_run
     from ..reproduce.work import sets
 
     sets(grid[0].panel, scale, a.data_dir)  # missing data are told before any work
     store = Store(a.out)
-    worker = a.threads is not None and a.jobs == 1
-    if a.jobs > 1:
-        from ..reproduce.run import run_in_processes
-
-        complete = run_in_processes(a.jobs, _for_a_worker(sys.argv[1:]))
+    for cell in grid:
+        store.read(cell)  # so is a damaged result
+    grid_run.interrupt_when_terminated()
+    if a.jobs > 1 and not a.worker:
+        status = grid_run.run_in_processes(a.jobs, sys.argv[1:])
     else:
-        from ..reproduce.run import run as run_grid
+        if a.worker:
+            grid_run.be_a_worker()
+        found = grid_run.run(mine, store, a.data_dir, a.device, False if a.worker else None, a.keep_checkpoints)
+        status = grid_run.INTERRUPTED if found.interrupted else 0
+        if a.worker:  # the process that started this one writes the report
+            return status
+    return _report(a, grid, store, status)
 
-        _, complete = run_grid(mine, store, a.data_dir, a.device, False if worker else None, a.keep_checkpoints)
-        if worker:  # the process that started this one writes the report
-            return 0
-    return _report(a, grid, store, complete)
 
-
-def _report(a: argparse.Namespace, grid: list, store, complete: bool) -> int:
-    from ..reproduce.report import write_report
-
+def _report(a: argparse.Namespace, grid: list, store, status: int) -> int:
     found = [cell for cell in map(store.read, grid) if cell is not None]
     if len(found) < len(grid):
         print(f"{len(found)} of {len(grid)} cells are finished; the same command goes on with the others")
     if others := store.others(grid):
         print(f"{others} finished cells of other configurations lie in {store.cells} and are not used")
     if not found:
-        return 130
-    command = "nft-ext " + " ".join(sys.argv[1:])
+        return status
+    from ..reproduce.report import write_report
+
+    command = shlex.join(["nft-ext", *sys.argv[1:]])
     print(write_report(a.experiment, found, a.out, command, {"preset": a.preset, "cells": len(grid), "finished": len(found)}))
-    return 0 if complete else 130
+    return status
 
 
 def _shard(text: str, grid: list) -> list:
@@ -96,19 +101,6 @@ def _shard(text: str, grid: list) -> list:
     if not 1 <= which <= count:
         fail("--shard", "must be I/N with 1 <= I <= N", text)
     return grid[which - 1::count]
-
-
-def _for_a_worker(argv: list[str]) -> list[str]:
-    """The command's own arguments, with one job."""
-    kept, skip = [], False
-    for argument in argv:
-        if skip or argument.startswith("--jobs="):
-            skip = False
-        elif argument == "--jobs":
-            skip = True
-        else:
-            kept.append(argument)
-    return kept
 
 
 def _show(grid: list, a: argparse.Namespace) -> int:

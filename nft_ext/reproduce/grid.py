@@ -15,7 +15,7 @@ from nft_ext.methods import BETAS, Method
 from nft_ext.reproduce.panels import Panel, Scale, known, panel_named
 
 SNAPSHOTS = {"vgg8": 3, "resnet18": 4}  # N of IRS, the paper's points
-FIGURE_METHODS = ("vanilla", "noise", "control", "censored", "correctnet", "ovf", "irs")
+FIGURE_METHODS = ("vanilla", "noise", "control", "censored", "correctnet", "correctnet+noise", "ovf", "irs")
 EXPERIMENTS = ("figure3", "figure4", "table1", "table2", "convergence", "ablations")
 
 
@@ -54,6 +54,12 @@ class Cell:
         where = "" if self.sigma is None else f"-sigma{self.sigma:g}"
         return f"{self.panel.name}-{self.method['name']}{where}-seed{self.seed}-{digest}"
 
+    def start(self) -> Cell | None:
+        """The vanilla network that a pretrained one begins from, a cell as well."""
+        if not self.pretrained:
+            return None
+        return Cell(self.panel, "vanilla", methods.Vanilla().config(), None, self.sigmas, self.seed, self.scale, self.pretrained)
+
     def __str__(self) -> str:
         where = "" if self.sigma is None else f", sigma {self.sigma:g}"
         return f"{self.panel.name}, {self.variant}{where}, seed {self.seed}"
@@ -77,6 +83,9 @@ def figure_variants(panel: Panel, names: Sequence[str]) -> Variants:
     def irs(sigma: float) -> Method:
         return methods.IRS(sigma=sigma, beta=beta_of("irs", panel))
 
+    def both(sigma: float) -> Method:
+        return methods.CorrectNet(base=methods.NoiseInjection(sigma=sigma))
+
     n = SNAPSHOTS[panel.model]
     controls: Variants = {"control": lambda sigma: methods.ScaledLogits(sigma=sigma, feedbacks=3)}
     if n != 3:
@@ -91,21 +100,33 @@ def figure_variants(panel: Panel, names: Sequence[str]) -> Variants:
             found[name] = {
                 "vanilla": lambda sigma: methods.Vanilla(), "noise": lambda sigma: methods.NoiseInjection(sigma=sigma),
                 "censored": lambda sigma: methods.Censored(sigma=sigma, noise_sigma=0.7776 * sigma),
-                "correctnet": lambda sigma: methods.CorrectNet(), "ovf": ovf, "irs": irs}[name]
+                "correctnet": lambda sigma: methods.CorrectNet(), "correctnet+noise": both, "ovf": ovf, "irs": irs}[name]
     return found
 
 
-def number_variants(panel: Panel) -> Variants:
-    """N = 1 .. 5 feedbacks."""
+def with_control(names: Sequence[str]) -> tuple[str, ...]:
+    """`names` with the control before the first method with feedback, if it is not among them."""
+    if "control" in names:
+        return tuple(names)
+    place = next((i for i, name in enumerate(names) if name in ("ovf", "irs")), None)
+    return tuple(names) if place is None else (*names[:place], "control", *names[place:])
+
+
+def number_variants(panel: Panel, control: bool = True) -> Variants:
+    """N = 1 .. 5 feedbacks, and the control of each."""
     ovf, irs = beta_of("ovf", panel), beta_of("irs", panel)
     found: Variants = {f"ovf n={n}": lambda sigma, n=n: methods.OVF(sigma=sigma, beta=ovf, feedbacks=n) for n in range(1, 6)}
-    return found | {f"irs n={n}": lambda sigma, n=n: methods.IRS(sigma=sigma, beta=irs, feedbacks=n) for n in range(1, 6)}
+    found |= {f"irs n={n}": lambda sigma, n=n: methods.IRS(sigma=sigma, beta=irs, feedbacks=n) for n in range(1, 6)}
+    if control:
+        found |= {f"control n={n}": lambda sigma, n=n: methods.ScaledLogits(sigma=sigma, feedbacks=n) for n in range(1, 6)}
+    return found
 
 
-def other_variants(panel: Panel) -> Variants:
+def other_variants(panel: Panel, control: bool = True) -> Variants:
     """Reversed decay and delta, noise-free classifiers, and OVF as the published code has it; what they stand against."""
     ovf, irs = beta_of("ovf", panel), beta_of("irs", panel)
-    return figure_variants(panel, ("ovf", "irs", "noise", "control")) | {
+    usual = ("ovf", "irs", "noise", "control") if control else ("ovf", "irs", "noise")
+    return figure_variants(panel, usual) | {
         "ovf reversed decay": lambda sigma: methods.OVF(sigma=sigma, beta=ovf, reversed_decay=True),
         "irs reversed decay": lambda sigma: methods.IRS(sigma=sigma, beta=irs, reversed_decay=True),
         "ovf reversed delta": lambda sigma: methods.OVF(sigma=sigma, beta=ovf, delta=-0.05),
@@ -114,13 +135,15 @@ def other_variants(panel: Panel) -> Variants:
 
 
 def cells(experiment: str, panel: str | None, scale: Scale, sigmas: Sequence[float] | None = None, names: Sequence[str] | None = None,
-          seeds: int | None = None) -> list[Cell]:
+          seeds: int | None = None, control: bool = True) -> list[Cell]:
     """The cells of an experiment, seed by seed, so that what is finished early shows every line of the figure.
 
     figure3, figure4: accuracy and EKL against sigma, the same networks; every noisy method is a network of its own at each sigma,
     vanilla and CorrectNet are one network, measured at all. table1: number of feedbacks N; table2: pretrained start (our source
     does not number the paper's tables: these are two of the tables its text gives). convergence: one sigma, ten seeds. ablations: both
     tables and the reversed, noise-free and published variants.
+
+    Wherever OVF or IRS stands, so does its control (the same factor 1/(N+1), no feedback, equal epochs), unless `control` is False.
 
     Raises:
         ValueError: unknown experiment, panel or method (with near matches), sigma negative, seeds < 1.
@@ -137,13 +160,14 @@ def cells(experiment: str, panel: str | None, scale: Scale, sigmas: Sequence[flo
     for seed in range(count):
         if figures or experiment == "convergence":
             asked = names or (scale.methods if figures else ("noise", "control", "ovf", "irs"))
+            asked = with_control(asked) if control else tuple(name for name in asked if name != "control")
             found += _each(where, figure_variants(where, asked), at, seed, scale)
         if experiment in ("table1", "ablations"):
-            found += _each(where, number_variants(where), at, seed, scale)
+            found += _each(where, number_variants(where, control), at, seed, scale)
         if experiment in ("table2", "ablations"):
-            found += _pretrained(where, at, seed, scale)
+            found += _pretrained(where, control, at, seed, scale)
         if experiment == "ablations":
-            found += _each(where, other_variants(where), at, seed, scale)
+            found += _each(where, other_variants(where, control), at, seed, scale)
     return list({(cell.variant, cell.key): cell for cell in found}.values())
 
 
@@ -157,14 +181,14 @@ def _each(panel: Panel, variants: Variants, sigmas: tuple[float, ...], seed: int
                 yield Cell(panel, name, make(sigma).config(), sigma, (sigma,), seed, scale, scale.epochs)
 
 
-def _pretrained(panel: Panel, sigmas: tuple[float, ...], seed: int, scale: Scale) -> Iterator[Cell]:
-    """A vanilla network, then a quarter, half and all of the epochs by OVF or IRS; and OVF and IRS from scratch."""
+def _pretrained(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: int, scale: Scale) -> Iterator[Cell]:
+    """A vanilla network, then a quarter, half and all of the epochs by OVF, IRS or their control; and these from scratch."""
     vanilla = figure_variants(panel, ("vanilla",))
     yield from _each(panel, vanilla, sigmas, seed, scale)
-    both = figure_variants(panel, ("ovf", "irs"))
-    yield from _each(panel, both, sigmas, seed, scale)
+    trained = figure_variants(panel, ("control", "ovf", "irs") if control else ("ovf", "irs"))
+    yield from _each(panel, trained, sigmas, seed, scale)
     for sigma in sigmas:
-        for name, make in both.items():
+        for name, make in trained.items():
             for share in (0.25, 0.5, 1.0):
                 epochs = max(1, round(share * scale.epochs))
                 yield Cell(panel, f"{name} pretrained, {200 * share:g}/200 epochs", make(sigma).config(), sigma, (sigma,), seed, scale,

@@ -67,13 +67,16 @@ class Store:
         remove_leftovers(self.state(cell))
 
     @contextlib.contextmanager
-    def claimed(self, cell: Cell) -> Iterator[bool]:
-        """Whether this process may work on the cell: not while another does. The system takes a dead process's lock away."""
+    def claimed(self, cell: Cell, wait: bool = False) -> Iterator[bool]:
+        """Whether this process may work on the cell: not while another does, unless it waits for that one.
+
+        The system takes a dead process's lock away: a lock file that is left behind stands in nobody's way.
+        """
         path = self.running / f"{cell.key}.lock"
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
