@@ -36,8 +36,8 @@ class ChipEvaluator:
         with chips(self.model, seed=self.seed, draws=draws, domain="evaluation"):
             return self._pass(inputs, draws)
 
-    def tallies(self, draws: list[int], batch_done: Callable[[int], None]) -> Tallies:
-        """Sums over all images for the chips `draws`; `batch_done(b)` is told of every b images."""
+    def tallies(self, draws: list[int], done: Callable[[float], None]) -> Tallies:
+        """Sums over all images for the chips `draws`; `done(share)` is told of every share of the images."""
         total = None
         # One context for all batches: the layers keep their quantized weights within it.
         with chips(self.model, seed=self.seed, draws=draws, domain="evaluation"):
@@ -45,7 +45,7 @@ class ChipEvaluator:
                 batch = slice(start, start + self.batch_size)
                 part = Tallies.of(self._pass(self.inputs[batch], draws), self.labels[batch])
                 total = part if total is None else total + part
-                batch_done(len(self.labels[batch]))
+                done(len(self.labels[batch]) / len(self.labels))
         return total
 
     def _pass(self, inputs: Tensor, draws: list[int]) -> Tensor:

@@ -14,6 +14,7 @@ from nft_ext.contexts import noise
 from nft_ext.keys import noise_key
 from nft_ext.layers import noisy_layers
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
+from nft_ext.montecarlo.collect import Collector
 from nft_ext.montecarlo.images import check_label_range, read_data
 from nft_ext.montecarlo.passes import Probe, chips_that_fit, probe, why_one_chip
 from nft_ext.montecarlo.report import METRICS, MonteCarloReport, statistics_of
@@ -26,7 +27,6 @@ from nft_ext.montecarlo.subject import (
     on_device,
 )
 from nft_ext.montecarlo.tallies import Tallies
-from nft_ext.progress import Progress
 
 MAX_RUNS = 2**31  # a draw has 32 bits; the padding of the last pass needs a few more than `runs`
 PROTOCOLS = ("full",)
@@ -108,14 +108,17 @@ def monte_carlo(
         found = probe(model, evaluator.logits, evaluator.inputs)
         check_label_range(labels, found.classes)
         per_pass, notes = _chips_per_pass(chips_per_pass, runs, evaluator, found, precision)
-        tallies, interrupted = _evaluate(evaluator, runs, per_pass, label, progress)
+        collector = Collector(evaluator.tallies, per_pass, label, progress)
+        tallies = collector.run(0, runs)
+    if len(tallies) < 2:
+        raise KeyboardInterrupt
 
     statistics = statistics_of(tallies, len(labels))
     notes += _notes(model, tallies, statistics, runs)
     return MonteCarloReport(
         statistics={name: statistics[name] for name in METRICS if name in metrics},
         ece=tallies.ece(),
-        runs=len(tallies.correct),
+        runs=len(tallies),
         images=len(labels),
         classes=found.classes,
         seed=int(seed),
@@ -126,35 +129,10 @@ def monte_carlo(
         batch_size=evaluator.batch_size,
         hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         seconds=time.perf_counter() - started,
-        interrupted=interrupted,
+        interrupted=collector.interrupted,
         notes=notes,
         versions=_versions(),
     )
-
-
-def _evaluate(
-    evaluator: ChipEvaluator, runs: int, per_pass: int, label: str, show: bool | None
-) -> tuple[Tallies, bool]:
-    """Tallies of the first runs, and whether an interrupt kept it from all of them."""
-    images = len(evaluator.labels)
-    finished: list[Tallies] = []
-    done, right = 0, 0.0
-    try:
-        with Progress(runs, label, "chips", enabled=show) as progress:
-            while done < runs:
-                kept = min(per_pass, runs - done)
-                # Always per_pass chips, so that shapes never change; the surplus is dropped.
-                draws = list(range(done, done + per_pass))
-                tallies = evaluator.tallies(draws, lambda b: progress.update(kept * b / images))
-                finished.append(tallies.chips(kept))
-                done += kept
-                right += float(finished[-1].correct.sum())
-                progress.update(0, note=f"accuracy {100 * right / (done * images):.2f} %")
-    except KeyboardInterrupt:
-        if done < 2:
-            raise
-        return Tallies.concatenate(finished), done < runs
-    return Tallies.concatenate(finished), False
 
 
 def _chips_per_pass(
@@ -177,7 +155,7 @@ def _chips_per_pass(
 def _notes(model: nn.Module, tallies: Tallies, statistics: dict, runs: int) -> list[str]:
     """What a reader of the figures should know."""
     notes = []
-    done = len(tallies.correct)
+    done = len(tallies)
     if done < runs:
         notes.append(f"interrupted after {done} of {runs} runs")
     quiet = layers_without_noise(model)

@@ -63,10 +63,21 @@ class Tallies:
         """The first `count` chips, on the CPU."""
         return Tallies(**{f.name: getattr(self, f.name)[:count].cpu() for f in fields(self)})
 
+    def __len__(self) -> int:
+        """Chips."""
+        return len(self.correct)
+
+    @property
+    def images(self) -> Tensor:
+        """Images each chip saw, [S]."""
+        return self.bin_images.sum(dim=1) + self.undefined
+
     @classmethod
     def concatenate(cls, parts: list[Tallies]) -> Tallies:
-        """All chips of `parts`, in order."""
-        return cls(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+        """All chips of `parts`, in order; none of none."""
+        shape = {f.name: (0, CALIBRATION_BINS) if f.name.startswith("bin_") else (0,) for f in fields(cls)}
+        empty = {name: torch.zeros(size, dtype=torch.float64) for name, size in shape.items()}
+        return cls(**{name: torch.cat([empty[name], *(getattr(p, name) for p in parts)]) for name in empty})
 
     def ece(self) -> float:
         """Expected calibration error, pooled: sum over bins of |right - confidence| / images."""
