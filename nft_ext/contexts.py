@@ -18,6 +18,7 @@ from .layers import NoisyLayer, noisy_layers
 
 _owners: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+_OWN_INPUTS = "_chips_have_own_inputs"  # set on a model inside `chips`: an attribute, since compiled graphs guard on it
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = N
 
 @contextlib.contextmanager
 def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "evaluation",
-          key: Tensor | None = None) -> Iterator[nn.Module]:
+          key: Tensor | None = None, repeat: bool = True) -> Iterator[nn.Module]:
     """Inside, `model` runs on the chips `draws`, all of them in one pass.
 
     The input is repeated once at the model's entry (every tensor argument along dim 0), so model(x [B, ...]) returns
@@ -52,10 +53,11 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
 
     Args:
         seed, draws, domain: see `noise_key`; or give `key` int64 [S, 2] itself.
+        repeat: False if each chip has an input of its own: x is then [S * B, ...], chip-major itself.
 
     Raises:
         ValueError: no noisy layers, draws out of range; at the forward: BatchNorm that uses batch statistics with S > 1, which
-            would mix chips. RuntimeError: another thread is inside a context of this model.
+            would mix chips, or with repeat=False an input that is not S times as long as a chip's. RuntimeError: another thread is inside a context of this model.
     """
     with _swapped(model) as layers:
         device = next(iter(layers.values())).weight.device
@@ -65,7 +67,7 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
         for layer in layers.values():
             here = layer.weight.device
             layer._key = keys.setdefault(here, key.to(here))
-        with _repeating(model):
+        with _at_entry(model, repeat):
             yield model
 
 
@@ -75,6 +77,7 @@ def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.Abstr
 
     def context_fn():
         states = {name: layer.noise_state() for name, layer in noisy_layers(model).items()}
+        repeat = not getattr(model, _OWN_INPUTS, False)
 
         @contextlib.contextmanager
         def replay():
@@ -82,7 +85,7 @@ def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.Abstr
             with _restored(noisy_layers(model)) as layers:
                 for name, layer in layers.items():
                     layer.set_noise_state(states[name])
-                with _repeating(model):
+                with _at_entry(model, repeat):
                     yield
 
         return contextlib.nullcontext(), replay()
@@ -136,21 +139,24 @@ def _entered(model: nn.Module) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _repeating(model: nn.Module) -> Iterator[None]:
-    """The model repeats its inputs for the chips in force; one hook serves nested contexts."""
-    if _repeat_inputs in model._forward_pre_hooks.values():
-        yield
-        return
-    handle = model.register_forward_pre_hook(_repeat_inputs, with_kwargs=True)
+def _at_entry(model: nn.Module, repeat: bool) -> Iterator[None]:
+    """The model repeats its inputs for the chips in force, or takes them chip-major; one hook serves nested contexts."""
+    outer = getattr(model, _OWN_INPUTS, False)
+    hooked = _prepare_inputs in model._forward_pre_hooks.values()
+    handle = None if hooked else model.register_forward_pre_hook(_prepare_inputs, with_kwargs=True)
+    setattr(model, _OWN_INPUTS, not repeat)
     try:
         yield
     finally:
-        handle.remove()
+        setattr(model, _OWN_INPUTS, outer)
+        if handle is not None:
+            handle.remove()
+            delattr(model, _OWN_INPUTS)
 
 
-def _repeat_inputs(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Every tensor argument once per chip of the key in force. The count comes from the model that is called: a copy made
-    inside a context keeps the hook, and is no longer in the context."""
+def _prepare_inputs(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Every tensor argument once per chip of the key in force, unless chips have inputs of their own. The count comes from the
+    model that is called: a copy made inside a context keeps the hook, and is no longer in the context."""
     key = next((m._key for m in model.modules() if isinstance(m, NoisyLayer)), None)
     count = 1 if key is None else key.shape[0]
     if count == 1:
@@ -160,6 +166,11 @@ def _repeat_inputs(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, 
             fail(name or type(m).__name__, f"must use its running statistics for {count} chips in one pass, batch statistics would "
                  "mix chips: call model.eval() or run one chip a pass",
                  "training mode" if m.training else "track_running_stats=False")
+    if getattr(model, _OWN_INPUTS, False):
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.dim() and value.shape[0] % count:
+                fail("inputs", f"must be chip-major [{count} * B, ...] under chips(repeat=False)", list(value.shape))
+        return args, kwargs
 
     def repeat(value):
         return torch.cat([value] * count) if isinstance(value, Tensor) and value.dim() else value

@@ -247,3 +247,33 @@ def test_a_backward_in_autograds_own_thread_replays_inside_the_context(model):
     model.zero_grad()
     run(model).sum().backward()
     assert torch.equal(found, model[0].weight.grad)
+
+
+# ---- chips with inputs of their own
+
+
+def test_chips_may_see_inputs_of_their_own(model):
+    own = torch.randn(10, 3, 6, 6, generator=torch.Generator().manual_seed(2))
+    with nft.chips(model, seed=3, draws=[4, 7], repeat=False):
+        together = model(own)
+    for place, draw in enumerate([4, 7]):
+        with nft.chips(model, seed=3, draws=draw):
+            torch.testing.assert_close(together[5 * place : 5 * place + 5], model(own[5 * place : 5 * place + 5]))
+
+
+def test_the_innermost_context_decides_whether_inputs_are_repeated(model):
+    with nft.chips(model, draws=range(2)):
+        with nft.chips(model, draws=range(5), repeat=False):
+            assert len(model(X)) == 5
+        assert len(model(X)) == 10
+        with nft.chips(model, draws=range(3)):
+            assert len(model(X)) == 15
+    with nft.chips(model, draws=range(5), repeat=False), nft.chips(model, draws=range(2)):
+        assert len(model(X)) == 10
+    assert len(model(X)) == 5 and not [name for name in vars(model) if "inputs" in name]
+
+
+def test_an_input_that_is_not_chip_major_is_refused(model):
+    with nft.chips(model, draws=range(3), repeat=False):
+        with pytest.raises(ValueError, match=r"^inputs: must be chip-major \[3 \* B, ...\] under chips\(repeat=False\); got \[5,"):
+            model(X)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nft_ext.montecarlo.report import statistics_of
+from nft_ext.montecarlo.estimates import run_statistics
 from nft_ext.montecarlo.tallies import Tallies
 
 CHIPS, IMAGES, CLASSES = 3, 40, 5
@@ -34,7 +34,7 @@ def image_by_image(logits, labels):
 
 
 def test_per_run_metrics_follow_their_definitions(logits, labels):
-    statistics = statistics_of(Tallies.of(logits, labels), IMAGES)
+    statistics = run_statistics(Tallies.of(logits, labels))
     for chip in range(CHIPS):
         accuracy, ekl, nll = image_by_image(logits[chip], labels)
         assert statistics["accuracy"].per_run[chip] == accuracy
@@ -43,7 +43,7 @@ def test_per_run_metrics_follow_their_definitions(logits, labels):
 
 
 def test_pooled_ekl_is_that_of_all_chips_and_images_together(logits, labels):
-    statistics = statistics_of(Tallies.of(logits, labels), IMAGES)
+    statistics = run_statistics(Tallies.of(logits, labels))
     _, ekl, _ = image_by_image(logits.reshape(-1, CLASSES), labels.repeat(CHIPS))
     assert statistics["ekl"].pooled == pytest.approx(ekl, rel=1e-12)
     assert statistics["ekl"].pooled != pytest.approx(statistics["ekl"].mean, rel=1e-6)
@@ -58,7 +58,7 @@ def test_batches_add_up(logits, labels):
 
 def test_a_run_with_nothing_right_has_no_ekl(logits, labels):
     logits[1] = torch.nn.functional.one_hot((labels + 1) % CLASSES, CLASSES)
-    statistics = statistics_of(Tallies.of(logits, labels), IMAGES)
+    statistics = run_statistics(Tallies.of(logits, labels))
     assert statistics["accuracy"].per_run[1] == 0
     assert np.isnan(statistics["ekl"].per_run).tolist() == [False, True, False]
     assert statistics["ekl"].mean == pytest.approx(np.nanmean(statistics["ekl"].per_run))
@@ -76,7 +76,7 @@ def test_calibration_error_by_hand():
 
 def test_one_class_is_always_right_and_sure():
     tallies = Tallies.of(torch.randn(2, 4, 1), torch.zeros(4, dtype=torch.int64))
-    statistics = statistics_of(tallies, 4)
+    statistics = run_statistics(tallies)
     assert statistics["accuracy"].per_run.tolist() == [1, 1]
     assert statistics["ekl"].per_run.tolist() == [0, 0]
     assert tallies.ece() == 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Callable
 
 import torch
+from numpy import ndarray
 from torch import Tensor, nn
 
 from nft_ext.contexts import chips
 from nft_ext.montecarlo.passes import free_memory, split_chips
+from nft_ext.montecarlo.slices import LAST_PERMUTATION, Slices, permutation
 from nft_ext.montecarlo.tallies import Tallies
 
 DATA_SHARE = 0.5  # of the free memory of the device that the data may take
@@ -47,6 +49,43 @@ class ChipEvaluator:
                 total = part if total is None else total + part
                 done(len(self.labels[batch]) / len(self.labels))
         return total
+
+    def slice_tallies(self, slices: Slices, draws: list[int], done: Callable[[float], None]) -> Tallies:
+        """Sums of the chips `draws`, each over its own slice of the images."""
+        images, counted = slices.of(draws)  # [S, n]
+        total = None
+        with chips(self.model, seed=self.seed, draws=draws, domain="evaluation", repeat=False):
+            for start in range(0, slices.size, self.batch_size):
+                batch = slice(start, start + self.batch_size)
+                here = images[:, batch].to(self.inputs.device)
+                rows = self.inputs[here.flatten()].to(self.device)  # [S * b, ...], chip-major
+                logits = split_chips(self.model(rows), *here.shape)
+                labels = self.labels[here.to(self.device)]
+                part = Tallies.of(logits, labels, counted[:, batch].to(self.device))
+                total = part if total is None else total + part
+                done(here.shape[1] / slices.size)
+        return total
+
+    def pilot_correct(self, chips_: int, count: int) -> ndarray:
+        """Whether chips of the key domain "selection" are right, bool [chips_, count], on `count` images taken at random."""
+        images = torch.from_numpy(permutation(self.seed, LAST_PERMUTATION, len(self.labels))[:count].copy())
+        rows = []
+        for draw in range(chips_):
+            with chips(self.model, seed=self.seed, draws=draw, domain="selection"):
+                parts = [
+                    self._pass(self.inputs[part.to(self.inputs.device)], [draw])[0].argmax(dim=1)
+                    == self.labels[part.to(self.device)]
+                    for part in images.split(self.batch_size)
+                ]
+            rows.append(torch.cat(parts).cpu())
+        return torch.stack(rows).numpy()
+
+    def pilot_pass(self, draws: range, count: int) -> None:
+        """One pass of the chips `draws` with `count` images each, to be timed; ends when the result has arrived."""
+        rows = torch.arange(len(draws) * count) % len(self.labels)
+        with chips(self.model, seed=self.seed, draws=draws, domain="selection", repeat=False):
+            logits = self.model(self.inputs[rows.to(self.inputs.device)].to(self.device))
+        split_chips(logits, len(draws), count).sum().item()
 
     def _pass(self, inputs: Tensor, draws: list[int]) -> Tensor:
         """The same, of the chips already in force."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nft_ext.checks import fail
 from nft_ext.montecarlo.report import CONVENTIONS, MonteCarloReport
-from nft_ext.montecarlo.text import align
+from nft_ext.montecarlo.text import align, images_a_chip
 
 
 def check_curves(curves: dict[str, list[MonteCarloReport]]) -> list[MonteCarloReport]:
@@ -28,9 +28,11 @@ def common_conditions(reports: list[MonteCarloReport]) -> str:
     device = reports[0].nvm[0]["device"]
     runs = sorted({report.runs for report in reports})
     chips = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
+    sizes = {report.slice_images for report in reports}
+    images = images_a_chip(reports[0]) if len(sizes) == 1 else f"slices of {reports[0].images} images"
     return (
         f"{device['name']}, M = {device['weight_bits']}, K = {device['device_bits']}; {chips} chips x "
-        f"{reports[0].images} images, seed {reports[0].seed}"
+        f"{images}, seed {reports[0].seed}"
     )
 
 

@@ -9,15 +9,18 @@ import torch
 from torch import nn
 
 from nft_ext.build_info import info
-from nft_ext.checks import fail, integer, number
+from nft_ext.checks import fail
 from nft_ext.contexts import noise
-from nft_ext.keys import noise_key
 from nft_ext.layers import noisy_layers
+from nft_ext.montecarlo.arguments import Arguments, checked
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.collect import Collector
+from nft_ext.montecarlo.estimates import METRICS, run_statistics, slice_statistics
 from nft_ext.montecarlo.images import check_label_range, read_data
-from nft_ext.montecarlo.passes import Probe, chips_that_fit, probe, why_one_chip
-from nft_ext.montecarlo.report import METRICS, MonteCarloReport, statistics_of
+from nft_ext.montecarlo.passes import chips_that_fit, probe, why_one_chip
+from nft_ext.montecarlo.protocols import Plan, execute, plan
+from nft_ext.montecarlo.report import MonteCarloReport
+from nft_ext.montecarlo.stopping import PILOT_RUNS, Precision
 from nft_ext.montecarlo.subject import (
     check_model,
     check_sigma_is_known,
@@ -28,10 +31,6 @@ from nft_ext.montecarlo.subject import (
 )
 from nft_ext.montecarlo.tallies import Tallies
 
-MAX_RUNS = 2**31  # a draw has 32 bits; the padding of the last pass needs a few more than `runs`
-PROTOCOLS = ("full",)
-PRECISIONS = ("float32", "bfloat16")
-
 
 def monte_carlo(
     model: nn.Module,
@@ -41,6 +40,10 @@ def monte_carlo(
     seed: int = 0,
     sigma: float | None = None,
     protocol: str = "full",
+    slice_images: int | str = "auto",
+    target_ci: float | None = None,
+    min_runs: int = PILOT_RUNS,
+    max_runs: int = 20_000,
     metrics: tuple[str, ...] = ("accuracy", "ekl"),
     chips_per_pass: int | str = "auto",
     batch_size: int = 256,
@@ -48,7 +51,7 @@ def monte_carlo(
     progress: bool | None = True,
     precision: str = "float32",
 ) -> MonteCarloReport:
-    """Accuracy of `model` over `runs` programmed chips, each tested on the whole of `data`.
+    """Accuracy of `model` over `runs` programmed chips, each tested on the whole of `data` or on a slice of it.
 
     Run r is chip draw = r of `seed` in the key domain "evaluation": its weights are those of
     `nft.program(model, seed=seed, draw=r)`, bit for bit, whatever chips_per_pass, batch_size and
@@ -59,10 +62,18 @@ def monte_carlo(
     data: DataLoader, map-style Dataset, or pair of tensors (inputs [n, ...], labels int [n]).
         Read once, and kept on the device where it takes at most half of the free memory.
         Floating-point inputs are cast to the dtype of the model's weights.
-    runs: chips, >= 2. seed: 64 bits.
+    runs: chips, >= 2; plays no part with target_ci. seed: 64 bits.
     sigma: overrides every layer's sigma (in the convention of its device); None keeps them, and
         refuses to run inside `nft.noise(model, sigma=...)`, which the report could not name.
-    protocol: "full": every chip sees every image.
+    protocol: "full": every chip sees every image. "stratified": every chip sees a slice, slices tile
+        the set, and many more chips are drawn: the same mean for far fewer inferences, and no quantiles
+        or worst case (docs/monte_carlo.md).
+    slice_images: images of a slice at most, 1 .. all; slices differ by at most one. "auto": the size that costs
+        least by a pilot of variances and times, so it may differ between machines and moments; the
+        report names it, and a number is reproducible.
+    target_ci: half-width of the 95 % interval of the mean accuracy to reach, a fraction (0.001 is 0.1 points):
+        a pilot of min_runs (>= 64) chips fixes how many are run. More than max_runs are not run;
+        the report then says that the target is not reached.
     metrics: per-run metrics to report, of "accuracy" (required), "ekl", "nll". The pooled
         calibration error is always there.
     chips_per_pass: chips that share a forward pass, or "auto": as many as keep chips * batch_size
@@ -80,20 +91,16 @@ def monte_carlo(
     Raises, before any chip is evaluated: TypeError or ValueError that names the argument, the rule
     and the value; a model without noisy layers, or with NaN or infinite weights, is among them.
     """
-    runs = integer("runs", runs, 2, MAX_RUNS)
-    batch_size = integer("batch_size", batch_size, 1)
-    if chips_per_pass != "auto":
-        chips_per_pass = min(runs, integer("chips_per_pass", chips_per_pass, 1))
-    if sigma is not None:
-        sigma = number("sigma", sigma, 0.0)
-    noise_key(seed=seed, draws=[0], domain="evaluation")  # refuses a bad seed
-    _one_of("protocol", protocol, PROTOCOLS)
-    _one_of("precision", precision, PRECISIONS)
-    metrics = _metric_names(metrics)
+    asked = checked(runs=runs, seed=seed, sigma=sigma, protocol=protocol, slice_images=slice_images, target_ci=target_ci,
+                    min_runs=min_runs, max_runs=max_runs, metrics=metrics, chips_per_pass=chips_per_pass,
+                    batch_size=batch_size, precision=precision)
+    sigma = asked.sigma
     check_model(model)
     if sigma is None:
         check_sigma_is_known(model)
     inputs, labels = read_data(data)
+    if asked.slice_images != "auto" and asked.slice_images > len(labels):
+        fail("slice_images", f"must be at most the {len(labels)} images of data", asked.slice_images)
     model, device = on_device(model, device)
 
     label = "monte carlo" if sigma is None else f"monte carlo, sigma {sigma:g}"
@@ -104,24 +111,30 @@ def monte_carlo(
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"))
         stack.enter_context(noise(model, sigma=sigma))  # held throughout, so that the layers' codes are made once
-        evaluator = ChipEvaluator(model, inputs, labels, seed, min(batch_size, len(labels)), device)
+        evaluator = ChipEvaluator(model, inputs, labels, asked.seed, min(asked.batch_size, len(labels)), device)
         found = probe(model, evaluator.logits, evaluator.inputs)
         check_label_range(labels, found.classes)
-        per_pass, notes = _chips_per_pass(chips_per_pass, runs, evaluator, found, precision)
-        collector = Collector(evaluator.tallies, per_pass, label, progress)
-        tallies = collector.run(0, runs)
-    if len(tallies) < 2:
-        raise KeyboardInterrupt
+        alone = None
+        if asked.most_runs > 1 and asked.chips_per_pass != 1:
+            alone = why_one_chip(evaluator.logits, evaluator.inputs, precision)
+        planned = plan(asked, evaluator, several=alone is None)
+        per_pass = 1 if alone else _chips_per_pass(asked, planned, evaluator, found.row_bytes)
+        collector = Collector(planned.tallies_of(evaluator), per_pass, label, progress)
+        tallies, fixed = execute(asked, collector, planned.count)
 
-    statistics = statistics_of(tallies, len(labels))
-    notes += _notes(model, tallies, statistics, runs)
+    if planned.slices is None:
+        statistics = run_statistics(tallies, fixed)
+    else:
+        statistics = slice_statistics(tallies, planned.slices, fixed)
+    notes = [f"one chip a pass: {alone}"] if alone else []
+    notes += _notes(model, tallies, asked, planned, fixed, collector.interrupted, statistics)
     return MonteCarloReport(
-        statistics={name: statistics[name] for name in METRICS if name in metrics},
+        statistics={name: statistics[name] for name in METRICS if name in asked.metrics},
         ece=tallies.ece(),
         runs=len(tallies),
         images=len(labels),
         classes=found.classes,
-        seed=int(seed),
+        seed=asked.seed,
         nvm=devices_in_use(model, sigma),
         protocol=protocol,
         precision=precision,
@@ -132,32 +145,50 @@ def monte_carlo(
         interrupted=collector.interrupted,
         notes=notes,
         versions=_versions(),
+        slice_images=None if planned.slices is None else planned.slices.size,
+        slices=planned.count,
+        pilot=None if planned.pilot is None else planned.pilot.to_dict(),
+        stopping=_stopping(asked, fixed),
     )
 
 
-def _chips_per_pass(
-    asked: int | str, runs: int, evaluator: ChipEvaluator, found: Probe, precision: str
-) -> tuple[int, list[str]]:
-    """Chips a pass, and a note if the model does not allow as many as wanted."""
-    wanted = asked
-    if asked == "auto":
-        largest_weight = max(layer.weight.numel() for layer in noisy_layers(evaluator.model).values())
-        wanted = chips_that_fit(
-            runs, evaluator.batch_size, found.row_bytes, 4 * largest_weight, evaluator.device
-        )
-    if wanted > 1:
-        reason = why_one_chip(evaluator.logits, evaluator.inputs, precision)
-        if reason is not None:
-            return 1, [f"one chip a pass: {reason}"]
-    return wanted, []
+def _chips_per_pass(asked: Arguments, planned: Plan, evaluator: ChipEvaluator, row_bytes: int) -> int:
+    """Chips a pass, for a model that allows several."""
+    if asked.chips_per_pass != "auto":
+        return asked.chips_per_pass
+    largest_weight = max(layer.weight.numel() for layer in noisy_layers(evaluator.model).values())
+    images = evaluator.batch_size if planned.slices is None else min(evaluator.batch_size, planned.slices.size)
+    return chips_that_fit(asked.most_runs, images, row_bytes, 4 * largest_weight, evaluator.device)
 
 
-def _notes(model: nn.Module, tallies: Tallies, statistics: dict, runs: int) -> list[str]:
+def _stopping(asked: Arguments, fixed: Precision | None) -> dict | None:
+    """The stopping rule and its outcome, for the report."""
+    if asked.goal is None:
+        return None
+    return {
+        "target_ci": asked.goal.target,
+        "reached": fixed is not None and bool(fixed.reached),
+        "pilot_runs": None if fixed is None else fixed.pilot_runs,
+        "min_runs": asked.goal.low,
+        "max_runs": asked.goal.high,
+    }
+
+
+def _notes(model: nn.Module, tallies: Tallies, asked: Arguments, planned: Plan, fixed: Precision | None, interrupted: bool,
+           statistics: dict) -> list[str]:
     """What a reader of the figures should know."""
     notes = []
     done = len(tallies)
-    if done < runs:
-        notes.append(f"interrupted after {done} of {runs} runs")
+    if interrupted:
+        wanted = f"{asked.runs} runs" if asked.goal is None else f"at most {asked.goal.high} runs"
+        notes.append(f"interrupted after {done} of {wanted}")
+    elif fixed is not None and not fixed.reached:
+        notes.append(f"the target half-width {asked.goal.target:g} is not reached with max_runs = {asked.goal.high}")
+    if planned.slices is not None and statistics["accuracy"].conservative:
+        notes.append(f"{done / planned.count:.2f} tilings of {planned.count} slices: below two, the intervals are too wide on average")
+    if planned.pilot is not None:
+        notes.append(f"slices of {planned.slices.size} images come from times measured here; slice_images="
+                     f"{planned.slices.most} gives the same elsewhere")
     quiet = layers_without_noise(model)
     if quiet:
         notes.append("computed without noise (not converted, or switched off): " + ", ".join(quiet))
@@ -168,21 +199,9 @@ def _notes(model: nn.Module, tallies: Tallies, statistics: dict, runs: int) -> l
             "out of the calibration error"
         )
     nothing_right = done - len(statistics["ekl"].values)
-    if nothing_right:
+    if nothing_right and planned.slices is None:
         notes.append(f"{nothing_right} of {done} runs have nothing right, and so no EKL")
     return notes
-
-
-def _one_of(argument: str, value, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        fail(argument, "must be " + " or ".join(map(repr, allowed)), value)
-
-
-def _metric_names(metrics) -> set[str]:
-    names = {metrics} if isinstance(metrics, str) else set(metrics)
-    if "accuracy" not in names or not names <= set(METRICS):
-        fail("metrics", f"must be names of {', '.join(METRICS)}, accuracy among them", sorted(map(str, names)))
-    return names
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 
 from nft_ext.montecarlo.curves import check_curves, common_conditions, convention
+from nft_ext.montecarlo.text import images_a_chip
 
 # Okabe and Ito's palette: told apart by every kind of colour vision, dark ones first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -37,15 +38,18 @@ def _matplotlib():
 
 
 def plot_report(report, path: str | os.PathLike) -> None:
-    """Histogram of the per-run accuracy, every chip below it, mean with interval, worst case."""
+    """Histogram of the per-run accuracy, every chip below it, mean with interval, worst case (where chips saw all images)."""
     matplotlib = _matplotlib()
     accuracy = report.accuracy
     percent = 100 * accuracy.per_run
+    whole = report.slice_images is None
+    seen = report.images if whole else report.slice_images
     mean, half = 100 * accuracy.mean, 100 * accuracy.ci95
+    low, high = (100 * end for end in accuracy.interval)
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(7.2, 4.4), layout="constrained")
         top, strip = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        top.hist(percent, bins=_bin_edges(percent, report.images), color=COLOURS[0], alpha=0.55,
+        top.hist(percent, bins=_bin_edges(percent, seen), color=COLOURS[0], alpha=0.55,
                  edgecolor="white", linewidth=0.6)
         top.set_ylabel("chips")
         top.yaxis.get_major_locator().set_params(integer=True)
@@ -53,22 +57,29 @@ def plot_report(report, path: str | os.PathLike) -> None:
         # The order of the runs carries no meaning, but spreads equal values apart.
         height = (np.arange(len(percent)) * 0.618034) % 1
         strip.plot(percent, height, ".", color=COLOURS[0], alpha=0.6, markersize=4, markeredgewidth=0)
-        worst = int(np.argmin(percent))
-        strip.plot(percent[worst], height[worst], "o", mfc="none", mec=COLOURS[1], markersize=8)
-        strip.set(ylim=(-0.25, 1.25), yticks=[], xlabel="accuracy of a chip, %")
+        strip.set(ylim=(-0.25, 1.25), yticks=[], xlabel=f"accuracy of a chip{'' if whole else ' on its slice'}, %")
         strip.spines["left"].set_visible(False)
 
         for axes in (top, strip):
-            axes.axvspan(mean - half, mean + half, color=INK, alpha=0.15, linewidth=0)
+            axes.axvspan(low, high, color=INK, alpha=0.15, linewidth=0)
             axes.axvline(mean, color=INK, linewidth=1.2)
-            axes.axvline(percent[worst], color=COLOURS[1], linewidth=1, linestyle=(0, (4, 3)))
         top.set_ylim(top=1.3 * top.get_ylim()[1])  # room for two rows of text
         _label_line(top, mean, 0.99, f"mean {mean:.2f} ± {half:.2f}", INK)
-        bound = 100 * accuracy.worst.bounds_quantile
-        _label_line(top, percent[worst], 0.90, f"worst of {accuracy.worst.runs}: {percent[worst]:.2f} "
-                    f"(at most {bound:.2g} % of chips do worse)", COLOURS[1])
+        if whole:
+            _mark_worst(top, strip, accuracy, percent, height)
         figure.suptitle(_report_title(report), fontsize=10, x=0.01, ha="left")
         figure.savefig(path, dpi=DPI)
+
+
+def _mark_worst(top, strip, accuracy, percent: np.ndarray, height: np.ndarray) -> None:
+    """The worst chip, and what it says about chips not seen."""
+    worst = int(np.argmin(percent))
+    strip.plot(percent[worst], height[worst], "o", mfc="none", mec=COLOURS[1], markersize=8)
+    for axes in (top, strip):
+        axes.axvline(percent[worst], color=COLOURS[1], linewidth=1, linestyle=(0, (4, 3)))
+    bound = 100 * accuracy.worst.bounds_quantile
+    _label_line(top, percent[worst], 0.90, f"worst of {accuracy.worst.runs}: {percent[worst]:.2f} "
+                f"(at most {bound:.2g} % of chips do worse)", COLOURS[1])
 
 
 def _bin_edges(percent: np.ndarray, images: int) -> np.ndarray:
@@ -94,7 +105,7 @@ def _label_line(axes, x: float, height: float, text: str, colour: str) -> None:
 def _report_title(report) -> str:
     state = ", interrupted" if report.interrupted else ""
     return (
-        f"Accuracy over {report.runs} programmed chips x {report.images} images, seed {report.seed}{state}\n"
+        f"Accuracy over {report.runs} programmed chips x {images_a_chip(report)}, seed {report.seed}{state}\n"
         + textwrap.fill(report.conditions(), 90)
     )
 

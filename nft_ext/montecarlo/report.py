@@ -6,18 +6,16 @@ import csv
 import json
 import math
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nft_ext.checks import fail
+from nft_ext.montecarlo.slice_statistic import SliceStatistic
 from nft_ext.montecarlo.statistic import RunStatistic
-from nft_ext.montecarlo.tallies import Tallies
+from nft_ext.montecarlo.stored import statistic_entry, statistic_of
 
 FORMAT = "nft_ext.monte_carlo/1"
-METRICS = ("accuracy", "ekl", "nll")
 CONVENTIONS = {
     "max": "of the maximal conductance",
     "spacing": "of the level spacing",
@@ -31,17 +29,20 @@ NON_GAUSSIAN = ("clip", "censor", "truncate", "stuck")
 class MonteCarloReport:
     """What `monte_carlo` found; `str(report)` is a one-screen table.
 
-    statistics: metric name -> RunStatistic; `accuracy`, `ekl`, `nll` read it.
+    statistics: metric name -> RunStatistic, or SliceStatistic under "stratified"; `accuracy`, `ekl`, `nll` read it.
     ece: expected calibration error (top label, 15 equal-width bins), pooled over chips and images.
     runs: chips evaluated; run r is chip draw = r of `seed`, key domain "evaluation".
-    images: images each chip saw. classes: the model's.
+    images: images tested on. classes: the model's.
     nvm: one entry a distinct device: {"device": NVMDevice.describe(), "text", "layers"}, with the
         sigma in force. protocol, precision, chips_per_pass, batch_size, hardware: how it was run.
     seconds: wall time. interrupted: True if stopped before the runs asked for.
     notes: what a reader of the figures should know. versions: name -> version.
+    slice_images: images of a chip's slice at most, n; None where every chip saw all. slices: of a tiling.
+    pilot: what slice_images="auto" was decided by (variances, costs in seconds), else None.
+    stopping: target_ci, reached (bool), pilot_runs, min_runs, max_runs; None where `runs` was given.
     """
 
-    statistics: dict[str, RunStatistic]
+    statistics: dict[str, RunStatistic | SliceStatistic]
     ece: float
     runs: int
     images: int
@@ -57,32 +58,53 @@ class MonteCarloReport:
     interrupted: bool = False
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    slice_images: int | None = None
+    slices: int = 1
+    pilot: dict[str, Any] | None = None
+    stopping: dict[str, Any] | None = None
 
-    def _statistic(self, name: str) -> RunStatistic:
+    def _statistic(self, name: str) -> RunStatistic | SliceStatistic:
         if name not in self.statistics:
             fail("metrics", f"must have named {name!r} for the report to hold it",
                  ", ".join(self.statistics), kind=AttributeError)
         return self.statistics[name]
 
     @property
-    def accuracy(self) -> RunStatistic:
+    def accuracy(self) -> RunStatistic | SliceStatistic:
         """Share of images right, per chip."""
         return self._statistic("accuracy")
 
     @property
-    def ekl(self) -> RunStatistic:
+    def ekl(self) -> RunStatistic | SliceStatistic:
         """sum(-log p_label * correct) / sum(correct) on the raw logits; NaN with nothing right."""
         return self._statistic("ekl")
 
     @property
-    def nll(self) -> RunStatistic:
+    def nll(self) -> RunStatistic | SliceStatistic:
         """Mean of -log p_label over all images, per chip."""
         return self._statistic("nll")
 
     @property
     def images_evaluated(self) -> int:
-        """Noisy inferences the figures rest on: runs * images (padding left out)."""
-        return self.runs * self.images
+        """Noisy inferences the figures rest on (padding and pilots left out)."""
+        tilings, rest = divmod(self.runs, self.slices)
+        return tilings * self.images + rest * self.images // self.slices
+
+    @property
+    def tilings(self) -> float:
+        """How often every image was seen: runs / slices."""
+        return self.runs / self.slices
+
+    @property
+    def equivalent_full_runs(self) -> float:
+        """Runs on all images that would give the mean accuracy the same variance: std^2 / standard error^2.
+
+        `runs` under "full"; as good as the estimated std otherwise, and NaN without one.
+        """
+        if self.slice_images is None:
+            return float(self.runs)
+        error = self.accuracy.standard_error
+        return (self.accuracy.std / error) ** 2 if error > 0 else math.nan
 
     @property
     def sigma(self) -> float | list[float]:
@@ -135,20 +157,8 @@ class MonteCarloReport:
         """Everything, as JSON takes it: every float exactly, NaN and infinities as None."""
         content = {"format": FORMAT, "conditions": self.conditions()}
         content |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "statistics"}
-        content["images_evaluated"] = self.images_evaluated
-        content["metrics"] = {
-            name: {
-                "mean": s.mean,
-                "ci95": s.ci95,
-                "std": s.std,
-                "pooled": s.pooled,
-                "worst": float(s.worst),
-                "worst_bounds_quantile": s.worst.bounds_quantile,
-                "higher_is_better": s.higher_is_better,
-                "per_run": s.per_run.tolist(),
-            }
-            for name, s in self.statistics.items()
-        }
+        content |= {name: getattr(self, name) for name in ("images_evaluated", "tilings", "equivalent_full_runs")}
+        content["metrics"] = {name: statistic_entry(s) for name, s in self.statistics.items()}
         return _finite_or_none(content)
 
     def to_json(self, path: str | os.PathLike) -> None:
@@ -171,40 +181,16 @@ class MonteCarloReport:
         if found != FORMAT:
             fail("path", f"must be a report of format {FORMAT}", f"{path}: format {found}")
         try:
-            statistics = {
-                name: RunStatistic(
-                    per_run=np.array(_none_to_nan(entry["per_run"]), dtype=np.float64),
-                    pooled=_none_to_nan(entry["pooled"]),
-                    higher_is_better=entry["higher_is_better"],
-                )
-                for name, entry in content["metrics"].items()
+            statistics = {name: statistic_of(_none_to_nan(entry)) for name, entry in content["metrics"].items()}
+            # What reports of earlier versions do not hold has a default.
+            rest = {
+                f.name: content[f.name]
+                for f in fields(cls)
+                if f.name in content or f.default is f.default_factory is MISSING and f.name != "statistics"
             }
-            rest = {f.name: content[f.name] for f in fields(cls) if f.name != "statistics"}
         except KeyError as error:
             fail("path", "must be a whole report written by to_json", f"{path}: no entry {error}")
         return cls(statistics=statistics, **(rest | {"ece": _none_to_nan(rest["ece"])}))
-
-
-def statistics_of(tallies: Tallies, images: int) -> dict[str, RunStatistic]:
-    """All METRICS of the chips in `tallies`, each of which saw `images` images."""
-    correct, loss, loss_correct = (
-        t.numpy() for t in (tallies.correct, tallies.loss, tallies.loss_correct)
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        per_run = {
-            "accuracy": correct / images,
-            "ekl": loss_correct / correct,  # 0 / 0, a chip with nothing right, is NaN as designed
-            "nll": loss / images,
-        }
-        pooled = {
-            "accuracy": correct.sum() / (images * len(correct)),
-            "ekl": loss_correct.sum() / correct.sum(),
-            "nll": loss.sum() / (images * len(correct)),
-        }
-    return {
-        name: RunStatistic(per_run[name], float(pooled[name]), higher_is_better=name == "accuracy")
-        for name in METRICS
-    }
 
 
 def _finite_or_none(value):
@@ -216,6 +202,8 @@ def _finite_or_none(value):
 
 
 def _none_to_nan(value):
+    if isinstance(value, dict):
+        return {key: _none_to_nan(v) for key, v in value.items()}
     if isinstance(value, list):
         return [_none_to_nan(v) for v in value]
     return math.nan if value is None else value

@@ -56,6 +56,7 @@ class RunStatistic:
     pooled: the metric over all chips and images at once (for EKL the ratio of the summed
         numerator and denominator; for the others the mean).
     higher_is_better: decides which end is the worst.
+    fixed_half_width: of the interval, where a stopping rule fixed it (`stopping.until`); None: from all runs.
 
     Mean, std, interval and quantiles are over the runs that have a value.
     """
@@ -63,6 +64,7 @@ class RunStatistic:
     per_run: np.ndarray
     pooled: float
     higher_is_better: bool
+    fixed_half_width: float | None = None
 
     @property
     def values(self) -> np.ndarray:
@@ -83,8 +85,13 @@ class RunStatistic:
 
     @property
     def ci95(self) -> float:
-        """Half-width of the 95 % interval of the mean over chips: t(n-1) * std / sqrt(n)."""
-        return mean_half_width(self.std, len(self.values))
+        """Half-width of the 95 % interval of the mean over chips: t(n-1) * std / sqrt(n), or as a stopping rule fixed it."""
+        return mean_half_width(self.std, len(self.values)) if self.fixed_half_width is None else self.fixed_half_width
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the mean: mean -+ ci95."""
+        return self.mean - self.ci95, self.mean + self.ci95
 
     def quantile(self, q: float) -> Quantile:
         """The q-quantile over chips (0 < q < 1, linear between order statistics), with interval.

@@ -32,23 +32,27 @@ class Tallies:
     undefined: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor) -> Tallies:
-        """Of one batch: `logits` [S, B, C] of S chips, `labels` int64 [B]. Waits for no host read."""
+    def of(cls, logits: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tallies:
+        """Of one batch: `logits` [S, B, C] of S chips, `labels` int64 [B] or, where chips differ, [S, B].
+
+        counted: bool [S, B], False for inferences to leave out; None counts all. Waits for no host read.
+        """
         logits = logits.double()
+        counted = counted if counted is not None else logits.new_ones(logits.shape[:2], dtype=torch.bool)
         log_p = logits.log_softmax(dim=2)
-        undefined = log_p.isnan().any(dim=2)
-        correct = (logits.argmax(dim=2) == labels) & ~undefined
+        undefined = log_p.isnan().any(dim=2) & counted
+        correct = (logits.argmax(dim=2) == labels) & ~undefined & counted
         loss = -log_p.gather(2, labels.expand(len(logits), -1).unsqueeze(2)).squeeze(2)
         confidence = log_p.amax(dim=2).exp()
         bin_of = (confidence * CALIBRATION_BINS).ceil().sub(1).clamp(0, CALIBRATION_BINS - 1)
         # A comparison with every bin, not scatter_add: its order of addition varies on CUDA.
         bins = torch.arange(CALIBRATION_BINS, device=logits.device, dtype=torch.float64)
-        member = bin_of.unsqueeze(2) == bins  # [S, B, 15]
+        member = (bin_of.unsqueeze(2) == bins) & counted.unsqueeze(2)  # [S, B, 15]
         zero = confidence.new_zeros(())
         return cls(
             correct=correct.double().sum(dim=1),
             loss_correct=torch.where(correct, loss, zero).sum(dim=1),
-            loss=loss.sum(dim=1),
+            loss=torch.where(counted, loss, zero).sum(dim=1),
             bin_images=member.double().sum(dim=1),
             bin_correct=(member & correct.unsqueeze(2)).double().sum(dim=1),
             bin_confidence=torch.where(member, confidence.unsqueeze(2), zero).sum(dim=1),

@@ -1,0 +1,91 @@
+"""How many chips: a number given, or as many as a target half-width takes (Stein's two stages)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Callable
+
+import numpy as np
+from numpy import ndarray
+
+from nft_ext.montecarlo.intervals import CONFIDENCE, student_t_quantile
+from nft_ext.montecarlo.strata import SliceEstimate, rest_variance
+
+PILOT_RUNS = 64  # fewer would cost more in Student's factor than they save
+
+
+@dataclass(frozen=True)
+class Goal:
+    """target: the half-width of the 95 % interval of the mean accuracy to reach; chips between `low` and `high`."""
+
+    target: float
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The standard error behind an interval and its degrees of freedom. reached: the goal; pilot_runs: the chips that decided."""
+
+    standard_error: float
+    df: int
+    reached: bool | None = None
+    pilot_runs: int | None = None
+
+    @property
+    def half_width(self) -> float:
+        """Of the 95 % interval: t(df) * standard error."""
+        return student_t_quantile(0.5 + CONFIDENCE / 2, self.df) * self.standard_error
+
+
+def precision_of(found: SliceEstimate) -> Precision:
+    """Of a number of chips that did not depend on what they showed."""
+    return Precision(float(np.sqrt(found.variance)), found.df)
+
+
+def until(goal: Goal, count: int, more: Callable[[int, int], None], estimate: Callable[[], SliceEstimate]) -> Precision:
+    """Collects chips until the goal is met, or goal.high chips.
+
+    count: m, slices of a tiling (1: every chip sees all images). more(first, last) collects chips; estimate() is of all so far.
+
+    A pilot of PILOT_RUNS chips (goal.low if that is more) fixes the number of chips once: the smallest R with
+    t(df) sqrt(variance at R) <= target, the variance a chip being the pilot's. The mean of all R chips and that interval then
+    have the stated coverage (Stein 1945), since for a normal sample its mean is independent of its variance; the variance is not
+    estimated anew, as an R that is large because the pilot's variance was would bias it.
+    Slices need two tilings for their exact variance. If the pilot is shorter, the plain variance of slices,
+    which is on the safe side, decides, unless it asks for more than two tilings: then two tilings are the pilot.
+    """
+    pilot = min(max(PILOT_RUNS, goal.low), goal.high)
+    more(0, pilot)
+    found = estimate()
+    needed = runs_for(goal, found, pilot, count)
+    if found.conservative and needed > 2 * count and 2 * count <= goal.high:
+        more(pilot, 2 * count)
+        pilot = 2 * count
+        found = estimate()
+        needed = runs_for(goal, found, pilot, count)
+    last = min(needed, goal.high)
+    if last > pilot:
+        more(pilot, last)
+    if needed > goal.high:
+        return replace(precision_of(estimate()), reached=False, pilot_runs=pilot)
+    error = float(np.sqrt(variance_at(np.array(last), found, count)))
+    return Precision(error, found.df, reached=True, pilot_runs=pilot)
+
+
+def variance_at(runs: ndarray, found: SliceEstimate, count: int) -> ndarray:
+    """Variance of the mean of `runs` chips, as far as the estimate `found` of fewer tells."""
+    variance = found.per_chip / runs
+    if not found.conservative and count > 1:
+        variance = variance + rest_variance(found, runs, count)
+    return variance
+
+
+def runs_for(goal: Goal, found: SliceEstimate, pilot: int, count: int) -> int:
+    """The smallest number of chips, at least `pilot`, that meets the goal by the estimate `found`; goal.high + 1 if none does."""
+    largest = goal.target / student_t_quantile(0.5 + CONFIDENCE / 2, found.df)
+    least = max(pilot, int(np.ceil(found.per_chip / largest**2)))
+    # An incomplete tiling adds variance, a complete one does not: look no further than the next that is.
+    candidates = np.arange(least, least + count)
+    fit = variance_at(candidates, found, count) <= largest**2
+    return int(min(candidates[fit.argmax()], goal.high + 1)) if fit.any() else goal.high + 1
