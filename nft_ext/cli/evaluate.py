@@ -16,6 +16,10 @@ def add_parser(commands) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--chips-per-pass", default="auto", help="a number, or auto (default)")
+    parser.add_argument("--protocol", choices=("full", "stratified"), default="full", help="images of a chip: all, or a slice (default full)")
+    parser.add_argument("--slice-images", default="auto", metavar="N", help="images of a slice, or auto (default; stratified only)")
+    parser.add_argument("--target-ci", type=float, metavar="H", help="run until the 95 %% half-width of the accuracy is H, a fraction")
+    parser.add_argument("--max-runs", type=int, default=20_000, help="chips at most with --target-ci (default 20000)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N test images")
     parser.add_argument("--device", help="cpu or cuda (default cpu)")
@@ -36,10 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
     _, test = data.load(arguments.dataset, arguments.data_dir)
     if arguments.limit is not None:
         test = test.subset(range(min(integer("--limit", arguments.limit, 1), len(test))))
-    per_pass = arguments.chips_per_pass if arguments.chips_per_pass == "auto" else int(arguments.chips_per_pass)
+    per_pass, slice_images = (_count(option) for option in (arguments.chips_per_pass, arguments.slice_images))
     noisy = convert(model, options.device_of(arguments, arguments.sigma[0]))
     reports = sigma_sweep(noisy, test, arguments.sigma, runs=arguments.runs, seed=arguments.seed, device=arguments.device,
-                          batch_size=arguments.batch_size, chips_per_pass=per_pass, precision=arguments.precision)
+                          batch_size=arguments.batch_size, chips_per_pass=per_pass, precision=arguments.precision,
+                          protocol=arguments.protocol, slice_images=slice_images, target_ci=arguments.target_ci,
+                          max_runs=arguments.max_runs)
     name = meta.get("method", {}).get("name", arguments.checkpoint.stem)
     print(sweep_table({name: reports}) if len(reports) > 1 else reports[0])
     if arguments.out is not None:
@@ -54,3 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
                        f"{arguments.checkpoint.stem} on {arguments.dataset}")
         print(f"wrote {arguments.out}")
     return 130 if reports[-1].interrupted or len(reports) < len(arguments.sigma) else 0
+
+
+def _count(text: str) -> int | str:
+    """A number, or the word auto."""
+    return text if text == "auto" else int(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from statistics import NormalDist
 
@@ -62,6 +63,7 @@ def student_t_tail(t: float, df: float) -> float:
     return 0.5 * incomplete_beta(0.5 * df, 0.5, x, y)
 
 
+@functools.lru_cache(maxsize=4096)
 def student_t_quantile(p: float, df: float) -> float:
     """The p-quantile of Student's t with `df` > 0 degrees of freedom (relative error below 1e-9 from p = 0.6 on).
 

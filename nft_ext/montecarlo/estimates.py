@@ -57,7 +57,8 @@ def slice_statistics(
         precision = accuracy if is_accuracy and accuracy is not None else precision_of(of)
         std = math.nan
         if is_accuracy:
-            std = math.sqrt(between_chips(of, numerator, denominator, slices.count, slices.images))
+            between = float(between_chips(of, numerator, denominator, slices.count, slices.images))
+            std = math.sqrt(between if not between < 0 else 0.0)  # below 0 by chance; NaN stays NaN
         found[name] = SliceStatistic(
             per_run, float(of.mean), higher_is_better=is_accuracy, std=std, standard_error=precision.standard_error,
             ci95=precision.half_width, conservative=of.conservative, share=is_accuracy,

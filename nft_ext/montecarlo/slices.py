@@ -50,15 +50,15 @@ class Slices:
 
         A slice one short of n repeats its first image at the end, so that all have one shape; that one does not count.
         """
-        numbers = np.empty((len(draws), self.size), dtype=np.int64)
-        counted = np.ones((len(draws), self.size), dtype=bool)
-        for row, draw in enumerate(draws):
-            tiling, j = divmod(draw, self.count)
-            first, last = j * self.images // self.count, (j + 1) * self.images // self.count
-            order = permutation(self.seed, tiling // TILINGS_A_PERMUTATION, self.images)
-            numbers[row, : last - first] = order[first:last]
-            numbers[row, last - first :] = order[first]
-            counted[row, last - first :] = False
+        tilings, j = np.divmod(np.array(draws, dtype=np.int64), self.count)
+        first, last = j * self.images // self.count, (j + 1) * self.images // self.count
+        places = first[:, None] + np.arange(self.size)  # [S, n]
+        counted = places < last[:, None]
+        places = np.where(counted, places, first[:, None])
+        numbers = np.empty_like(places)
+        for number in np.unique(tilings // TILINGS_A_PERMUTATION):
+            here = tilings // TILINGS_A_PERMUTATION == number
+            numbers[here] = permutation(self.seed, int(number), self.images)[places[here]]
         return torch.from_numpy(numbers), torch.from_numpy(counted)
 
 

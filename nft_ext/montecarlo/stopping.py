@@ -12,6 +12,7 @@ from nft_ext.montecarlo.intervals import CONFIDENCE, student_t_quantile
 from nft_ext.montecarlo.strata import SliceEstimate, rest_variance
 
 PILOT_RUNS = 64  # fewer would cost more in Student's factor than they save
+LEAST_GROWTH = 0.05  # of the chips so far, when they have to be more: not one by one
 
 
 @dataclass(frozen=True)
@@ -48,29 +49,38 @@ def until(goal: Goal, count: int, more: Callable[[int, int], None], estimate: Ca
 
     count: m, slices of a tiling (1: every chip sees all images). more(first, last) collects chips; estimate() is of all so far.
 
-    A pilot of PILOT_RUNS chips (goal.low if that is more) fixes the number of chips once: the smallest R with
-    t(df) sqrt(variance at R) <= target, the variance a chip being the pilot's. The mean of all R chips and that interval then
-    have the stated coverage (Stein 1945), since for a normal sample its mean is independent of its variance; the variance is not
-    estimated anew, as an R that is large because the pilot's variance was would bias it.
+    A pilot of PILOT_RUNS chips (goal.low if that is more) fixes the number of chips: the smallest R with
+    t(df) sqrt(variance at R) <= target, the variance a chip being the pilot's. The mean of all R chips and that interval have
+    the stated coverage (Stein 1945) if chips are normal, since the mean of a normal sample is independent of its variance.
+    Chips are often skewed: a pilot without a bad one then has both a high mean and a low variance. So the interval of all R
+    chips has to be within the target too, or R grows until it is; the wider of the two intervals is the answer.
     Slices need two tilings for their exact variance. If the pilot is shorter, the plain variance of slices,
     which is on the safe side, decides, unless it asks for more than two tilings: then two tilings are the pilot.
     """
-    pilot = min(max(PILOT_RUNS, goal.low), goal.high)
-    more(0, pilot)
-    found = estimate()
-    needed = runs_for(goal, found, pilot, count)
-    if found.conservative and needed > 2 * count and 2 * count <= goal.high:
-        more(pilot, 2 * count)
-        pilot = 2 * count
+    pilot = max(PILOT_RUNS, goal.low)
+    if 2 * count <= pilot:
+        pilot = -(-pilot // (2 * count)) * 2 * count  # whole pairs of tilings: no chip is left out of the variance
+    done = pilot = min(pilot, goal.high)
+    more(0, done)
+    found = first = estimate()
+    needed = runs_for(goal, first, done, count)
+    if first.conservative and needed > 2 * count and 2 * count <= goal.high:
+        more(done, 2 * count)
+        done = pilot = 2 * count
+        found = first = estimate()
+        needed = runs_for(goal, first, done, count)
+    while done < min(needed, goal.high):
+        least = done + int(LEAST_GROWTH * done) if found is not first else needed
+        last = min(max(needed, least), goal.high)
+        more(done, last)
+        done = last
         found = estimate()
-        needed = runs_for(goal, found, pilot, count)
-    last = min(needed, goal.high)
-    if last > pilot:
-        more(pilot, last)
-    if needed > goal.high:
-        return replace(precision_of(estimate()), reached=False, pilot_runs=pilot)
-    error = float(np.sqrt(variance_at(np.array(last), found, count)))
-    return Precision(error, found.df, reached=True, pilot_runs=pilot)
+        needed = max(runs_for(goal, f, done, count) for f in (first, found))
+    if needed > done:
+        return replace(precision_of(found), reached=False, pilot_runs=pilot)
+    by_pilot = Precision(float(np.sqrt(variance_at(np.array(done), first, count))), first.df)
+    wider = max(by_pilot, precision_of(found), key=lambda precision: precision.half_width)
+    return replace(wider, reached=True, pilot_runs=pilot)
 
 
 def variance_at(runs: ndarray, found: SliceEstimate, count: int) -> ndarray:

@@ -61,7 +61,7 @@ def rest_variance(found: SliceEstimate, runs: ndarray, count: int) -> ndarray:
 
 
 def between_chips(found: SliceEstimate, correct: ndarray, sizes: ndarray, count: int, images: int) -> ndarray:
-    """B2, the variance over chips of the accuracy on all images, [...]; not below 0. NaN where slices have one image.
+    """B2, the variance over chips of the accuracy on all images, [...]; by chance below 0. NaN where slices have one image.
 
     found: of `correct` [..., R] over `sizes` [R] or [..., R]. The variance of a slice holds B2 and that of its images:
     E within = B2 + k W + P2/I with k = 1/n - 1/I, and the images' own spread within a slice estimates W = P2 + X2.
@@ -73,7 +73,5 @@ def between_chips(found: SliceEstimate, correct: ndarray, sizes: ndarray, count:
         among_images = spread.sum(-1) / np.where(some.any(-1), some.sum(-1), np.nan)
     k = (count - 1) / images
     if found.conservative:
-        between = found.within - k * among_images
-    else:
-        between = (1 - 1 / count) * found.within + found.per_chip / count - k * among_images
-    return np.maximum(between, 0)
+        return found.within - k * among_images
+    return (1 - 1 / count) * found.within + found.per_chip / count - k * among_images
