@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from nft_ext.build_info import info
 from nft_ext.layers import noisy_layers
-from nft_ext.layers.base import NoisyLayer
 from nft_ext.montecarlo.arguments import Arguments
+
+SETTING = (bool, int, float, str, tuple, type(None))
+NO_SETTINGS = ("training", "name", "stream", "noise_enabled")  # evaluation sets the first; the others have fields of their own
 
 
 def configuration(model: nn.Module, inputs: Tensor, labels: Tensor, asked: Arguments, hardware: str) -> dict[str, dict[str, Any]]:
@@ -64,11 +66,14 @@ def tensor_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def network_hash(model: nn.Module) -> str:
-    """The same over every module's name, type and settings; a noisy layer's without its device."""
+    """The same over every module's name, type and settings: its public attributes that are numbers, words or tuples."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        settings = super(NoisyLayer, module).extra_repr() if isinstance(module, NoisyLayer) else module.extra_repr()
-        digest.update(f"{name} {type(module).__name__} {settings}\n".encode())
+        settings = {
+            key: value for key, value in vars(module).items()
+            if isinstance(value, SETTING) and not key.startswith("_") and key not in NO_SETTINGS
+        }
+        digest.update(f"{name} {type(module).__name__} {sorted(settings.items(), key=lambda item: item[0])}\n".encode())
     return digest.hexdigest()[:16]
 
 
