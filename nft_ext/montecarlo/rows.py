@@ -56,7 +56,7 @@ def rows_of(draws: Sequence[int], tallies: Tallies, seconds: float) -> list[Row]
 
 
 def tallies_of_rows(rows: Iterable[Row]) -> Tallies:
-    """The chips of `rows`, in their order; equal, bit for bit, to what `rows_of` was given."""
+    """The chips of `rows`, in their order; equal, bit for bit, to what `rows_of` was given (NaN stays NaN)."""
     rows = list(rows)
     if not rows:
         return Tallies.concatenate([])
