@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
+from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -16,12 +18,15 @@ from nft_ext.metrics.temperature import Tempered
 from nft_ext.montecarlo.arguments import Arguments, checked
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.collect import Collector
+from nft_ext.montecarlo.configuration import configuration
 from nft_ext.montecarlo.estimates import METRICS, run_statistics, slice_statistics
-from nft_ext.montecarlo.images import check_label_range, read_data
+from nft_ext.montecarlo.images import check_label_range
 from nft_ext.montecarlo.memory import Halving
 from nft_ext.montecarlo.passes import chips_that_fit, probe, why_one_chip
 from nft_ext.montecarlo.protocols import Plan, execute, plan
 from nft_ext.montecarlo.report import MonteCarloReport
+from nft_ext.montecarlo.session import Session
+from nft_ext.montecarlo.slices import Slices
 from nft_ext.montecarlo.stopping import PILOT_RUNS, Precision
 from nft_ext.montecarlo.subject import (
     check_model,
@@ -52,6 +57,8 @@ def monte_carlo(
     device: torch.device | str | None = None,
     progress: bool | None = True,
     precision: str = "float32",
+    resume: str | os.PathLike | None = None,
+    ranks: bool | None = None,
 ) -> MonteCarloReport:
     """Accuracy of `model` over `runs` programmed chips, each tested on the whole of `data` or on a slice of it.
 
@@ -86,12 +93,20 @@ def monte_carlo(
     device: where to evaluate; a model that lives elsewhere is copied there. None: where it is.
     progress: True, False, or None for a terminal only.
     precision: "float32", or "bfloat16" for products under autocast (faster, and less exact).
+    resume: a file that every finished chip is written to, one line each, as soon as its pass is done. Where it exists, its chips
+        are taken from it and only the others are run; more runs may be asked for than before. A file of another
+        configuration is refused, and the error names the fields that differ. `report.seconds` then holds the time
+        of all its chips.
+    ranks: None: under torchrun (or with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set) passes are dealt to all ranks, all of which
+        must make this call and return the same report; rank 0 alone shows progress and writes. False: this process
+        alone. True: insists. docs/monte_carlo_ranks.md says what is promised.
 
     On KeyboardInterrupt the finished runs are reported, marked `interrupted`; below two finished
     runs the interrupt is passed on.
 
     Raises, before any chip is evaluated: TypeError or ValueError that names the argument, the rule
-    and the value; a model without noisy layers, or with NaN or infinite weights, is among them.
+    and the value; a model without noisy layers, or with NaN or infinite weights, is among them, and ranks with different
+    arguments. OSError if the resume file is in use or cannot be written; RuntimeError if another rank failed.
     """
     asked = checked(runs=runs, seed=seed, sigma=sigma, protocol=protocol, slice_images=slice_images, target_ci=target_ci,
                     min_runs=min_runs, max_runs=max_runs, metrics=metrics, chips_per_pass=chips_per_pass,
@@ -100,14 +115,15 @@ def monte_carlo(
     check_model(model)
     if sigma is None:
         check_sigma_is_known(model)
-    inputs, labels = read_data(data)
-    if asked.slice_images != "auto" and asked.slice_images > len(labels):
-        fail("slice_images", f"must be at most the {len(labels)} images of data", asked.slice_images)
-    model, device = on_device(model, device)
-
     label = "monte carlo" if sigma is None else f"monte carlo, sigma {sigma:g}"
-    started = time.perf_counter()
     with contextlib.ExitStack() as stack:
+        session = stack.enter_context(Session(resume, ranks))
+        inputs, labels = session.read(data)
+        if asked.slice_images != "auto" and asked.slice_images > len(labels):
+            fail("slice_images", f"must be at most the {len(labels)} images of data", asked.slice_images)
+        model, device = on_device(model, session.device(device))
+        hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        started = time.perf_counter()
         stack.enter_context(eval_mode(model))
         # no_grad, not inference_mode: what a layer caches of its weight must serve training later.
         stack.enter_context(torch.no_grad())
@@ -119,18 +135,20 @@ def monte_carlo(
         alone = None
         if asked.most_runs > 1 and asked.chips_per_pass != 1:
             alone = why_one_chip(evaluator.logits, evaluator.inputs, precision)
-        planned = plan(asked, evaluator, several=alone is None)
+        planned = _settled(session, asked, evaluator, several=alone is None, hardware=hardware)
         per_pass = 1 if alone else _chips_per_pass(asked, planned, evaluator, found.row_bytes)
+        per_pass = session.agree("chips_per_pass", per_pass)  # free memory decided, and may differ
         halving = Halving(planned.tallies_of(evaluator), per_pass, evaluator.batch_size)
-        collector = Collector(halving, per_pass, label, progress)
+        collector = Collector(halving, per_pass, label, progress if session.main else False, session)
         tallies, fixed = execute(asked, collector, planned.count)
+        seconds = session.agree("seconds", session.seconds_before + time.perf_counter() - started)
+        said = session.agree("notes", [*session.notes, *([halving.note] if halving.note else [])])
 
     if planned.slices is None:
         statistics = run_statistics(tallies, fixed)
     else:
         statistics = slice_statistics(tallies, planned.slices, fixed)
-    notes = [f"one chip a pass: {alone}"] if alone else []
-    notes += [halving.note] if halving.note else []
+    notes = [*said, *([f"one chip a pass: {alone}"] if alone else [])]
     notes += _notes(model, tallies, asked, planned, fixed, collector.interrupted, statistics)
     return MonteCarloReport(
         statistics={name: statistics[name] for name in METRICS if name in asked.metrics},
@@ -144,16 +162,38 @@ def monte_carlo(
         precision=precision,
         chips_per_pass=per_pass,
         batch_size=evaluator.batch_size,
-        hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        seconds=time.perf_counter() - started,
+        hardware=hardware,
+        seconds=seconds,
         interrupted=collector.interrupted,
         notes=notes,
         versions=_versions(),
         slice_images=None if planned.slices is None else planned.slices.size,
         slices=planned.count,
-        pilot=None if planned.pilot is None else planned.pilot.to_dict(),
+        pilot=planned.pilot,
         stopping=_stopping(asked, fixed),
     )
+
+
+def _settled(session: Session, asked: Arguments, evaluator: ChipEvaluator, several: bool, hardware: str) -> Plan:
+    """The plan of all chips: made here, or by rank 0, or by whoever began the journal."""
+
+    def settle() -> dict:
+        made = plan(asked, evaluator, several)
+        return {"slice_images": made.slices and made.slices.most, "pilot": made.pilot}
+
+    if not session.keeps:
+        settled = settle()
+    else:
+        header = configuration(evaluator.model, evaluator.inputs, evaluator.labels, asked, hardware)
+        goal = asked.goal and asdict(asked.goal)
+        common = {"runs": asked.runs, "target": goal, "slice_images": asked.slice_images, "metrics": sorted(asked.metrics)}
+        settled = session.open(header, common, settle)
+    most = settled["slice_images"]
+    if most is None:
+        return Plan(None)
+    if asked.slice_images not in ("auto", most):
+        fail("resume", "must be of the same configuration", f"a file with slice_images {most}, {asked.slice_images} now")
+    return Plan(Slices(asked.seed, len(evaluator.labels), most), settled["pilot"])
 
 
 def _chips_per_pass(asked: Arguments, planned: Plan, evaluator: ChipEvaluator, row_bytes: int) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from nft_ext.montecarlo.arguments import Arguments
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.collect import Collector, TalliesOf
 from nft_ext.montecarlo.estimates import accuracy_estimate
-from nft_ext.montecarlo.pilot import Pilot, pilot
+from nft_ext.montecarlo.pilot import pilot
 from nft_ext.montecarlo.slices import Slices
 from nft_ext.montecarlo.stopping import Precision, until
 from nft_ext.montecarlo.tallies import Tallies
@@ -17,10 +18,10 @@ from nft_ext.montecarlo.tallies import Tallies
 
 @dataclass(frozen=True)
 class Plan:
-    """slices: what each chip sees; None: all images. pilot: what decided their size, if anything did."""
+    """slices: what each chip sees; None: all images. pilot: what decided their size (`Pilot.to_dict`), if anything did."""
 
     slices: Slices | None
-    pilot: Pilot | None = None
+    pilot: dict[str, Any] | None = None
 
     @property
     def count(self) -> int:
@@ -46,7 +47,7 @@ def plan(asked: Arguments, evaluator: ChipEvaluator, several: bool) -> Plan:
         return Plan(Slices(asked.seed, images, images))
     found = pilot(evaluator, several)
     least = -(-images // max(1, asked.runs // 2)) if asked.goal is None else 2
-    return Plan(Slices(asked.seed, images, max(found.best, least)), found)
+    return Plan(Slices(asked.seed, images, max(found.best, least)), found.to_dict())
 
 
 def execute(asked: Arguments, collector: Collector, count: int) -> tuple[Tallies, Precision | None]:
