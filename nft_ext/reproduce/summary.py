@@ -137,7 +137,8 @@ def _is_number(value: float | None) -> bool:
 def standards(variant: str) -> tuple[str, ...]:
     """What a variant with feedback stands against: noise injection, its control (either name), and the method itself.
 
-    A pretrained one has had more epochs than noise injection, so it stands against its control and the method alone.
+    A pretrained one has had more epochs than noise injection, so it stands against its control and the method alone; another N
+    has another factor 1/(N+1), so it stands against noise injection and the control with that factor.
     """
     base, _, rest = variant.partition(" ")
     if base not in ("ovf", "irs"):
@@ -145,7 +146,7 @@ def standards(variant: str) -> tuple[str, ...]:
     own = f" {rest}" if rest.startswith(("n=", "pretrained")) else ""  # the other variants keep factor and epochs
     controls = (f"control{own}", f"control-{base}{own}")
     noise = () if rest.startswith("pretrained") else ("noise",)
-    return (*noise, *controls, *((base,) if rest else ()))
+    return (*noise, *controls, *((base,) if rest and not rest.startswith("n=") else ()))
 
 
 def comparisons(table: Sequence[Row]) -> list[Comparison]:
