@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,22 +90,26 @@ def _grid(figure: Any, rows: Sequence[Row]) -> list[tuple[str, Any]]:
     return list(zip(panels, axes))
 
 
-def _sweep(figure: Any, rows: Sequence[Row], theme: Theme, value: str, half: str, published: str) -> list[tuple[str, Any]]:
-    """Every method's line over sigma, with its band over training seeds and the published points."""
+def _sweep(figure: Any, rows: Sequence[Row], theme: Theme, value: str, band: Callable[[Row], tuple[float, float]],
+           published: str) -> list[tuple[str, Any]]:
+    """Every method's line over sigma, with its band (low, high), and the published points."""
     places = _grid(figure, rows)
     variants = sorted({row.variant for row in rows}, key=rank)
     for panel, axes in places:
         for variant in variants:
             line = sorted((row for row in rows if (row.panel, row.variant) == (panel, variant)), key=lambda row: row.sigma)
-            sigma, mean, ci = (np.array([getattr(row, name) for row in line], float) for name in ("sigma", value, half))
+            sigma, mean = (np.array([getattr(row, name) for row in line], float) for name in ("sigma", value))
+            low, high = np.array([band(row) for row in line], float).reshape(-1, 2).T
             colour, marker = theme.colour(variant), MARKERS.get(variant, "o")
-            if np.isfinite(ci).any():
-                axes.fill_between(sigma, mean - ci, mean + ci, color=colour, alpha=0.16, linewidth=0)
+            axes.fill_between(sigma, low, high, color=colour, alpha=0.16, linewidth=0)
             axes.plot(sigma, mean, color=colour, marker=marker, markersize=5, linewidth=1.7, label=NAMES.get(variant, variant))
             paper = [(row.sigma, getattr(row, published)) for row in line if getattr(row, published) is not None]
             if paper:
                 axes.plot(*zip(*paper), marker, mfc="none", mec=colour, markersize=8, markeredgewidth=1.3)
         axes.set_title(panel, loc="left", fontsize=10)
+        sigmas = sorted({row.sigma for row in rows if row.panel == panel})
+        if len(sigmas) <= 10:
+            axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas])
         axes.set_xlabel("device sigma, of the maximal conductance")
     _legend(figure, places[0][1], theme, any(getattr(row, published) is not None for row in rows))
     return places
@@ -121,32 +125,42 @@ def _legend(figure: Any, axes: Any, theme: Theme, paper: bool) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=9)
 
 
-def _with_seeds(rows: Sequence[Row]) -> str:
+def _with_seeds(rows: Sequence[Row], what: str = "95 %") -> str:
     seeds = sorted({len(row.seeds) for row in rows})
     if seeds == [1]:
         return "one training seed: no band"
-    return f"band: 95 % over {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]}'} training seeds"
+    return f"band: {what} over {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]}'} training seeds"
 
 
 def _accuracy(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
-    for panel, axes in _sweep(figure, rows, theme, "accuracy", "seed_ci95", "published"):
+    def interval(row: Row) -> tuple[float, float]:
+        return row.accuracy - row.seed_ci95, row.accuracy + row.seed_ci95  # NaN with one seed: nothing is drawn
+
+    for panel, axes in _sweep(figure, rows, theme, "accuracy", interval, "published"):
         here = [row for row in rows if row.panel == panel]
         seen = [v for row in here for v in (row.accuracy, row.published) if v is not None]
         chance = CHANCE.get(panel.rpartition("-")[2])
         axes.set_ylim(max(0, min(seen) - 6), min(101.5, max(seen) + 6))
         if chance is not None and axes.get_ylim()[0] < chance:
             axes.axhline(chance, color=theme.faint, linewidth=0.8, linestyle=(0, (2, 3)))
-            axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-                          color=theme.faint, fontsize=8, ha="right")
+            axes.annotate("chance", (0, chance), xycoords=("axes fraction", "data"), xytext=(3, 2), textcoords="offset points",
+                          color=theme.faint, fontsize=8)
         axes.set_ylabel("accuracy, %")
     figure.suptitle(f"Accuracy over programmed chips ({_with_seeds(rows)})", fontsize=11, x=0.01, ha="left")
 
 
 def _ekl(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
-    for _, axes in _sweep(figure, rows, theme, "ekl", "ekl_ci95", "published_ekl"):
+    def reach(row: Row) -> tuple[float, float]:  # an interval of the mean may reach below 0, where the axis ends
+        values = [value for value in row.ekl_per_seed if math.isfinite(value)]
+        return (min(values), max(values)) if len(values) > 1 else (math.nan, math.nan)
+
+    for panel, axes in _sweep(figure, rows, theme, "ekl", reach, "published_ekl"):
         axes.set_yscale("log")
+        seen = [v for row in rows if row.panel == panel for v in (row.ekl, row.published_ekl) if v is not None and v > 0]
+        if seen:
+            axes.set_ylim(min(seen) / 2, max(seen) * 2)
         axes.set_ylabel("EKL, nat")
-    title = f"Expected KL divergence of right answers ({_with_seeds(rows)})"
+    title = f"Expected KL divergence of right answers ({_with_seeds(rows, 'lowest to highest')})"
     figure.suptitle(f"{title}\nthe published EKL is of a model and data set that the paper does not name", fontsize=11, x=0.01, ha="left")
 
 
@@ -160,18 +174,16 @@ def _convergence(figure: Any, counts: Sequence[Converged], theme: Theme) -> None
             colour, accuracy = theme.colour(one.variant), np.array(one.accuracy)
             place = x + np.linspace(-0.2, 0.2, len(accuracy)) if len(accuracy) > 1 else np.array([float(x)])
             good = np.array(one.relative.converged)
-            axes.plot(place[good], accuracy[good], "o", color=colour, markersize=7)
+            axes.plot(place[good], accuracy[good], "o", mfc=colour, mec=theme.ground, markersize=8)
             axes.plot(place[~good], accuracy[~good], "X", mfc=theme.ground, mec=colour, markersize=9, markeredgewidth=1.5)
             bar = 100 * one.relative.thresholds[0]
             axes.plot([x - 0.32, x + 0.32], [bar, bar], color=colour, linewidth=1.4)
         common = 100 * here[0].absolute.thresholds[0]
         axes.axhline(common, color=theme.faint, linestyle=(0, (5, 3)), linewidth=1.1)
-        axes.annotate(f"90 % of the highest clean accuracy: {common:.1f} %", (0, common), xycoords=("axes fraction", "data"),
-                      xytext=(3, 3), textcoords="offset points", fontsize=8.5, color=theme.faint)
         axes.set_xticks(range(len(here)), [_counted(one) for one in here])
         axes.set(xlim=(-0.55, len(here) - 0.45), ylabel="accuracy over chips, %")
-        axes.set_title(f"{panel}, sigma {sigma:g}: a dot a training; dash: 5 points below the method's mean;\n"
-                       "crosses lie below their dash", fontsize=10, loc="left")
+        axes.set_title(f"{panel}, sigma {sigma:g}: one mark a training. Short line: 5 points below the method's mean,\n"
+                       f"crosses lie below it. Dashed: {common:.1f} %, 90 % of the highest clean accuracy.", fontsize=9.5, loc="left")
 
 
 def _counted(one: Converged) -> str:
@@ -188,12 +200,13 @@ def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
         here = sorted((row for row in rows if (row.panel, row.sigma) == (panel, sigma)), key=lambda row: rank(row.variant))
         heights, height = [], 0.0
         for before, row in zip([None, *here], here):
-            height += 1.5 if before is not None and _family(before) != _family(row) else 1.0
+            height += 1.6 if before is not None and rank(before.variant)[:2] != rank(row.variant)[:2] else 1.0
             heights.append(height)
             colour = theme.colour(row.variant)
-            axes.plot(row.per_seed, [height] * len(row.per_seed), "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+            axes.plot(row.per_seed, [height + 0.36] * len(row.per_seed), "o", color=colour, alpha=0.7, markersize=3.2, markeredgewidth=0)
             if math.isfinite(row.seed_ci95):
-                axes.plot([row.accuracy - row.seed_ci95, row.accuracy + row.seed_ci95], [height, height], color=colour, linewidth=1.6)
+                axes.plot([row.accuracy - row.seed_ci95, row.accuracy + row.seed_ci95], [height, height], color=colour, linewidth=1.6,
+                          alpha=0.8)
             axes.plot(row.accuracy, height, "o", color=colour, markersize=7)
             if row.published is not None:
                 axes.plot(row.published, height, "o", mfc="none", mec=colour, markersize=9, markeredgewidth=1.4)
@@ -202,10 +215,7 @@ def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
         axes.set_ylim(heights[-1] + 0.8, heights[0] - 0.8)
         axes.grid(axis="x")
         axes.set_xlabel("accuracy over chips, %")
-        band = _with_seeds(here).replace("no band", "no interval").replace("band", "line")
-        axes.set_title(f"{panel}, sigma {sigma:g}: filled: ours ({band}; small dots: seeds)\nhollow: published",
-                       fontsize=10, loc="left")
-
-
-def _family(row: Row) -> tuple:
-    return rank(row.variant)[:2]
+        axes.set_title(f"{panel}, sigma {sigma:g}", fontsize=10, loc="left")
+    interval = _with_seeds(rows).replace("no band", "no interval").replace("band", "line")
+    figure.suptitle(f"Accuracy over programmed chips. Filled: ours ({interval};\nsmall dots: the seeds). Hollow: published.",
+                    fontsize=11, x=0.01, ha="left")

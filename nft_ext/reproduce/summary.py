@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,8 @@ class Row:
 
     accuracy: mean over seeds and chips. seed_ci95: half-width of its 95 % interval over training seeds, NaN with one.
     noise_ci95: the same over chips, for the networks at hand. per_seed: mean over chips, one a seed.
-    clean: noise off, quantized weights. ekl, ece: means over seeds; ekl over those with anything right. ekl_ci95: over
-    seeds. published, published_ekl: the paper's, None where it has none (its EKL is of an unstated model).
+    clean: noise off, quantized weights. ekl, ece: means over seeds; ekl over those with anything right. ekl_per_seed:
+    NaN where nothing was right. published, published_ekl: the paper's, None where it has none (its EKL is of an unstated model).
     trained_sigma: None without noise.
     """
 
@@ -40,8 +41,7 @@ class Row:
     clean: float
     clean_per_seed: tuple[float, ...]
     ekl: float
-    ekl_ci95: float
-    ekl_seeds: int
+    ekl_per_seed: tuple[float, ...]
     ece: float
     chips: int
     images: int
@@ -80,11 +80,20 @@ class Comparison:
 
 
 def rank(variant: str) -> tuple:
-    """Sort key: methods in the order of the paper's figures, each followed by its own variants."""
+    """Sort key: methods in the order of the paper's figures; of each its variants, then numbers of feedbacks, then pretrained ones.
+
+    The first two entries name the group.
+    """
     base, _, rest = variant.partition(" ")
     place = ORDER.index(base) if base in ORDER else len(ORDER)
-    numbers = tuple(int(part) for part in "".join(c if c.isdigit() else " " for c in rest).split())
-    return place, rest.rstrip("0123456789/ epochs"), numbers, variant
+    group = 1 if rest.startswith("n=") else 2 if rest.startswith("pretrained") else 0
+    numbers = tuple(int(digits) for digits in re.findall(r"\d+", rest)) if group else ()
+    return place, group, numbers, variant
+
+
+def _panel_rank(panel: str) -> tuple:
+    known = list(published.facts()["accuracy_percent"])
+    return (known.index(panel) if panel in known else len(known)), panel
 
 
 def rows(cells: Sequence[dict[str, Any]]) -> list[Row]:
@@ -102,7 +111,7 @@ def rows(cells: Sequence[dict[str, Any]]) -> list[Row]:
                 fail("cells", "must hold one cell a panel, variant, sigma and seed",
                      f"{line[config['seed']][0]['key']} and {cell['key']}")
             line[config["seed"]] = (cell, point)
-    order = sorted(together, key=lambda key: (key[0], key[1], rank(key[2])))
+    order = sorted(together, key=lambda key: (_panel_rank(key[0]), key[1], rank(key[2])))
     return [_row(*key, [together[key][seed] for seed in sorted(together[key])]) for key in order]
 
 
@@ -113,14 +122,14 @@ def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]])
             fail("cells", "must be of one configuration within a line but for the seed", f"{first['key']} and {cell['key']}")
     accuracy = over_seeds([point["accuracy"] for _, point in found])
     clean = [100 * cell["clean"] for cell, _ in found]
-    ekl = [point["ekl"] for _, point in found if _is_number(point["ekl"])]
+    ekl = [math.nan if point["ekl"] is None else point["ekl"] for _, point in found]
+    known = [value for value in ekl if math.isfinite(value)]
     return Row(
         panel=panel, variant=variant, sigma=sigma, trained_sigma=first["config"]["sigma"],
         seeds=tuple(cell["config"]["seed"] for cell, _ in found), accuracy=100 * accuracy.mean,
         seed_ci95=100 * accuracy.seed_ci95, noise_ci95=100 * accuracy.noise_ci95,
         per_seed=tuple(100 * mean for mean in accuracy.seed_means), clean=float(np.mean(clean)), clean_per_seed=tuple(clean),
-        ekl=float(np.mean(ekl)) if ekl else math.nan, ekl_ci95=over_seeds(ekl).seed_ci95 if ekl else math.nan,
-        ekl_seeds=len(ekl), ece=float(np.mean([point["ece"] for _, point in found])), chips=accuracy.runs,
+        ekl=float(np.mean(known)) if known else math.nan, ekl_per_seed=tuple(ekl), ece=float(np.mean([point["ece"] for _, point in found])), chips=accuracy.runs,
         images=found[0][1]["images"], published=published.accuracy(panel, variant, sigma),
         published_ekl=published.ekl(variant, sigma),
     )
@@ -128,10 +137,6 @@ def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]])
 
 def _but_seed(cell: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in cell["config"].items() if name != "seed"}
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def standards(variant: str) -> tuple[str, ...]:

@@ -123,9 +123,9 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["panel", "variant", "sigma", "trained_sigma", "seeds", "accuracy", "seed_ci95", "noise_ci95", "clean", "ekl",
-                     "ekl_ci95", "ekl_seeds", "ece", "chips", "images", "published", "difference", "published_ekl", "per_seed"])
+                     "ece", "chips", "images", "published", "difference", "published_ekl", "per_seed"])
     for row in rows:
-        numbers = [row.accuracy, row.seed_ci95, row.noise_ci95, row.clean, row.ekl, row.ekl_ci95, row.ekl_seeds, row.ece,
+        numbers = [row.accuracy, row.seed_ci95, row.noise_ci95, row.clean, row.ekl, row.ece,
                    row.chips, row.images, row.published, row.difference, row.published_ekl]
         writer.writerow([row.panel, row.variant, row.sigma, "" if row.trained_sigma is None else row.trained_sigma,
                          " ".join(map(str, row.seeds)), *(_plain(x, "") for x in numbers),
