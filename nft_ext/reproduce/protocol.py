@@ -35,17 +35,16 @@ def machines(cells: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def differences(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """What of the cells' settings is not the paper's protocol, a sentence each; the last ones hold for every run of ours."""
+    """What of the cells' settings is not the paper's protocol, a sentence each; the last four hold for every run of ours."""
     found = []
     for panel in dict.fromkeys(cell["config"]["panel"] for cell in cells):
         here = [cell for cell in cells if cell["config"]["panel"] == panel]
-        found += [f"{panel}: {text}" for text in _of_panel(panel, here)]
-    runs = [n for n in values(cells, "runs") if n != RUNS]
-    if runs:
-        found.append(f"{_words(runs)} chips a point, the paper {RUNS}")
-    seeds = len(values(cells, "seed"))
-    found.append(f"{seeds} training seed{'s' if seeds > 1 else ''}; the paper states one network a point, and an interval over chips alone")
+        if unlike := _of_panel(panel, here):
+            found.append(f"{panel}: {', '.join(unlike)}")
+    if runs := [n for n in values(cells, "runs") if n != RUNS]:
+        found.append(f"{_words(runs)} chips a point (the paper {RUNS})")
     return found + [
+        "an interval over training seeds, and one over chips; the paper's +-0.01 is over chips alone",
         "the best epoch is chosen on a validation split of the training images, on chips of its own; the published code chooses on the test set",
         "the weights are quantized to their codes; the published code does not quantize them",
         "OVF's larger sigma reaches every layer (but for the line \"ovf published\")",
@@ -66,10 +65,10 @@ def _of_panel(panel: str, cells: Sequence[dict[str, Any]]) -> list[str]:
         if name == "epochs":  # pretrained variants are trained longer or shorter on purpose
             seen = list(dict.fromkeys(c["config"]["epochs"] for c in cells if not c["config"].get("pretrained")))
         if other := [value for value in seen if value != usual]:
-            found.append(f"{name.replace('_', ' ')} {_words(other)}, the paper {_words([usual])}")
+            found.append(f"{name.replace('_', ' ')} {_words(other)} (the paper {_words([usual])})")
     for name, what in (("train_images", "training images"), ("test_images", "test images")):
         if some := [value for value in values(cells, name) if value is not None]:
-            found.append(f"{_words(some)} {what}, the paper all")
+            found.append(f"{_words(some)} {what} (the paper all)")
     return found
 
 

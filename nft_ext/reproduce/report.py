@@ -69,7 +69,7 @@ def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, comman
                 "versions": machines(cells), "notes": notes, "rows": table, "comparisons": found, "convergence": counts},
                out / f"{experiment}.json")
     sections = _sections(cells, [picture for _, picture in plots], results, tests, shares, notes, command, settings)
-    lead = [f"Published numbers: {published.REFERENCE}.", _progress(cells, settings)]
+    lead = [f"Published numbers: {published.REFERENCE}.", f"{_progress(cells, settings)}."]
     write_atomically(out / f"{experiment}.html", page(title, lead, sections).encode())
     write_atomically(out / f"{experiment}.txt", (text + "\n").encode())
     return text
@@ -87,8 +87,9 @@ def _plots(experiment: str, table: Sequence[Row], counts: Sequence[Converged]) -
 
 def _progress(cells: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     finished, whole = settings.get("finished", len(cells)), settings.get("cells", len(cells))
-    state = "all" if finished == whole else f"{finished} of"
-    return f"{state} {whole} cells are finished (a cell: one network, trained and measured); they took {duration(seconds(cells))} of work."
+    missing = "" if finished == whole else "; what is still to be computed is \"-\" in the tables"
+    return (f"{finished} of {whole} cells (networks trained and measured) are finished, {duration(seconds(cells))} of "
+            f"work{missing}")
 
 
 def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row], found: Sequence[Comparison],
@@ -119,9 +120,10 @@ def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row
 
 def _text(title: str, tables: Sequence[Table], notes: Sequence[str], cells: Sequence[dict[str, Any]]) -> str:
     parts = [title, *("\n" + str(table) for table in tables), ""]
-    for heading, texts in (("note", notes), ("not the paper's protocol", differences(cells))):
+    for heading, texts in (("How to read it", notes), ("What differs from the paper's protocol", differences(cells))):
+        parts.append(heading)
         for text in texts:
-            parts += textwrap.wrap(f"{heading}: {text}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+            parts += textwrap.wrap(f"- {text}", WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return "\n".join(parts)
 
 
