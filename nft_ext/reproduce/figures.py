@@ -70,7 +70,7 @@ def _style(theme: Theme) -> dict[str, Any]:
         "font.size": 10, "axes.edgecolor": theme.faint, "axes.labelcolor": theme.ink, "text.color": theme.ink, "xtick.color": theme.ink,
         "ytick.color": theme.ink, "axes.facecolor": theme.ground, "figure.facecolor": theme.ground, "savefig.facecolor": theme.ground,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": theme.grid,
-        "grid.linewidth": 0.6, "axes.axisbelow": True, "svg.hashsalt": "nft_ext", "legend.frameon": False,
+        "grid.linewidth": 0.6, "axes.axisbelow": True, "svg.hashsalt": "nft_ext", "legend.frameon": False, "text.parse_math": False,
     }
 
 
@@ -156,6 +156,7 @@ def _ekl(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
 
     for panel, axes in _sweep(figure, rows, theme, "ekl", reach, "published_ekl"):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         seen = [v for row in rows if row.panel == panel for v in (row.ekl, row.published_ekl) if v is not None and v > 0]
         if seen:
             axes.set_ylim(min(seen) / 2, max(seen) * 2)

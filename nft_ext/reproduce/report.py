@@ -100,7 +100,9 @@ def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row
         notes.append(f"some lines have fewer than the {most} training seeds of others; comparisons use the seeds both have")
     if most == 1:
         notes.append(NO_CLAIM)
-    elif found:
+    elif any(len(one.seeds) == 1 for one in found):
+        notes.append(f"a difference without an interval rests on {NO_CLAIM}")
+    if any(len(one.seeds) > 1 for one in found):
         notes.append("comparisons: the replicates are training seeds, paired (same initial weights, same batches); p two-sided, paired t; "
                      "p (Holm) adjusts it for all comparisons of this report")
     notes.append("+-seeds: 95 % half-width over training seeds, about the method. +-chips: the same over chips, about these networks only; the "
