@@ -50,6 +50,13 @@ def test_evaluate_sweeps_several_sigmas(checkpoint, tmp_path, capsys):
     assert (tmp_path / "noise.png").exists()
 
 
+def test_evaluate_with_slices_and_a_target(checkpoint, capsys):
+    arguments = ["evaluate", str(checkpoint), "--limit", "20", "--protocol", "stratified", "--slice-images", "5"]
+    assert main([*arguments, "--target-ci", "0.001", "--max-runs", "70"]) == 0
+    out = capsys.readouterr().out
+    assert "70 runs x 5 of 20 images" in out and "not reached with max_runs = 70" in out
+
+
 def test_evaluate_takes_a_measured_table(checkpoint, tmp_path, capsys):
     table = tmp_path / "levels.csv"
     table.write_text("level,mean,std\n0,0.0,0.05\n1,1.02,0.1\n2,1.97,0.1\n3,2.9,0.05\n")
@@ -60,6 +67,7 @@ def test_evaluate_takes_a_measured_table(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, words", [
     (["--runs", "1"], ["runs", "1"]),
     (["--sigma", "-0.1"], ["sigma", "-0.1"]),
+    (["--target-ci", "0"], ["target_ci", "above 0"]),
     (["--device-bits", "3"], ["weight_bits", "8"]),
     (["--dataset", "mnist", "--data-dir", "/no/such/folder"], ["/no/such/folder"]),
     (["--table", "/no/such/table.csv"], ["/no/such/table.csv"]),
