@@ -6,16 +6,19 @@ from nft_ext.montecarlo.evaluate import monte_carlo
 from nft_ext.montecarlo.plots import plot_sweep
 from nft_ext.montecarlo.report import MonteCarloReport
 from nft_ext.montecarlo.statistic import Quantile, RunStatistic, Worst
-from nft_ext.montecarlo.sweep import sigma_sweep
+from nft_ext.montecarlo.sweep import sigma_sweep, sweep
+from nft_ext.montecarlo.sweep_result import Sweep
 
 __all__ = [
     "MonteCarloReport",
     "Quantile",
     "RunStatistic",
+    "Sweep",
     "Worst",
     "calibrate",
     "monte_carlo",
     "plot_sweep",
     "sigma_sweep",
+    "sweep",
     "sweep_table",
 ]

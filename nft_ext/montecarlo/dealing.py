@@ -11,7 +11,7 @@ import json
 import time
 from typing import Callable, Iterator
 
-from nft_ext.montecarlo.ranks import POLL, Team
+from nft_ext.montecarlo.ranks import POLL, RanksError, Team
 from nft_ext.montecarlo.rows import Row
 
 Compute = Callable[[int], list[Row]]  # the rows of the pass that begins with a draw
@@ -21,7 +21,7 @@ def deal(team: Team, name: str, starts: list[int], compute: Compute) -> Iterator
     """Rank 0: the rows of every pass in `starts`, as they arrive. Other ranks: nothing; they work until all is done.
 
     name: of this call, the same on all ranks. compute must give the same rows on every rank.
-    Raises KeyboardInterrupt on rank 0 if another rank was interrupted, RuntimeError if one stopped with an error.
+    Raises KeyboardInterrupt on rank 0 if another rank was interrupted, RanksError if one stopped with an error.
     """
     return _lead(team, name, starts, compute) if team.main else _follow(team, name, compute)
 
@@ -56,7 +56,7 @@ def _ticket(team: Team, name: str) -> int | None:
         if ticket < team.add(f"{name}/issued", 0):
             return ticket
         if not team.alive(0):
-            raise RuntimeError(f"ranks: rank 0 is gone (silent for {team.timeout:g} s); chips in a resume file stay there")
+            raise RanksError(f"ranks: rank 0 is gone (silent for {team.timeout:g} s); chips in a resume file stay there")
         time.sleep(POLL)
     return None
 

@@ -106,7 +106,7 @@ def monte_carlo(
 
     Raises, before any chip is evaluated: TypeError or ValueError that names the argument, the rule
     and the value; a model without noisy layers, or with NaN or infinite weights, is among them, and ranks with different
-    arguments. OSError if the resume file is in use or cannot be written; RuntimeError if another rank failed.
+    arguments. OSError if the resume file is in use or cannot be written; RanksError if another rank failed.
     """
     asked = checked(runs=runs, seed=seed, sigma=sigma, protocol=protocol, slice_images=slice_images, target_ci=target_ci,
                     min_runs=min_runs, max_runs=max_runs, metrics=metrics, chips_per_pass=chips_per_pass,

@@ -31,6 +31,10 @@ CHUNK = 1 << 20  # bytes of one value; the store refuses a few times as many
 _team: Team | None = None
 
 
+class RanksError(RuntimeError):
+    """Another rank failed, or is gone."""
+
+
 def team_of(ranks: bool | None) -> Team | None:
     """The processes to share the work with, None for this one alone.
 
@@ -140,7 +144,7 @@ class Team:
         try:
             return getattr(self._store, operation)(*arguments)
         except RuntimeError as error:  # of torch.distributed: the connection is gone
-            raise RuntimeError(f"ranks: rank {self.rank} no longer reaches the store that ranks talk through (has rank 0 or torchrun "
+            raise RanksError(f"ranks: rank {self.rank} no longer reaches the store that ranks talk through (has rank 0 or torchrun "
                                f"ended?); chips in a resume file stay there ({str(error).splitlines()[0]})") from error
 
     # ---- who is there
@@ -175,13 +179,13 @@ class Team:
     def wait(self, name: str) -> str:
         """What rank 0 sets under `name`, once it has.
 
-        Raises RuntimeError if another rank stopped with an error, or rank 0 is gone.
+        Raises RanksError if another rank stopped with an error, or rank 0 is gone.
         """
         while not self.has(name):
             if self.has("stop") and not self.has(name):  # set both, the one waited for says more
                 self.check()
             if not self.alive(0):
-                raise RuntimeError(f"ranks: rank 0 is gone (silent for {self.timeout:g} s); chips in a resume file stay there")
+                raise RanksError(f"ranks: rank 0 is gone (silent for {self.timeout:g} s); chips in a resume file stay there")
             time.sleep(POLL)
         return self.get(name)
 
@@ -197,35 +201,43 @@ class Team:
         facts: JSON-able, what must be the same. Rank 0 goes on without ranks that do not arrive.
         """
         facts = json.loads(json.dumps(facts))
+        self.set(f"facts/{self.rank}", json.dumps(facts))
         if self.main:
-            self.set("facts/0", json.dumps(facts))
+            deadline = time.monotonic() + self.timeout * JOIN
             for rank in range(1, self.size):
-                while not self.has(f"facts/{rank}") and self.alive(rank):
-                    self.check()
-                    time.sleep(POLL)
-                if not self.has(f"facts/{rank}"):
-                    warnings.warn(f"ranks: rank {rank} does not take part (not heard of in time; ranks=False lets a rank evaluate "
-                                  "alone); going on without it", stacklevel=2)
-                    continue
-                if found := differences(facts, json.loads(self.get(f"facts/{rank}"))):
-                    text = "; ".join(f"{name}: {a} on rank 0, {b} on rank {rank}" for name, a, b in found)
+                self._await_facts(rank, deadline)
+                if self.has(f"facts/{rank}") and (text := self._difference(facts, rank)):
                     self.set("differ", text)
                     break
             self.set("compared", "")
         else:
-            self.set(f"facts/{self.rank}", json.dumps(facts))
             self.wait("compared")
+            if not self.has("differ") and (text := self._difference(json.loads(self.get("facts/0")), self.rank)):
+                self.set("differ", text)  # came too late to be compared by rank 0
         if self.has("differ"):
             fail("ranks", "must be called with the same arguments", self.get("differ"))
+
+    def _await_facts(self, rank: int, deadline: float) -> None:
+        while not self.has(f"facts/{rank}"):
+            self.check()
+            if not self.alive(rank) or time.monotonic() > deadline:
+                warnings.warn(f"ranks: rank {rank} does not take part (not heard of in time; ranks=False lets one rank evaluate "
+                              "by itself); going on without it", stacklevel=4)
+                return
+            time.sleep(POLL)
+
+    def _difference(self, facts: dict[str, Any], rank: int) -> str:
+        found = differences(facts, json.loads(self.get(f"facts/{rank}")))
+        return "; ".join(f"{name}: {a} on rank 0, {b} on rank {rank}" for name, a, b in found)
 
     def stop(self, reason: str) -> None:
         """Tells the others that this rank ends with an error."""
         self.set("stop", f"rank {self.rank} stopped: {reason}")
 
     def check(self) -> None:
-        """Raises RuntimeError if another rank stopped with an error."""
+        """Raises RanksError if another rank stopped with an error."""
         if self.has("stop"):
-            raise RuntimeError(f"ranks: {self.get('stop')}")
+            raise RanksError(f"ranks: {self.get('stop')}")
 
     def end(self) -> None:
         """Leaves the evaluation; rank 0 last, as the store may end with it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any, Callable
 
 import torch
@@ -14,7 +15,7 @@ from nft_ext.montecarlo.dealing import Compute, deal, share
 from nft_ext.montecarlo.images import read_data
 from nft_ext.montecarlo.journal import Journal
 from nft_ext.montecarlo.node_data import NodeData
-from nft_ext.montecarlo.ranks import team_of
+from nft_ext.montecarlo.ranks import RanksError, team_of
 from nft_ext.montecarlo.rows import Row
 
 
@@ -60,7 +61,7 @@ class Session:
             if kind is not None and not self._team.has("stop"):
                 self._team.stop(str(error) or kind.__name__)
             self._team.end()
-        except RuntimeError:
+        except RanksError:
             if kind is None:
                 raise
 
@@ -70,6 +71,11 @@ class Session:
             return read_data(data)
         self._data = NodeData(self._team, data)
         return self._data.inputs, self._data.labels
+
+    def meet(self) -> None:
+        """Waits until all ranks are here."""
+        if self._team is not None:
+            self._team.check_same({})
 
     def device(self, device: torch.device | str | None) -> torch.device | str | None:
         """`device`, "cuda" being each rank's own GPU of its machine."""
@@ -152,3 +158,17 @@ class Session:
         if self._team is not None:
             return deal(self._team, name, starts, compute)
         return (compute(start) for start in starts)
+
+
+def read_together(data, ranks: bool | None) -> tuple[Tensor, Tensor]:
+    """`read_data(data)`, once a machine where there are other ranks; for several evaluations of the same data."""
+    with Session(None, ranks) as session:
+        found = session.read(data)
+        session.meet()
+    return found
+
+
+def main_rank_makes(folder: Path, ranks: bool | None) -> None:
+    """Makes a folder, if it is not there, where files are written: on rank 0."""
+    if Session(None, ranks).main:
+        folder.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,77 @@
-"""Accuracy against sigma: the same chips at every point, so that a curve moves with sigma alone."""
+"""Accuracy against sigma, of several networks on several devices: the same chips at every point, so that differences are narrow."""
 
 from __future__ import annotations
 
-from typing import Sequence
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Sequence
 
 from torch import nn
 
 from nft_ext.checks import fail, number
+from nft_ext.conversion import convert
+from nft_ext.device import NVMDevice
+from nft_ext.layers import noisy_layers
 from nft_ext.montecarlo.evaluate import monte_carlo
 from nft_ext.montecarlo.images import read_data
 from nft_ext.montecarlo.report import MonteCarloReport
+from nft_ext.montecarlo.session import main_rank_makes, read_together
+from nft_ext.montecarlo.subject import check_model
+from nft_ext.montecarlo.sweep_result import Curve, Sweep
+
+
+def sweep(
+    models: nn.Module | Mapping[str, nn.Module],
+    data,
+    sigmas: Sequence[float],
+    devices: NVMDevice | Mapping[str, NVMDevice] | None = None,
+    *,
+    runs: int = 200,
+    seed: int = 0,
+    resume: str | os.PathLike | None = None,
+    **options: Any,
+) -> Sweep:
+    """Every network on every device at every sigma, on common random chips.
+
+    All points draw the chips 0 .. runs-1 of `seed`: layers of the same name have the same normals, whatever the network's
+    weights, the device and sigma are. So two curves are compared chip by chip (`Sweep.paired`).
+
+    models: a network, or name -> network; converted ones (`nft.convert`), or plain ones where `devices` is given.
+    data: as `monte_carlo` takes it; read once. sigmas: distinct, in the convention of the devices, which must be one.
+    devices: a device, or name -> device, to put the networks on; their sigmas play no part. None: each network's own.
+    resume: a folder (made if need be) with one journal a point; a sweep that was stopped goes on from it.
+    options: further arguments of `monte_carlo`. slice_images="auto" is settled at the first point and kept.
+
+    Points are done sigma by sigma. An interrupt ends the sweep: the points so far are returned, the last marked `interrupted` if
+    it had at least two runs; with nothing to return it is passed on.
+    Raises TypeError or ValueError, before any chip is evaluated, for bad models, sigmas or devices, and what `monte_carlo` raises.
+    """
+    sigmas = _distinct("sigmas", [number("sigmas", sigma, 0.0) for sigma in sigmas])
+    curves = _curves(_named("models", models, nn.Module), devices)
+    if "sigma" in options:
+        fail("sigma", "must be given as sigmas", options["sigma"])
+    files = _files(resume, curves, sigmas, options.get("ranks"))
+    data = read_together(data, options.get("ranks"))
+    found = Sweep(curves)
+    for sigma in sigmas:
+        for curve in curves:
+            try:
+                report = monte_carlo(curve.model, data, runs=runs, seed=seed, sigma=sigma, resume=files.get((curve.name, sigma)),
+                                     **options)
+            except KeyboardInterrupt:
+                if not found.reports:
+                    raise
+                found.interrupted = True
+                return found
+            curve.reports.append(report)
+            if report.slice_images is not None:
+                options["slice_images"] = report.slice_images  # the same slices at every point
+            if report.interrupted:
+                found.interrupted = True
+                return found
+    return found
 
 
 def sigma_sweep(
@@ -39,3 +101,67 @@ def sigma_sweep(
         if reports[-1].interrupted:
             break
     return reports
+
+
+def _named(argument: str, given, kind: type) -> dict[str, Any]:
+    """name -> object; one without a name is called ""."""
+    found = dict(given) if isinstance(given, Mapping) else {"": given}
+    if not found:
+        fail(argument, "must name at least one", "none")
+    for name, value in found.items():
+        if not isinstance(value, kind) or not isinstance(name, str):
+            fail(argument, f"must be one {kind.__name__}, or names of several", f"{name!r}: {type(value).__name__}", kind=TypeError)
+    return found
+
+
+def _curves(models: dict[str, nn.Module], devices) -> list[Curve]:
+    """One a network and device."""
+    named = {"": None} if devices is None else _named("devices", devices, NVMDevice)
+    curves = []
+    for model_name, model in models.items():
+        for device_name, device in named.items():
+            placed = model if device is None else _on(model, device)
+            check_model(placed)
+            name = ", ".join(filter(None, (model_name, device_name))) or "network"
+            curves.append(Curve(name, model_name, device_name, placed, []))
+    conventions = {layer.nvm.describe()["relative_to"] for curve in curves for layer in noisy_layers(curve.model).values()}
+    if len(conventions) > 1:
+        fail("devices", "must mean the same by sigma, to share an axis", f"sigma relative to {', '.join(sorted(conventions))}")
+    return curves
+
+
+def _on(model: nn.Module, device: NVMDevice) -> nn.Module:
+    """A copy on `device`: of a converted network the same layers are noisy, of a plain one all."""
+    if not noisy_layers(model):
+        return convert(model, device)
+    model = copy.deepcopy(model)
+    for layer in noisy_layers(model).values():
+        enabled = layer.noise_enabled
+        layer.attach(device, layer.name, layer.stream)
+        layer.set_enabled(enabled)
+    return model
+
+
+def _distinct(argument: str, values: list) -> list:
+    if not values or len(set(values)) < len(values):
+        fail(argument, "must name at least one value, each once", values)
+    return values
+
+
+def _files(resume, curves: list[Curve], sigmas: list[float], ranks: bool | None) -> dict[tuple[str, float], Path]:
+    """The journal of every point, in a folder that exists."""
+    if resume is None:
+        return {}
+    folder = Path(resume)
+    if folder.exists() and not folder.is_dir():
+        fail("resume", "must be a folder, with a journal a point", str(folder))
+    main_rank_makes(folder, ranks)
+    files = {}
+    for curve in curves:
+        stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in curve.name)
+        for sigma in sigmas:
+            file = folder / f"{stem}-sigma{sigma!r}.jsonl"
+            if file in files.values():
+                fail("models", "must have names that differ in letters and digits, to give files their names", curve.name)
+            files[curve.name, sigma] = file
+    return files

@@ -1,0 +1,142 @@
+"""What a sweep found: curves over sigma, and their differences on common chips."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from nft_ext.checks import fail
+from nft_ext.metrics import Paired, paired
+from nft_ext.montecarlo.curves import sweep_table
+from nft_ext.montecarlo.report import MonteCarloReport
+from nft_ext.montecarlo.text import align
+
+FORMAT = "nft_ext.sweep/1"
+COMPARED = "on common chips; replicates are chips, so this compares these checkpoints, not the methods that trained them"
+
+
+@dataclass
+class Curve:
+    """One network on one device. name: of both. reports: one a sigma, in the order given."""
+
+    name: str
+    model_name: str
+    device_name: str
+    model: nn.Module
+    reports: list[MonteCarloReport]
+
+
+@dataclass
+class Sweep:
+    """What `sweep` found; `str(sweep)` is a table of all curves.
+
+    curves: one a network and device. interrupted: True if stopped before the last point.
+    """
+
+    curves: list[Curve]
+    interrupted: bool = field(default=False)
+
+    @property
+    def reports(self) -> dict[str, list[MonteCarloReport]]:
+        """name -> reports, of the curves that have any."""
+        return {curve.name: curve.reports for curve in self.curves if curve.reports}
+
+    def curve(self, name: str) -> list[MonteCarloReport]:
+        """The reports of one curve; raises ValueError for an unknown name."""
+        if name not in self.reports:
+            fail("name", f"must be one of {', '.join(self.reports)}", name)
+        return self.reports[name]
+
+    def paired(self, a: str, b: str, metric: str = "accuracy") -> dict[float, Paired]:
+        """Curve `a` minus curve `b` chip by chip: sigma -> mean difference, interval, t test and Wilcoxon's signed rank test.
+
+        Of every sigma that both have, over the chips that both have. The replicates are chips: the outcome speaks about
+        these two checkpoints over all chips of their device, and not about the methods that trained them, which takes several
+        trainings of each (`nft.metrics.compare_methods`). Chips on which a metric has no value (EKL with nothing right) are
+        left out. Under "stratified" a chip's two figures are on the same slice, and the interval is too wide rather than too
+        narrow, as whole tilings vary less than independent slices.
+
+        Raises ValueError for an unknown name, and for slices that differ between the two.
+        """
+        found = {}
+        others = {report.sigma: report for report in self.curve(b)}
+        for one in self.curve(a):
+            other = others.get(one.sigma)
+            if other is None:
+                continue
+            if one.slice_images != other.slice_images:
+                fail("slice_images", "must be the same for both curves", f"{one.slice_images} and {other.slice_images}")
+            x, y = (report._statistic(metric).per_run[: min(one.runs, other.runs)] for report in (one, other))
+            both = ~np.isnan(x) & ~np.isnan(y)
+            if both.sum() >= 2:
+                found[one.sigma] = paired(x[both], y[both])
+        return found
+
+    def table(self) -> str:
+        """Mean accuracy of all curves, one row a sigma."""
+        return sweep_table(self.reports)
+
+    __str__ = table
+
+    def differences_table(self, baseline: str | None = None) -> str:
+        """Every other curve minus `baseline` (default: the first), in points of accuracy, with tests."""
+        baseline = next(iter(self.reports)) if baseline is None else baseline
+        self.curve(baseline)
+        rows = [["curve", "sigma", "difference, points", "+- 95 %", "t test p", "Wilcoxon p", "chips"]]
+        for name in self.reports:
+            for sigma, d in self.paired(name, baseline).items() if name != baseline else ():
+                rows.append([name, f"{sigma:g}", f"{100 * d.mean:+.3f}", f"{100 * d.ci95:.3f}", f"{d.p_t:.2g}", f"{d.p_wilcoxon:.2g}",
+                             str(d.n)])
+        return "\n".join([f"accuracy minus that of {baseline}, {COMPARED}", *align(rows)])
+
+    def plot(self, path: str | os.PathLike, title: str = "Accuracy over programmed chips") -> None:
+        """Writes a figure: a line a curve over sigma, with 95 % bands; PNG, PDF or SVG by the suffix of `path`.
+
+        Raises ImportError, with the command that mends it, without matplotlib.
+        """
+        from nft_ext.montecarlo.plots import plot_sweep
+
+        plot_sweep(self.reports, path, title)
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Writes one row a point; accuracies are fractions, std is over chips."""
+        names = sorted({name for reports in self.reports.values() for report in reports for name in report.statistics})
+        figures = ("mean", "ci95", "std")
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["model", "device", "sigma", "seed", "runs", "images", "slice_images", "interrupted",
+                             *(f"{name}_{figure}" for name in names for figure in figures), "ece"])
+            for curve in self.curves:
+                for report in curve.reports:
+                    found = [repr(getattr(report.statistics[name], figure)) for name in names for figure in figures]
+                    writer.writerow([curve.model_name, curve.device_name or report.nvm[0]["device"]["name"], repr(report.sigma),
+                                     report.seed, report.runs, report.images, report.slice_images or report.images,
+                                     report.interrupted, *found, repr(report.ece)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it: the reports whole, and every curve's differences from the first."""
+        first = next(iter(self.reports), None)
+        differences = [
+            {"curve": name, "baseline": first, "sigma": sigma, "metric": "accuracy", **_finite(d)}
+            for name in self.reports if name != first
+            for sigma, d in self.paired(name, first).items()
+        ]
+        curves = [{"name": c.name, "model": c.model_name, "device": c.device_name, "reports": [r.to_dict() for r in c.reports]}
+                  for c in self.curves]
+        return {"format": FORMAT, "interrupted": self.interrupted, "curves": curves, "differences": differences,
+                "differences_are": COMPARED}
+
+    def to_json(self, path: str | os.PathLike) -> None:
+        """Writes `to_dict()` to a file."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(found: Paired) -> dict[str, Any]:
+    return {name: value if np.isfinite(value) else None for name, value in vars(found).items()}
