@@ -14,6 +14,7 @@ from nft_ext.reproduce.convergence import Converged
 from nft_ext.reproduce.summary import Row, rank
 from nft_ext.reproduce.tables import label
 
+FEW = 5  # sigmas
 CHANCE = {"mnist": 10.0, "digits": 10.0, "cifar10": 10.0, "cifar100": 1.0, "tinyimagenet": 0.5}  # percent
 MARKERS = {"vanilla": "v", "noise": "s", "control": "D", "control-ovf": "D", "control-irs": "d", "censored": "P", "correctnet": "X",
            "ovf": "o", "irs": "^"}
@@ -92,22 +93,30 @@ def _grid(figure: Any, rows: Sequence[Row]) -> list[tuple[str, Any]]:
 
 def _sweep(figure: Any, rows: Sequence[Row], theme: Theme, value: str, band: Callable[[Row], tuple[float, float]],
            published: str) -> list[tuple[str, Any]]:
-    """Every method's line over sigma, with its band (low, high), and the published points."""
+    """Every method's line over sigma with its reach (low, high), and the published points.
+
+    At few sigmas the lines stand side by side with a bar a point; bands of lines that nearly coincide hide each other.
+    """
     places = _grid(figure, rows)
     variants = sorted({row.variant for row in rows}, key=rank)
     for panel, axes in places:
-        for variant in variants:
+        sigmas = sorted({row.sigma for row in rows if row.panel == panel})
+        apart = 0.011 * (sigmas[-1] - sigmas[0] or 1.0) if len(sigmas) <= FEW else 0.0
+        for place, variant in enumerate(variants):
             line = sorted((row for row in rows if (row.panel, row.variant) == (panel, variant)), key=lambda row: row.sigma)
             sigma, mean = (np.array([getattr(row, name) for row in line], float) for name in ("sigma", value))
             low, high = np.array([band(row) for row in line], float).reshape(-1, 2).T
             colour, marker = theme.colour(variant), MARKERS.get(variant, "o")
-            axes.fill_between(sigma, low, high, color=colour, alpha=0.16, linewidth=0)
-            axes.plot(sigma, mean, color=colour, marker=marker, markersize=5, linewidth=1.7, label=NAMES.get(variant, variant))
-            paper = [(row.sigma, getattr(row, published)) for row in line if getattr(row, published) is not None]
+            at = sigma + apart * (place - (len(variants) - 1) / 2)
+            if apart:
+                axes.vlines(at, low, high, color=colour, linewidth=1.4, alpha=0.8)
+            else:
+                axes.fill_between(at, low, high, color=colour, alpha=0.16, linewidth=0)
+            axes.plot(at, mean, color=colour, marker=marker, markersize=5, linewidth=1.7, label=NAMES.get(variant, variant))
+            paper = [(x, getattr(row, published)) for x, row in zip(at, line) if getattr(row, published) is not None]
             if paper:
                 axes.plot(*zip(*paper), marker, mfc="none", mec=colour, markersize=8, markeredgewidth=1.3)
         axes.set_title(panel, loc="left", fontsize=10)
-        sigmas = sorted({row.sigma for row in rows if row.panel == panel})
         if len(sigmas) <= 10:
             axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas])
         axes.set_xlabel("device sigma, of the maximal conductance")
@@ -128,13 +137,15 @@ def _legend(figure: Any, axes: Any, theme: Theme, paper: bool) -> None:
 def _with_seeds(rows: Sequence[Row], what: str = "95 %") -> str:
     seeds = sorted({len(row.seeds) for row in rows})
     if seeds == [1]:
-        return "one training seed: no band"
-    return f"band: {what} over {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]}'} training seeds"
+        return "one training seed: no interval"
+    return f"{what} over {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]}'} training seeds"
 
 
 def _accuracy(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
     def interval(row: Row) -> tuple[float, float]:
-        return row.accuracy - row.seed_ci95, row.accuracy + row.seed_ci95  # NaN with one seed: nothing is drawn
+        if not math.isfinite(row.seed_ci95):
+            return math.nan, math.nan  # one seed: nothing is drawn
+        return max(0.0, row.accuracy - row.seed_ci95), min(100.0, row.accuracy + row.seed_ci95)
 
     for panel, axes in _sweep(figure, rows, theme, "accuracy", interval, "published"):
         here = [row for row in rows if row.panel == panel]
@@ -217,6 +228,6 @@ def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
         axes.grid(axis="x")
         axes.set_xlabel("accuracy over chips, %")
         axes.set_title(f"{panel}, sigma {sigma:g}", fontsize=10, loc="left")
-    interval = _with_seeds(rows).replace("no band", "no interval").replace("band", "line")
+    interval = _with_seeds(rows)
     figure.suptitle(f"Accuracy over programmed chips. Filled: ours ({interval};\nsmall dots: the seeds). Hollow: published.",
                     fontsize=11, x=0.01, ha="left")

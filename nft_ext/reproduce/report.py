@@ -25,9 +25,9 @@ TITLES = {
 # experiment -> plots, the first one being the PNG
 PLOTS = {"figure3": ("accuracy", "ekl"), "figure4": ("ekl", "accuracy"), "convergence": ("convergence",)}
 CAPTIONS = {
-    "accuracy": "Mean accuracy over programmed chips against the device sigma. Bands: 95 % interval over training seeds. Hollow "
+    "accuracy": "Mean accuracy over programmed chips against the device sigma. Bars or bands: 95 % interval over training seeds. Hollow "
                 "markers: published.",
-    "ekl": "Expected KL divergence of right answers against the device sigma, logarithmic. Bands: lowest to highest training "
+    "ekl": "Expected KL divergence of right answers against the device sigma, logarithmic. Bars or bands: lowest to highest training "
            "seed. Hollow markers: published, of a model and data set that the paper does not name.",
     "convergence": "Accuracy of every training. Crosses lie more than 5 points below their method's mean (short line); the "
                    "dashed line is 90 % of the highest clean accuracy.",
