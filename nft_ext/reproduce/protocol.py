@@ -48,8 +48,8 @@ def differences(cells: Sequence[dict[str, Any]]) -> list[str]:
         found.append(f"{_words(runs)} chips a point (the paper {RUNS})")
     return found + [
         "an interval over training seeds, and one over chips; the paper's +-0.01 is over chips alone",
-        "the best epoch is chosen on a validation split of the training images, on chips of its own; the published code "
-        "chooses on the test set",
+        "the best epoch is chosen on a validation split of the training images, on chips of its own; the "
+        "published code chooses on the test set",
         "the weights are quantized to their codes; the published code does not quantize them",
         "OVF's larger sigma reaches every layer (but for the line \"ovf published\")",
     ]

@@ -32,16 +32,16 @@ CAPTIONS = {
            "to highest training seed. Hollow markers: published, of a model and data set that the paper does not name.",
     "convergence": "Accuracy of every training. Crosses lie more than 5 points below their method's mean (short line); "
                    "the dashed line is 90 % of the highest clean accuracy.",
-    "variants": "Mean accuracy over programmed chips of each variant, with its 95 % interval over training seeds; small "
-                "dots: the seeds. Hollow: published."}
+    "variants": "Mean accuracy over programmed chips of each variant, with its 95 % interval over training seeds; "
+                "small dots: the seeds. Hollow: published."}
 
 
 def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, command: str,
                  settings: dict[str, Any]) -> str:
     """Writes OUT/EXPERIMENT.txt, .csv, .json, .png and .html from the finished cells, and returns the text.
 
-    Each file is written whole or not at all. A part of a grid will do: what is missing is shown as "-" and said. Without matplotlib the plots are left out, and
-    that is said too.
+    Each file is written whole or not at all. A part of a grid will do: what is missing is shown as "-" and said.
+    Without matplotlib the plots are left out, and that is said too.
 
     Args:
         experiment: names the files, and decides the plots ("figure3", "figure4", "convergence", or anything else: a
@@ -122,8 +122,8 @@ def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row
         notes.append("the paper's criterion compares a method with itself: one that fails every time passes it. p "
                      "against noise: Fisher's exact test, two-sided")
     if experiment in ("table2", "ablations") and any("pretrained" in row.variant for row in table):
-        notes.append("pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all of them; "
-                     "the line without it starts from scratch and has had fewer epochs in all")
+        notes.append("pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all of "
+                     "them; the line without it starts from scratch and has had fewer epochs in all")
     return notes
 
 
@@ -144,9 +144,9 @@ def _sections(cells: Sequence[dict[str, Any]], pictures: Sequence[Picture], resu
     sections.append(Section("Ours and the paper's", tables=results))
     if tests:
         sections.append(Section("OVF and IRS against noise injection and the control", tables=tests, paragraphs=[
-            "The control is noise injection with the logits scaled by the same 1/(N+1) and no feedback, at equal epochs: "
-            "that factor is a temperature inside the cross-entropy, and what OVF or IRS gains over noise injection but not over the "
-            "control is not owed to feedback."]))
+            "The control is noise injection with the logits scaled by the same 1/(N+1) and no feedback, at equal "
+            "epochs: that factor is a temperature inside the cross-entropy, and what OVF or IRS gains over noise "
+            "injection but not over the control is not owed to feedback."]))
     sections[0] = Section(sections[0].title, pictures=pictures, tables=sections[0].tables,
                           paragraphs=sections[0].paragraphs)
     run = {name: str(value) for name, value in settings.items() if name not in ("cells", "finished")}
