@@ -135,7 +135,7 @@ def test_variants_come_in_the_order_of_the_figures_with_numbers_counted():
 # ---- comparisons --------------------------------------------------------------------------------------------------
 
 def test_a_comparison_is_paired_over_shared_seeds_worked_out_by_hand():
-    """Differences 1, 2, 3, 4, 5 points: mean 3, t = 3 / (sqrt(2.5) / sqrt(5)) = 4.243, 4 degrees of freedom: p = 0.0132."""
+    """Differences 1 to 5 points: mean 3, t = 3 / (sqrt(2.5) / sqrt(5)) = 4.243, 4 degrees of freedom: p = 0.0132."""
     base = [0.80, 0.85, 0.83, 0.81, 0.84]
     ovf = [b + d for b, d in zip(base, (0.01, 0.02, 0.03, 0.04, 0.05))]
     found = comparisons(rows(line("noise", base) + line("ovf", ovf)))

@@ -122,8 +122,8 @@ def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row
         notes.append("the paper's criterion compares a method with itself: one that fails every time passes it. p "
                      "against noise: Fisher's exact test, two-sided")
     if experiment in ("table2", "ablations") and any("pretrained" in row.variant for row in table):
-        notes.append("pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all of "
-                     "them; the line without it starts from scratch and has had fewer epochs in all")
+        notes.append("pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all "
+                     "of them; the line without it starts from scratch and has had fewer epochs in all")
     return notes
 
 
