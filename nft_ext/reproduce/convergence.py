@@ -20,8 +20,9 @@ class Converged:
 
     relative: by the paper's criterion (5 points below the method's own mean). absolute: below 90 % of `clean`, in
     percent, the highest accuracy without noise among all trainings of the panel: a training that fails even without
-    noise cannot pass, and all methods meet one bar. p_relative, p_absolute: Fisher's exact test against noise injection, None for
-    itself or without it. paper: (non-converging, trainings); paper_interval: 95 % Clopper-Pearson of the paper's share that converged.
+    noise cannot pass, and all methods meet one bar. p_relative, p_absolute: Fisher's exact test against noise
+    injection, None for itself or without it. paper: (non-converging, trainings); paper_interval: 95 % Clopper-Pearson
+    of the paper's share that converged.
     """
 
     panel: str
@@ -39,9 +40,11 @@ class Converged:
 
 def converged(table: Sequence[Row]) -> list[Converged]:
     """One entry a row of `table`, in its order."""
-    clean = {panel: max(max(row.clean_per_seed) for row in table if row.panel == panel) for panel in {r.panel for r in table}}
+    clean = {panel: max(max(row.clean_per_seed) for row in table if row.panel == panel)
+             for panel in {r.panel for r in table}}
     judged = {}
     for row in table:
+        # The clips below take off what rounding put beyond 1.
         fractions = np.clip(np.array(row.per_seed) / 100, 0, 1)
         judged[row.panel, row.sigma, row.variant] = (convergence(fractions),
                                                      convergence(fractions, clean=min(1.0, clean[row.panel] / 100)))

@@ -10,7 +10,8 @@ from html import escape
 from nft_ext.reproduce.tables import ABSENT, Table
 
 CSS = """
-:root { color-scheme: light dark; --ground: #ffffff; --ink: #222222; --faint: #5f6368; --line: #dcdfe3; --card: #f5f6f8; }
+:root { color-scheme: light dark; --ground: #ffffff; --ink: #222222; --faint: #5f6368; --line: #dcdfe3;
+  --card: #f5f6f8; }
 @media (prefers-color-scheme: dark) {
   :root { --ground: #16181c; --ink: #e8e8e8; --faint: #a6abb2; --line: #33363c; --card: #1f2227; }
 }
@@ -31,7 +32,8 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 thead th { font-weight: 600; color: var(--faint); }
 td.text { text-align: left; white-space: normal; }
 .absent { color: var(--faint); }
-pre { background: var(--card); padding: .7rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { background: var(--card); padding: .7rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 """
 
 
@@ -66,7 +68,8 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
         if section.items:
             body.append("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in section.items) + "</ul>")
         if section.pairs:
-            lines = "".join(f"<tr><td>{escape(k)}</td><td class=\"text\">{escape(v)}</td></tr>" for k, v in section.pairs.items())
+            lines = "".join(f"<tr><td>{escape(k)}</td><td class=\"text\">{escape(v)}</td></tr>"
+                            for k, v in section.pairs.items())
             body.append(f'<div class="wide"><table><tbody>{lines}</tbody></table></div>')
         if section.code:
             body.append(f"<pre>{escape(section.code)}</pre>")
@@ -78,7 +81,8 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    light, dark = (f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for svg in (picture.light, picture.dark))
+    light, dark = (f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+                   for svg in (picture.light, picture.dark))
     return (f'<figure><div class="wide"><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
             f'<img src="{light}" alt="{escape(picture.caption)}"></picture></div>'
             f"<figcaption>{escape(picture.caption)}</figcaption></figure>")

@@ -14,7 +14,8 @@ RUNS = 200  # the paper's, of a Monte Carlo evaluation
 
 def conditions(cells: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Settings of the cells in words, name -> value or values."""
-    names = ("model", "dataset", "width", "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "precision", "train_images",
+    names = ("model", "dataset", "width", "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay",
+             "precision", "train_images",
              "test_images", "validation", "validation_chips", "runs", "device")
     found = {name: values(cells, name) for name in names}
     return {name.replace("_", " "): _words(seen) for name, seen in found.items() if seen}
@@ -26,16 +27,18 @@ def values(cells: Sequence[dict[str, Any]], name: str) -> list[Any]:
 
 
 def _words(seen: list[Any]) -> str:
-    return ", ".join("all" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in seen)
+    return ", ".join("all" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+                     for value in seen)
 
 
 def machines(cells: Sequence[dict[str, Any]]) -> list[str]:
     """Versions and machine the cells were computed with, a line each distinct set."""
-    return list(dict.fromkeys(", ".join(f"{name} {value}" for name, value in cell.get("versions", {}).items()) for cell in cells))
+    return list(dict.fromkeys(", ".join(f"{name} {value}" for name, value in cell.get("versions", {}).items())
+                              for cell in cells))
 
 
 def differences(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """What of the cells' settings is not the paper's protocol, a sentence each; the last four hold for every run of ours."""
+    """What of the cells' settings is not the paper's protocol, a sentence each; the last four always hold."""
     found = []
     for panel in dict.fromkeys(cell["config"]["panel"] for cell in cells):
         here = [cell for cell in cells if cell["config"]["panel"] == panel]
@@ -45,7 +48,8 @@ def differences(cells: Sequence[dict[str, Any]]) -> list[str]:
         found.append(f"{_words(runs)} chips a point (the paper {RUNS})")
     return found + [
         "an interval over training seeds, and one over chips; the paper's +-0.01 is over chips alone",
-        "the best epoch is chosen on a validation split of the training images, on chips of its own; the published code chooses on the test set",
+        "the best epoch is chosen on a validation split of the training images, on chips of its own; the "
+        "published code chooses on the test set",
         "the weights are quantized to their codes; the published code does not quantize them",
         "OVF's larger sigma reaches every layer (but for the line \"ovf published\")",
     ]
@@ -83,6 +87,7 @@ def check_cells(cells: Any) -> None:
         fail("cells", "must hold at least one finished cell", "none")
     for cell in cells:
         missing = [name for name in ("key", "config", "points", "clean") if name not in cell]
-        missing += [f"config.{name}" for name in ("panel", "variant", "sigma", "seed") if name not in cell.get("config", {})]
+        missing += [f"config.{name}" for name in ("panel", "variant", "sigma", "seed")
+                    if name not in cell.get("config", {})]
         if missing:
             fail("cells", f"must each have {', '.join(missing)}", str(cell.get("key", "a cell without a key")))

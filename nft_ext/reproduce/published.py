@@ -41,7 +41,7 @@ def accuracy(panel: str, variant: str, sigma: float | None) -> float | None:
 
 
 def ablation(variant: str) -> float | None:
-    """Published accuracy in percent of an ablation's line, on the ablations' panel and sigma; None where it has none."""
+    """Published accuracy in percent of an ablation's line, on the ablations' panel and sigma, or None."""
     found = facts()["ablations"]
     if match := NUMBERED.fullmatch(variant):
         return found["number_of_feedbacks"][match[1]].get(match[2])

@@ -14,7 +14,8 @@ from nft_ext.reproduce.figures import DARK, LIGHT, drawn
 from nft_ext.reproduce.html import Picture, Section, page
 from nft_ext.reproduce.protocol import check_cells, conditions, differences, machines, seconds
 from nft_ext.reproduce.summary import NO_CLAIM, Comparison, Row, comparisons, rows
-from nft_ext.reproduce.tables import Table, accuracy_tables, comparison_tables, convergence_tables, write_csv, write_json
+from nft_ext.reproduce.tables import (Table, accuracy_tables, comparison_tables, convergence_tables, write_csv,
+                                      write_json)
 from nft_ext.training.files import write_atomically
 
 WIDTH = 108
@@ -25,21 +26,22 @@ TITLES = {
 # experiment -> plots, the first one being the PNG
 PLOTS = {"figure3": ("accuracy", "ekl"), "figure4": ("ekl", "accuracy"), "convergence": ("convergence",)}
 CAPTIONS = {
-    "accuracy": "Mean accuracy over programmed chips against the device sigma. Bands: 95 % interval over training seeds. Hollow "
-                "markers: published.",
-    "ekl": "Expected KL divergence of right answers against the device sigma, logarithmic. Bands: lowest to highest training "
-           "seed. Hollow markers: published, of a model and data set that the paper does not name.",
-    "convergence": "Accuracy of every training. Crosses lie more than 5 points below their method's mean (short line); the "
-                   "dashed line is 90 % of the highest clean accuracy.",
-    "variants": "Mean accuracy over programmed chips of each variant, with its 95 % interval over training seeds; small dots: the seeds. "
-                "Hollow: published."}
+    "accuracy": "Mean accuracy over programmed chips against the device sigma. Bars or bands: 95 % interval over "
+                "training seeds. Hollow markers: published.",
+    "ekl": "Expected KL divergence of right answers against the device sigma, logarithmic. Bars or bands: lowest "
+           "to highest training seed. Hollow markers: published, of a model and data set that the paper does not name.",
+    "convergence": "Accuracy of every training. Crosses lie more than 5 points below their method's mean (short line); "
+                   "the dashed line is 90 % of the highest clean accuracy.",
+    "variants": "Mean accuracy over programmed chips of each variant, with its 95 % interval over training seeds; "
+                "small dots: the seeds. Hollow: published."}
 
 
-def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, command: str, settings: dict[str, Any]) -> str:
-    """Writes OUT/EXPERIMENT.txt, .csv, .json, .png and .html from the finished cells, each whole or not at all; returns the text.
+def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, command: str,
+                 settings: dict[str, Any]) -> str:
+    """Writes OUT/EXPERIMENT.txt, .csv, .json, .png and .html from the finished cells, and returns the text.
 
-    A part of a grid will do: what is missing is shown as "-" and said. Without matplotlib the plots are left out, and
-    that is said too.
+    Each file is written whole or not at all. A part of a grid will do: what is missing is shown as "-" and said.
+    Without matplotlib the plots are left out, and that is said too.
 
     Args:
         experiment: names the files, and decides the plots ("figure3", "figure4", "convergence", or anything else: a
@@ -66,7 +68,8 @@ def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, comman
     write_csv(table, out / f"{experiment}.csv")
     write_json({"format": "nft_ext.reproduce/1", "experiment": experiment, "command": command, "settings": settings,
                 "reference": published.REFERENCE, "conditions": conditions(cells), "differences": differences(cells),
-                "versions": machines(cells), "notes": notes, "rows": table, "comparisons": found, "convergence": counts},
+                "versions": machines(cells), "notes": notes, "rows": table, "comparisons": found,
+                "convergence": counts},
                out / f"{experiment}.json")
     sections = _sections(cells, [picture for _, picture in plots], results, tests, shares, notes, command, settings)
     lead = [f"Published numbers: {published.REFERENCE}.", f"{_progress(cells, settings)}."]
@@ -75,11 +78,13 @@ def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, comman
     return text
 
 
-def _plots(experiment: str, table: Sequence[Row], counts: Sequence[Converged]) -> tuple[list[tuple[bytes, Picture]], list[str]]:
+def _plots(experiment: str, table: Sequence[Row],
+           counts: Sequence[Converged]) -> tuple[list[tuple[bytes, Picture]], list[str]]:
     """(PNG, picture of the page) a plot; and a note where there can be none."""
     try:
         return [(drawn(kind, table, counts, LIGHT, "png"),
-                 Picture(drawn(kind, table, counts, LIGHT, "svg"), drawn(kind, table, counts, DARK, "svg"), CAPTIONS[kind]))
+                 Picture(drawn(kind, table, counts, LIGHT, "svg"), drawn(kind, table, counts, DARK, "svg"),
+                         CAPTIONS[kind]))
                 for kind in PLOTS.get(experiment, ("variants",))], []
     except ImportError as error:
         return [], [f"no plot: {error}"]
@@ -97,26 +102,28 @@ def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row
     notes = [_progress(cells, settings)]
     most = max(len(row.seeds) for row in table)
     if any(len(row.seeds) < most for row in table):
-        notes.append(f"some lines have fewer than the {most} training seeds of others; comparisons use the seeds both have")
+        notes.append(f"some lines have fewer than the {most} training seeds of others; comparisons use the seeds "
+                     "both have")
     if most == 1:
         notes.append(NO_CLAIM)
     elif any(len(one.seeds) == 1 for one in found):
         notes.append(f"a difference without an interval rests on {NO_CLAIM}")
     if any(len(one.seeds) > 1 for one in found):
-        notes.append("comparisons: the replicates are training seeds, paired (same initial weights, same batches); p two-sided, paired t; "
-                     "p (Holm) adjusts it for all comparisons of this report")
-    notes.append("+-seeds: 95 % half-width over training seeds, about the method. +-chips: the same over chips, about these networks only; the "
-                 "paper's interval is of that kind. EKL in nat, pooled over chips.")
+        notes.append("comparisons: the replicates are training seeds, paired (same initial weights, same batches); p "
+                     "two-sided, paired t; p (Holm) adjusts it for all comparisons of this report")
+    notes.append("+-seeds: 95 % half-width over training seeds, about the method. +-chips: the same over chips, "
+                 "about these networks only; the paper's interval is of that kind. EKL in nat, pooled over chips.")
     if blank := sum(value != value for row in table for value in row.ekl_per_seed):
         notes.append(f"{blank} networks had nothing right and so no EKL; means leave them out")
     if experiment == "figure4":
-        notes.append("the paper does not name the model and data set of its EKL figure; its values are no target for a panel")
+        notes.append("the paper does not name the model and data set of its EKL figure; its values are no target for "
+                     "a panel")
     if experiment == "convergence":
-        notes.append("the paper's criterion compares a method with itself: one that fails every time passes it. p against noise: Fisher's "
-                     "exact test, two-sided")
+        notes.append("the paper's criterion compares a method with itself: one that fails every time passes it. p "
+                     "against noise: Fisher's exact test, two-sided")
     if experiment in ("table2", "ablations") and any("pretrained" in row.variant for row in table):
-        notes.append("pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all of them; the "
-                     "line without it starts from scratch and has had fewer epochs in all")
+        notes.append("pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all "
+                     "of them; the line without it starts from scratch and has had fewer epochs in all")
     return notes
 
 
@@ -125,20 +132,23 @@ def _text(title: str, tables: Sequence[Table], notes: Sequence[str], cells: Sequ
     for heading, texts in (("How to read it", notes), ("What differs from the paper's protocol", differences(cells))):
         parts.append(heading)
         for text in texts:
-            parts += textwrap.wrap(f"- {text}", WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+            parts += textwrap.wrap(f"- {text}", WIDTH, initial_indent="  ", subsequent_indent="    ",
+                                   break_on_hyphens=False)
     return "\n".join(parts)
 
 
-def _sections(cells: Sequence[dict[str, Any]], pictures: Sequence[Picture], results: Sequence[Table], tests: Sequence[Table],
+def _sections(cells: Sequence[dict[str, Any]], pictures: Sequence[Picture], results: Sequence[Table],
+              tests: Sequence[Table],
               shares: Sequence[Table], notes: Sequence[str], command: str, settings: dict[str, Any]) -> list[Section]:
     sections = [Section("Convergence", tables=shares)] if shares else []
     sections.append(Section("Ours and the paper's", tables=results))
     if tests:
         sections.append(Section("OVF and IRS against noise injection and the control", tables=tests, paragraphs=[
-            "The control is noise injection with the logits scaled by the same 1/(N+1) and no feedback, at equal epochs: that factor "
-            "is a temperature inside the cross-entropy, and what OVF or IRS gains over noise injection but not over the "
-            "control is not owed to feedback."]))
-    sections[0] = Section(sections[0].title, pictures=pictures, tables=sections[0].tables, paragraphs=sections[0].paragraphs)
+            "The control is noise injection with the logits scaled by the same 1/(N+1) and no feedback, at equal "
+            "epochs: that factor is a temperature inside the cross-entropy, and what OVF or IRS gains over noise "
+            "injection but not over the control is not owed to feedback."]))
+    sections[0] = Section(sections[0].title, pictures=pictures, tables=sections[0].tables,
+                          paragraphs=sections[0].paragraphs)
     run = {name: str(value) for name, value in settings.items() if name not in ("cells", "finished")}
     return [
         *sections,

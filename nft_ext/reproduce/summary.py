@@ -25,7 +25,7 @@ class Row:
     accuracy: mean over seeds and chips. seed_ci95: half-width of its 95 % interval over training seeds, NaN with one.
     noise_ci95: the same over chips, for the networks at hand. per_seed: mean over chips, one a seed.
     clean: noise off, quantized weights. ekl, ece: means over seeds; ekl over those with anything right. ekl_per_seed:
-    NaN where nothing was right. published, published_ekl: the paper's, None where it has none (its EKL is of an unstated model).
+    NaN where nothing was right. published, published_ekl: the paper's, or None (its EKL is of an unstated model).
     trained_sigma: None without noise.
     """
 
@@ -80,7 +80,8 @@ class Comparison:
 
 
 def rank(variant: str) -> tuple:
-    """Sort key: methods in the order of the paper's figures; of each its variants, then numbers of feedbacks, then pretrained ones.
+    """Sort key: methods in the order of the paper's figures; of each its variants, then numbers of feedbacks, then
+    pretrained ones.
 
     The first two entries name the group.
     """
@@ -119,7 +120,8 @@ def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]])
     first = found[0][0]
     for cell, point in found[1:]:
         if _but_seed(cell) != _but_seed(first) or len(point["accuracy"]) != len(found[0][1]["accuracy"]):
-            fail("cells", "must be of one configuration within a line but for the seed", f"{first['key']} and {cell['key']}")
+            fail("cells", "must be of one configuration within a line but for the seed",
+                 f"{first['key']} and {cell['key']}")
     accuracy = over_seeds([point["accuracy"] for _, point in found])
     clean = [100 * cell["clean"] for cell, _ in found]
     ekl = [math.nan if point["ekl"] is None else point["ekl"] for _, point in found]
@@ -128,8 +130,10 @@ def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]])
         panel=panel, variant=variant, sigma=sigma, trained_sigma=first["config"]["sigma"],
         seeds=tuple(cell["config"]["seed"] for cell, _ in found), accuracy=100 * accuracy.mean,
         seed_ci95=100 * accuracy.seed_ci95, noise_ci95=100 * accuracy.noise_ci95,
-        per_seed=tuple(100 * mean for mean in accuracy.seed_means), clean=float(np.mean(clean)), clean_per_seed=tuple(clean),
-        ekl=float(np.mean(known)) if known else math.nan, ekl_per_seed=tuple(ekl), ece=float(np.mean([point["ece"] for _, point in found])), chips=accuracy.runs,
+        per_seed=tuple(100 * mean for mean in accuracy.seed_means), clean=float(np.mean(clean)),
+        clean_per_seed=tuple(clean),
+        ekl=float(np.mean(known)) if known else math.nan, ekl_per_seed=tuple(ekl),
+        ece=float(np.mean([point["ece"] for _, point in found])), chips=accuracy.runs,
         images=found[0][1]["images"], published=published.accuracy(panel, variant, sigma),
         published_ekl=published.ekl(variant, sigma),
     )
@@ -142,8 +146,8 @@ def _but_seed(cell: dict[str, Any]) -> dict[str, Any]:
 def standards(variant: str) -> tuple[str, ...]:
     """What a variant with feedback stands against: noise injection, its control (either name), and the method itself.
 
-    A pretrained one has had more epochs than noise injection, so it stands against its control and the method alone; another N
-    has another factor 1/(N+1), so it stands against noise injection and the control with that factor.
+    A pretrained one has had more epochs than noise injection, so it stands against its control and the method alone;
+    another N has another factor 1/(N+1), so it stands against noise injection and the control with that factor.
     """
     base, _, rest = variant.partition(" ")
     if base not in ("ovf", "irs"):

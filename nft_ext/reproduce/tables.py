@@ -83,7 +83,8 @@ def comparison_tables(found: Sequence[Comparison]) -> list[Table]:
     places = dict.fromkeys((one.panel, one.sigma) for one in found)
     return [
         Table(f"{panel}, sigma {sigma:g}: difference of methods, paired over shared training seeds", header,
-              [[label(one.a), label(one.b), str(len(one.seeds)), fixed(one.mean, sign=True), fixed(one.ci95), short(one.p),
+              [[label(one.a), label(one.b), str(len(one.seeds)), fixed(one.mean, sign=True), fixed(one.ci95),
+                short(one.p),
                 short(one.p_holm)] for one in found if (one.panel, one.sigma) == (panel, sigma)])
         for panel, sigma in places
     ]
@@ -99,9 +100,11 @@ def convergence_tables(found: Sequence[Converged]) -> list[Table]:
         body = [[label(one.variant), f"{one.relative.non_converging}/{one.relative.runs}",
                  *_percents(one.relative.probability, one.relative.low, one.relative.high), short(one.p_relative),
                  *_papers(one)] for one in here]
-        tables.append(Table(f"{panel}, sigma {sigma:g}: fails {here[0].relative.criterion} (the paper's criterion)", header, body))
+        tables.append(Table(f"{panel}, sigma {sigma:g}: fails {here[0].relative.criterion} (the paper's criterion)",
+                            header, body))
         body = [[label(one.variant), f"{one.absolute.non_converging}/{one.absolute.runs}",
-                 *_percents(one.absolute.probability, one.absolute.low, one.absolute.high), short(one.p_absolute)] for one in here]
+                 *_percents(one.absolute.probability, one.absolute.low, one.absolute.high), short(one.p_absolute)]
+                 for one in here]
         bar = f"{here[0].clean:.2f} % (the highest of these trainings)"
         tables.append(Table(f"{panel}, sigma {sigma:g}: fails {here[0].absolute.criterion}, {bar}", header[:6], body))
     return tables
@@ -119,10 +122,11 @@ def _percents(*shares: float) -> list[str]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line a row: accuracies in percent, EKL in nat; empty where there is no number; one accuracy a seed in the last column."""
+    """One line a row: accuracies in percent, EKL in nat, empty where there is no number; last, one accuracy a seed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["panel", "variant", "sigma", "trained_sigma", "seeds", "accuracy", "seed_ci95", "noise_ci95", "clean", "ekl",
+    writer.writerow(["panel", "variant", "sigma", "trained_sigma", "seeds", "accuracy", "seed_ci95", "noise_ci95",
+                     "clean", "ekl",
                      "ece", "chips", "images", "published", "difference", "published_ekl", "per_seed"])
     for row in rows:
         numbers = [row.accuracy, row.seed_ci95, row.noise_ci95, row.clean, row.ekl, row.ece,
