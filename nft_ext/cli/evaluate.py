@@ -12,6 +12,15 @@ def add_parser(commands) -> None:
     parser = commands.add_parser("evaluate", help="Monte Carlo accuracy of a checkpoint")
     parser.add_argument("checkpoint", type=Path, help="file written by nft-ext train or demo")
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.1], help="one sigma, or several for a sweep (default 0.1)")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="file that finished chips go to; continues what is there (one sigma)")
+    add_monte_carlo(parser)
+    options.add_data(parser)
+    options.add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
+    """The options of `settings` and `test_set`, and --out."""
     parser.add_argument("--runs", type=int, default=200, help="Monte Carlo runs, one chip each (default 200)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=256)
@@ -24,28 +33,50 @@ def add_parser(commands) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N test images")
     parser.add_argument("--device", help="cpu or cuda (default cpu)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON, CSV and plots")
-    options.add_data(parser)
-    options.add_device(parser)
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def settings(arguments: argparse.Namespace) -> dict:
+    """The arguments of `monte_carlo` that the options give."""
+    return {
+        "runs": arguments.runs,
+        "seed": arguments.seed,
+        "device": arguments.device,
+        "batch_size": arguments.batch_size,
+        "chips_per_pass": _count(arguments.chips_per_pass),
+        "precision": arguments.precision,
+        "protocol": arguments.protocol,
+        "slice_images": _count(arguments.slice_images),
+        "target_ci": arguments.target_ci,
+        "max_runs": arguments.max_runs,
+    }
+
+
+def test_set(arguments: argparse.Namespace):
+    """The data set's test images, or the first --limit of them."""
     from .. import data
     from ..checks import integer
-    from ..conversion import convert
-    from ..montecarlo import plot_sweep, sigma_sweep, sweep_table
-    from ..training import load_model
 
-    model, meta = load_model(arguments.checkpoint)
     _, test = data.load(arguments.dataset, arguments.data_dir)
     if arguments.limit is not None:
         test = test.subset(range(min(integer("--limit", arguments.limit, 1), len(test))))
-    per_pass, slice_images = (_count(option) for option in (arguments.chips_per_pass, arguments.slice_images))
+    return test
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..checks import fail
+    from ..conversion import convert
+    from ..montecarlo import plot_sweep, sigma_sweep, sweep_table
+    from ..montecarlo.ranks import is_main
+    from ..training import load_model
+
+    if arguments.resume is not None and len(arguments.sigma) > 1:
+        fail("--resume", "must come with one --sigma; nft-ext sweep --resume FOLDER takes several", str(arguments.resume))
+    model, meta = load_model(arguments.checkpoint)
     noisy = convert(model, options.device_of(arguments, arguments.sigma[0]))
-    reports = sigma_sweep(noisy, test, arguments.sigma, runs=arguments.runs, seed=arguments.seed, device=arguments.device,
-                          batch_size=arguments.batch_size, chips_per_pass=per_pass, precision=arguments.precision,
-                          protocol=arguments.protocol, slice_images=slice_images, target_ci=arguments.target_ci,
-                          max_runs=arguments.max_runs)
+    reports = sigma_sweep(noisy, test_set(arguments), arguments.sigma, resume=arguments.resume, **settings(arguments))
+    status = 130 if reports[-1].interrupted or len(reports) < len(arguments.sigma) else 0
+    if not is_main():
+        return status
     name = meta.get("method", {}).get("name", arguments.checkpoint.stem)
     print(sweep_table({name: reports}) if len(reports) > 1 else reports[0])
     if arguments.out is not None:
@@ -59,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
             plot_sweep({name: reports}, arguments.out / f"{arguments.checkpoint.stem}.png",
                        f"{arguments.checkpoint.stem} on {arguments.dataset}")
         print(f"wrote {arguments.out}")
-    return 130 if reports[-1].interrupted or len(reports) < len(arguments.sigma) else 0
+    return status
 
 
 def _count(text: str) -> int | str:

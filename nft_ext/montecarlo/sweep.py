@@ -15,7 +15,6 @@ from nft_ext.conversion import convert
 from nft_ext.device import NVMDevice
 from nft_ext.layers import noisy_layers
 from nft_ext.montecarlo.evaluate import monte_carlo
-from nft_ext.montecarlo.images import read_data
 from nft_ext.montecarlo.report import MonteCarloReport
 from nft_ext.montecarlo.session import main_rank_makes, read_together
 from nft_ext.montecarlo.subject import check_model
@@ -89,7 +88,7 @@ def sigma_sweep(
     sigmas = [number("sigmas", sigma, 0.0) for sigma in sigmas]
     if not sigmas:
         fail("sigmas", "must name at least one sigma", "none")
-    data = read_data(data)
+    data = read_together(data, options.get("ranks"))
     reports: list[MonteCarloReport] = []
     for sigma in sigmas:
         try:

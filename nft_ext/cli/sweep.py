@@ -1,0 +1,58 @@
+"""nft-ext sweep: accuracy of one or several checkpoints over sigma, on common random chips."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import evaluate, options
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser("sweep", help="Monte Carlo accuracy of checkpoints over sigma, on common chips")
+    parser.add_argument("checkpoint", type=Path, nargs="+", help="files written by nft-ext train or demo")
+    parser.add_argument("--sigma", type=float, nargs="+", required=True, help="the sigmas")
+    parser.add_argument("--presets", nargs="+", metavar="NAME", help="several published devices in place of --preset")
+    parser.add_argument("--baseline", metavar="NAME", help="the curve that differences are taken from (default: the first)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="folder that finished chips go to; continues what is there")
+    evaluate.add_monte_carlo(parser)
+    options.add_data(parser)
+    options.add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..checks import fail
+    from ..montecarlo import sweep
+    from ..montecarlo.ranks import is_main
+    from ..training import load_model
+
+    models = {}
+    for path in arguments.checkpoint:
+        name = path.stem if path.stem not in models else str(path.with_suffix(""))
+        if name in models:
+            fail("checkpoint", "must name each file once", str(path))
+        models[name] = load_model(path)[0]
+    found = sweep(models, evaluate.test_set(arguments), arguments.sigma, _devices(arguments), resume=arguments.resume,
+                  **evaluate.settings(arguments))
+    if is_main():
+        print(found)
+        if len(found.reports) > 1:
+            print("\n" + found.differences_table(arguments.baseline))
+        if arguments.out is not None:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            found.to_json(arguments.out / "sweep.json")
+            found.to_csv(arguments.out / "sweep.csv")
+            found.plot(arguments.out / "sweep.png", f"{', '.join(models)} on {arguments.dataset}")
+            print(f"wrote {arguments.out}")
+    return 130 if found.interrupted else 0
+
+
+def _devices(arguments: argparse.Namespace) -> dict:
+    """name -> device; the names are left out where there is one."""
+    if arguments.presets is None:
+        return {"": options.device_of(arguments, arguments.sigma[0])}
+    devices = {}
+    for arguments.preset in arguments.presets:
+        devices[arguments.preset] = options.device_of(arguments, arguments.sigma[0])
+    return devices
