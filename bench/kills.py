@@ -1,9 +1,9 @@
-"""Kills evaluations at random moments and checks that nothing is lost: python bench/kills.py [--kills N] [--runs R] [--out FILE].
+"""Kills evaluations at random moments; nothing may be lost: python bench/kills.py [--kills N] [--runs R] [--out FILE].
 
-A child process evaluates a small network on real digits with monte_carlo(resume=...) and is killed (SIGKILL) after a random time,
-again and again, until it ends by itself; then the next evaluation begins, until N kills are done. After every kill all lines that were
-in the file must still be there; every evaluation's report must be the uninterrupted one's, bit for bit, and its file must hold every
-draw once. Exit status 1 if not.
+A child process evaluates a small network on real digits with monte_carlo(resume=...) and is killed (SIGKILL) after a
+random time, again and again, until it ends by itself; then the next evaluation begins, until N kills are done. After
+every kill all lines that were in the file must still be there; every evaluation's report must be the uninterrupted
+one's, bit for bit, and its file must hold every draw once. Exit status 1 if not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Evaluation:
         self.data = tuple(torch.stack([torch.as_tensor(item[i]) for item in images]) for i in range(2))
 
     def start(self, journal: Path, report: Path) -> int:
-        """The child's process id. Forking spares each child the imports; it is safe as torch runs on one thread here."""
+        """The child's process id. Forking spares each child the imports; torch runs on one thread, so that is safe."""
         child = os.fork()
         if child:
             return child
@@ -79,7 +79,7 @@ def draws_of(journal: Path) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="bench/kills.py", description="Kill evaluations at random moments; nothing may be lost.")
+    parser = argparse.ArgumentParser(prog="bench/kills.py", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, metavar="N")
     parser.add_argument("--runs", type=int, default=200, metavar="R", help="chips an evaluation")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     facts = machine.header()
     evaluation, moments = Evaluation(options.runs), random.Random(options.seed)
-    outcome = {"kills": 0, "evaluations": 0, "torn_lines": 0, "before_the_header": 0, "finished_runs_lost": 0, "runs_counted_twice": 0,
-               "reports_that_differ": 0}
+    outcome = {"kills": 0, "evaluations": 0, "torn_lines": 0, "before_the_header": 0, "finished_runs_lost": 0,
+               "runs_counted_twice": 0, "reports_that_differ": 0}
     with tempfile.TemporaryDirectory() as name, Progress(options.kills, "kills", "kills") as progress:
         folder = Path(name)
         begun = time.monotonic()
@@ -116,8 +116,9 @@ def main(argv: list[str] | None = None) -> int:
             outcome["runs_counted_twice"] += len(draws) - len(set(draws))
             outcome["reports_that_differ"] += figures(report) != figures(folder / "whole.json")
     right = not any(outcome[key] for key in ("finished_runs_lost", "runs_counted_twice", "reports_that_differ"))
-    found = {"machine": facts, "command": f"python bench/kills.py --kills {options.kills} --runs {options.runs} --seed {options.seed}",
-             "seconds_uninterrupted": span, **outcome, "nothing_lost": right}
+    command = f"python bench/kills.py --kills {options.kills} --runs {options.runs} --seed {options.seed}"
+    found = {"machine": facts, "command": command, "seconds_uninterrupted": span, **outcome,
+             "nothing_lost": right}
     print(json.dumps({key: value for key, value in found.items() if key != "machine"}, indent=1))
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n")

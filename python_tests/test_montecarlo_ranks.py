@@ -262,12 +262,12 @@ def test_a_half_given_address_is_refused(alone, environment, asked, words):
 
 # Ranks are forked from one process that has imported everything: imports would take most of the time.
 SCRIPT = """
-import json, os, sys, time, traceback
+import json, os, signal, sys, time, traceback
 import torch, nft_ext as nft
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from torch import nn
 
-out, size, slow, options, second = json.loads(sys.argv[1])
+out, size, slow, options, second, gloo = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 torch.manual_seed(2)
 model = nft.convert(nn.Sequential(nn.Linear(9, 20), nn.ReLU(), nn.Linear(20, 4)), nft.NVMDevice(sigma=0.3))
@@ -276,9 +276,13 @@ data = torch.utils.data.TensorDataset(torch.randn(30, 9), torch.randint(4, (30,)
 def slow_tallies(self, draws, done, original=ChipEvaluator.tallies):
     open(f"{out}/began-{os.environ['RANK']}", "w").close()
     time.sleep(slow)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
     return original(self, draws, done)
 
 def rank():
+    if gloo:
+        torch.distributed.init_process_group("gloo")
     if slow:
         ChipEvaluator.tallies = slow_tallies
     name = os.environ.get("RANK", "0")
@@ -316,13 +320,13 @@ def environment(**more):
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
 
 
-def launch(folder, size, slow=0.0, options=None, second=False):
+def launch(folder, size, slow=0.0, options=None, second=False, gloo=False):
     """A process that forks the ranks and prints their process ids, then their exit statuses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if size > 1 else {}
-    arguments = json.dumps([str(folder), size, slow, {"runs": 20} | (options or {}), second])
+    arguments = json.dumps([str(folder), size, slow, {"runs": 20} | (options or {}), second, gloo])
     return subprocess.Popen([sys.executable, "-c", SCRIPT, arguments], stdout=subprocess.PIPE, text=True,
                             env=environment(NFT_EXT_RANK_TIMEOUT="3", **address))
 
@@ -349,10 +353,10 @@ def one_process(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
-def test_the_report_of_several_processes_is_one_process_s_bit_for_bit(one_process, tmp_path, size):
+@pytest.mark.parametrize("size, gloo", [(2, True), (4, False)])
+def test_the_report_of_several_processes_is_one_process_s_bit_for_bit(one_process, tmp_path, size, gloo):
     """Twice in one go, the second with a target: its looks see the same prefixes on every rank."""
-    ended(launch(tmp_path, size, second=True), tmp_path)
+    ended(launch(tmp_path, size, second=True, gloo=gloo), tmp_path)
     for name, expected in zip(("report", "second"), one_process):
         found = reports(tmp_path, name)
         assert found == [found[0]] * size and figures(found[0]) == expected
@@ -377,11 +381,16 @@ def test_a_killed_rank_costs_its_unfinished_pass_only(one_process, tmp_path):
 
 
 @pytest.mark.slow
-def test_under_torchrun(one_process, tmp_path):
+def test_torchrun_restarts_all_ranks_where_one_dies_and_the_journal_goes_on(one_process, tmp_path):
+    """Rank 1 kills itself in its first pass; torchrun ends the others too and starts all again, with the same store."""
     (tmp_path / "evaluate.py").write_text(SCRIPT)
-    arguments = json.dumps([str(tmp_path), None, 0.0, {"runs": 20}, False])
+    arguments = json.dumps([str(tmp_path), None, 0.2, {"runs": 20, "resume": str(tmp_path / "journal")}, False, False])
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           tmp_path / "evaluate.py", arguments], capture_output=True, text=True, timeout=120, env=environment())
+                           "--max-restarts", "1", tmp_path / "evaluate.py", arguments],
+                          capture_output=True, text=True, timeout=200, env=environment())
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "began-1").exists()
     found = reports(tmp_path)
     assert len(found) == 2 and found[0] == found[1] and figures(found[0]) == one_process[0]
+    draws = [json.loads(line)["draw"] for line in (tmp_path / "journal").read_text().splitlines()[1:]]
+    assert sorted(draws) == list(range(20))

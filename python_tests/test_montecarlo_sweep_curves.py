@@ -153,7 +153,8 @@ def test_an_interrupt_before_any_point_is_passed_on(models, data, monkeypatch):
     (dict(models={"x": 3}), TypeError, "models: .*got 'x': int"),
     (dict(models=network()), ValueError, "model: must have noisy layers"),
     (dict(devices={"d": 0.1}), TypeError, "devices: .*got 'd': float"),
-    (dict(devices={"m": nft.NVMDevice(), "s": nft.NVMDevice(relative_to="spacing")}), ValueError, "devices: must mean the same by"),
+    (dict(devices={"m": nft.NVMDevice(), "s": nft.NVMDevice(relative_to="spacing")}), ValueError,
+     "devices: must mean the same by"),
     (dict(sigma=0.1), ValueError, "sigma: must be given as sigmas"),
     (dict(protocol="some"), ValueError, "protocol: "),
 ])
@@ -188,8 +189,9 @@ def checkpoints(tmp_path_factory):
 
 
 def test_the_sweep_command_prints_differences_and_writes_what_it_found(checkpoints, tmp_path, capsys):
-    options = ["--sigma", "0.1", "--runs", "2", "--limit", "10", "--chips-per-pass", "1", "--out", str(tmp_path / "out")]
-    command = ["sweep", *checkpoints, *options, "--resume", str(tmp_path / "journals"), "--presets", "rram1", "rram4"]
+    options = ["--sigma", "0.1", "--runs", "2", "--limit", "10", "--chips-per-pass", "1"]
+    command = ["sweep", *checkpoints, *options, "--out", str(tmp_path / "out"), "--resume", str(tmp_path / "journals"),
+               "--presets", "rram1", "rram4"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "net1, rram4" in printed and "accuracy minus that of net0, rram1" in printed

@@ -12,7 +12,8 @@ def add_parser(commands) -> None:
     parser = commands.add_parser("evaluate", help="Monte Carlo accuracy of a checkpoint")
     parser.add_argument("checkpoint", type=Path, help="file written by nft-ext train or demo")
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.1], help="one sigma, or several for a sweep (default 0.1)")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="file that finished chips go to; continues what is there (one sigma)")
+    parser.add_argument("--resume", type=Path, metavar="FILE",
+                        help="file that finished chips go to; continues what is there (one sigma)")
     add_monte_carlo(parser)
     options.add_data(parser)
     options.add_device(parser)
@@ -70,7 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training import load_model
 
     if arguments.resume is not None and len(arguments.sigma) > 1:
-        fail("--resume", "must come with one --sigma; nft-ext sweep --resume FOLDER takes several", str(arguments.resume))
+        fail("--resume", "must come with one --sigma; nft-ext sweep --resume FOLDER takes several",
+             str(arguments.resume))
     model, meta = load_model(arguments.checkpoint)
     noisy = convert(model, options.device_of(arguments, arguments.sigma[0]))
     reports = sigma_sweep(noisy, test_set(arguments), arguments.sigma, resume=arguments.resume, **settings(arguments))

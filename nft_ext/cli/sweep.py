@@ -13,8 +13,10 @@ def add_parser(commands) -> None:
     parser.add_argument("checkpoint", type=Path, nargs="+", help="files written by nft-ext train or demo")
     parser.add_argument("--sigma", type=float, nargs="+", required=True, help="the sigmas")
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="several published devices in place of --preset")
-    parser.add_argument("--baseline", metavar="NAME", help="the curve that differences are taken from (default: the first)")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="folder that finished chips go to; continues what is there")
+    parser.add_argument("--baseline", metavar="NAME",
+                        help="the curve that differences are taken from (default: the first)")
+    parser.add_argument("--resume", type=Path, metavar="DIR",
+                        help="folder that finished chips go to; continues what is there")
     evaluate.add_monte_carlo(parser)
     options.add_data(parser)
     options.add_device(parser)

@@ -18,12 +18,14 @@ class Collector:
 
     tallies_of: the sums of the chips `draws`, over whichever images each of them sees.
     per_pass: chips a pass, >= 1. label, show: of the progress display (`Progress`).
-    session: with a journal or other ranks, or None. It is the passes that are dealt to ranks and redone after a kill, and a pass
-        has the same chips on whichever rank and at whichever time; so its figures are the same bits.
+    session: with a journal or other ranks, or None. It is the passes that are dealt to ranks and redone after a kill,
+        and a pass has the same chips on whichever rank and at whichever time; so its figures are the same bits.
     interrupted: True once a KeyboardInterrupt has ended a call before its last chip.
     """
 
-    def __init__(self, tallies_of: TalliesOf, per_pass: int, label: str, show: bool | None, session: Session | None = None):
+    def __init__(
+        self, tallies_of: TalliesOf, per_pass: int, label: str, show: bool | None, session: Session | None = None
+    ):
         self.tallies_of, self.per_pass, self.label, self.show = tallies_of, per_pass, label, show
         self.session = session if session is not None and session.keeps else None
         self.interrupted = False

@@ -1,4 +1,4 @@
-"""What fixes the figures of a chip: hashed and named, so that a journal is continued, and ranks work together, on the same.
+"""What fixes the figures of a chip, hashed and named: a journal is continued, and ranks work together, on the same.
 
 Three kinds of fields. "fixed": another value is another experiment, so it is refused. "noted": figures change by
 rounding at most. "recorded": plays no part in what is kept of a chip.
@@ -17,15 +17,17 @@ from nft_ext.layers import noisy_layers
 from nft_ext.montecarlo.arguments import Arguments
 
 SETTING = (bool, int, float, str, tuple, type(None))
-NO_SETTINGS = ("training", "name", "stream", "noise_enabled")  # evaluation sets the first; the others have fields of their own
+NO_SETTINGS = ("training", "name", "stream", "noise_enabled")  # set by evaluation, or with fields of their own
 
 
-def configuration(model: nn.Module, inputs: Tensor, labels: Tensor, asked: Arguments, hardware: str) -> dict[str, dict[str, Any]]:
+def configuration(
+    model: nn.Module, inputs: Tensor, labels: Tensor, asked: Arguments, hardware: str
+) -> dict[str, dict[str, Any]]:
     """The header of a journal. model: noisy. inputs, labels: as read. hardware: where the model is evaluated.
 
     The number of runs and the target are no part of it: a file can be continued to more chips.
-    The size of slices is settled once a file (`Journal.settled`). Code is not hashed: a forward that was rewritten without another
-    weight, layer or setting of a layer passes for the same.
+    The size of slices is settled once a file (`Journal.settled`). Code is not hashed: a forward that was rewritten
+    without another weight, layer or setting of a layer passes for the same.
     """
     built = info()
     return {

@@ -1,8 +1,8 @@
 """Deals the passes of an evaluation to ranks as they ask for them, and again where a rank died.
 
-Passes are tasks 0, 1, 2, ... A rank takes a ticket; ticket t entitles to task t. So a slow rank takes few. Tickets beyond the last
-task wait: rank 0 turns the unfinished passes of dead ranks into further tasks. Finished rows go to rank 0 through the store,
-which keeps them whatever becomes of their sender.
+Passes are tasks 0, 1, 2, ... A rank takes a ticket; ticket t entitles to task t. So a slow rank takes few. Tickets
+beyond the last task wait: rank 0 turns the unfinished passes of dead ranks into further tasks. Finished rows go to rank
+0 through the store, which keeps them whatever becomes of their sender.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import time
 from typing import Callable, Iterator
 
-from nft_ext.montecarlo.ranks import POLL, RanksError, Team
+from nft_ext.montecarlo.ranks import POLL, Team
 from nft_ext.montecarlo.rows import Row
 
 Compute = Callable[[int], list[Row]]  # the rows of the pass that begins with a draw
@@ -56,7 +56,7 @@ def _ticket(team: Team, name: str) -> int | None:
         if ticket < team.add(f"{name}/issued", 0):
             return ticket
         if not team.alive(0):
-            raise RanksError(f"ranks: rank 0 is gone (silent for {team.timeout:g} s); chips in a resume file stay there")
+            raise team.orphaned()
         time.sleep(POLL)
     return None
 

@@ -93,20 +93,20 @@ def monte_carlo(
     device: where to evaluate; a model that lives elsewhere is copied there. None: where it is.
     progress: True, False, or None for a terminal only.
     precision: "float32", or "bfloat16" for products under autocast (faster, and less exact).
-    resume: a file that every finished chip is written to, one line each, as soon as its pass is done. Where it exists, its chips
-        are taken from it and only the others are run; more runs may be asked for than before. A file of another
-        configuration is refused, and the error names the fields that differ. `report.seconds` then holds the time
-        of all its chips.
-    ranks: None: under torchrun (or with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set) passes are dealt to all ranks, all of which
-        must make this call and return the same report; rank 0 alone shows progress and writes. False: this process
-        alone. True: insists. docs/monte_carlo_ranks.md says what is promised.
+    resume: a file that every finished chip is written to, one line each, as soon as its pass is done. Where it exists,
+        its chips are taken from it and only the others are run; more runs may be asked for than before. A file of
+        another configuration is refused, and the error names the fields that differ. `report.seconds` then holds the
+        time of all its chips.
+    ranks: None: under torchrun (or with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set) passes are dealt to all
+        ranks, all of which must make this call and return the same report; rank 0 alone shows progress and writes.
+        False: this process alone. True: insists. docs/monte_carlo_ranks.md says what is promised.
 
     On KeyboardInterrupt the finished runs are reported, marked `interrupted`; below two finished
     runs the interrupt is passed on.
 
     Raises, before any chip is evaluated: TypeError or ValueError that names the argument, the rule
-    and the value; a model without noisy layers, or with NaN or infinite weights, is among them, and ranks with different
-    arguments. OSError if the resume file is in use or cannot be written; RanksError if another rank failed.
+    and the value; a model without noisy layers, or with NaN or infinite weights, is among them, and ranks with
+    different arguments. OSError if the resume file is in use or cannot be written; RanksError if another rank failed.
     """
     asked = checked(runs=runs, seed=seed, sigma=sigma, protocol=protocol, slice_images=slice_images, target_ci=target_ci,
                     min_runs=min_runs, max_runs=max_runs, metrics=metrics, chips_per_pass=chips_per_pass,
@@ -139,7 +139,8 @@ def monte_carlo(
         per_pass = 1 if alone else _chips_per_pass(asked, planned, evaluator, found.row_bytes)
         per_pass = session.agree("chips_per_pass", per_pass)  # free memory decided, and may differ
         halving = Halving(planned.tallies_of(evaluator), per_pass, evaluator.batch_size)
-        collector = Collector(halving, per_pass, label, progress if session.main else False, session)
+        shown = progress if session.main else False
+        collector = Collector(halving, per_pass, label, shown, session)
         tallies, fixed = execute(asked, collector, planned.count)
         seconds = session.agree("seconds", session.seconds_before + time.perf_counter() - started)
         said = session.agree("notes", [*session.notes, *([halving.note] if halving.note else [])])
@@ -186,13 +187,14 @@ def _settled(session: Session, asked: Arguments, evaluator: ChipEvaluator, sever
     else:
         header = configuration(evaluator.model, evaluator.inputs, evaluator.labels, asked, hardware)
         goal = asked.goal and asdict(asked.goal)
-        common = {"runs": asked.runs, "target": goal, "slice_images": asked.slice_images, "metrics": sorted(asked.metrics)}
-        settled = session.open(header, common, settle)
+        common = {"runs": asked.runs, "target": goal, "slice_images": asked.slice_images}
+        settled = session.open(header, common | header["recorded"], settle)
     most = settled["slice_images"]
     if most is None:
         return Plan(None)
     if asked.slice_images not in ("auto", most):
-        fail("resume", "must be of the same configuration", f"a file with slice_images {most}, {asked.slice_images} now")
+        fail("resume", "must be of the same configuration",
+             f"a file with slice_images {most}, {asked.slice_images} now")
     return Plan(Slices(asked.seed, len(evaluator.labels), most), settled["pilot"])
 
 

@@ -1,9 +1,9 @@
 """The file an evaluation streams its chips to, so that nothing finished is lost: a header line, then one line a chip.
 
-Each pass's lines are appended in one write and brought to the disk (fsync) before the next pass begins. A process killed at
-any moment therefore leaves whole lines and at most one torn last line, which is dropped at the next opening and its
-chip done again. A machine that loses power may tear several lines of the last pass; then the file is refused, and the error says
-from which line on to delete.
+Each pass's lines are appended in one write and brought to the disk (fsync) before the next pass begins. A process
+killed at any moment therefore leaves whole lines and at most one torn last line, which is dropped at the next opening
+and its chip done again. A machine that loses power may tear several lines of the last pass; then the file is refused,
+and the error says from which line on to delete.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ class Journal:
     notes: what a report that rests on the file should say. seconds: wall time that its chips took when it was opened.
     """
 
-    def __init__(self, path: str | os.PathLike, header: dict[str, dict[str, Any]], settle: Callable[[], dict[str, Any]] = dict):
+    def __init__(
+        self, path: str | os.PathLike, header: dict[str, dict[str, Any]], settle: Callable[[], dict[str, Any]] = dict
+    ):
         """Creates the file, or continues one of the same configuration.
 
-        header: {"fixed": ..., "noted": ..., "recorded": ...}, each field -> value, as JSON takes it. A file whose "fixed" fields
-            differ is refused. "noted" fields change figures by rounding at most: a difference becomes a note.
+        header: {"fixed": ..., "noted": ..., "recorded": ...}, each field -> value, as JSON takes it. A file whose
+            "fixed" fields differ is refused. "noted" fields change figures by rounding at most: a difference becomes a
+            note.
         settle: called for a new file only; gives `settled`, which the header line then holds.
 
-        Raises FileNotFoundError or ValueError (names the file, and the fields that differ with both values), and OSError
-        (another process has it open; the disk is full).
+        Raises FileNotFoundError or ValueError (names the file, and the fields that differ with both values), and
+        OSError (another process has it open; the disk is full).
         """
         self.path = Path(path)
         if not self.path.parent.is_dir():
@@ -115,7 +118,8 @@ class Journal:
                 row = Row.parse(line.decode())
             except (ValueError, KeyError):
                 fail("resume", "must have whole lines before the last one",
-                     f"{self.path}: line {number} is damaged; delete it and what follows, and those chips are done again")
+                     f"{self.path}: line {number} is damaged; delete it and what follows, and those chips are done "
+                     "again")
             if not row.same_figures(self.rows.setdefault(row.draw, row)):
                 fail("resume", "must hold one outcome a chip",
                      f"{self.path}: line {number} gives draw {row.draw} other figures than a line before it")
@@ -127,10 +131,12 @@ class Journal:
             text = "; ".join(f"{name}: {there} in the file, {now} now" for name, there, now in found)
             fail("resume", "must be of the same configuration", f"{self.path}, which differs in {text}")
         for name, there, now in differences(noted, header["noted"]):
-            self.notes.append(f"{self.path.name} was begun with {name} {there}, now {now}: chips of the two may differ by rounding")
+            begun = f"{self.path.name} was begun with {name} {there}, now {now}"
+            self.notes.append(f"{begun}: chips of the two may differ by rounding")
 
     def _refuse_kind(self) -> NoReturn:
-        fail("resume", "must be a journal of monte_carlo(resume=...), or not exist yet", f"{self.path}, which is another kind of file")
+        fail("resume", "must be a journal of monte_carlo(resume=...), or not exist yet",
+             f"{self.path}, which is another kind of file")
 
     def _append(self, content: bytes) -> None:
         try:
@@ -141,8 +147,8 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, self._end)
-            raise OSError(error.errno, f"resume: cannot be written ({os.strerror(error.errno)}); the {len(self.rows)} finished "
-                          "chips stay in it, and the same call goes on from them", str(self.path)) from error
+            raise OSError(error.errno, f"resume: cannot be written ({os.strerror(error.errno)}); the {len(self.rows)} "
+                          "finished chips stay in it, and the same call goes on from them", str(self.path)) from error
         self._end += len(content)
 
 

@@ -64,7 +64,8 @@ def _leave(inputs: Tensor, labels: Tensor) -> Path | None:
 
 
 def _describe(file: Path, inputs: Tensor, labels: Tensor) -> dict:
-    return {"file": str(file), "images": len(labels), "shape": list(inputs.shape), "type": str(inputs.dtype).removeprefix("torch.")}
+    kind = str(inputs.dtype).removeprefix("torch.")
+    return {"file": str(file), "images": len(labels), "shape": list(inputs.shape), "type": kind}
 
 
 def _mapped(team: Team, place: str) -> tuple[Tensor, Tensor] | None:

@@ -1,11 +1,11 @@
-"""The processes of one evaluation, as torchrun or Slurm start them, and how they talk: through a torch.distributed store.
+"""The processes of one evaluation, as torchrun or Slurm start them; they talk through a torch.distributed store.
 
 A store, not collectives: a collective waits for every rank, and so for ever for one that died; a store has only
 to outlive the others. It is the one of the initialised process group (gloo, nccl or another), or the one that RANK,
 WORLD_SIZE, MASTER_ADDR and MASTER_PORT lead to.
 
-Every rank counts up a key of its own, from a thread; one whose key stands still for NFT_EXT_RANK_TIMEOUT seconds (default 30) is
-taken for dead. Nothing it sent is lost, and if it does come back, nothing it sends counts twice.
+Every rank counts up a key of its own, from a thread; one whose key stands still for NFT_EXT_RANK_TIMEOUT seconds
+(default 30) is taken for dead. Nothing it sent is lost, and if it does come back, nothing it sends counts twice.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import threading
 import time
+import uuid
 import warnings
 from typing import Any
 
@@ -26,6 +27,7 @@ from nft_ext.montecarlo.journal import differences
 ADDRESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 JOIN = 10  # timeouts a rank may take to arrive: its data and model have to be read
 POLL = 0.02  # seconds between looks
+ANSWER = 0.1  # seconds between rank 0's looks for newcomers
 CHUNK = 1 << 20  # bytes of one value; the store refuses a few times as many
 
 _team: Team | None = None
@@ -70,8 +72,8 @@ def _connect(insists: bool) -> Team | None:
         return None
     missing = [name for name in ADDRESS if not os.environ.get(name)]
     if missing:
-        fail("ranks", f"needs {', '.join(ADDRESS)} in the environment, as torchrun sets them, or ranks=False for this process alone",
-             f"no {', '.join(missing)}")
+        fail("ranks", f"needs {', '.join(ADDRESS)} in the environment, as torchrun sets them, or ranks=False for this "
+             "process alone", f"no {', '.join(missing)}")
     timeout = datetime.timedelta(seconds=JOIN * _timeout())
     store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
     return Team(store, rank, size)
@@ -88,13 +90,15 @@ def _timeout() -> float:
 class Team:
     """This process among `size`, `rank` being its number. Rank 0 decides, writes and prints.
 
-    store: a torch.distributed store that all ranks share. timeout: seconds of silence after which a rank counts as dead.
+    store: a torch.distributed store that all ranks share. timeout: seconds of silence after which a rank counts as
+        dead.
     """
 
     def __init__(self, store, rank: int, size: int, timeout: float | None = None):
         self.rank, self.size = rank, size
         self.timeout = _timeout() if timeout is None else timeout
         self._store = torch.distributed.PrefixStore("nft_ext", store)
+        self._store = torch.distributed.PrefixStore(self._open() if rank == 0 else self._knock(), self._store)
         self._calls = 0
         self._last_look = 0.0
         now = time.monotonic()
@@ -102,6 +106,40 @@ class Team:
         self._gone: set[int] = set()
         self._beats = threading.Thread(target=self._beat, name="nft_ext ranks", daemon=True)
         self._beats.start()
+
+    # torchrun keeps its store when it restarts ranks, with all that was in it. So rank 0 names each life of the team
+    # anew, and tells the name to whoever asks with a word that was not there before.
+
+    def _open(self) -> str:
+        name = uuid.uuid4().hex
+        threading.Thread(target=self._answer, args=(name, self._store), name="nft_ext ranks' door", daemon=True).start()
+        return name
+
+    def _answer(self, name: str, store) -> None:
+        places: set[int] = set()
+        seen = 0
+        try:
+            while True:
+                total = store.add("places", 0)
+                places |= set(range(seen + 1, total + 1))
+                seen = total
+                for place in [place for place in places if store.check([f"knock/{place}"])]:
+                    store.set(f"name for {store.get(f'knock/{place}').decode()}", name)
+                    places.discard(place)
+                time.sleep(ANSWER)
+        except RuntimeError:
+            return  # the store is gone, and the main thread says so
+
+    def _knock(self) -> str:
+        word = uuid.uuid4().hex
+        self._do("set", f"knock/{self._do('add', 'places', 1)}", word)
+        deadline = time.monotonic() + JOIN * self.timeout
+        while not self._do("check", [f"name for {word}"]):
+            if time.monotonic() > deadline:
+                raise RanksError(f"ranks: rank 0 does not answer rank {self.rank} (for {JOIN * self.timeout:g} s); does "
+                                 "it call monte_carlo too? ranks=False lets one rank evaluate by itself")
+            time.sleep(POLL)
+        return self._do("get", f"name for {word}").decode()
 
     @property
     def main(self) -> bool:
@@ -144,8 +182,9 @@ class Team:
         try:
             return getattr(self._store, operation)(*arguments)
         except RuntimeError as error:  # of torch.distributed: the connection is gone
-            raise RanksError(f"ranks: rank {self.rank} no longer reaches the store that ranks talk through (has rank 0 or torchrun "
-                               f"ended?); chips in a resume file stay there ({str(error).splitlines()[0]})") from error
+            reason = str(error).splitlines()[0]
+            raise RanksError(f"ranks: rank {self.rank} no longer reaches the store that ranks talk through (has rank 0 "
+                             f"or torchrun ended?); chips in a resume file stay there ({reason})") from error
 
     # ---- who is there
 
@@ -174,6 +213,10 @@ class Team:
             self._gone.add(rank)  # not waited for in later evaluations either
         return rank not in self._gone
 
+    def orphaned(self) -> RanksError:
+        """What to raise where rank 0 is dead."""
+        return RanksError(f"ranks: rank 0 is gone (silent for {self.timeout:g} s); chips in a resume file stay there")
+
     # ---- together
 
     def wait(self, name: str) -> str:
@@ -185,7 +228,7 @@ class Team:
             if self.has("stop") and not self.has(name):  # set both, the one waited for says more
                 self.check()
             if not self.alive(0):
-                raise RanksError(f"ranks: rank 0 is gone (silent for {self.timeout:g} s); chips in a resume file stay there")
+                raise self.orphaned()
             time.sleep(POLL)
         return self.get(name)
 
@@ -221,8 +264,8 @@ class Team:
         while not self.has(f"facts/{rank}"):
             self.check()
             if not self.alive(rank) or time.monotonic() > deadline:
-                warnings.warn(f"ranks: rank {rank} does not take part (not heard of in time; ranks=False lets one rank evaluate "
-                              "by itself); going on without it", stacklevel=4)
+                warnings.warn(f"ranks: rank {rank} does not take part (not heard of in time; ranks=False lets one rank "
+                              "evaluate by itself); going on without it", stacklevel=4)
                 return
             time.sleep(POLL)
 

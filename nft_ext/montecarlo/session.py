@@ -84,7 +84,9 @@ class Session:
         local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or self._team.rank)
         return f"cuda:{local % torch.cuda.device_count()}"
 
-    def open(self, header: dict[str, dict[str, Any]], asked: dict[str, Any], settle: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def open(
+        self, header: dict[str, dict[str, Any]], asked: dict[str, Any], settle: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
         """What `settle` decides (rank 0's outcome, or the journal's), once the configuration is found to be the same.
 
         header: `configuration(...)`. asked: further arguments that ranks must have in common.
@@ -123,9 +125,10 @@ class Session:
         """Whether the journal, or an earlier call, has the chip."""
         return draw in self._rows
 
-    def rows(self, first: int, last: int, starts: list[int], compute: Compute, arrived: Callable[[list[Row]], None]) -> tuple[
-            list[Row], bool]:
-        """Rows of the chips first .. last - 1, or of the finished ones from `first` on; and whether an interrupt is the reason.
+    def rows(
+        self, first: int, last: int, starts: list[int], compute: Compute, arrived: Callable[[list[Row]], None]
+    ) -> tuple[list[Row], bool]:
+        """Rows of the chips first .. last - 1; or, if interrupted, of the finished ones from `first` on, and True.
 
         starts: the passes to be run; compute(start) runs one. arrived: is told of rows as they come.
         """

@@ -1,4 +1,4 @@
-"""Accuracy against sigma, of several networks on several devices: the same chips at every point, so that differences are narrow."""
+"""Accuracy against sigma, of several networks on several devices: common chips, so that differences are narrow."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def sweep(
 ) -> Sweep:
     """Every network on every device at every sigma, on common random chips.
 
-    All points draw the chips 0 .. runs-1 of `seed`: layers of the same name have the same normals, whatever the network's
-    weights, the device and sigma are. So two curves are compared chip by chip (`Sweep.paired`).
+    All points draw the chips 0 .. runs-1 of `seed`: layers of the same name have the same normals, whatever the
+    network's weights, the device and sigma are. So two curves are compared chip by chip (`Sweep.paired`).
 
     models: a network, or name -> network; converted ones (`nft.convert`), or plain ones where `devices` is given.
     data: as `monte_carlo` takes it; read once. sigmas: distinct, in the convention of the devices, which must be one.
@@ -43,9 +43,10 @@ def sweep(
     resume: a folder (made if need be) with one journal a point; a sweep that was stopped goes on from it.
     options: further arguments of `monte_carlo`. slice_images="auto" is settled at the first point and kept.
 
-    Points are done sigma by sigma. An interrupt ends the sweep: the points so far are returned, the last marked `interrupted` if
-    it had at least two runs; with nothing to return it is passed on.
-    Raises TypeError or ValueError, before any chip is evaluated, for bad models, sigmas or devices, and what `monte_carlo` raises.
+    Points are done sigma by sigma. An interrupt ends the sweep: the points so far are returned, the last marked
+    `interrupted` if it had at least two runs; with nothing to return it is passed on.
+    Raises TypeError or ValueError, before any chip is evaluated, for bad models, sigmas or devices, and what
+    `monte_carlo` raises.
     """
     sigmas = _distinct("sigmas", [number("sigmas", sigma, 0.0) for sigma in sigmas])
     curves = _curves(_named("models", models, nn.Module), devices)
@@ -57,8 +58,8 @@ def sweep(
     for sigma in sigmas:
         for curve in curves:
             try:
-                report = monte_carlo(curve.model, data, runs=runs, seed=seed, sigma=sigma, resume=files.get((curve.name, sigma)),
-                                     **options)
+                report = monte_carlo(curve.model, data, runs=runs, seed=seed, sigma=sigma,
+                                     resume=files.get((curve.name, sigma)), **options)
             except KeyboardInterrupt:
                 if not found.reports:
                     raise
@@ -109,7 +110,8 @@ def _named(argument: str, given, kind: type) -> dict[str, Any]:
         fail(argument, "must name at least one", "none")
     for name, value in found.items():
         if not isinstance(value, kind) or not isinstance(name, str):
-            fail(argument, f"must be one {kind.__name__}, or names of several", f"{name!r}: {type(value).__name__}", kind=TypeError)
+            fail(argument, f"must be one {kind.__name__}, or names of several", f"{name!r}: {type(value).__name__}",
+                 kind=TypeError)
     return found
 
 
@@ -123,9 +125,10 @@ def _curves(models: dict[str, nn.Module], devices) -> list[Curve]:
             check_model(placed)
             name = ", ".join(filter(None, (model_name, device_name))) or "network"
             curves.append(Curve(name, model_name, device_name, placed, []))
-    conventions = {layer.nvm.describe()["relative_to"] for curve in curves for layer in noisy_layers(curve.model).values()}
+    devices = {layer.nvm for curve in curves for layer in noisy_layers(curve.model).values()}
+    conventions = sorted({device.describe()["relative_to"] for device in devices})
     if len(conventions) > 1:
-        fail("devices", "must mean the same by sigma, to share an axis", f"sigma relative to {', '.join(sorted(conventions))}")
+        fail("devices", "must mean the same by sigma, to share an axis", f"sigma relative to {', '.join(conventions)}")
     return curves
 
 
@@ -161,6 +164,7 @@ def _files(resume, curves: list[Curve], sigmas: list[float], ranks: bool | None)
         for sigma in sigmas:
             file = folder / f"{stem}-sigma{sigma!r}.jsonl"
             if file in files.values():
-                fail("models", "must have names that differ in letters and digits, to give files their names", curve.name)
+                fail("models", "must have names that differ in letters and digits, to give files their names",
+                     curve.name)
             files[curve.name, sigma] = file
     return files

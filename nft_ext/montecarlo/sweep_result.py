@@ -19,7 +19,7 @@ from nft_ext.montecarlo.report import MonteCarloReport
 from nft_ext.montecarlo.text import align
 
 FORMAT = "nft_ext.sweep/1"
-COMPARED = "on common chips; replicates are chips, so this compares these checkpoints, not the methods that trained them"
+COMPARED = "on common chips: this compares these checkpoints, not the methods that trained them"
 
 
 @dataclass
@@ -55,13 +55,13 @@ class Sweep:
         return self.reports[name]
 
     def paired(self, a: str, b: str, metric: str = "accuracy") -> dict[float, Paired]:
-        """Curve `a` minus curve `b` chip by chip: sigma -> mean difference, interval, t test and Wilcoxon's signed rank test.
+        """Curve `a` minus curve `b` chip by chip: sigma -> mean, interval, t test and Wilcoxon's signed rank test.
 
         Of every sigma that both have, over the chips that both have. The replicates are chips: the outcome speaks about
-        these two checkpoints over all chips of their device, and not about the methods that trained them, which takes several
-        trainings of each (`nft.metrics.compare_methods`). Chips on which a metric has no value (EKL with nothing right) are
-        left out. Under "stratified" a chip's two figures are on the same slice, and the interval is too wide rather than too
-        narrow, as whole tilings vary less than independent slices.
+        these two checkpoints over all chips of their device, and not about the methods that trained them, which takes
+        several trainings of each (`nft.metrics.compare_methods`). Chips on which a metric has no value (EKL with
+        nothing right) are left out. Under "stratified" a chip's two figures are on the same slice, and the interval is
+        too wide rather than too narrow, as whole tilings vary less than independent slices.
 
         Raises ValueError for an unknown name, and for slices that differ between the two.
         """
@@ -92,8 +92,9 @@ class Sweep:
         rows = [["curve", "sigma", "difference, points", "+- 95 %", "t test p", "Wilcoxon p", "chips"]]
         for name in self.reports:
             for sigma, d in self.paired(name, baseline).items() if name != baseline else ():
-                rows.append([name, f"{sigma:g}", f"{100 * d.mean:+.3f}", f"{100 * d.ci95:.3f}", f"{d.p_t:.2g}", f"{d.p_wilcoxon:.2g}",
-                             str(d.n)])
+                rows.append([name, f"{sigma:g}", f"{100 * d.mean:+.3f}", f"{100 * d.ci95:.3f}",
+                             *("-" if d.ci95 == 0 else f"{p:.2g}" for p in (d.p_t, d.p_wilcoxon)), str(d.n)])
+        # Without noise all chips are one: a difference without a spread, and nothing to test.
         return "\n".join([f"accuracy minus that of {baseline}, {COMPARED}", *align(rows)])
 
     def plot(self, path: str | os.PathLike, title: str = "Accuracy over programmed chips") -> None:
@@ -116,9 +117,10 @@ class Sweep:
             for curve in self.curves:
                 for report in curve.reports:
                     found = [repr(getattr(report.statistics[name], figure)) for name in names for figure in figures]
-                    writer.writerow([curve.model_name, curve.device_name or report.nvm[0]["device"]["name"], repr(report.sigma),
-                                     report.seed, report.runs, report.images, report.slice_images or report.images,
-                                     report.interrupted, *found, repr(report.ece)])
+                    device = curve.device_name or report.nvm[0]["device"]["name"]
+                    writer.writerow([curve.model_name, device, repr(report.sigma), report.seed, report.runs,
+                                     report.images, report.slice_images or report.images, report.interrupted, *found,
+                                     repr(report.ece)])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it: the reports whole, and every curve's differences from the first."""
@@ -128,8 +130,11 @@ class Sweep:
             for name in self.reports if name != first
             for sigma, d in self.paired(name, first).items()
         ]
-        curves = [{"name": c.name, "model": c.model_name, "device": c.device_name, "reports": [r.to_dict() for r in c.reports]}
-                  for c in self.curves]
+        curves = [
+            {"name": curve.name, "model": curve.model_name, "device": curve.device_name,
+             "reports": [report.to_dict() for report in curve.reports]}
+            for curve in self.curves
+        ]
         return {"format": FORMAT, "interrupted": self.interrupted, "curves": curves, "differences": differences,
                 "differences_are": COMPARED}
 
