@@ -57,6 +57,23 @@ def _ours(images: int, precision: str, draws: str, mode: str) -> Ready:
     return _ready(model, eager, check, images, precision, mode)
 
 
+def _fused(images: int, precision: str, draws: str) -> Ready:
+    """nft.fuse: batch-norm, residual additions and ReLUs in the products' epilogues. Right where the unfused network, which
+    is checked itself, gives the same logits on the same chip."""
+    model = nft.convert(network(), SAMPLING[draws])
+    fused = nft.fuse(model)
+    run, unfused = _forward(fused, images, precision), _forward(model, images, precision)
+
+    def check() -> str | None:
+        with nft.chips(model, seed=6), nft.chips(fused, seed=6):
+            same = checks.close("logits with fused epilogues", run(), unfused(), precision)
+        with nft.noise(fused, enabled=False):
+            quiet = checks.close("noise-free logits", run(), _forward(baselines.by_hand(network(), "none"), images, precision)(), precision)
+        return checks.first(same, quiet, _check_noise(model, list(nft.noisy_layers(model).values()), images, precision))
+
+    return Ready(run, check)
+
+
 def _by_hand(images: int, precision: str, draws: str, mode: str, cached: bool) -> Ready:
     model = baselines.by_hand(network(), draws, cached=cached, functional=mode == "compile")
     layers = [m for m in model.modules() if isinstance(m, baselines.ByHand)]
@@ -112,6 +129,7 @@ def _case(images: int) -> Case:
         variants.append(variant("torch", "none", precision, _plain))
         for draws in ("one", "device"):
             variants.append(variant("nft", draws, precision, _ours, draws, "eager", cached=True))
+            variants.append(variant("nft", draws, precision, _fused, draws, cached=True, note="fused epilogue"))
             variants.append(variant("torch", draws, precision, _by_hand, draws, "eager", True, cached=True))
             if draws == "one" or images == 1:  # a target compares with one a device at 1 image; compiling takes its time
                 variants.append(variant("torch", draws, precision, _by_hand, draws, "compile", True, cached=True, mode="compile"))

@@ -62,6 +62,13 @@ struct Operators {
     return noisy_linear<Backend>({"noisy_linear", weight, codes, step, table, key, stream, device}, x, bias, shared);
   }
 
+  static Tensor linear_fused(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,
+                             int64_t stream, Ints device, bool shared, std::optional<Tensor> scale, std::optional<Tensor> shift,
+                             std::optional<Tensor> residual, bool relu) {
+    return noisy_linear<Backend>({"noisy_linear_fused", weight, codes, step, table, key, stream, device}, x, bias, shared,
+                                 {scale, shift, residual, relu});
+  }
+
   static std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Step step,
                                                             Tensor table, Tensor key, int64_t stream, Ints device, bool shared,
                                                             int64_t wanted) {
@@ -73,6 +80,13 @@ struct Operators {
                        int64_t stream, Ints device, Ints stride, Ints padding, Ints dilation, int64_t groups, bool shared) {
     return noisy_conv2d<Backend>({"noisy_conv2d", weight, codes, step, table, key, stream, device}, x, bias,
                                  {stride, padding, dilation, groups}, shared);
+  }
+
+  static Tensor conv2d_fused(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,
+                             int64_t stream, Ints device, Ints stride, Ints padding, Ints dilation, int64_t groups, bool shared,
+                             std::optional<Tensor> scale, std::optional<Tensor> shift, std::optional<Tensor> residual, bool relu) {
+    return noisy_conv2d<Backend>({"noisy_conv2d_fused", weight, codes, step, table, key, stream, device}, x, bias,
+                                 {stride, padding, dilation, groups}, shared, {scale, shift, residual, relu});
   }
 
   static std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Step step,

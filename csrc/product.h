@@ -1,6 +1,7 @@
 // Noisy linear and conv2d, forward and straight-through backward, for any backend that can program a crossbar.
 //
-// A backend may do a forward in one go (Backend::product); what it leaves is done here:
+// A backend may do a forward, or the gradient with respect to x, in one go (Backend::product, Backend::input_gradient); what it
+// leaves is done here:
 // a forward programs one chip's weights into memory that the next chip and the next call reuse, multiplies, and
 // forgets them; the backward programs the same chip again from its key. No noisy weight outlives a call.
 //
@@ -23,6 +24,17 @@ struct Crossbar {
   Ints device;  // weight_bits, device_bits, path, mapping
 
   int64_t chips() const { return key.size(0); }
+};
+
+// What follows the product: relu((W_p x + bias) * scale + shift + residual), for inference. Each operation is one of float32,
+// rounded by itself. A fused product does them on its sums and rounds to the result's type once; the library's results have
+// been rounded to that type before.
+struct Epilogue {
+  std::optional<Tensor> scale, shift;  // [out] float32
+  std::optional<Tensor> residual;      // the result's shape and dtype
+  bool relu = false;
+
+  bool empty() const { return !scale && !shift && !residual && !relu; }
 };
 
 inline void check_crossbar(const Crossbar& c) {
@@ -115,14 +127,25 @@ inline void check_x(const Crossbar& c, const Tensor& x) {
         "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
 }
 
-// The gradient of a result of these sizes.
-inline void check_grad(const Crossbar& c, const Tensor& grad, const Tensor& x, const Ints& sizes) {
-  check(grad.scalar_type() == x.scalar_type(), c.op, "grad", "must have x's dtype", "another dtype");
-  if (sizes_of(grad) == sizes) return;
+// What belongs to a result of these sizes: its gradient, a residual.
+inline void check_like_result(const Crossbar& c, const char* argument, const Tensor& t, const Tensor& x, const Ints& sizes) {
+  check(t.scalar_type() == x.scalar_type(), c.op, argument, "must have x's dtype", "another dtype");
+  if (sizes_of(t) == sizes) return;
   std::ostringstream rule;
   rule << "must have the result's shape ";
   show(rule, sizes);
-  check(false, c.op, "grad", rule.str().c_str(), grad.sizes());
+  check(false, c.op, argument, rule.str().c_str(), t.sizes());
+}
+
+inline void check_epilogue(const Crossbar& c, const Epilogue& e, const Tensor& x, const Ints& sizes) {
+  const auto check_row = [&](const char* argument, const std::optional<Tensor>& t) {
+    if (!t) return;
+    check(t->scalar_type() == ScalarType::Float, c.op, argument, "must be float32", "another dtype");
+    check(t->dim() == 1 && t->size(0) == c.weight.size(0), c.op, argument, "must be [out]", t->sizes());
+  };
+  check_row("scale", e.scale);
+  check_row("shift", e.shift);
+  if (e.residual) check_like_result(c, "residual", *e.residual, x, sizes);
 }
 
 // ---- linear: x [N, in] (N = B, or S * B chip-major), weight [out, in] -> [S * B, out]
@@ -134,13 +157,20 @@ inline void check_linear(const Crossbar& c, const Tensor& x) {
   check(x.dim() == 2 && x.size(1) == c.weight.size(1), c.op, "x", "must be [rows, in] with the weight's in", x.sizes());
 }
 
+inline Ints linear_result(const Crossbar& c, const Tensor& x, bool shared) {
+  return {c.chips() * rows_per_chip(c.op, x, c.chips(), shared), c.weight.size(0)};
+}
+
 template <class Backend>
-Tensor noisy_linear(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, bool shared) {
+Tensor noisy_linear(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, bool shared, const Epilogue& e = {}) {
   check_linear(c, x);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
-  if (const auto y = Backend::product(c, x, b, {{1, 1}, {0, 0}, {1, 1}, 1}, shared)) return *y;
-  return for_each_chip<Backend>(c, x, shared, false,
-                                [&](const Tensor& rows, const Tensor& w) { return aten::linear(rows, w, b); });
+  if (!e.empty()) check_epilogue(c, e, x, linear_result(c, x, shared));
+  if (const auto y = Backend::product(c, x, b, {{1, 1}, {0, 0}, {1, 1}, 1}, shared, e)) return *y;
+  const Tensor y = for_each_chip<Backend>(c, x, shared, false,
+                                          [&](const Tensor& rows, const Tensor& w) { return aten::linear(rows, w, b); });
+  if (!e.empty()) Backend::finish(c, y, e);
+  return y;
 }
 
 template <class Backend>
@@ -148,11 +178,12 @@ std::tuple<Tensor, Tensor, Tensor> noisy_linear_backward(Crossbar c, const Tenso
                                                          std::array<bool, 3> mask) {
   check_linear(c, x);
   const int64_t chips = c.chips();
-  check_grad(c, grad, x, {chips * rows_per_chip(c.op, x, chips, shared), c.weight.size(0)});
+  check_like_result(c, "grad", grad, x, linear_result(c, x, shared));
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);
   if (mask[0]) {
-    grad_x = for_each_chip<Backend>(c, grad, false, false, [&](const Tensor& rows, const Tensor& w) {
+    const auto fused = Backend::input_gradient(c, grad, x, {{1, 1}, {0, 0}, {1, 1}, 1});
+    grad_x = fused ? *fused : for_each_chip<Backend>(c, grad, false, false, [&](const Tensor& rows, const Tensor& w) {
       return torch::stable::matmul(rows, w);
     });
     if (shared) grad_x = sum_over_chips(grad_x, chips);
@@ -181,51 +212,67 @@ inline void check_conv2d(const Crossbar& c, const Tensor& x, const aten::Convolu
         p.dilation);
 }
 
+inline Ints conv2d_result(const Crossbar& c, const Tensor& x, const aten::Convolution& p, bool shared) {
+  Ints result{c.chips() * rows_per_chip(c.op, x, c.chips(), shared), c.weight.size(0)};
+  for (int i = 0; i < 2; ++i) {
+    const int64_t reach = p.dilation[i] * (c.weight.size(2 + i) - 1) + 1;
+    result.push_back((x.size(2 + i) + 2 * p.padding[i] - reach) / p.stride[i] + 1);
+  }
+  return result;
+}
+
 template <class Backend>
 Tensor noisy_conv2d(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
-                    bool shared) {
+                    bool shared, const Epilogue& e = {}) {
   check_conv2d(c, x, p);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
-  if (const auto y = Backend::product(c, x, b, p, shared)) return *y;
-  return for_each_chip<Backend>(c, x, shared, aten::is_channels_last(x), [&](const Tensor& rows, const Tensor& w) {
+  if (!e.empty()) check_epilogue(c, e, x, conv2d_result(c, x, p, shared));
+  if (const auto y = Backend::product(c, x, b, p, shared, e)) return *y;
+  const Tensor y = for_each_chip<Backend>(c, x, shared, aten::is_channels_last(x), [&](const Tensor& rows, const Tensor& w) {
     return aten::convolution(rows, w, b, p);
   });
+  if (!e.empty()) Backend::finish(c, y, e);
+  return y;
+}
+
+// Every chip's gradient with respect to its x by the library, chip-major; `programmed` is memory for one chip's weights.
+template <class Backend>
+Tensor conv2d_input_gradient(Crossbar& c, const Tensor& grad, const Tensor& x, const aten::Convolution& p, bool shared,
+                             const Tensor& programmed) {
+  const int64_t chips = c.chips(), rows = rows_per_chip(c.op, x, chips, shared);
+  const bool channels_last = aten::is_channels_last(x);
+  std::optional<Tensor> all;
+  for (int64_t chip = 0; chip < chips; ++chip) {
+    Backend::program(c, programmed, chip, 1);
+    const Tensor part = aten::cast(std::get<0>(aten::convolution_backward(rows_of(grad, chip, rows, false, chips),
+                                                                         rows_of(x, chip, rows, shared, chips), programmed, p,
+                                                                         {true, false, false})),
+                                   x.scalar_type());
+    if (chips == 1) return aten::in_format(part, channels_last);
+    if (!all) {
+      Ints sizes = sizes_of(part);
+      sizes[0] *= chips;
+      all = aten::empty(sizes, x.scalar_type(), x, channels_last && !shared);
+    }
+    Tensor slot = torch::stable::narrow(*all, 0, chip * rows, rows);
+    torch::stable::copy_(slot, part);
+  }
+  return *all;
 }
 
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(Crossbar c, const Tensor& grad, const Tensor& x,
                                                          const aten::Convolution& p, bool shared, std::array<bool, 3> mask) {
   check_conv2d(c, x, p);
-  const int64_t chips = c.chips(), rows = rows_per_chip(c.op, x, chips, shared);
-  Ints result{chips * rows, c.weight.size(0)};
-  for (int i = 0; i < 2; ++i) {
-    const int64_t reach = p.dilation[i] * (c.weight.size(2 + i) - 1) + 1;
-    result.push_back((x.size(2 + i) + 2 * p.padding[i] - reach) / p.stride[i] + 1);
-  }
-  check_grad(c, grad, x, result);
+  const int64_t chips = c.chips();
+  check_like_result(c, "grad", grad, x, conv2d_result(c, x, p, shared));
   const bool channels_last = aten::is_channels_last(x);
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);
   const Tensor programmed = Backend::memory(sizes_of(c.weight), x.scalar_type(), c.weight);
   if (mask[0]) {
-    for (int64_t chip = 0; chip < chips; ++chip) {
-      Backend::program(c, programmed, chip, 1);
-      const Tensor part = aten::cast(std::get<0>(aten::convolution_backward(rows_of(grad, chip, rows, false, chips),
-                                                                           rows_of(x, chip, rows, shared, chips), programmed, p,
-                                                                           {true, false, false})),
-                                     x.scalar_type());
-      if (chips == 1) {
-        grad_x = aten::in_format(part, channels_last);
-        break;
-      }
-      if (chip == 0) {
-        Ints sizes = sizes_of(part);
-        sizes[0] *= chips;
-        grad_x = aten::empty(sizes, x.scalar_type(), x, channels_last && !shared);
-      }
-      Tensor slot = torch::stable::narrow(grad_x, 0, chip * rows, rows);
-      torch::stable::copy_(slot, part);
-    }
+    const auto fused = Backend::input_gradient(c, grad, x, p);
+    grad_x = fused ? *fused : conv2d_input_gradient<Backend>(c, grad, x, p, shared, programmed);
     if (shared && chips > 1) grad_x = aten::in_format(sum_over_chips(grad_x, chips), channels_last);
   }
   if (mask[1] || mask[2]) {

@@ -9,13 +9,14 @@
 docs/noise.md defines the noise; nft_ext.reference says in plain PyTorch what every kernel computes.
 """
 
-from . import data, methods, models, reference
+from . import data, methods, metrics, models, reference
 from .build_info import info
 from .contexts import checkpoint_contexts, chips, noise
 from .conversion import convert, program, restore
 from .cuda_graphs import MonteCarloGraph
 from .device import NVMDevice
 from .functional import noisy_conv2d, noisy_linear, program_weights
+from .fusion import fuse
 from .keys import noise_key
 from .layers import NoisyConv2d, NoisyLinear, noisy_layers
 from .montecarlo import MonteCarloReport, monte_carlo, sigma_sweep, sweep
@@ -24,6 +25,6 @@ from .version import __version__
 
 __all__ = [
     "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",
-    "chips", "convert", "data", "fit", "info", "methods", "models", "monte_carlo", "noise", "noise_key", "noisy_conv2d",
-    "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep", "sweep",
+    "chips", "convert", "data", "fit", "fuse", "info", "methods", "metrics", "models", "monte_carlo", "noise", "noise_key",
+    "noisy_conv2d", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep", "sweep",
 ]

@@ -12,6 +12,7 @@ import torch
 from .version import __version__
 
 _HERE = Path(__file__).parent
+cuda_library = _HERE / "_C_cuda.so"
 cuda_failure: str | None = None  # why _C_cuda is not loaded; raised at the first use of a CUDA tensor
 
 
@@ -22,16 +23,15 @@ def _load() -> None:
         raise ImportError(
             "nft_ext: the compiled extension is missing beside the package; build it with: pip install --no-build-isolation .")
     torch.ops.load_library(library)
-    cuda = _HERE / "_C_cuda.so"
     if torch.version.cuda is None:
         cuda_failure = "the installed torch has no CUDA support"
-    elif not cuda.exists():
+    elif not cuda_library.exists():
         from . import _core
 
         cuda_failure = f"nft_ext was built without CUDA: {_core.build()['cuda_off']}"
     else:
         try:
-            torch.ops.load_library(cuda)
+            torch.ops.load_library(cuda_library)
         except OSError as error:
             cuda_failure = f"nft_ext's CUDA library does not load: {error}"
 

@@ -50,3 +50,14 @@ def number(argument: str, value: Any, low: float | None = None, high: float | No
     if (low is not None and real < low) or (high is not None and real > high):
         fail(argument, rule, real)
     return real
+
+
+def boolean(argument: str, value: Any) -> bool:
+    """`value`, True or False; 0, 1 and strings are refused.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value, bool):
+        fail(argument, "must be True or False", value)
+    return value

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checks import fail, number
-from .functional import check_key, device_at
+from .functional import device_at
 from .keys import noise_key
 from .layers import NoisyLayer, noisy_layers
+from .layers.programmed import program_layers
+from .operands import check_key
 
 _owners: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -45,7 +47,7 @@ def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = N
 
 @contextlib.contextmanager
 def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "evaluation",
-          key: Tensor | None = None, repeat: bool = True) -> Iterator[nn.Module]:
+          key: Tensor | None = None, repeat: bool = True, programmed: bool = False) -> Iterator[nn.Module]:
     """Inside, `model` runs on the chips `draws`, all of them in one pass.
 
     The input is repeated once at the model's entry (every tensor argument along dim 0), so model(x [B, ...]) returns
@@ -54,6 +56,10 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
     Args:
         seed, draws, domain: see `noise_key`; or give `key` int64 [S, 2] itself.
         repeat: False if each chip has an input of its own: x is then [S * B, ...], chip-major itself.
+        programmed: program all layers once, at the entry, in one launch, and keep W_p [S, *weight.shape] of each (in autocast's
+            dtype where that is on); forwards without gradients then use torch's products on them. The same chips bit for bit, the
+            results up to the rounding of the products. It pays where many rows a chip follow in several batches, and costs S
+            times the weights' memory. The weights are those of the entry; `noise` within, and gradients, program as usual.
 
     Raises:
         ValueError: no noisy layers, draws out of range; at the forward: BatchNorm that uses batch statistics with S > 1, which
@@ -66,7 +72,9 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
         keys = {device: key}
         for layer in layers.values():
             here = layer.weight.device
-            layer._key = keys.setdefault(here, key.to(here))
+            layer.set_key(keys.setdefault(here, key.to(here)))
+        if programmed:
+            hold(layers)
         with _at_entry(model, repeat):
             yield model
 
@@ -91,6 +99,14 @@ def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.Abstr
         return contextlib.nullcontext(), replay()
 
     return context_fn
+
+
+def hold(layers: dict[str, NoisyLayer]) -> None:
+    """Programs all layers for the chips in force, in one launch a device; they compute with that until the context ends."""
+    kind = next(iter(layers.values())).weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    for layer, weights in zip(layers.values(), program_layers(layers.values(), dtype), strict=True):
+        layer.set_programmed(weights)
 
 
 @contextlib.contextmanager

@@ -10,13 +10,15 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from . import operators
 from .checks import fail, integer
 from .device import NVMDevice
 from .keys import noise_key, stream_of
 from .layers import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
+from .layers.fused import FusedLayer
+from .layers.programmed import program_layers
 
 _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
+_OWN_BUFFERS = {"_table", "_key", "_programmed"}
 _PLAIN = {noisy: plain for plain, noisy in _NOISY.items()}
 Patterns = Iterable[str | type] | str | type | None
 
@@ -87,12 +89,12 @@ def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
     for name, layer in noisy_layers(model).items():
         _check_finite(name, layer)
     result = copy.deepcopy(model)
-    for layer in noisy_layers(result).values():
+    layers = noisy_layers(result)
+    for layer in layers.values():
+        layer.set_key(key.to(layer.weight.device))
+    for layer, chip in zip(layers.values(), program_layers(layers.values(), torch.float32), strict=True):
         plain = _as_plain(layer)
-        with torch.no_grad():
-            layer._key = key.to(layer.weight.device)
-            chip = operators.ops.program(*layer.crossbar(), torch.float32)[0]
-            plain.weight = nn.Parameter(chip.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+        plain.weight = nn.Parameter(chip[0].to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
         result = _replace(result, layer, plain)
     _take_fast_paths(result)
     return result
@@ -119,12 +121,16 @@ def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> Noisy
 
 
 def _as_plain(layer: NoisyLayer) -> nn.Module:
-    plain = object.__new__(_PLAIN[type(layer)])
+    if isinstance(layer, FusedLayer):
+        fail("model", "must not be fused, and hold NoisyConv2d and NoisyLinear only: call this on the model that was fused",
+             f"a {type(layer).__name__} {layer.name}")
+    kind = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
+    plain = object.__new__(kind)
     own = ("nvm", "name", "stream", "noise_enabled", "_quantized", "_spec")
     plain.__dict__ = {k: v for k, v in layer.__dict__.items() if k not in own}
-    plain._buffers = {k: v for k, v in layer._buffers.items() if k not in ("_table", "_key")}
+    plain._buffers = {k: v for k, v in layer._buffers.items() if k not in _OWN_BUFFERS}
     plain._parameters = dict(layer._parameters)
-    plain._non_persistent_buffers_set = layer._non_persistent_buffers_set - {"_table", "_key"}
+    plain._non_persistent_buffers_set = layer._non_persistent_buffers_set - _OWN_BUFFERS
     return plain
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import build_info, operators
 from .checks import fail, integer
 from .contexts import chips as chips_of
+from .contexts import hold
 from .keys import noise_key
 from .layers import base, noisy_layers
 from .montecarlo.subject import check_model, eval_mode
@@ -37,6 +38,8 @@ class MonteCarloGraph:
         inputs: [B, ...], an example; its shape and dtype are those of every later batch.
         chips: S, chips a replay.
         precision: "float32", or "bfloat16" for products under autocast.
+        programmed: whether a replay programs all layers first, in one launch, and multiplies with torch's products (many rows a
+            chip), instead of layer by layer. Costs S times the weights' memory.
         after: None, or a function of the logits [S, B, ...] that is captured too; its result is then the step's.
 
     Attributes:
@@ -49,7 +52,7 @@ class MonteCarloGraph:
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor, chips: int = 1, *, precision: str = "float32",
-                 after: Callable[[Tensor], Any] | None = None) -> None:
+                 programmed: bool = False, after: Callable[[Tensor], Any] | None = None) -> None:
         check_model(model)
         chips = integer("chips", chips, 1)
         if precision not in PRECISIONS:
@@ -60,6 +63,7 @@ class MonteCarloGraph:
             fail("inputs", "must have the shape [B, ...] with B >= 1", list(inputs.shape))
         self.device = _cuda_device(model)
         self.model, self.chips, self._precision, self._after = model, chips, precision, after
+        self._programmed = bool(programmed)
         self._layers = noisy_layers(model)
         with torch.cuda.device(self.device):
             self.inputs = torch.empty_like(inputs, device=self.device).copy_(inputs)  # keeps the memory format
@@ -139,6 +143,8 @@ class MonteCarloGraph:
         # Autocast's cache would hand the graph copies of weights that are gone by the replay.
         cast = contextlib.nullcontext() if dtype is None else torch.autocast("cuda", dtype, cache_enabled=False)
         with cast:
+            if self._programmed:
+                hold(self._layers)
             y = self.model(self.inputs)
         return y if self._after is None else self._after(y.unflatten(0, (self.chips, self.inputs.shape[0])))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import build_info  # noqa: F401  (loads the libraries)
+from .checks import fail
 
 ops = torch.ops.nft_ext
 
@@ -59,12 +60,14 @@ def _(weights, codes, steps, tables, key, streams, devices, scales, dtype):
 
 
 @torch.library.register_fake("nft_ext::noisy_linear")
-def _(x, weight, bias, codes, step, table, key, stream, device, shared):
+@torch.library.register_fake("nft_ext::noisy_linear_fused")
+def _(x, weight, bias, codes, step, table, key, stream, device, shared, *epilogue):
     return x.new_empty((_rows(x, key, shared), weight.shape[0]))
 
 
 @torch.library.register_fake("nft_ext::noisy_conv2d")
-def _(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared):
+@torch.library.register_fake("nft_ext::noisy_conv2d_fused")
+def _(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared, *epilogue):
     size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
     return torch.empty((_rows(x, key, shared), weight.shape[0], *size), dtype=x.dtype, device=x.device,
                        memory_format=torch.channels_last if _channels_last(x) else torch.contiguous_format)
@@ -142,6 +145,22 @@ torch.library.register_autograd("nft_ext::noisy_linear", _backward_linear, setup
 torch.library.register_autograd("nft_ext::noisy_conv2d", _backward_conv2d, setup_context=_setup_product)
 
 
+_NO_GRADIENT = "must not require a gradient, the fused operators have none: call them under torch.no_grad(), or use the plain ones"
+
+
+def _refuse_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    raise RuntimeError(f"nft_ext: the arguments of noisy_linear_fused and noisy_conv2d_fused {_NO_GRADIENT}; got one that does")
+
+
+def _backward_of_nothing(ctx: Any, grad: Tensor) -> None:
+    raise AssertionError("unreachable: _refuse_gradient has raised in the forward")
+
+
+# Without these torch would warn only, and hand out gradients of zero.
+for _name in ("noisy_linear_fused", "noisy_conv2d_fused"):
+    torch.library.register_autograd(f"nft_ext::{_name}", _backward_of_nothing, setup_context=_refuse_gradient)
+
+
 @torch.library.register_vmap("nft_ext::program")
 def _(info, in_dims, weight, codes, step, table, key, stream, device, dtype):
     """vmap over keys [V, S, 2]: one call with V * S chips."""
@@ -196,6 +215,20 @@ def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any
     evaluation calls it millions of times, and that layer costs more than a small product."""
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments[:3]):
         return function.apply(*arguments)
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
+
+
+def call_fused(operator: Any, *arguments: Any) -> Tensor:
+    """An operator for inference, past torch's autograd layer as above.
+
+    Raises:
+        RuntimeError: an argument requires a gradient, and gradients are on.
+    """
+    if torch.is_grad_enabled() and (wanting := [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]):
+        fail("x, weight, bias, scale, shift and residual", _NO_GRADIENT, f"a tensor {list(wanting[0].shape)} that does", RuntimeError)
     if torch.compiler.is_compiling():
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():

@@ -31,20 +31,23 @@ class Progress:
                 progress.update(1, note="accuracy 0.91")
 
     total: units of work in all, >= 0.
+    done: units that were finished before, in an earlier process; the time left is told from the others.
     label, unit: what is being done, and the plural name of what is counted.
     enabled: True shows it always (sparse lines where stderr is no terminal), None on a terminal
         only, False never.
 
-    Raises ValueError if total is negative or enabled is none of the three.
+    Raises ValueError if total is negative, done not in 0..total, or enabled is none of the three.
     """
 
-    def __init__(self, total: float, label: str, unit: str, enabled: bool | None = True):
+    def __init__(self, total: float, label: str, unit: str, enabled: bool | None = True, done: float = 0.0):
         if total < 0:
             fail("total", "must be >= 0", total)
+        if not 0 <= done <= total:
+            fail("done", f"must be in 0..{total:g}", done)
         if enabled not in (True, False, None):
             fail("enabled", "must be True, False or None", enabled)
         self.total, self.label, self.unit = total, label, unit
-        self.done = 0.0
+        self.done = self._before = float(done)
         self.note = ""
         self._stream = sys.stderr
         self._terminal = bool(getattr(self._stream, "isatty", lambda: False)())
@@ -79,8 +82,9 @@ class Progress:
             when = f"stopped after {duration(elapsed)}"
         elif ended:
             when = f"{duration(elapsed)}"
-        elif self.done > 0:
-            when = f"{duration(elapsed)}, {duration(elapsed * (1 - share) / share)} left"
+        elif self.done > self._before:
+            rest = max(0.0, self.total - self.done)
+            when = f"{duration(elapsed)}, {duration(elapsed * rest / (self.done - self._before))} left"
         else:
             when = "starting"
         parts = [self.label, count, when] + ([self.note] if self.note else [])

@@ -178,6 +178,15 @@ class _Through(torch.autograd.Function):
         return grad.to(ctx.dtype), None
 
 
+def epilogue(y: Tensor, scale, shift, residual, relu: bool) -> Tensor:
+    """relu(y * scale + shift + residual) of a product's result with its bias, in y's dtype; None: left out."""
+    row = (1, -1, *[1] * (y.dim() - 2))
+    y = y if scale is None else y * scale.to(y.dtype).view(row)
+    y = y if shift is None else y + shift.to(y.dtype).view(row)
+    y = y if residual is None else y + residual.to(y.dtype)
+    return y.relu() if relu else y
+
+
 def _per_chip(x: Tensor, chips: int, shared: bool) -> list[Tensor]:
     return [x] * chips if shared else list(x.chunk(chips))
 
@@ -196,3 +205,15 @@ def noisy_conv2d(x, weight, bias, table, key, stream, device, stride, padding, d
     bias = None if bias is None else bias.to(x.dtype)
     return torch.cat([F.conv2d(rows, straight_through(weight, chip, x.dtype), bias, stride, padding, dilation, groups)
                       for rows, chip in zip(_per_chip(x, len(key), shared), w)])
+
+
+def noisy_linear_fused(x, weight, bias, table, key, stream, device, shared, scale, shift, residual, relu) -> Tensor:
+    """As the operator, rounding after every operation; x may be float64."""
+    return epilogue(noisy_linear(x, weight, bias, table, key, stream, device, shared), scale, shift, residual, relu)
+
+
+def noisy_conv2d_fused(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared, scale, shift, residual,
+                       relu) -> Tensor:
+    """As the operator, rounding after every operation; x may be float64."""
+    y = noisy_conv2d(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared)
+    return epilogue(y, scale, shift, residual, relu)

@@ -93,3 +93,27 @@ def test_train_refuses_bad_options_before_work(tmp_path, capsys):
     assert main(["train", str(tmp_path / "x.safetensors"), "--method", "ovf", "--beta", "-1"]) == 1
     assert "beta" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_train_resumes_and_a_run_that_is_over_returns_at_once(checkpoint, capsys):
+    log = checkpoint.with_suffix(".csv").read_text()
+    arguments = ["train", str(checkpoint), "--method", "noise", "--sigma", "0.1", "--epochs", "1", "--width", "0.0625"]
+    assert main([*arguments, "--resume"]) == 0
+    assert checkpoint.with_suffix(".csv").read_text() == log  # the seconds in it, too
+    assert main([*arguments, "--resume", "--lr", "0.1"]) == 1
+    assert "recipe.lr: 0.001 there, 0.1 here" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "--no-state"]) == 1
+    assert "--resume: must not be combined with --no-state" in capsys.readouterr().err
+
+
+def test_trains_by_the_papers_recipe_unless_told_otherwise(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("nft_ext.training.fit", lambda *args, **options: seen.append(options) or (_ for _ in ()).throw(KeyboardInterrupt))
+    arguments = ["train", str(tmp_path / "x.safetensors"), "--model", "resnet18", "--width", "0.0625"]
+    assert main(arguments) == 130
+    assert main([*arguments, "--optimizer", "sgd", "--lr", "0.3", "--precision", "bfloat16", "--accumulate", "4", "--channels-last"]) == 130
+    paper, changed = (options["recipe"] for options in seen)
+    assert (paper.epochs, paper.batch_size, paper.optimizer, paper.lr, paper.schedule) == (200, 128, "adam", 1e-2, "cosine")
+    assert (changed.optimizer, changed.lr, changed.precision, changed.accumulate, changed.channels_last) == (
+        "sgd", 0.3, "bfloat16", 4, True)
+    assert seen[0]["state"] == tmp_path / "x.state" and seen[0]["resume"] is False

@@ -107,10 +107,11 @@ def test_a_refused_model_is_left_as_it_was():
 
 @on_cuda
 @pytest.mark.parametrize("chips", [1, 3])
+@pytest.mark.parametrize("programmed", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_replay_is_the_models_forward_on_these_chips(precision, chips):
+def test_a_replay_is_the_models_forward_on_these_chips(precision, programmed, chips):
     model = net().cuda().train()
-    step = MonteCarloGraph(model, images().cuda(), chips, precision=precision)
+    step = MonteCarloGraph(model, images().cuda(), chips, precision=precision, programmed=programmed)
     assert all(m.training for m in model.modules()), "left as it was"
     for seed in range(3):
         x, key = images(seed=seed).cuda(), nft.noise_key(seed, range(10 * seed, 10 * seed + chips), device="cuda")
@@ -118,7 +119,9 @@ def test_a_replay_is_the_models_forward_on_these_chips(precision, chips):
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
             expected = eager(model, x, key)
         assert found.shape == (4 * chips, 5) and found.dtype == expected.dtype
-        torch.testing.assert_close(found, expected)
+        # torch's float32 convolutions on CUDA may use TF32; ours keep float32.
+        loose = {"rtol": 2e-2, "atol": 2e-2} if programmed else {}
+        torch.testing.assert_close(found, expected, **loose)
         assert torch.equal(step(x, key), found), "the same chips again"
         assert not torch.equal(step(x, key + torch.tensor([0, 100], device="cuda")), found), "other chips"
 

@@ -1,8 +1,5 @@
-"""The operators on CUDA: the CPU's chips bit for bit, products and gradients as good as the reference's, nothing that waits for
-the device, and clear words where tensors are on the wrong one.
-
-Tolerances and shapes are those of test_operators.py. The definitions run on the CPU; memory is filled with NaN, so an element
-that no kernel wrote shows.
+"""The operators on CUDA: the CPU's chips bit for bit, nothing that waits for the device, clear words where tensors are on the wrong
+one. Products and gradients: test_cuda_products.py; autocast, torch.compile and opcheck: test_cuda_compile.py.
 """
 
 import os
@@ -12,73 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.library import opcheck
 
 import nft_ext as nft
-from nft_ext import build_info, reference
-from nft_ext.keys import draw_key
+from nft_ext import build_info
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import test_noise_identity as identity  # noqa: E402
-import test_operators as on_cpu  # noqa: E402
+from on_cuda import (DTYPES, NVM, STREAM, bar, bits, needs_cuda, ops,  # noqa: E402
+                     poisoned_memory_and_exact_float32, random)  # noqa: F401
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(),
-                       reason="torch.cuda.is_available() is False: no CUDA device, or a torch without CUDA"),
-]
-
-ops = torch.ops.nft_ext
-STREAM, NVM = on_cpu.STREAM, on_cpu.NVM
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-CHIPS = on_cpu.CHIPS
-random = on_cpu.random
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then demands, only with a workspace of fixed size
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory_and_exact_float32(monkeypatch):
-    """torch.empty gives NaN, operations that are not deterministic raise, and float32 products are not done in TF32."""
-    monkeypatch.setenv(WORKSPACE, os.environ.get(WORKSPACE, ":4096:8"))
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(5, device="cuda").isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def there(value):
-    return None if value is None else value.detach().cuda()
-
-
-def bits(t):
-    return t.cpu().contiguous().view({4: torch.int32, 2: torch.int16}[t.element_size()])
-
-
-def bar(weight, chips, nvm=NVM, cached=False):
-    """Operator arguments from codes to device, on CUDA."""
-    step = ops.weight_step(weight.detach(), nvm.weight_bits)
-    codes = ops.quantize(weight.detach(), step, nvm.weight_bits) if cached else None
-    table = torch.from_numpy(nvm.operator_table()).cuda()
-    return codes, step, table, nft.noise_key(0, range(chips), device="cuda"), 5, nvm.operator_spec()
-
-
-def assert_as_good_as_reference(operator, definition, x, weight, bias):
-    """|CUDA - exact| <= 3 |reference in x's dtype - exact| + four units in the last place of the largest element."""
-    exact = on_cpu.with_gradients(definition, x.double(), weight, bias)
-    own = on_cpu.with_gradients(definition, x, weight, bias)
-    leaves = [None if t is None else there(t).requires_grad_() for t in (x, weight, bias)]
-    y = operator(*leaves)
-    y.backward(random(*y.shape, seed=9, dtype=y.dtype).cuda())
-    found = [y.detach(), *[leaf.grad for leaf in leaves if leaf is not None]]
-    for leaf in leaves:
-        assert leaf is None or (leaf.grad.dtype == leaf.dtype and leaf.grad.shape == leaf.shape)
-    for name, got, low, truth in zip(("y", "dL/dx", "dL/dW", "dL/db"), found, own, exact):
-        assert got.shape == truth.shape, name
-        allowed = 3 * (low - truth).abs().max() + 4 * torch.finfo(x.dtype).eps * truth.abs().max()
-        assert (got.cpu().double() - truth).abs().max() <= allowed, name
+pytestmark = [pytest.mark.cuda, needs_cuda]
 
 
 def test_the_library_serves_this_machine():
@@ -171,104 +112,6 @@ def test_a_moved_model_keeps_its_chips():
     found = nft.program(model.cuda(), seed=5, draw=3)
     for a, b in zip(found.state_dict().values(), expected.state_dict().values(), strict=True):
         assert torch.equal(a.cpu(), b)
-
-
-# ---- products
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("chips, shared", CHIPS)
-@pytest.mark.parametrize("rows, features, out", [(6, 16, 8), (3, 17, 5), (9, 1, 1), (6, 300, 1), (33, 70, 65), (129, 64, 130)])
-def test_linear(rows, features, out, chips, shared, dtype):
-    key = nft.noise_key(1, range(chips))
-    rows = rows if shared else rows * chips
-    assert_as_good_as_reference(
-        lambda x, w, b: nft.noisy_linear(x, w, b, nvm=NVM, key=key.cuda(), stream=STREAM, shared=shared),
-        lambda x, w, b: reference.noisy_linear(x, w, b, *on_cpu.noise_of(NVM, key), shared),
-        random(rows, features, seed=2, dtype=dtype), random(out, features), random(out, seed=3))
-
-
-@pytest.mark.parametrize("device", on_cpu.DEVICES)
-def test_linear_on_every_kind_of_device(device):
-    key, nvm = nft.noise_key(1, range(2)), on_cpu.DEVICES[device]
-    assert_as_good_as_reference(
-        lambda x, w, b: nft.noisy_linear(x, w, b, nvm=nvm, key=key.cuda(), stream=STREAM),
-        lambda x, w, b: reference.noisy_linear(x, w, b, *on_cpu.noise_of(nvm, key), True),
-        random(4, 11, seed=2), random(5, 11), None)
-
-
-def conv_pair(key, shared, options):
-    """(operator on CUDA, definition on the CPU) as functions of x, weight, bias."""
-    _, definition = on_cpu.conv_pair(key, shared, options)
-    return lambda x, w, b: nft.noisy_conv2d(x, w, b, nvm=NVM, key=key.cuda(), stream=STREAM, shared=shared, **options), definition
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("chips, shared", CHIPS)
-@pytest.mark.parametrize("geometry", on_cpu.GEOMETRIES)
-def test_conv2d(geometry, chips, shared, dtype):
-    weight, options = on_cpu.convolution(**on_cpu.GEOMETRIES[geometry])
-    operator, definition = conv_pair(nft.noise_key(1, range(chips)), shared, options)
-    x = random(3, 6, 9, 7, seed=2, dtype=dtype)
-    assert_as_good_as_reference(operator, definition, x, weight, random(weight.shape[0], seed=3))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("chips, shared", CHIPS)
-@pytest.mark.parametrize("layout", on_cpu.LAYOUTS)
-def test_conv2d_in_any_layout(layout, chips, shared, dtype):
-    weight, options = on_cpu.convolution(padding=1, stride=(2, 1))
-    operator, definition = conv_pair(nft.noise_key(1, range(chips)), shared, options)
-    x = on_cpu.LAYOUTS[layout](dtype)
-    assert_as_good_as_reference(operator, definition, x, weight, None)
-    strided = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device="cuda") if layout != "expanded" else x.cuda()
-    y = operator(strided if layout == "expanded" else strided.copy_(x), weight.cuda(), None)
-    wanted = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    assert y.is_contiguous(memory_format=wanted)
-    torch.testing.assert_close(y, operator(x.cuda().contiguous(), weight.cuda(), None), rtol=0, atol=0.05 * float(y.abs().max()))
-
-
-@pytest.mark.parametrize("rows, channels, out, side", [(1, 64, 65, 8), (5, 33, 64, 7), (2, 128, 96, 4)])
-def test_conv2d_past_one_tile(rows, channels, out, side):
-    options = dict(stride=1, padding=1, dilation=1, groups=1)
-    operator, definition = conv_pair(nft.noise_key(1, range(2)), True, options)
-    for dtype in DTYPES:
-        x = random(rows, channels, side, side, seed=2, dtype=dtype)
-        assert_as_good_as_reference(operator, definition, x, random(out, channels, 3, 3),
-                                    random(out, seed=3))
-
-
-@pytest.mark.parametrize("name", ["gaussian", "everything"])
-def test_the_products_use_the_cpus_chips(name):
-    """A product with the identity reads the programmed weights off, forward and backward."""
-    nvm, weight, key = identity.DEVICES[name], identity.weights(40, 30), identity.KEY
-    programmed = nft.program_weights(weight, nvm, key=key, stream=STREAM)
-    y = nft.noisy_linear(torch.eye(30, device="cuda"), weight.cuda(), nvm=nvm, key=key.cuda(), stream=STREAM)
-    torch.testing.assert_close(y.cpu().reshape(3, 30, 40).transpose(1, 2), programmed, rtol=1e-6, atol=0)
-    x = torch.zeros(40, 30, device="cuda", requires_grad=True)
-    nft.noisy_linear(x, weight.cuda(), nvm=nvm, key=key[1:2].cuda(), stream=STREAM).backward(torch.eye(40, device="cuda"))
-    torch.testing.assert_close(x.grad.cpu(), programmed[1], rtol=1e-6, atol=0)
-
-
-def test_gradients_are_the_same_every_time():
-    weight, options = on_cpu.convolution(padding=1)
-    x, key = random(16, 6, 9, 7).cuda(), nft.noise_key(1, range(3), device="cuda")
-
-    def gradients():
-        leaves = [t.detach().requires_grad_() for t in (x, weight.cuda())]
-        nft.noisy_conv2d(leaves[0], leaves[1], nvm=NVM, key=key, **options).square().sum().backward()
-        return [leaf.grad for leaf in leaves]
-
-    for a, b in zip(gradients(), gradients()):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("rows", [0])
-def test_no_rows(rows):
-    key = nft.noise_key(0, range(2), device="cuda")
-    y = nft.noisy_linear(torch.empty(rows, 6, device="cuda"), random(3, 6).cuda(), nvm=NVM, key=key)
-    assert y.shape == (0, 3) and y.is_cuda
 
 
 # ---- the device
@@ -388,88 +231,6 @@ def test_a_training_step_fits_a_cuda_graph():
         seen.append((y.clone(), grad.clone()))
     assert all(t.isfinite().all() for pair in seen for t in pair)
     assert not torch.equal(seen[0][0], seen[1][0]) and not torch.equal(seen[0][1], seen[1][1])
-
-
-# ---- autocast, torch.compile, opcheck
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_casts_x_and_nothing_else(dtype):
-    layer, x, key = nft.NoisyLinear(24, 7, nvm=NVM).cuda(), random(5, 24).cuda(), nft.noise_key(2, range(2), device="cuda")
-    with nft.chips(layer, key=key):
-        with torch.autocast("cuda", dtype):
-            y = layer(x)
-        assert y.dtype == dtype and torch.equal(y, layer(x.to(dtype)))
-    y.float().sum().backward()
-    assert layer.weight.grad.dtype == torch.float32
-
-
-LAYERS = {
-    "linear": lambda: (nft.NoisyLinear(6, 3, nvm=NVM), random(4, 5, 6)),
-    "conv": lambda: (nft.NoisyConv2d(4, 6, 3, stride=(1, 2), padding=(2, 1), groups=2, nvm=NVM), random(2, 4, 7, 8)),
-    "conv channels_last": lambda: (nft.NoisyConv2d(4, 6, 3, nvm=NVM),
-                                   random(2, 4, 7, 8).contiguous(memory_format=torch.channels_last)),
-}
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_compiled_layer_equals_the_eager_one(name, backend):
-    """The same noise under the same torch seed; outputs and gradients alike, with their strides."""
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    layer, x = LAYERS[name]()
-    layer.cuda()
-    results = []
-    for run in (layer, torch.compile(layer, fullgraph=True, backend=backend)):
-        torch.manual_seed(3)
-        layer.zero_grad()
-        leaf = x.cuda().requires_grad_()
-        y = run(leaf)
-        y.square().sum().backward()
-        results.append([y.detach(), leaf.grad, *[p.grad.clone() for p in layer.parameters()]])
-        assert results[-1][0].stride() == results[0][0].stride()
-    for eager, compiled in zip(*results):
-        torch.testing.assert_close(compiled, eager)
-
-
-@pytest.mark.parametrize("needs_grad", [False, True])
-@pytest.mark.parametrize("sampling, cached", [("fast", False), ("fast", True), ("per_device", False)])
-def test_opcheck_program(sampling, cached, needs_grad):
-    weight, nvm = random(3, 4).cuda().requires_grad_(needs_grad), NVM.replace(sampling=sampling)
-    opcheck(ops.program.default, (weight, *bar(weight, 2, nvm, cached), torch.float16))
-
-
-@pytest.mark.parametrize("needs_grad", [False, True])
-@pytest.mark.parametrize("chips, shared", [(1, True), (2, True), (2, False)])
-def test_opcheck_products(chips, shared, needs_grad):
-    x, weight, bias = (t.cuda().requires_grad_(needs_grad) for t in (random(4, 6), random(3, 6), random(3)))
-    opcheck(ops.noisy_linear.default, (x, weight, bias, *bar(weight, chips), shared))
-    geometry = ([1, 2], [1, 2], [1, 1], 2)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = random(4, 4, 5, 6).cuda().to(memory_format=layout).requires_grad_(needs_grad)
-        weight, bias = (t.cuda().requires_grad_(needs_grad) for t in (random(6, 2, 3, 3), random(6)))
-        opcheck(ops.noisy_conv2d.default, (x, weight, bias, *bar(weight, chips), *geometry, shared))
-
-
-@pytest.mark.parametrize("wanted", [1, 2, 4, 7])
-@pytest.mark.parametrize("chips, shared", [(1, True), (2, True), (2, False)])
-def test_opcheck_backwards(chips, shared, wanted):
-    x, weight = random(4, 6).cuda(), random(3, 6).cuda()
-    grad = random(4 * chips if shared else 4, 3).cuda()
-    opcheck(ops.noisy_linear_backward.default, (grad, x, weight, *bar(weight, chips), shared, wanted))
-    noise, geometry = bar(random(6, 2, 3, 3).cuda(), chips), ([1, 2], [1, 2], [1, 1], 2)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x, weight = random(4, 4, 5, 6).cuda().to(memory_format=layout), random(6, 2, 3, 3).cuda()
-        grad = torch.randn_like(ops.noisy_conv2d(x, weight, None, *noise, *geometry, shared))
-        opcheck(ops.noisy_conv2d_backward.default, (grad, x, weight, *noise, *geometry, shared, wanted))
-
-
-def test_opcheck_the_rest():
-    weight = random(3, 4).cuda()
-    opcheck(ops.weight_step.default, (weight, 8))
-    opcheck(ops.quantize.default, (weight, ops.weight_step(weight, 8), 8))
-    opcheck(draw_key, (weight,))
 
 
 # ---- weights that are no numbers

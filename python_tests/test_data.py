@@ -160,7 +160,7 @@ def test_a_cifar_label_out_of_range_is_named(tmp_path, name, byte, limit):
 
 @pytest.mark.parametrize("name", LITTLE)
 def test_a_missing_cifar_file_is_named_with_the_command_that_fetches_it(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=rf"no such file. Get it with: curl .*{LITTLE[name].tar}.*tar xzf"):
+    with pytest.raises(FileNotFoundError, match=rf"no such file. Get it with: nft-ext fetch {name} --data-dir .*{LITTLE[name].tar}.*tar xzf"):
         data.load(name, tmp_path)
 
 
@@ -219,8 +219,8 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
 # ---- load ---------------------------------------------------------------------------------------------------------
 
 def test_names():
-    assert data.NAMES == ("digits", "mnist", "cifar10", "cifar100")
-    with pytest.raises(ValueError, match="dataset: must be one of digits, mnist, cifar10, cifar100; got svhn"):
+    assert data.NAMES == ("digits", "mnist", "cifar10", "cifar100", "tinyimagenet")
+    with pytest.raises(ValueError, match="dataset: must be one of digits, mnist, cifar10, cifar100, tinyimagenet; got svhn"):
         data.load("svhn")
 
 

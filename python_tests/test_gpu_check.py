@@ -79,7 +79,8 @@ def test_every_stage_but_the_build_is_a_module_and_all_fit_in_eight_minutes():
     for s in gpu_check.STAGES:
         assert s.name == "build" or (ROOT / "bench" / "gpu" / f"{s.name}.py").exists()
     assert sum(s.least for s in gpu_check.STAGES) <= 8 * 60
-    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "sampler", "layers", "network", "training"]
+    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "tune", "sampler", "layers", "gradients",
+                                                                         "network", "training"]
 
 
 def whole_run(monkeypatch, tmp_path, behaviour, *arguments):
@@ -387,7 +388,7 @@ def test_a_pytest_report(tmp_path):
 
 def test_files_with_marked_tests_are_found():
     names = {p.name for p in marked.files(ROOT / "python_tests")}
-    assert {"test_cuda_operators.py", "test_cuda_graphs.py"} <= names and "test_philox.py" not in names
+    assert {"test_cuda_operators.py", "test_cuda_products.py", "test_cuda_compile.py", "test_cuda_graphs.py"} <= names and "test_philox.py" not in names
 
 
 FINE = {"memcheck": "========= ERROR SUMMARY: 0 errors\n",

@@ -12,9 +12,18 @@ CONFIGURATIONS = [
     methods.Vanilla(),
     methods.NoiseInjection(sigma=0.2, logit_scale=0.5),
     methods.ScaledLogits(sigma=0.2, feedbacks=4),
+    methods.ScaledLogits(sigma=0.2, a_b=0.3),
     methods.OVF(sigma=0.3, beta=1e-3, feedbacks=2, gammas=(0.5, 1.0), feedback_updates_statistics=True),
+    methods.OVF(sigma=0.3, beta=1e-3, gammas=lambda n, N: n / N, reversed_decay=True),
+    methods.OVF(sigma=0.3, beta=1e-3, shared_z=True, published_variant=True),
+    methods.OVF(sigma=0.3, beta=1e-3, gammas=2, a_b=0.5, a_f=0.25, delta=-0.05),
     methods.IRS(sigma=0.3, beta=1e-2, points=(("block1", 6), "block2"), noisy_classifiers=False,
                 input_shape=(1, 8, 8)),
+    methods.IRS(sigma=0.3, beta=1e-2, points=[("block1", None)], gammas=lambda n, N: N),
+    methods.IRS(sigma=0.3, beta=1e-2, feedbacks=5, gammas=3.0, reversed_decay=True, a_b=1.0, a_f=0.1),
+    methods.Censored(sigma=0.3, c=0.5, side="left", mean_corrected=True, noise_sigma=0.2),
+    methods.CorrectNet(),
+    methods.CorrectNet(base=methods.IRS(sigma=0.3, beta=1e-2, gammas=(1.0, 0.5)), strength=1e-3, diagonal=0.5),
 ]
 
 
@@ -76,7 +85,8 @@ def test_a_configuration_survives_json(method):
 
 
 @pytest.mark.parametrize("method", [methods.Vanilla(), methods.NoiseInjection(0.1), methods.ScaledLogits(0.1),
-                                    methods.OVF(0.1, 0.01), methods.IRS(0.1, 0.01)], ids=lambda m: m.name)
+                                    methods.OVF(0.1, 0.01), methods.IRS(0.1, 0.01), methods.Censored(0.1),
+                                    methods.CorrectNet(methods.Censored(0.1))], ids=lambda m: m.name)
 @pytest.mark.parametrize("name", nft.models.NAMES)
 def test_what_is_left_is_the_plain_model(method, name):
     model = nft.models.build(name, num_classes=3, in_channels=1, width=0.125)
@@ -100,7 +110,7 @@ def test_finishing_leaves_the_prepared_model_trainable(vgg8, batch):
 
 
 def test_names_and_near_matches():
-    assert methods.NAMES == ("vanilla", "noise", "control", "ovf", "irs")
+    assert methods.NAMES == ("vanilla", "noise", "control", "ovf", "irs", "censored", "correctnet")
     with pytest.raises(ValueError, match=r"method: must be one of .*did you mean 'control'.*got contol"):
         methods.build("contol", sigma=0.1)
 
@@ -112,7 +122,19 @@ def test_names_and_near_matches():
     ("noise", {"sigma": -0.1}, "sigma: must be a finite number >= 0"),
     ("noise", {"sigma": float("nan")}, "sigma"),
     ("noise", {"sigma": 0.1, "logit_scale": 0.0}, "logit_scale: must be > 0"),
+    ("noise", {"sigma": 0.1, "logit_scal": 1}, "did you mean 'logit_scale'"),
     ("control", {"sigma": 0.1, "feedbacks": 0}, "feedbacks: must be an integer >= 1"),
+    ("control", {"sigma": 0.1, "a_b": 0.0}, "a_b: must be > 0"),
+    ("censored", {"sigma": 0.1, "c": 0.0}, "c: must be > 0; got 0.0"),
+    ("censored", {"sigma": 0.1, "c": -1}, "c: must be > 0; got -1"),
+    ("censored", {"sigma": 0.1, "side": "top"}, "side: must be one of right, left, both; got top"),
+    ("censored", {"sigma": 0.1, "mean_corrected": 1}, "mean_corrected: must be True or False; got 1"),
+    ("censored", {"sigma": 0.1, "noise_sigma": -0.1}, "noise_sigma: must be a finite number >= 0"),
+    ("correctnet", {"strength": -1e-4}, "strength: must be a finite number >= 0"),
+    ("correctnet", {"diagonal": -1.0}, "diagonal: must be a finite number >= 0"),
+    ("correctnet", {"base": "noize"}, "did you mean 'noise'"),
+    ("correctnet", {"base": 3}, "base: must be a method, its name or its config"),
+    ("correctnet", {"base": {"name": "correctnet"}}, "base: must be .* not another correctnet"),
 ])
 def test_bad_options_are_refused(name, options, words):
     with pytest.raises(ValueError, match=words):

@@ -155,6 +155,23 @@ def test_points_by_name_for_a_model_of_ones_own():
     assert list(method.finish(model).state_dict()) == list(small_net().state_dict())
 
 
+@pytest.mark.parametrize("options, expected", [
+    ({}, (1.0, 0.1, 0.01)),
+    ({"gammas": 2}, (1.0, 0.5, 0.25)),
+    ({"gammas": lambda n, N: N - n, "feedbacks": 3}, (2.0, 1.0, 0.0)),
+    ({"reversed_decay": True}, (0.01, 0.1, 1.0)),
+])
+def test_schedules_of_the_feedback_weights(step, options, expected):
+    plain, x, target = step
+    method = methods.IRS(sigma=0.1, beta=0.5, a_b=0.7, a_f=0.3, **options)
+    model = method.prepare(plain).eval()
+    with nft.noise(model, enabled=False):
+        backbone, feedbacks = model(x, feedback=True)
+        loss = method.loss(model, x, target)
+    feedback = sum(gamma * output for gamma, output in zip(expected, feedbacks, strict=True))
+    torch.testing.assert_close(loss, cross_entropy(0.7 * backbone - 0.3 * 0.5 * feedback, target))
+
+
 def refused(words, model=None, **options):
     with pytest.raises(ValueError, match=words):
         methods.IRS(**{"sigma": 0.1, "beta": 0.1} | options).prepare(small_net() if model is None else model)
@@ -163,14 +180,16 @@ def refused(words, model=None, **options):
 def test_bad_options_are_refused():
     refused("beta: must be a finite number >= 0", beta=-0.1)
     refused(r"gammas\[0\]", gammas=(-1.0,), points=["relu1"])
-    refused("gammas: must hold one weight a snapshot point, 1; got 2", gammas=(1.0, 1.0), points=["relu1"])
+    refused("gammas: must hold one weight a feedback, 1; got 2", gammas=(1.0, 1.0), points=["relu1"])
+    refused("gammas: must come with N", gammas=lambda n, N: 1.0)
+    refused("noisy_classifiers: must be True or False", noisy_classifiers=0, points=["relu1"])
     refused(r"input_shape: must be \(C, H, W\)", input_shape=(3, 32), points=["relu1"])
     refused(r"input_shape: must be the \(C, H, W\) of an image the model takes", input_shape=(2, 32, 32),
             points=["relu1"])
 
 
 def test_bad_snapshot_points_are_refused():
-    refused("points: must be given for a model without snapshot_points; got Sequential")
+    refused("points: must be given for a model without snapshot_points .*; got Sequential")
     refused("at least one snapshot point", points=[])
     refused("name each module once", points=["relu1", ("relu1", 2)])
     refused(r"points\['relu1'\]: must be an integer >= 1", points=[("relu1", 0)])

@@ -125,6 +125,55 @@ def test_own_gammas_and_any_number_of_feedbacks(step):
     torch.testing.assert_close(loss, cross_entropy((outputs[0] - 3 * outputs[1]) / 3, target))
 
 
+@pytest.mark.parametrize("options, expected", [
+    ({}, (0.01, 0.1, 1.0)),
+    ({"gammas": 2}, (0.25, 0.5, 1.0)),
+    ({"gammas": lambda n, N: n / N}, (1 / 3, 2 / 3, 1.0)),
+    ({"reversed_decay": True}, (1.0, 0.1, 0.01)),
+    ({"gammas": (1.0, 2.0, 3.0), "reversed_decay": True}, (3.0, 2.0, 1.0)),
+])
+def test_schedules_of_the_feedback_weights(options, expected):
+    assert methods.OVF(0.1, 0.1, **options).weights() == pytest.approx(expected)
+
+
+def test_own_shares_of_backbone_and_feedback(step):
+    model, outputs, x, target = step
+    loss = methods.OVF(sigma=0.1, beta=0.5, feedbacks=1, a_b=0.7, a_f=0.3).loss(model, x, target)
+    torch.testing.assert_close(loss, cross_entropy(0.7 * outputs[0] - 0.3 * 0.5 * outputs[1], target))
+
+
+def observed(method):
+    """RMS noise of the layers of a small ResNet-18 in each forward of one step, and all of it: two dicts by name."""
+    torch.manual_seed(0)
+    model = method.prepare(nft.models.resnet18(width=0.125))
+    seen = watch_noise(model)
+    method.loss(model, torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
+    return {name: [float(noise.square().mean().sqrt()) for noise in forwards] for name, forwards in seen.items()}, seen
+
+
+def test_the_published_variant_reaches_stem_and_classifier_only():
+    rms, _ = observed(methods.OVF(sigma=0.1, beta=0.1, feedbacks=2, delta=0.1, published_variant=True))
+    for name, values in rms.items():
+        expected = [0.1, 0.2, 0.3] if name in ("conv1", "fc") else [0.1, 0.1, 0.1]
+        assert values == pytest.approx(expected, rel=0.25), name
+
+
+def test_a_shared_z_is_one_chip_at_growing_sigma():
+    _, noise = observed(methods.OVF(sigma=0.1, beta=0.1, feedbacks=2, delta=0.1, shared_z=True))
+    for name, (backbone, first, second) in noise.items():
+        quantization = 0.02  # what W_d - W adds to the residual, the same in each forward
+        torch.testing.assert_close(first, 2 * backbone, rtol=0, atol=quantization, msg=name)
+        torch.testing.assert_close(second, 3 * backbone, rtol=0, atol=2 * quantization, msg=name)
+
+
+def test_a_shared_z_is_a_new_chip_every_step(step):
+    model, outputs, x, target = step
+    method = methods.OVF(sigma=0.1, beta=0.1, feedbacks=1, shared_z=True)
+    for _ in range(2):
+        method.loss(model.eval(), x, target)
+    assert not torch.equal(outputs[0], outputs[2])
+
+
 def batchnorm_state(model):
     return {k: v.clone() for k, v in model.state_dict().items() if "running" in k or "num_batches" in k}
 
@@ -170,6 +219,12 @@ def test_sigma_of_the_feedbacks():
     ({"delta": float("inf")}, "delta: must be a finite number"),
     ({"gammas": (1.0, -1.0, 1.0)}, r"gammas\[1\]: must be a finite number >= 0"),
     ({"gammas": (1.0, 1.0)}, "gammas: must hold one weight a feedback, 3; got 2"),
+    ({"gammas": 0.0}, "gammas: must be > 0 where it is one number"),
+    ({"gammas": 1e-300}, "gammas: must be a base whose powers up to 2 are finite"),
+    ({"gammas": lambda n, N: -n}, r"gammas\[0\]: must be a finite number >= 0"),
+    ({"a_b": 0.0}, "a_b: must be > 0"),
+    ({"a_f": -0.1}, "a_f: must be a finite number >= 0"),
+    ({"shared_z": "false"}, "shared_z: must be True or False; got false"),
 ])
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):

@@ -103,7 +103,7 @@ def test_the_passes_of_a_rank_that_dies_are_dealt_again(monkeypatch):
             if team.rank == 1 and len(calls) == 2:
                 silent.set()
                 raise SystemExit
-            if team.rank == 0:
+            if team.rank != 1:  # on a busy machine they would be done before rank 1 takes its second pass
                 silent.wait(10)
             return rows(start)
 

@@ -85,3 +85,13 @@ def test_empty_work_and_long_work():
 def test_bad_arguments_are_named(arguments):
     with pytest.raises(ValueError, match=f"^{next(iter(arguments))}: must be .*; got"):
         Progress(**({"total": 1, "label": "evaluate", "unit": "chips"} | arguments))
+
+
+def test_time_left_is_told_from_what_this_process_did(clock):
+    with Progress(10, "train", "epochs", enabled=False, done=8) as progress:
+        assert progress.line().endswith("8/10 epochs  starting")
+        clock[0] += 30
+        progress.update(1)
+        assert "9/10 epochs  0:30, 0:30 left" in progress.line()
+    with pytest.raises(ValueError, match=r"done: must be in 0\.\.10; got 11"):
+        Progress(10, "train", "epochs", done=11)

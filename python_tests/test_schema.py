@@ -22,6 +22,11 @@ SCHEMAS = {
     "noisy_conv2d_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
                              "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, "
                              "int wanted) -> (Tensor, Tensor, Tensor)",
+    "noisy_linear_fused": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
+                          "int[] device, bool shared, Tensor? scale, Tensor? shift, Tensor? residual, bool relu) -> Tensor",
+    "noisy_conv2d_fused": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
+                          "int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, Tensor? scale, "
+                          "Tensor? shift, Tensor? residual, bool relu) -> Tensor",
     "draw_key": "(Tensor like) -> Tensor",
 }
 

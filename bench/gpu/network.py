@@ -82,8 +82,8 @@ def as_noisy(what: str, run: Forward, reference: Forward) -> str | None:
 def ours(count: int, draws: str, precision: str, mode: str, channels_last: bool) -> Ready:
     model, x = noisy_network(draws), images(count, precision, channels_last)
     run = eager = forward(model, x)
-    if mode == "graph":
-        graph = MonteCarloGraph(model, x, chips=1)
+    if "graph" in mode:
+        graph = MonteCarloGraph(model, x, chips=1, programmed=mode == "programmed graph")
 
         def run() -> Tensor:
             graph.key[:, 1].add_(1)  # another chip
@@ -95,7 +95,7 @@ def ours(count: int, draws: str, precision: str, mode: str, channels_last: bool)
             expected, quiet = forward(plain_network("none", precision, False, False), x)(), eager()
         return checks.first(checks.close("noise-free logits", quiet, expected, precision),
                             noise_of_layers(model, list(nft.noisy_layers(model).values()), x, precision),
-                            as_noisy("graph", run, eager) if mode == "graph" else None)
+                            as_noisy(mode, run, eager) if run is not eager else None)
 
     return Ready(run, check)
 
@@ -130,9 +130,10 @@ def variants(count: int, precision: str) -> list[Variant]:
 
     layouts = (True, False) if precision == "bf16" else (False,)
     for draws in ("one", "device"):
-        for mode in ("eager", "graph"):
+        for mode in ("eager", "graph", "programmed graph"):
             for channels_last in layouts:
                 add("nft", draws, mode, ours, channels_last, "channels last" if channels_last else "")
+        for mode in ("eager", "graph"):
             add("torch", draws, mode, theirs, True, "wholesale")
             add("torch", draws, mode, theirs, False, "layer by layer")
     for mode in ("eager", "graph"):

@@ -13,6 +13,11 @@ CONV = (  # rows, C, H, W; out, kernel; options
     ((1, 3, 5, 4), (5, (3, 3)), dict(padding=1)),
     ((2, 6, 9, 7), (4, (1, 2)), dict(stride=(2, 1), padding=(0, 1), dilation=(1, 2), groups=2)),
     ((2, 16, 4, 4), (65, (3, 3)), dict(padding=1)),
+    # The input's gradient in one pass: strides, groups, several tiles of rows, a kernel of more taps than a step.
+    ((1, 36, 5, 6), (7, (3, 2)), dict(stride=(2, 1), padding=1, dilation=(1, 2))),
+    ((2, 34, 6, 8), (6, (3, 3)), dict(padding=1, groups=2)),
+    ((1, 67, 4, 3), (3, (1, 1)), dict(stride=2)),
+    ((1, 9, 10, 10), (2, (9, 9)), dict(padding=4)),
 )
 
 

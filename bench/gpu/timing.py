@@ -23,7 +23,7 @@ from bench.measure import Row, Timing, fastest
 SAMPLE_SECONDS = 0.01    # a timing holds as many calls as fill this
 MOST_CALLS = 100
 ROUNDS, FEWEST_ROUNDS = 15, 5
-MODES = ("eager", "graph", "compile", "compiled graph")
+MODES = ("eager", "graph", "programmed graph", "compile", "compiled graph")
 # Whose times stand against whose: one normal a weight is the same distribution as one a device where devices are Gaussian.
 COMPARED = (("one", "one"), ("one", "device"), ("device", "device"), ("one", "none"))
 

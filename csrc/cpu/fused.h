@@ -7,7 +7,7 @@
 
 #include <stdlib.h>
 
-#include "multiply.h"
+#include "finish.h"
 #include "program.h"
 #include "recycled.h"
 #include "window.h"
@@ -58,14 +58,11 @@ inline Window window_of(const Tensor& x, const Tensor& weight, const aten::Convo
 
 class FusedProduct {
  public:
-  FusedProduct(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const Window& window, bool shared)
+  FusedProduct(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const Epilogue& epilogue, const Window& window,
+               bool shared)
       : c_(c), x_(x), w_(window), order_(window.order(kernel_.lanes)), shared_(shared || c.chips() == 1),
         places_{window, order_ == Order::kImages, shared_ ? window.images : window.images * c.chips()},
-        channels_last_(aten::is_channels_last(x)), holder_(c.weight) {
-    if (bias) {
-      bias_ = torch::stable::contiguous(*bias);
-      bias_data_ = static_cast<const float*>(bias_->data_ptr());
-    }
+        channels_last_(aten::is_channels_last(x)), holder_(c.weight), epilogue_(epilogue), bias_(bias) {
     x_data_ = static_cast<const float*>(x.data_ptr());
     for (int i = 0; i < x.dim(); ++i) x_stride_[i] = x.stride(i);
   }
@@ -89,6 +86,7 @@ class FusedProduct {
     if (x_.dim() == 4) sizes.insert(sizes.end(), {w_.out[0], w_.out[1]});
     Tensor y = channels_last_ ? aten::empty(sizes, ScalarType::Float, x_, true) : Recycled::empty(sizes, ScalarType::Float, x_);
     y_ = static_cast<float*>(y.data_ptr());
+    finish_ = finish_of(bias_, epilogue_, channels_last_);
 
     Program program = program_of(c_, holder_);
     std::optional<Largest> largest;
@@ -229,9 +227,12 @@ class FusedProduct {
     columns.to = result_.data();
     columns.row_stride = channels_last_ ? 1 : w_.pixels();
     columns.together = !channels_last_ && order_ != Order::kImages && w_.pixels() % kernel_.lanes == 0;
-    kernel_.rows_times_columns(block + (row * inner - first * kChunk), rows, columns,
-                               bias_data_ ? bias_data_ + row : nullptr,
-                               y_ + chip * w_.images * w_.rows * w_.pixels() + row * columns.row_stride);
+    const int64_t start = chip * w_.images * w_.rows * w_.pixels() + row * columns.row_stride;
+    Finish finish = finish_;
+    for (const float** p : {&finish.bias, &finish.scale, &finish.shift})
+      if (*p) *p += row;
+    if (finish.residual) finish.residual = static_cast<const float*>(finish.residual) + start;
+    kernel_.rows_times_columns(block + (row * inner - first * kChunk), rows, columns, finish, y_ + start);
   }
 
   Crossbar& c_;
@@ -243,8 +244,10 @@ class FusedProduct {
   Places places_;
   bool channels_last_;
   Tensor holder_;
+  Epilogue epilogue_;
+  Finish finish_ = {};
   std::optional<Tensor> bias_, padded_, panels_;
-  const float *x_data_ = nullptr, *bias_data_ = nullptr;
+  const float* x_data_ = nullptr;
   int64_t x_stride_[4] = {};
   const float *input_ = nullptr, *from_ = nullptr;
   float* y_ = nullptr;
@@ -253,10 +256,10 @@ class FusedProduct {
 
 // Nothing where the library's product serves better or the shape is out of reach.
 inline std::optional<Tensor> fused_product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias,
-                                           const aten::Convolution& p, bool shared) {
+                                           const aten::Convolution& p, bool shared, const Epilogue& epilogue) {
   if (x.scalar_type() != ScalarType::Float || (bias && bias->scalar_type() != ScalarType::Float)) return std::nullopt;
   const Window window = window_of(x, c.weight, p, rows_per_chip(c.op, x, c.chips(), shared));
-  FusedProduct product(c, x, bias, window, shared);
+  FusedProduct product(c, x, bias, epilogue, window, shared);
   if (!product.worth() || !product.possible()) return std::nullopt;
   return product.run();
 }

@@ -24,15 +24,26 @@ struct Columns {
   bool together;           // results of a vector's columns lie side by side
 };
 
+// What happens to a sum before it is stored, in this order; null: left out. Every operation is rounded by itself.
+struct Finish {
+  const float* bias;       // [rows]
+  const float* scale;      // [rows]
+  const float* shift;      // [rows]
+  const void* residual;    // one number a result, where the result lies
+  bool relu;               // NaN passes
+};
+
 struct Multiply {
   const char* name;
   int lanes;   // columns a vector
   int rows;    // rows served together: a block's rows should be a multiple
   // One vector's columns, starting at start [lanes] of x, into a panel [inner][lanes].
   void (*pack)(const float* x, const int32_t* start, const int32_t* offset, int64_t inner, float* panel);
-  // y[r, c] = bias[r] + sum_k w[r, k] x[c, k] for rows [0, rows) and all columns; w has memory for a multiple of Multiply::rows
+  // y[r, c] = finish(sum_k w[r, k] x[c, k]) for rows [0, rows) and all columns; w has memory for a multiple of Multiply::rows
   // rows. Each result sums k in ascending order: the same bits for any number of rows, columns and threads.
-  void (*rows_times_columns)(const float* w, int64_t rows, const Columns& columns, const float* bias, float* y);
+  void (*rows_times_columns)(const float* w, int64_t rows, const Columns& columns, const Finish& finish, float* y);
+  // The same epilogue on results that are in memory: elements [begin, end) of y [outer, rows, inner], of type `type`.
+  void (*finish)(const Finish& finish, OutType type, int64_t rows, int64_t inner, int64_t begin, int64_t end, void* y);
 };
 
 // Those of the same instruction set as a sampler's kernels.

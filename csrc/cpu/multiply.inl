@@ -37,19 +37,37 @@ void pack(const float* x, const int32_t* start, const int32_t* offset, int64_t i
   }
 }
 
-NFT_FN void store(const Columns& c, int64_t vector, int64_t row, FloatVector sum, float* y) {
-  const int64_t first = vector * kVector;
+NFT_FN FloatVector positive_part(FloatVector a) { return a < FloatVector{} ? FloatVector{} : a; }
+
+// A vector's results of one row. Nothing is added or multiplied that was not given: x + 0 would turn -0 into +0.
+NFT_FN void store(const Columns& c, int64_t vector, int64_t row, FloatVector sum, const Finish& f, float* y) {
+  const int64_t first = vector * kVector, lanes = c.count - first < kVector ? c.count - first : kVector;
+  const bool whole = c.together && lanes == kVector;
   float* out = y + row * c.row_stride;
-  if (c.together && first + kVector <= c.count) {
+  if (f.bias) sum = sum + f.bias[row];
+  if (f.scale) sum = sum * f.scale[row];
+  if (f.shift) sum = sum + f.shift[row];
+  if (f.residual) {
+    const float* from = (const float*)f.residual + row * c.row_stride;
+    FloatVector residual = {};
+    if (whole)
+      residual = load_vector(from + c.to[first]);
+    else
+      for (int lane = 0; lane < lanes; ++lane) residual[lane] = from[c.to[first + lane]];
+    sum = sum + residual;
+  }
+  if (f.relu) sum = positive_part(sum);
+  if (whole) {
     memcpy(out + c.to[first], &sum, sizeof sum);
     return;
   }
-  for (int lane = 0; lane < kVector && first + lane < c.count; ++lane) out[c.to[first + lane]] = sum[lane];
+  for (int lane = 0; lane < lanes; ++lane) out[c.to[first + lane]] = sum[lane];
 }
 
 // kRows rows times kVectors vectors of columns from `vector` on.
 template <int kVectors>
-NFT_FN void tile(const float* __restrict w, int64_t row, int64_t rows, const Columns& c, int64_t vector, const float* bias, float* y) {
+NFT_FN void tile(const float* __restrict w, int64_t row, int64_t rows, const Columns& c, int64_t vector, const Finish& f,
+                 float* y) {
   FloatVector sum[kRows][kVectors] = {};
   const float* from[kVectors];
   for (int v = 0; v < kVectors; ++v) from[v] = c.from + c.start[vector + v];
@@ -74,18 +92,86 @@ NFT_FN void tile(const float* __restrict w, int64_t row, int64_t rows, const Col
       asm("" : "+r"(quad[q]));  // keeps the compiler from making eight pointers of two after all
     }
   }
+  FloatVector done[kRows][kVectors];  // a copy, written once: the sums themselves stay in registers, whatever the loop below does
+  memcpy(done, sum, sizeof done);
   for (int r = 0; r < kRows && row + r < rows; ++r)
-    for (int v = 0; v < kVectors; ++v)
-      store(c, vector + v, row + r, bias ? sum[r][v] + bias[row + r] : sum[r][v], y);
+    for (int v = 0; v < kVectors; ++v) store(c, vector + v, row + r, done[r][v], f, y);
 }
 
-void rows_times_columns(const float* w, int64_t rows, const Columns& c, const float* bias, float* y) {
+void rows_times_columns(const float* w, int64_t rows, const Columns& c, const Finish& f, float* y) {
   const int64_t vectors = (c.count + kVector - 1) / kVector;
   int64_t vector = 0;
   for (; vector + 2 <= vectors; vector += 2)
-    for (int64_t row = 0; row < rows; row += kRows) tile<2>(w + row * c.inner, row, rows, c, vector, bias, y);
+    for (int64_t row = 0; row < rows; row += kRows) tile<2>(w + row * c.inner, row, rows, c, vector, f, y);
   for (; vector < vectors; ++vector)
-    for (int64_t row = 0; row < rows; row += kRows) tile<1>(w + row * c.inner, row, rows, c, vector, bias, y);
+    for (int64_t row = 0; row < rows; row += kRows) tile<1>(w + row * c.inner, row, rows, c, vector, f, y);
+}
+
+// The first `count` (1 .. kVector) numbers at p as float32, zeros after them, and back.
+NFT_FN FloatVector load_some(const float* p, int64_t count) {
+  if (count == kVector) return load_vector(p);
+  FloatVector v = {};
+  memcpy(&v, p, (size_t)count * sizeof(float));
+  return v;
+}
+
+typedef uint16_t HalfVector __attribute__((vector_size(2 * kVector)));
+
+NFT_FN FloatVector load_some(const uint16_t* p, int64_t count) {
+  HalfVector v = {};
+  memcpy(&v, p, count == kVector ? sizeof v : (size_t)count * sizeof(uint16_t));
+  return (FloatVector)(__builtin_convertvector(v, WordVector) << 16);
+}
+
+NFT_FN void store_some(float* p, int64_t count, FloatVector a) {
+  memcpy(p, &a, count == kVector ? sizeof a : (size_t)count * sizeof(float));
+}
+
+// to_bfloat16 of core/macros.h on a vector.
+NFT_FN void store_some(uint16_t* p, int64_t count, FloatVector a) {
+  const WordVector u = (WordVector)a, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const WordVector bits = a == a ? rounded : WordVector{} + 0x7fc0u;
+  const HalfVector v = __builtin_convertvector(bits, HalfVector);
+  memcpy(p, &v, count == kVector ? sizeof v : (size_t)count * sizeof(uint16_t));
+}
+
+// n results side by side, of one row (kAlong false) or of successive rows.
+template <bool kAlong, class T>
+NFT_FN void finish_span(const Finish& f, int64_t row, int64_t n, T* y, const T* residual) {
+  for (int64_t i = 0; i < n; i += kVector) {
+    const int64_t count = n - i < kVector ? n - i : kVector;
+    const auto constant = [=](const float* p) {
+      return kAlong ? load_some(p + row + i, count) : p[row] - FloatVector{};
+    };
+    FloatVector a = load_some(y + i, count);
+    if (f.bias) a = a + constant(f.bias);
+    if (f.scale) a = a * constant(f.scale);
+    if (f.shift) a = a + constant(f.shift);
+    if (residual) a = a + load_some(residual + i, count);
+    if (f.relu) a = positive_part(a);
+    store_some(y + i, count, a);
+  }
+}
+
+template <class T>
+void finish_typed(const Finish& f, int64_t rows, int64_t inner, int64_t begin, int64_t end, T* y) {
+  const T* residual = (const T*)f.residual;
+  const int64_t side = inner == 1 ? rows : inner;  // results side by side that one span serves
+  for (int64_t at = begin; at < end;) {
+    const int64_t plane = at / side, stop = (plane + 1) * side < end ? (plane + 1) * side : end;
+    if (inner == 1)
+      finish_span<true>(f, at - plane * side, stop - at, y + at, residual ? residual + at : nullptr);
+    else
+      finish_span<false>(f, plane % rows, stop - at, y + at, residual ? residual + at : nullptr);
+    at = stop;
+  }
+}
+
+void finish(const Finish& f, OutType type, int64_t rows, int64_t inner, int64_t begin, int64_t end, void* y) {
+  if (type == OutType::kFloat32)
+    finish_typed(f, rows, inner, begin, end, (float*)y);
+  else
+    finish_typed(f, rows, inner, begin, end, (uint16_t*)y);
 }
 
 }  // namespace
@@ -93,7 +179,7 @@ void rows_times_columns(const float* w, int64_t rows, const Columns& c, const fl
 #define NFT_TEXT_(x) #x
 #define NFT_TEXT(x) NFT_TEXT_(x)
 extern const Multiply multiply_table;
-const Multiply multiply_table = {NFT_TEXT(NFT_ISA), kVector, kRows, pack, rows_times_columns};
+const Multiply multiply_table = {NFT_TEXT(NFT_ISA), kVector, kRows, pack, rows_times_columns, finish};
 
 }  // namespace NFT_ISA
 }  // namespace nft

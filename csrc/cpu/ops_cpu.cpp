@@ -61,9 +61,14 @@ struct Cpu {
   }
 
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias,
-                                       const aten::Convolution& p, bool shared) {
-    return fused_product(c, x, bias, p, shared);
+                                       const aten::Convolution& p, bool shared, const Epilogue& epilogue) {
+    return fused_product(c, x, bias, p, shared, epilogue);
   }
+
+  static std::optional<Tensor> input_gradient(Crossbar&, const Tensor&, const Tensor&, const aten::Convolution&) {
+    return std::nullopt;
+  }
+  static void finish(const Crossbar&, const Tensor& y, const Epilogue& epilogue) { finish_in_place(y, epilogue); }
 };
 
 Tensor weight_step(Tensor weight, int64_t weight_bits) {
@@ -114,7 +119,9 @@ STABLE_TORCH_LIBRARY_IMPL(nft_ext, CPU, m) {
   m.impl("quantize", TORCH_BOX(&nft::quantize));
   m.impl("program", TORCH_BOX(&nft::CpuOperators::program));
   m.impl("noisy_linear", TORCH_BOX(&nft::CpuOperators::linear));
+  m.impl("noisy_linear_fused", TORCH_BOX(&nft::CpuOperators::linear_fused));
   m.impl("noisy_linear_backward", TORCH_BOX(&nft::CpuOperators::linear_backward));
   m.impl("noisy_conv2d", TORCH_BOX(&nft::CpuOperators::conv2d));
+  m.impl("noisy_conv2d_fused", TORCH_BOX(&nft::CpuOperators::conv2d_fused));
   m.impl("noisy_conv2d_backward", TORCH_BOX(&nft::CpuOperators::conv2d_backward));
 }

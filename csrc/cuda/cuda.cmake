@@ -6,16 +6,17 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 11.8)
                       "(${CMAKE_CUDA_COMPILER}). Put a newer one on PATH or build with NFT_EXT_CUDA=0.")
 endif()
 find_package(CUDAToolkit REQUIRED)
-set(NFT_CUDA_FACT "sm_80 sm_90 compute_90, nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
+set(NFT_CUDA_HOLDS "sm_80 sm_90 compute_90")  # what NFT_CUDA_ARCHITECTURES makes
+set(NFT_CUDA_FACT "${NFT_CUDA_HOLDS}, nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
 
 # torch loads its libraries with local binding, so _C_cuda must name libtorch_cuda.so among its needed libraries. A torch
 # without CUDA has none to link with; an empty library of that name stands in for it at link time only.
 add_library(torch_cuda_stub SHARED csrc/cuda/torch_cuda_stub.cpp)
 set_target_properties(torch_cuda_stub PROPERTIES OUTPUT_NAME torch_cuda LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/stub)
 
-add_library(_C_cuda MODULE csrc/cuda/sampler.cu csrc/cuda/fused.cu csrc/cuda/ops_cuda.cpp)
+add_library(_C_cuda MODULE csrc/cuda/sampler.cu csrc/cuda/fused.cu csrc/cuda/gradient.cu csrc/cuda/ops_cuda.cpp)
 target_include_directories(_C_cuda PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
+target_compile_definitions(_C_cuda PRIVATE USE_CUDA NFT_CUDA_HOLDS="${NFT_CUDA_HOLDS}")
 # No fma in the noise (csrc/core/macros.h asks for none; this is the belt), and a warning should a kernel ever spill registers.
 target_compile_options(_C_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Xptxas=-warn-spills,-warn-lmem-usage>"
                                        "$<$<COMPILE_LANGUAGE:CXX>:${NFT_ROUNDING}>")

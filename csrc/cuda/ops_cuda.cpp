@@ -1,32 +1,14 @@
 // The operators on CUDA: sampler and fused product on the current stream of the weight's device. No value is read back, no call waits.
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-
 #include "../operators.h"
+#include "choice.h"
 #include "fused.h"
+#include "on_device.h"
 #include "sampler.h"
 
 namespace nft {
 namespace {
 
-// Makes a tensor's device current for a scope, and finds torch's stream on it.
-class OnDevice {
- public:
-  explicit OnDevice(const Tensor& t) : guard_(t.get_device_index()) {
-    void* current = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &current));
-    stream_ = static_cast<cudaStream_t>(current);
-    // This library holds a CUDA runtime of its own, whose idea of the current device must be torch's.
-    STD_CUDA_CHECK(cudaSetDevice(t.get_device_index()));
-  }
-  cudaStream_t stream() const { return stream_; }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-};
+cuda::FusedColumns fused_columns;
 
 void check_beside(const char* op, const char* argument, const Tensor& t, const Tensor& weight) {
   check(t.is_cuda() && t.get_device_index() == weight.get_device_index(), op, argument, "must be on the weight's device",
@@ -105,6 +87,13 @@ cuda::Program program_of(Crossbar& c, Tensor& dense) {
   return p;
 }
 
+// A row of float32 numbers, dense in `holder`; null where there is none.
+const float* dense_floats(const std::optional<Tensor>& t, std::optional<Tensor>& holder) {
+  if (!t) return nullptr;
+  holder = torch::stable::contiguous(*t);
+  return floats(*holder);
+}
+
 // [chips, images, channels, y, x] of a tensor [chips * images or images, channels(, y, x)].
 cuda::Strides strides_of(const Tensor& t, int64_t images, bool shared) {
   const bool image = t.dim() == 4;
@@ -152,16 +141,16 @@ struct Cuda {
     STD_CUDA_CHECK(cuda::program_many(programs.data(), (int)programs.size(), here.stream()));
   }
 
-  // The fused product where each chip sees few columns: a weight is then generated once for every 128 of them. Beyond, weights
-  // programmed once and the library's product. The bound is from counting instructions (docs/decisions.md), not yet measured.
-  static constexpr int64_t kMostColumns = 256, kLeastRows = 8, kMostSize = int64_t(1) << 29;
+  // A tile holds rows of one group only, so few of them leave it empty; and coordinates are 32-bit.
+  static constexpr int64_t kLeastRows = 8, kMostSize = int64_t(1) << 29;
 
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
-                                       bool shared) {
+                                       bool shared, const Epilogue& epilogue) {
+    for (const auto& t : {epilogue.scale, epilogue.shift, epilogue.residual})
+      if (t) check_beside(c.op, "scale, shift and residual", *t, c.weight);
     check(x.is_cuda() && c.weight.is_cuda() && x.get_device_index() == c.weight.get_device_index(), c.op, "x",
           "must be on the weight's device", "another device");
     const bool image = x.dim() == 4;
-    // A tile holds rows of one group only, so few of them leave it empty; and coordinates are 32-bit.
     bool fits = c.weight.size(0) / p.groups >= kLeastRows;
     for (int i = 0; i < x.dim(); ++i) fits = fits && (i == 0 || x.size(i) < kMostSize);
     for (int i = 0; i < 2; ++i) fits = fits && p.stride[i] < kMostSize && p.padding[i] < kMostSize && p.dilation[i] < kMostSize;
@@ -186,7 +175,8 @@ struct Cuda {
       columns *= out;
       if (image) sizes.push_back(out);
     }
-    if (columns > kMostColumns || !cuda::can_fuse(f)) return std::nullopt;
+    const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kForward, out_type(x));
+    if (columns > most || !cuda::can_fuse(f)) return std::nullopt;
 
     Tensor dense = c.weight;
     f.program = program_of(c, dense);
@@ -198,6 +188,14 @@ struct Cuda {
       float_bias = torch::stable::contiguous(aten::cast(*bias, ScalarType::Float));
       f.epilogue.bias = floats(*float_bias);
     }
+    std::optional<Tensor> scale, shift;
+    f.epilogue.scale = dense_floats(epilogue.scale, scale);
+    f.epilogue.shift = dense_floats(epilogue.shift, shift);
+    if (epilogue.residual) {
+      f.epilogue.residual = epilogue.residual->data_ptr();
+      f.epilogue.residual_strides = strides_of(*epilogue.residual, f.images, false);
+    }
+    f.epilogue.relu = epilogue.relu;
     f.x = x.data_ptr();
     f.y = y.data_ptr();
     f.x_type = f.y_type = out_type(x);
@@ -205,6 +203,66 @@ struct Cuda {
     f.y_strides = strides_of(y, f.images, false);
     STD_CUDA_CHECK(cuda::fused(f, here.stream()));
     return y;
+  }
+
+  // Every chip's gradient with respect to its x, chip-major, in x's memory format.
+  static std::optional<Tensor> input_gradient(Crossbar& c, const Tensor& grad, const Tensor& x, const aten::Convolution& p) {
+    check_beside(c.op, "x", x, c.weight);
+    check_beside(c.op, "grad", grad, c.weight);
+    const bool image = x.dim() == 4;
+    bool fits = x.size(1) / p.groups >= kLeastRows && x.size(1) < kMostSize && grad.size(1) < kMostSize;
+    for (int i = 0; i < 2; ++i) fits = fits && p.stride[i] < kMostSize && p.padding[i] < kMostSize && p.dilation[i] < kMostSize;
+    cuda::Fused f = {};
+    f.images = grad.size(0) / c.chips();
+    f.channels = (int)grad.size(1);
+    f.rows = (int)x.size(1);
+    f.groups = (int)p.groups;
+    int64_t columns = f.images;
+    Ints sizes{grad.size(0), x.size(1)};
+    for (int i = 0; i < 2; ++i) {
+      const int64_t seen = image ? grad.size(2 + i) : 1, size = image ? x.size(2 + i) : 1;
+      fits = fits && seen < kMostSize && size < kMostSize;
+      (i ? f.width : f.height) = (int)seen;
+      f.kernel[i] = image ? (int)c.weight.size(2 + i) : 1;
+      f.stride[i] = (int)p.stride[i];
+      f.padding[i] = (int)p.padding[i];
+      f.dilation[i] = (int)p.dilation[i];
+      f.out[i] = (int)size;
+      columns *= size;
+      if (image) sizes.push_back(size);
+    }
+    const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kInputGradient, out_type(x));
+    if (!fits || columns > most || !cuda::can_fuse_gradient(f)) return std::nullopt;
+
+    Tensor dense = c.weight;
+    f.program = program_of(c, dense);
+    const OnDevice here(c.weight);
+    const Tensor y = aten::empty(sizes, x.scalar_type(), x, aten::is_channels_last(x));
+    f.x = grad.data_ptr();
+    f.y = y.data_ptr();
+    f.x_type = f.y_type = out_type(x);
+    f.x_strides = strides_of(grad, f.images, false);
+    f.y_strides = strides_of(y, f.images, false);
+    STD_CUDA_CHECK(cuda::fused_gradient(f, here.stream()));
+    return y;
+  }
+
+  // One pass over a result of the library's, which is dense.
+  static void finish(const Crossbar& c, const Tensor& y, const Epilogue& e) {
+    const bool channels_last = aten::is_channels_last(y);
+    std::optional<Tensor> scale, shift, residual;
+    cuda::Results r = {y.data_ptr(), out_type(y), y.numel(), y.size(1),
+                       channels_last || y.dim() == 2 ? 1 : y.size(2) * y.size(3)};
+    cuda::Epilogue f = {};
+    const OnDevice here(c.weight);
+    f.scale = dense_floats(e.scale, scale);
+    f.shift = dense_floats(e.shift, shift);
+    if (e.residual) {
+      residual = y.dim() == 4 ? aten::in_format(*e.residual, channels_last) : torch::stable::contiguous(*e.residual);
+      f.residual = residual->data_ptr();
+    }
+    f.relu = e.relu;
+    STD_CUDA_CHECK(cuda::finish(r, f, here.stream()));
   }
 };
 
@@ -226,6 +284,13 @@ using CudaOperators = Operators<Cuda>;
 }  // namespace
 }  // namespace nft
 
+// For nft_ext/choice.py; not an operator, as it has no tensors. direction: 0 forward, 1 input gradient; type: 0 float32,
+// 1 bfloat16, 2 float16.
+extern "C" __attribute__((visibility("default"))) void nft_ext_set_fused_columns(int32_t device, int32_t direction, int32_t type,
+                                                                                 int64_t columns) {
+  nft::fused_columns.set(device, direction, type, columns);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
   m.impl("weight_step", TORCH_BOX(&nft::weight_step));
   m.impl("weight_step_many", TORCH_BOX(&nft::weight_step_many));
@@ -233,7 +298,9 @@ STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
   m.impl("quantize", TORCH_BOX(&nft::quantize));
   m.impl("program", TORCH_BOX(&nft::CudaOperators::program));
   m.impl("noisy_linear", TORCH_BOX(&nft::CudaOperators::linear));
+  m.impl("noisy_linear_fused", TORCH_BOX(&nft::CudaOperators::linear_fused));
   m.impl("noisy_linear_backward", TORCH_BOX(&nft::CudaOperators::linear_backward));
   m.impl("noisy_conv2d", TORCH_BOX(&nft::CudaOperators::conv2d));
+  m.impl("noisy_conv2d_fused", TORCH_BOX(&nft::CudaOperators::conv2d_fused));
   m.impl("noisy_conv2d_backward", TORCH_BOX(&nft::CudaOperators::conv2d_backward));
 }

@@ -1,80 +1,25 @@
 // The fused CUDA kernel's own tile loop (csrc/cuda/fused/loop.h) on the host: every thread of every block, phase by phase, with
 // mma.sync emulated from the instruction's definition; against a plain convolution in double precision with the weights that
 // cuda::program writes. Inputs lie between NaN, so a read outside shows; results lie between poison, so a write outside shows.
-#include "../cuda/fused/loop.h"
-
-#include <math.h>
-
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "check.h"
-#include "warps.h"
+#include "fused_layer.h"
 
 using namespace nft::generic;
 using nft::cuda::Fused;
 using nft::cuda::OutType;
 using nft_test::expect;
 using nft_test::kFormats;
+using nft_test::kTypes;
 using nft_test::Memory;
 using nft_test::number_at;
 using nft_test::shape;
 using nft_test::size_of;
-using nft_test::Team;
+using nft_test::Sum;
 using nft_test::Words;
 
 namespace {
-
-constexpr OutType kTypes[] = {OutType::kFloat32, OutType::kBFloat16, OutType::kFloat16};
-constexpr int64_t kKeys[3][2] = {{7, 0}, {-5, (int64_t(1) << 32) | 0xfffffffe}, {int64_t(1) << 40, 3}};
-
-template <class T, int kPath>
-void run(const Fused& f, bool constant, bool reversed) {
-  const Table table = {f.program.table, table_levels(f.program), constant};
-  const Sizes sizes = sizes_of(f);
-  const Tiling tiling = tiling_of(f, sizes, T::kRows, T::kColumns);
-  std::unique_ptr<Shared<T>> shared(new Shared<T>);
-  memset((void*)shared.get(), 0xff, sizeof *shared);  // NaN: what a thread reads, another must have written
-  Team<T> team(reversed);
-  for (int64_t tile = 0; tile < tiling.count; ++tile)
-    multiply_tile<T, kPath>(f, table, sizes, place_of(f, tiling, tile), *shared, team);
-}
-
-template <OutType kX, bool kWide>
-void run(const Fused& f, bool constant, bool reversed) {
-  if (f.program.path == kPathOff) run<Tile<kX, kWide>, kPathOff>(f, constant, reversed);
-  if (f.program.path == kPathFast) run<Tile<kX, kWide>, kPathFast>(f, constant, reversed);
-  if (f.program.path == kPathDevice) run<Tile<kX, kWide>, kPathDevice>(f, constant, reversed);
-}
-
-template <OutType kX>
-void run(const Fused& f, bool wide, bool constant, bool reversed) {
-  return wide ? run<kX, true>(f, constant, reversed) : run<kX, false>(f, constant, reversed);
-}
-
-// ---- the plain convolution
-
-template <int kPath, OutType kX>
-std::vector<double> weights(nft::cuda::Program p) {
-  std::vector<typename Stored<kX>::Type> out((size_t)(p.n * p.chips));
-  p.out = out.data();
-  for (int64_t block = 0; block < blocks_of(p.n); ++block)
-    program_block<kPath, kX>(p, {p.table, table_levels(p), false}, block, 0, 1);
-  std::vector<double> numbers;
-  for (auto v : out) numbers.push_back(loaded<kX>(v));
-  return numbers;
-}
-
-template <OutType kX>
-std::vector<double> weights(const nft::cuda::Program& p) {
-  if (p.path == kPathFast) return weights<kPathFast, kX>(p);
-  return p.path == kPathDevice ? weights<kPathDevice, kX>(p) : weights<kPathOff, kX>(p);
-}
-
-struct Sum {
-  double value, magnitude;
-};
 
 Sum definition(const Fused& f, const std::vector<double>& w, int64_t chip, int64_t image, int r, int oy, int ox) {
   const int channels = f.channels / f.groups, first = r / (f.rows / f.groups) * channels;
@@ -90,32 +35,17 @@ Sum definition(const Fused& f, const std::vector<double>& w, int64_t chip, int64
         const int64_t weight = (((int64_t)r * channels + c) * f.kernel[0] + ky) * f.kernel[1] + kx;
         const double product = w[(size_t)(chip * f.program.n + weight)] *
                                (inside ? number_at(f.x_type, (const char*)f.x + at * (int64_t)size_of(f.x_type)) : 0.0);
-        sum.value += product;
-        sum.magnitude += fabs(product);
+        sum.add(product);
       }
   return sum;
 }
 
 // ---- cases
 
-struct Options {
-  bool wide = false, codes = false, shared = true, constant = false, limits = false, reversed = false;
-  int x = 0, y = 0, path = kPathFast, mapping = 0, x_format = 0, y_format = 0, epilogue = 0, weight_bits = 8;
-  int64_t chips = 2;
-  float step = 1.0f / 200;
+struct Options : nft_test::Noise {
+  bool wide = false, shared = true, reversed = false;
+  int x = 0, y = 0, x_format = 0, y_format = 0, epilogue = 0;
 };
-
-std::vector<float> table_of(const Options& o) {
-  const int levels = 1 << (o.path == kPathDevice ? 2 : o.weight_bits);
-  std::vector<float> t((size_t)(2 * levels));
-  for (int i = 0; i < levels; ++i) {
-    t[(size_t)i] = o.constant ? (float)i : i * 0.96f + 0.05f;
-    t[(size_t)(levels + i)] = o.constant ? 0.3f : 0.2f + 0.1f * (float)(i % 5);
-  }
-  if (o.limits) t.insert(t.end(), {1.0f, 0.0f, 3.0f, 0.1f, 0.2f, 0.4772499f});
-  else t.insert(t.end(), {INFINITY, -INFINITY, INFINITY, 0, 0, 0});
-  return t;
-}
 
 std::string name_of(const Fused& f, const Options& o) {
   char name[300];
@@ -131,26 +61,8 @@ std::string name_of(const Fused& f, const Options& o) {
 // Fills in everything but the shape, runs the loop, compares each result and then what lies around them.
 void check(Fused f, const Options& o) {
   Words words(1 + (uint64_t)(f.images * 131 + f.channels * 17 + f.height * 5 + f.width));
-  nft::cuda::Program& p = f.program;
-  p = {};
-  p.n = (int64_t)f.rows * (f.channels / f.groups) * f.kernel[0] * f.kernel[1];
-  p.weight_bits = o.weight_bits, p.device_bits = 2, p.path = o.path, p.mapping = o.mapping;
-  p.keys = &kKeys[0][0], p.chips = o.chips, p.stream = 0x9abcdef0u;
-  p.code_bytes = o.weight_bits <= 15 ? 2 : 4;
-  p.step = &o.step;
-  const std::vector<float> table = table_of(o);
-  p.table = table.data();
-  std::vector<float> weight((size_t)p.n);
-  for (float& w : weight) w = words.signed_unit();
-  std::vector<int16_t> short_codes;
-  std::vector<int32_t> codes;
-  for (float w : weight) {
-    codes.push_back(o.step > 0 ? pack_code(code_of(w, o.step, from_int((1 << o.weight_bits) - 1)), sign_of(w)) : 0);
-    short_codes.push_back((int16_t)codes.back());
-  }
-  if (o.codes) p.codes = p.code_bytes == 2 ? (const void*)short_codes.data() : codes.data();
-  else p.weight = weight.data();
-
+  const nft_test::Layer layer(o, (int64_t)f.rows * (f.channels / f.groups) * f.kernel[0] * f.kernel[1], words);
+  f.program = layer.program;
   f.x_type = kTypes[o.x], f.y_type = kTypes[o.y];
   Memory x(f.x_type, o.chips, o.shared, f.images, f.channels, f.height, f.width, o.x_format);
   Memory y(f.y_type, o.chips, false, f.images, f.rows, f.out[0], f.out[1], o.y_format);
@@ -165,14 +77,11 @@ void check(Fused f, const Options& o) {
                 o.epilogue & 4 ? row[2].data() : nullptr, o.epilogue & 8 ? residual.first : nullptr, residual.strides,
                 (o.epilogue & 16) != 0};
 
-  if (o.x == 0) run<OutType::kFloat32>(f, o.wide, o.constant, o.reversed);
-  if (o.x == 1) run<OutType::kBFloat16>(f, o.wide, o.constant, o.reversed);
-  if (o.x == 2) run<OutType::kFloat16>(f, o.wide, o.constant, o.reversed);
-  const std::vector<double> w = o.x == 0   ? weights<OutType::kFloat32>(p)
-                                : o.x == 1 ? weights<OutType::kBFloat16>(p)
-                                           : weights<OutType::kFloat16>(p);
+  nft_test::with_tile(f.x_type, o.wide, o.path, [&](auto tile, auto path) {
+    nft_test::run_tiles<decltype(tile), path>(f, sizes_of(f), o.constant, o.reversed);
+  });
+  const std::vector<double> w = nft_test::programmed_weights(f.program, f.x_type);
   const std::string name = name_of(f, o);
-  const double rounding[] = {0x1p-22, 0x1p-8, 0x1p-10};
   y.each([&](int64_t s, int64_t b, int64_t r, int64_t oy, int64_t ox, char* at) {
     Sum sum = definition(f, w, s, b, (int)r, (int)oy, (int)ox);
     const size_t i = (size_t)r;
@@ -182,14 +91,12 @@ void check(Fused f, const Options& o) {
     if (f.epilogue.residual) sum.value += number_at(f.y_type, residual.at(s, b, r, oy, ox));
     if (f.epilogue.relu && sum.value < 0) sum.value = 0;
     const double got = number_at(f.y_type, at);
-    const double most = (sum.magnitude + 1) * 0x1p-19 + fabs(sum.value) * rounding[o.y];
+    const double most = (sum.magnitude + 1) * 0x1p-19 + fabs(sum.value) * nft_test::kRounding[o.y];
     expect(isnan(o.step) ? isnan(got) : fabs(got - sum.value) <= most, "%s: chip %d image %d row %d at %d %d: %.9g, not %.9g",
            name.c_str(), (int)s, (int)b, (int)r, (int)oy, (int)ox, got, sum.value);
     memset(at, 0xff, size_of(f.y_type));
   });
-  bool untouched = true;
-  for (uint64_t v : y.words) untouched = untouched && v == ~uint64_t(0);
-  expect(untouched, "%s: writes outside its result", name.c_str());
+  expect(is_poison(y), "%s: writes outside its result", name.c_str());
 }
 
 // Options that change with every case, each at its own pace.
@@ -280,6 +187,56 @@ void every_option() {
     }
 }
 
+// The pass over results in memory, one thread a result: the epilogue's definition, and nothing around the results touched.
+template <OutType kY>
+void results_in_memory(int parts, int64_t outer, int rows, int64_t inner) {
+  const int64_t n = outer * rows * inner;
+  Words words((uint64_t)(parts + 100 * n));
+  Memory y(kY, 1, false, outer, rows, 1, inner, nft_test::kContiguous);
+  Memory residual(kY, 1, false, outer, rows, 1, inner, nft_test::kContiguous);
+  y.fill(words);
+  residual.fill(words);
+  std::vector<float> row[3];
+  for (auto& r : row)
+    for (int i = 0; i < rows; ++i) r.push_back(words.signed_unit());
+  nft::cuda::Epilogue e = {};
+  e.bias = parts & 1 ? row[0].data() : nullptr, e.scale = parts & 2 ? row[1].data() : nullptr;
+  e.shift = parts & 4 ? row[2].data() : nullptr, e.residual = parts & 8 ? residual.first : nullptr, e.relu = parts & 16;
+  const Memory before = y;
+  const nft::cuda::Results r = {y.first, kY, n, rows, inner};
+  for (int64_t at = 0; at < n; ++at) finish_result<kY>(r, e, at);
+  const ptrdiff_t shift = y.first - (char*)y.words.data();
+  y.each([&](int64_t, int64_t b, int64_t c, int64_t, int64_t x, char* now) {
+    const size_t place = (size_t)(now - y.first);
+    float want = (float)number_at(kY, (const char*)before.words.data() + shift + place);
+    if (e.bias) want += row[0][(size_t)c];
+    if (e.scale) want *= row[1][(size_t)c];
+    if (e.shift) want += row[2][(size_t)c];
+    if (e.residual) want += (float)number_at(kY, residual.first + place);
+    if (e.relu && want < 0) want = 0;
+    float rounded = want;
+    if (kY != OutType::kFloat32) {
+      uint16_t bits;
+      nft_test::write_number(kY, &bits, want);
+      rounded = (float)number_at(kY, &bits);
+    }
+    expect(number_at(kY, now) == rounded, "result in memory: type %d, epilogue %d, image %d, row %d of %d, %d of %d", (int)kY, parts,
+           (int)b, (int)c, rows, (int)x, (int)inner);
+    memcpy(now, (const char*)before.words.data() + shift + place, size_of(kY));
+  });
+  expect(y.words == before.words, "type %d, epilogue %d: memory around the results is left alone", (int)kY, parts);
+}
+
+void every_result_in_memory() {
+  for (int parts = 0; parts < 32; ++parts)
+    for (int rows : {1, 5, 16})
+      for (int64_t inner : {1, 6, 16}) {
+        results_in_memory<OutType::kFloat32>(parts, 3, rows, inner);
+        results_in_memory<OutType::kBFloat16>(parts, 3, rows, inner);
+        results_in_memory<OutType::kFloat16>(parts, 3, rows, inner);
+      }
+}
+
 }  // namespace
 
 int main() {
@@ -287,5 +244,6 @@ int main() {
   every_small_shape();
   larger_shapes();
   linear_layers();
+  every_result_in_memory();
   return nft_test::finish("cuda_fused");
 }

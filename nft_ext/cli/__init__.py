@@ -1,4 +1,4 @@
-"""The command line: `nft-ext info | demo | train | evaluate | sweep`. One file a command."""
+"""The command line: nft-ext. One file a command."""
 
 from .main import main
 

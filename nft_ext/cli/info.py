@@ -13,9 +13,10 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from .. import choice
     from ..build_info import info
 
-    facts = info()
+    facts = info() | {"fused_product": choice.described()}
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return
@@ -28,6 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
         ("threads", str(facts["threads"])),
         ("CUDA kernels", f"built for {facts['cuda_built_for']}" if facts["cuda_built_for"] else "not built"),
         ("CUDA", f"off: {facts['cuda_off']}" if facts["cuda_off"] else "on"),
+        ("fused product", facts["fused_product"]),
     ]
     for name, value in rows:
         print(f"{name:<14} {value}")

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 done, 1 bad input, 2 bad usage, 130 interrupted)."""
-    from . import demo, evaluate, info, sweep, train
-
+    from . import demo, evaluate, fetch, info, reproduce, sweep, train, tune
     from ..montecarlo.ranks import RanksError
 
     parser = argparse.ArgumentParser(prog="nft-ext", description="Noisy inference and noise-aware training for NVM crossbars.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (info, demo, train, evaluate, sweep):
+    for module in (info, demo, fetch, train, evaluate, sweep, reproduce, tune):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:

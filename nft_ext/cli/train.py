@@ -3,55 +3,60 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from pathlib import Path
 
 from . import options
+from .method_options import add_method, method_of
+from .training_options import add_training, check_resume, fit_options
 
 
 def add_parser(commands) -> None:
-    from .. import methods
-
-    parser = commands.add_parser("train", help="train one network with one method")
-    parser.add_argument("out", type=Path, help="checkpoint to write (*.safetensors); the epochs' log goes beside it (*.csv)")
-    parser.add_argument("--method", choices=methods.NAMES, default="noise")
-    parser.add_argument("--sigma", type=float, default=0.1, help="sigma trained at, in the device's convention (default 0.1)")
-    parser.add_argument("--beta", type=float, default=1e-3, help="weight of the feedback, ovf and irs (default 1e-3)")
-    parser.add_argument("--feedbacks", type=int, default=3, help="number of feedbacks N, ovf and control (default 3)")
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.0)
-    parser.add_argument("--validation", type=float, default=0.1, help="share of the training set kept for selection (default 0.1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="cpu or cuda (default cpu)")
+    parser = commands.add_parser(
+        "train", help="train one network with one method", description="Trains one network with one method. Writes OUT, "
+        "the best epoch's weights; beside it the epochs as *.csv and the run's state as *.state.")
+    parser.add_argument("out", type=Path, metavar="OUT", help="checkpoint to write (*.safetensors)")
+    add_method(parser)
     options.add_model(parser)
     options.add_data(parser)
     options.add_device(parser)
+    add_training(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from .. import data, methods, models
-    from ..training import fit
+    from .. import data, models
+    from ..training import fit, search_beta
+    from ..training.files import write_atomically
 
-    given = {"sigma": arguments.sigma, "beta": arguments.beta, "feedbacks": arguments.feedbacks}
-    method = methods.build(arguments.method, **{k: v for k, v in given.items() if k in methods.options_of(arguments.method)})
+    check_resume(arguments)
+    method = method_of(arguments)
     nvm = options.device_of(arguments, arguments.sigma)
+    training = fit_options(arguments)
     train, _ = data.load(arguments.dataset, arguments.data_dir)
     train, validation = data.split_validation(train, arguments.validation, seed=arguments.seed)
     torch.manual_seed(arguments.seed)
     model = models.build(arguments.model, train.num_classes, train.channels, arguments.width)
-    history = fit(model, method, train, validation, epochs=arguments.epochs, batch_size=arguments.batch_size,
-                  optimizer=arguments.optimizer, lr=arguments.lr, weight_decay=arguments.weight_decay, seed=arguments.seed, nvm=nvm,
-                  device=arguments.device, log=arguments.out.with_suffix(".csv"), checkpoint=arguments.out,
-                  meta={"dataset": arguments.dataset})
-    if history.best is None:
-        print("interrupted before the first epoch ended; nothing was written")
+    training["augment"] = data.augment_for(train) if arguments.augment == "auto" else None
+    search = arguments.beta == "search"
+    found = (search_beta if search else fit)(model, method, train, validation, nvm=nvm, **training,
+                                             meta={"dataset": arguments.dataset, "validation_share": arguments.validation})
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first rank speaks
+        return 130 if found.interrupted else 0
+    history = found.best if search else found
+    if search:
+        print(found)
+        write_atomically(arguments.out.with_suffix(".search.json"), (json.dumps(found.to_dict(), indent=1) + "\n").encode())
+    state = training["state"]
+    if found.interrupted and state is not None:
+        print("interrupted; the same command with --resume continues")
+    if history is None or history.best is None:
+        print("interrupted before the first epoch ended; there is no checkpoint yet")
         return 130
     best = history.best
     print(f"best epoch {best['epoch']}: validation accuracy {100 * best['val_accuracy']:.2f} % "
           f"(noise off {100 * best['val_clean']:.2f} %), {history.seconds:.0f} s; wrote {arguments.out}")
-    return 130 if history.interrupted else 0
+    return 130 if found.interrupted else 0

@@ -2,10 +2,12 @@
 
     digits     scikit-learn's 1,797 handwritten digits; no file needed
     mnist      idx files in DIR/MNIST/raw, DIR/mnist or DIR
-    cifar10    binary version in DIR/cifar-10-batches-bin
-    cifar100   binary version in DIR/cifar-100-binary
+    cifar10    binary version in DIR/cifar-10-batches-bin, or Python version in DIR/cifar-10-batches-py
+    cifar100   binary version in DIR/cifar-100-binary, or Python version in DIR/cifar-100-python
+    tinyimagenet   the tree of JPEG files in DIR/tiny-imagenet-200 (needs Pillow), halved to 32x32
 
-DIR is `data_dir`, or else the environment variable NFT_EXT_DATA.
+DIR is `data_dir`, or else the environment variable NFT_EXT_DATA; `fetch` fills it. What is not there in these files is
+looked for by torchvision, where that is installed. `augment_for(train)` is the paper's augmentation.
 """
 
 from __future__ import annotations
@@ -13,15 +15,19 @@ from __future__ import annotations
 import os
 
 from nft_ext.checks import fail
-from nft_ext.data import cifar, digits, mnist
+from nft_ext.data import cifar, digits, mnist, tinyimagenet
+from nft_ext.data.augment import augment_for
+from nft_ext.data.fetch import SOURCES, fetch
 from nft_ext.data.files import data_folder
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.split import split_validation
+from nft_ext.data.torchvision_sets import from_torchvision, load_torchvision
 
 _READERS = {
     "mnist": mnist.load,
     "cifar10": lambda folder: cifar.load(cifar.CIFAR10, folder),
     "cifar100": lambda folder: cifar.load(cifar.CIFAR100, folder),
+    "tinyimagenet": tinyimagenet.load,
 }
 NAMES: tuple[str, ...] = ("digits", *_READERS)
 
@@ -36,13 +42,20 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet
     Raises:
         ValueError: an unknown name, no data folder given, or a file that is short or corrupt.
         FileNotFoundError: the folder or a file is missing; the message says how to get it.
-        ImportError: digits without scikit-learn.
+        ImportError: digits without scikit-learn, tinyimagenet without Pillow.
     """
     if name not in NAMES:
         fail("dataset", f"must be one of {', '.join(NAMES)}", name)
     if name == "digits":
         return digits.load()
-    return _READERS[name](data_folder(data_dir, name))
+    folder = data_folder(data_dir, name)
+    try:
+        return _READERS[name](folder)
+    except FileNotFoundError:
+        found = load_torchvision(name, folder)
+        if found is None:
+            raise
+        return found
 
 
-__all__ = ["NAMES", "ImageSet", "load", "split_validation"]
+__all__ = ["NAMES", "SOURCES", "ImageSet", "augment_for", "fetch", "from_torchvision", "load", "split_validation"]

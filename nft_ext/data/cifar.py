@@ -1,22 +1,23 @@
-"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32x32, from the published binary version.
+"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32x32, from the published binary or Python version.
 
-A record is 1 label byte (CIFAR-10) or 2 (CIFAR-100: coarse, fine; the fine one is used), then 3072 pixels: the red,
-the green and the blue plane, each row by row.
+A record of the binary version is 1 label byte (CIFAR-10) or 2 (CIFAR-100: coarse, fine; the fine one is used), then
+3072 pixels: the red, the green and the blue plane, each row by row. `cifar_python` reads the other version; where both
+are there, the binary one is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from nft_ext.data.cifar_python import PIXELS, PythonVersion, read_batch
 from nft_ext.data.files import bad_file, read_bytes
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.pixels import IMAGE_SIZE, write_inputs
-
-PIXELS = 3 * IMAGE_SIZE * IMAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Archive:
         splits: (file names, records in each file) of "train" and "test".
         mean, std: per channel, of the training images in units of full scale, as everybody uses.
         tar, tar_md5: the published archive.
+        python: the same images in the Python version.
     """
 
     name: str
@@ -40,18 +42,22 @@ class Archive:
     std: tuple[float, float, float]
     tar: str
     tar_md5: str
+    python: PythonVersion
 
 
 CIFAR10 = Archive(
     "cifar10", "cifar-10-batches-bin", (10,),
     {"train": (tuple(f"data_batch_{k}.bin" for k in range(1, 6)), 10000), "test": (("test_batch.bin",), 10000)},
     (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
-    "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
+    "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530",
+    PythonVersion("cifar-10-batches-py", "labels",
+                  {"train": (tuple(f"data_batch_{k}" for k in range(1, 6)), 10000), "test": (("test_batch",), 10000)}))
 CIFAR100 = Archive(
     "cifar100", "cifar-100-binary", (20, 100),
     {"train": (("train.bin",), 50000), "test": (("test.bin",), 10000)},
     (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762),
-    "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8")
+    "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8",
+    PythonVersion("cifar-100-python", "fine_labels", {"train": (("train",), 50000), "test": (("test",), 10000)}))
 
 
 def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
@@ -59,28 +65,42 @@ def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is short, too long, or holds a label out of range.
+        ValueError: a file is short, too long, damaged, or holds a label out of range; a pickle with more than data in
+            it.
     """
-    remedy = (f"Get it with: curl -fLO https://www.cs.toronto.edu/~kriz/{archive.tar} && "
+    remedy = (f"Get it with: nft-ext fetch {archive.name} --data-dir '{data_dir}', or: "
+              f"curl -fLO https://www.cs.toronto.edu/~kriz/{archive.tar} && "
               f"tar xzf {archive.tar} -C '{data_dir}' (md5 of the archive: {archive.tar_md5})")
-    folder = data_dir / archive.folder
-    for files, count in archive.splits.values():  # all there, before any is read
+    pickled = (data_dir / archive.python.folder).is_dir() and not (data_dir / archive.folder).is_dir()
+    version = archive.python if pickled else archive
+    folder = data_dir / version.folder
+    for files, count in version.splits.values():  # all there, before any is read
         for file in files:
             if not (folder / file).is_file():
-                bad_file(folder / file, _expected(archive, count), "no such file", remedy, FileNotFoundError)
-    return tuple(_read(archive, folder, split, remedy) for split in archive.splits)
+                expected = f"{archive.name}'s Python version, {count} images" if pickled else _expected(archive, count)
+                bad_file(folder / file, expected, "no such file", remedy, FileNotFoundError)
+    classes = archive.label_limits[-1]
 
-
-def _read(archive: Archive, folder: Path, split: str, remedy: str) -> ImageSet:
-    files, count = archive.splits[split]
-    images = torch.empty(len(files) * count, 3, IMAGE_SIZE, IMAGE_SIZE)
-    labels = torch.empty(len(files) * count, dtype=torch.int64)
-    for k, file in enumerate(files):
-        records = _records(folder / file, archive, count, remedy)
-        part = slice(k * count, (k + 1) * count)
-        label_bytes = len(archive.label_limits)
-        labels[part] = torch.from_numpy(records[:, label_bytes - 1].astype(np.int64))
+    def batch(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+        if pickled:
+            return read_batch(path, archive.python.labels, count, classes, remedy)
+        records, label_bytes = _records(path, archive, count, remedy), len(archive.label_limits)
         pixels = records[:, label_bytes:].reshape(count, 3, IMAGE_SIZE, IMAGE_SIZE)
+        return pixels, records[:, label_bytes - 1].astype(np.int64)
+
+    return tuple(_read(archive, split, [folder / file for file in files], count, batch)
+                 for split, (files, count) in version.splits.items())
+
+
+def _read(archive: Archive, split: str, paths: list[Path], count: int,
+          batch: Callable[[Path, int], tuple[np.ndarray, np.ndarray]]) -> ImageSet:
+    """One split; `batch` gives pixels uint8 [count, 3, 32, 32] and labels int64 [count] of a file."""
+    images = torch.empty(len(paths) * count, 3, IMAGE_SIZE, IMAGE_SIZE)
+    labels = torch.empty(len(paths) * count, dtype=torch.int64)
+    for k, path in enumerate(paths):
+        pixels, classes_of = batch(path, count)
+        part = slice(k * count, (k + 1) * count)
+        labels[part] = torch.from_numpy(classes_of)
         write_inputs(images[part], pixels, 255.0, archive.mean, archive.std)
     return ImageSet(f"{archive.name}/{split}", images, labels, archive.label_limits[-1], archive.mean, archive.std)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
 
-from nft_ext.data.files import bad_file
+from nft_ext.data.files import bad_file, read_bytes
 from nft_ext.data.idx import IdxFile, read_idx
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.pixels import IMAGE_SIZE, write_inputs
@@ -53,6 +54,17 @@ def _read(split: str, found: dict[IdxFile, Path]) -> ImageSet:
     return ImageSet(f"mnist/{split}", images, torch.from_numpy(labels.astype("int64")), CLASSES, MEAN, STD)
 
 
+def present(data_dir: Path) -> bool:
+    """Whether all four files are found in `data_dir`, with the published content."""
+    try:
+        found = {file: _find(data_dir, file) for files in FILES.values() for file in files}
+        content = {file: read_bytes(path, file.size, "", "") for file, path in found.items()}
+    except (FileNotFoundError, ValueError):
+        return False
+    return all(hashlib.md5(data, usedforsecurity=False).hexdigest() == file.content_md5
+               for file, data in content.items())
+
+
 def _find(data_dir: Path, file: IdxFile) -> Path:
     folders = (data_dir / "MNIST" / "raw", data_dir / "mnist", data_dir)
     for folder in folders:
@@ -67,5 +79,5 @@ def _find(data_dir: Path, file: IdxFile) -> Path:
 def _remedy(path: Path, file: IdxFile) -> str:
     target = path if path.suffix == ".gz" else path.with_name(path.name + ".gz")
     unpack = "" if path.suffix == ".gz" else f" && gunzip -f '{target}'"
-    return (f"Get it with: curl -fL --create-dirs -o '{target}' {MIRROR}/{file.name}.gz{unpack} "
-            f"(md5 of the .gz: {file.gzip_md5})")
+    return (f"Get it with: nft-ext fetch mnist --data-dir DIR, or: curl -fL --create-dirs -o '{target}' "
+            f"{MIRROR}/{file.name}.gz{unpack} (md5 of the .gz: {file.gzip_md5})")

@@ -1,4 +1,4 @@
-"""From stored pixels to network inputs: 32x32, float32, normalised."""
+"""From stored pixels to network inputs: resized (to 32x32 mostly), float32, normalised."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ def write_inputs(out: torch.Tensor, pixels: np.ndarray, full_scale: float,
                  mean: Sequence[float], std: Sequence[float]) -> None:
     """out = (resize(pixels) / full_scale - mean) / std, channel by channel.
 
-    The resize to 32x32 is bilinear with pixel centres aligned (torch's align_corners=False) and without
-    antialiasing, which only matters when an image shrinks: all built-in sets are 32x32 or smaller.
+    The resize to the size of `out` is bilinear with pixel centres aligned (torch's align_corners=False) and without
+    antialiasing, which only matters when an image shrinks: to half the side it is the mean of two by two pixels, and no
+    built-in set shrinks otherwise.
 
     Args:
-        out: float32 [n, C, 32, 32], written.
+        out: float32 [n, C, H, W], written.
         pixels: uint8 [n, C, h, w], any strides.
         full_scale: the stored value that means 1.0 (white).
         mean, std: C numbers each, in units of full scale.
@@ -28,7 +29,7 @@ def write_inputs(out: torch.Tensor, pixels: np.ndarray, full_scale: float,
     scale = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
     for start in range(0, len(pixels), _CHUNK):
         chunk = torch.from_numpy(pixels[start:start + _CHUNK].astype(np.float32))
-        if chunk.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
+        if chunk.shape[2:] != out.shape[2:]:
             chunk = torch.nn.functional.interpolate(
-                chunk, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False, antialias=False)
+                chunk, size=out.shape[2:], mode="bilinear", align_corners=False, antialias=False)
         torch.div(chunk.div_(full_scale).sub_(shift), scale, out=out[start:start + _CHUNK])

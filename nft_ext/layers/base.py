@@ -9,8 +9,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .. import operators
 from ..checks import fail
 from ..device import NVMDevice
-from ..functional import Crossbar, check_tensor, device_table
+from ..functional import Crossbar, device_table
 from ..keys import draw_key, fresh_key, stream_of
+from ..operands import check_tensor, is_ordinary
 
 
 _optimizer_steps = 0
@@ -43,38 +44,56 @@ class NoisyLayer(nn.Module):
         self._spec = nvm.operator_spec()
         self.register_buffer("_table", device_table(nvm, self.weight.device), persistent=False)
         self.register_buffer("_key", None, persistent=False)
+        self.register_buffer("_programmed", None, persistent=False)
 
     def noise_state(self) -> tuple:
-        """What a context saves and puts back: (table, key, enabled, spec)."""
-        return self._table, self._key, self.noise_enabled, self._spec
+        """What a context saves and puts back: (table, key, programmed weights, enabled, spec)."""
+        return self._table, self._key, self._programmed, self.noise_enabled, self._spec
 
     def set_noise_state(self, state: tuple) -> None:
-        self._table, self._key, self.noise_enabled, self._spec = state
+        self._table, self._key, self._programmed, self.noise_enabled, self._spec = state
+
+    def set_key(self, key: Tensor) -> None:
+        """Other chips from here on."""
+        self._key, self._programmed = key, None
+
+    def set_programmed(self, weights: Tensor) -> None:
+        """What `programmed` gives from here on: W_p [S, *weight.shape] of the key in force."""
+        self._programmed = weights
+
+    def programmed(self) -> Tensor | None:
+        """Weights [S, *weight.shape] that stand programmed, or None where the operator shall program them: also wherever a
+        gradient may be asked for, which needs the operator."""
+        return None if torch.is_grad_enabled() else self._buffers["_programmed"]
 
     def set_device(self, nvm: NVMDevice) -> None:
         """Another device model from here on (sigma sweeps); the noise's on/off state stays."""
+        self._programmed = None
         self._table = device_table(nvm, self.weight.device)
         self._spec = nvm.operator_spec(self.noise_enabled)
 
     def set_enabled(self, enabled: bool) -> None:
-        self.noise_enabled = enabled
+        self.noise_enabled, self._programmed = enabled, None
         path = self.nvm.operator_spec(enabled)[2]
         self._spec = [*self._spec[:2], path, self._spec[3]]
 
     def crossbar(self) -> Crossbar:
         """The operator arguments of this layer for one forward."""
-        weight = self.weight
-        if not torch.compiler.is_compiling():
+        # Straight from the dictionaries: nn.Module's __getattr__ comes after a failed search, and this is on the path of every call.
+        buffers, weight = self._buffers, self._parameters.get("weight")
+        if weight is None:
+            weight = self.weight  # a parametrization's
+        master, key = weight, buffers["_key"]
+        if not torch.compiler.is_compiling() and not is_ordinary(weight):
             check_tensor(f"{self.name or type(self).__name__}.weight", weight)
         if weight.dtype != torch.float32:
             weight = weight.float()
-        key = self._key
         if key is None:
             key = draw_key(weight) if torch.compiler.is_compiling() else fresh_key(weight)
-        codes, step = self._codes_and_step(weight)
-        return Crossbar(weight, codes, step, self._table, key, self.stream, self._spec)
+        codes, step = self._codes_and_step(weight, master)
+        return Crossbar(weight, codes, step, buffers["_table"], key, self.stream, self._spec)
 
-    def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _codes_and_step(self, weight: Tensor, master: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The quantized weight, kept while the weight stays unchanged; nothing in training, where the operator finds the step.
 
         "Unchanged" is the same parameter at the same address, torch's version counter, and no optimizer's step. Writing through
@@ -82,7 +101,7 @@ class NoisyLayer(nn.Module):
         the outermost context.
         """
         bits = self.nvm.weight_bits
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.is_inference() or weight is not self.weight:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.is_inference() or weight is not master:
             return None, None
         stamp = (id(weight), weight.data_ptr(), weight._version, _optimizer_steps, bits, weight.device)
         if self._quantized is None or self._quantized[0] != stamp:
@@ -107,7 +126,7 @@ class NoisyLayer(nn.Module):
         """Move with the weight but keep their own types: a float16 table or key would be another device."""
         self.forget_codes()
         table, key = self._table, self._key
-        self._table = self._key = None
+        self._table = self._key = self._programmed = None
         super()._apply(fn, recurse)
         device = self.weight.device
         self._table = table.to(device) if device.type != "meta" else table
@@ -115,7 +134,8 @@ class NoisyLayer(nn.Module):
         return self
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_quantized": None}
+        # A copy made inside a context keeps its chips, but not what is made from today's weights.
+        return {**self.__dict__, "_quantized": None, "_buffers": {**self._buffers, "_programmed": None}}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, nvm=({self.nvm})"

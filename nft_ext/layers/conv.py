@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ..checks import fail
 from ..device import NVMDevice
-from ..functional import check_tensor, conv2d_product
+from ..functional import conv2d_product
+from ..operands import check_tensor
+from . import programmed
 from .base import NoisyLayer
 
 
@@ -35,15 +37,20 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         check_tensor("x", x)
         if x.dim() not in (3, 4):
             fail("x", f"must have the shape [B, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
-        bar = self.crossbar()
+        weights = self.programmed()
+        bar = self.crossbar() if weights is None else None
+        chips = len(weights) if bar is None else bar.key.shape[0]
         single = x.dim() == 3
         if single:
-            if bar.key.shape[0] > 1:
-                fail("x", f"must have a batch dimension for {bar.key.shape[0]} chips", list(x.shape))
+            if chips > 1:
+                fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
             x = x.unsqueeze(0)
         padding = self.padding
         if self.padding_mode != "zeros":
             x = torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        y = conv2d_product(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared=bar.key.shape[0] == 1)
+        if bar is None:
+            y = programmed.conv2d(x, weights, self.bias, self.stride, padding, self.dilation, self.groups)
+        else:
+            y = conv2d_product(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared=chips == 1)
         return y.squeeze(0) if single else y

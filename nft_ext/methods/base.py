@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from nft_ext.checks import fail
 from nft_ext.conversion import convert, restore
 from nft_ext.device import NVMDevice
 
@@ -24,7 +25,8 @@ class Method(ABC):
 
     Attributes:
         name: the method's name, as `methods.build` takes it.
-        sigma: the device sigma trained at, in the device model's own convention; None: trained without noise.
+        sigma: the device sigma trained (and selected) at, in the device model's own convention; None: trained
+            without noise.
     """
 
     name: ClassVar[str]
@@ -32,8 +34,8 @@ class Method(ABC):
 
     def config(self) -> dict[str, Any]:
         """The name and every option, JSON-able; `methods.build(**config)` makes the method again."""
-        options = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return {"name": self.name, **options}
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"name": self.name} | {k: v.config() if isinstance(v, Method) else v for k, v in options.items()}
 
     def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> nn.Module:
         """A copy of the plain `model`, ready for `loss`: every layer noisy at the method's sigma.
@@ -59,3 +61,11 @@ class Method(ABC):
     def finish(self, model: nn.Module) -> nn.Module:
         """A plain copy of the prepared model: no noise, no helpers, the state_dict keys of the plain model."""
         return copy.deepcopy(model) if self.sigma is None else restore(model)
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """The part of the prepared model that `finish` keeps; not a copy."""
+        return model
+
+    def control(self, model: nn.Module | None = None) -> Method:
+        """See `methods.control_of`."""
+        fail("method", "must have feedback (ovf, irs) to have a control", self.name)

@@ -13,30 +13,52 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext.checks import integer, number
+from nft_ext.checks import fail, integer, number
 from nft_ext.methods.base import Method
+from nft_ext.outputs import logits_of
+
+
+def control_of(method: Method, model: nn.Module | None = None) -> Method:
+    """The control of a method with feedback: the same sigma and logit factor `a_b`, beta = 0, no feedback forwards.
+
+    To be trained from the same weights, with the same seed, epochs and learning rate.
+
+    Args:
+        method: OVF or IRS, or CorrectNet around one (its control keeps the regularizer).
+        model: the plain model; needed where N follows from it (IRS with neither points nor feedbacks).
+
+    Raises:
+        ValueError: a method without feedback; IRS whose N is not known without the model.
+    """
+    return method.control(model)
 
 
 @dataclass(frozen=True)
 class ScaledLogits(Method):
-    """Noise injection on `O = O_backbone / (N+1)`: OVF or IRS with N feedbacks at beta = 0 (Eq. 1-3).
+    """Noise injection on `O = a_b * O_backbone`: OVF or IRS with N feedbacks at beta = 0 (Eq. 1-3).
 
     Args:
         sigma: device sigma, in the device model's convention.
         feedbacks: N of the method this is the control of.
+        a_b: its factor on the backbone's logits; None: `1/(N+1)`.
 
     Raises:
-        ValueError: sigma negative or not finite, feedbacks < 1.
+        ValueError: sigma negative or not finite, feedbacks < 1, a_b not positive.
     """
 
     name: ClassVar[str] = "control"
     sigma: float
     feedbacks: int = 3
+    a_b: float | None = None
 
     def __post_init__(self) -> None:
         number("sigma", self.sigma, low=0.0)
         integer("feedbacks", self.feedbacks, 1)
+        if self.a_b is not None and number("a_b", self.a_b) <= 0.0:
+            fail("a_b", "must be > 0", self.a_b)
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of `logits / (N+1)`, a scalar."""
-        return cross_entropy(model(x) / (self.feedbacks + 1), target)
+        """Cross-entropy of `a_b * logits`, a scalar."""
+        logits = logits_of(model(x))
+        scaled = logits / (self.feedbacks + 1) if self.a_b is None else self.a_b * logits
+        return cross_entropy(scaled, target)

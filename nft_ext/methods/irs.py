@@ -10,12 +10,21 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext.checks import fail, integer, number
+from nft_ext.checks import boolean, fail, integer
 from nft_ext.conversion import convert, restore
 from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
-from nft_ext.methods.losses import checked_gammas, gammas_shallowest_first_in_weight, total_output
-from nft_ext.methods.snapshots import Point, SnapshotModel, build_classifiers, checked_points, remove_taps
+from nft_ext.methods.control import ScaledLogits
+from nft_ext.methods.losses import (
+    Gammas,
+    check_feedback_options,
+    checked_gammas,
+    feedback_weights,
+    gammas_shallowest_first_in_weight,
+    total_output,
+)
+from nft_ext.methods.points import Point, checked_points, snapshot_points_of
+from nft_ext.methods.snapshots import SnapshotModel, build_classifiers, remove_taps
 
 
 @dataclass(frozen=True)
@@ -25,36 +34,57 @@ class IRS(Method):
     Args:
         sigma: device sigma, in the device model's convention.
         beta: weight of the feedback.
-        points: module names whose 4-D outputs are tapped, each alone (pooled to 4) or with its pooled size;
-            None: the model's own `snapshot_points`.
-        gammas: N feedback weights; None: `gamma_n = 10^(1-n)`, the shallowest weighs most.
-        noisy_classifiers: the classifiers' weights sit on devices too; False: plain float classifiers.
+        points: module names whose 4-D outputs are tapped, shallowest first, each alone (pooled to 4) or with its pooled
+            size (None: the largest that gives a classifier at most 2304 inputs); None: found in the model, see
+            `methods.snapshot_points_of`.
+        gammas: feedback weights: None for `gamma_n = 10^(1-n)`, the shallowest weighs most; a number in place of 10; a
+            callable gamma(n, N), with feedbacks or points given; or gamma_1 .. gamma_N.
+        noisy_classifiers: the classifiers' weights sit on devices too; False: plain float classifiers (an ablation).
         input_shape: (C, H, W) of an image; None: (channels of the first convolution, 32, 32). Only the sizes
             of the classifiers are read from it.
+        feedbacks: N, where the points are found in the model: so many of them; None: its default set.
+        reversed_decay: gamma_N .. gamma_1 in place of gamma_1 .. gamma_N (an ablation): the deepest weighs most.
+        a_b, a_f: shares of backbone and feedback in Eq. 1-3; None: `1/(N+1)`.
 
     Raises:
-        ValueError: sigma, beta or a gamma negative or not finite; from `prepare` also unknown or unfit
-            snapshot points and gammas not N long.
+        ValueError: sigma, beta or a gamma negative or not finite, feedbacks < 1, a_b not positive, a_f negative; from
+            `prepare` also unknown or unfit snapshot points and gammas not N long.
     """
 
     name: ClassVar[str] = "irs"
     sigma: float
     beta: float
     points: Sequence[str | Point] | None = None
-    gammas: Sequence[float] | None = None
+    gammas: Gammas = None
     noisy_classifiers: bool = True
     input_shape: tuple[int, int, int] | None = None
+    feedbacks: int | None = None
+    reversed_decay: bool = False
+    a_b: float | None = None
+    a_f: float | None = None
 
     def __post_init__(self) -> None:
-        number("sigma", self.sigma, low=0.0)
-        number("beta", self.beta, low=0.0)
-        object.__setattr__(self, "gammas", checked_gammas(self.gammas))
+        check_feedback_options(self)
+        boolean("noisy_classifiers", self.noisy_classifiers)
+        if self.feedbacks is not None:
+            integer("feedbacks", self.feedbacks, 1)
         if self.points is not None:
             object.__setattr__(self, "points", checked_points(self.points))
+            if self.feedbacks not in (None, len(self.points)):
+                fail("feedbacks", f"must be left out or be the number of points, {len(self.points)}", self.feedbacks)
+        known = self.feedbacks if self.points is None else len(self.points)
+        object.__setattr__(self, "gammas", checked_gammas(self.gammas, known))
         if self.input_shape is not None:
             if len(self.input_shape) != 3:
                 fail("input_shape", "must be (C, H, W)", self.input_shape)
             object.__setattr__(self, "input_shape", tuple(integer("input_shape", n, 1) for n in self.input_shape))
+
+    def control(self, model: nn.Module | None = None) -> ScaledLogits:
+        """See `methods.control_of`."""
+        if self.points is None and self.feedbacks is None and model is None:
+            fail("model", "must be given to the control of an irs with neither points nor feedbacks", model)
+        feedbacks = len(self._points(model)) if self.feedbacks is None else self.feedbacks
+        return ScaledLogits(self.sigma, feedbacks, self.a_b)
 
     def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> SnapshotModel:
         """The noisy copy of `model` with one classifier a snapshot point, newly drawn from torch's generator.
@@ -62,23 +92,32 @@ class IRS(Method):
         Backbone layers keep the streams they have in the plain model; the classifiers are converted as
         `snapshots.0.fc1`, ..., so no two layers share a stream.
         """
-        if self.points is None and not hasattr(model, "snapshot_points"):
-            fail("points", "must be given for a model without snapshot_points", type(model).__name__)
-        points = self.points or checked_points(model.snapshot_points)
-        if self.gammas is not None and len(self.gammas) != len(points):
-            fail("gammas", f"must hold one weight a snapshot point, {len(points)}", len(self.gammas))
-        classifiers = build_classifiers(copy.deepcopy(model), points, self.input_shape)
+        points = self._points(model)
+        self._weights(len(points))
+        found = self.points is None
+        names, classifiers = build_classifiers(copy.deepcopy(model), points, self.input_shape, by_depth=found)
         nvm = (nvm or NVMDevice()).replace(sigma=self.sigma)
         if self.noisy_classifiers:
             classifiers = convert(nn.ModuleDict({"snapshots": classifiers}), nvm)["snapshots"]
-        return SnapshotModel(convert(model, nvm), [name for name, _ in points], classifiers)
+        return SnapshotModel(convert(model, nvm), names, classifiers)
+
+    def _points(self, model: nn.Module | None) -> Sequence[Point]:
+        return snapshot_points_of(model, self.feedbacks) if self.points is None else self.points
+
+    def _weights(self, feedbacks: int) -> tuple[float, ...]:
+        checked_gammas(self.gammas, feedbacks)
+        return feedback_weights(self.gammas, feedbacks, gammas_shallowest_first_in_weight, self.reversed_decay)
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the total output of one forward and its snapshots, a scalar."""
         backbone, feedbacks = model(x, feedback=True)
-        gammas = self.gammas or gammas_shallowest_first_in_weight(len(feedbacks))
-        return cross_entropy(total_output(backbone, feedbacks, self.beta, gammas), target)
+        output = total_output(backbone, feedbacks, self.beta, self._weights(len(feedbacks)), self.a_b, self.a_f)
+        return cross_entropy(output, target)
 
     def finish(self, model: nn.Module) -> nn.Module:
         """The plain backbone alone; snapshots and classifiers are gone."""
         return remove_taps(restore(model.backbone))
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """The backbone in the prepared model, also where a wrapper (DistributedDataParallel) stands around that."""
+        return next(m for m in model.modules() if isinstance(m, SnapshotModel)).backbone

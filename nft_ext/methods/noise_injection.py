@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from nft_ext.checks import fail, number
 from nft_ext.methods.base import Method
+from nft_ext.outputs import logits_of
 
 
 @dataclass(frozen=True)
@@ -36,4 +37,4 @@ class NoiseInjection(Method):
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of `logit_scale * logits`, a scalar."""
-        return cross_entropy(self.logit_scale * model(x), target)
+        return cross_entropy(self.logit_scale * logits_of(model(x)), target)

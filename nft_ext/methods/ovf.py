@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext.checks import fail, integer, number
-from nft_ext.contexts import noise
+from nft_ext.checks import boolean, integer, number
+from nft_ext.contexts import chips, noise
+from nft_ext.keys import fresh_key
+from nft_ext.layers import noisy_layers
 from nft_ext.methods.base import Method
-from nft_ext.methods.losses import checked_gammas, gammas_noisiest_first_in_weight, total_output
 from nft_ext.methods.batchnorm import frozen_statistics
+from nft_ext.methods.control import ScaledLogits
+from nft_ext.methods.losses import (
+    Gammas,
+    check_feedback_options,
+    checked_gammas,
+    feedback_weights,
+    gammas_noisiest_first_in_weight,
+    total_output,
+)
+from nft_ext.outputs import logits_of
 
 
 @dataclass(frozen=True)
@@ -28,13 +39,23 @@ class OVF(Method):
         sigma: device sigma of the backbone's forward, in the device model's convention.
         beta: weight of the feedback.
         feedbacks: N.
-        delta: step of sigma from one feedback to the next; negative: ever less noise.
-        gammas: N feedback weights; None: `gamma_n = 10^(n-N)`, the noisiest weighs most.
+        delta: step of sigma from one feedback to the next; negative: ever less noise (the ablation "reversed delta
+            sigma").
+        gammas: feedback weights: None for `gamma_n = 10^(n-N)`, the noisiest weighs most; a number in place of 10; a
+            callable gamma(n, N); or gamma_1 .. gamma_N.
         feedback_updates_statistics: let the feedback forwards, too, move BatchNorm's running statistics, as
             the published code does. Either way each forward normalises by the statistics of its own batch.
+        reversed_decay: gamma_N .. gamma_1 in place of gamma_1 .. gamma_N (an ablation): the noisiest weighs least.
+        a_b, a_f: shares of backbone and feedback in Eq. 1-3; None: `1/(N+1)`.
+        shared_z: the N + 1 forwards of a step take the same normals z, each scaled by its sigma: one chip, ever
+            noisier.
+        published_variant: sigma_n reaches the first and the last noisy layer only (stem and classifier), the others
+            stay at sigma: what the published code does to its ResNet-18, where the larger sigma is set on the model
+            object alone.
 
     Raises:
-        ValueError: sigma, beta or a gamma negative or not finite, feedbacks < 1, gammas not N long.
+        ValueError: sigma, beta or a gamma negative or not finite, feedbacks < 1, gammas not N long, a_b not positive,
+            a_f negative.
     """
 
     name: ClassVar[str] = "ovf"
@@ -42,33 +63,59 @@ class OVF(Method):
     beta: float
     feedbacks: int = 3
     delta: float = 0.05
-    gammas: Sequence[float] | None = None
+    gammas: Gammas = None
     feedback_updates_statistics: bool = False
+    reversed_decay: bool = False
+    a_b: float | None = None
+    a_f: float | None = None
+    shared_z: bool = False
+    published_variant: bool = False
 
     def __post_init__(self) -> None:
-        number("sigma", self.sigma, low=0.0)
-        number("beta", self.beta, low=0.0)
+        check_feedback_options(self)
         integer("feedbacks", self.feedbacks, 1)
         number("delta", self.delta)
-        object.__setattr__(self, "gammas", checked_gammas(self.gammas))
-        if self.gammas is not None and len(self.gammas) != self.feedbacks:
-            fail("gammas", f"must hold one weight a feedback, {self.feedbacks}", len(self.gammas))
+        for option in ("feedback_updates_statistics", "shared_z", "published_variant"):
+            boolean(option, getattr(self, option))
+        object.__setattr__(self, "gammas", checked_gammas(self.gammas, self.feedbacks))
+        self.weights()
 
     def sigmas(self) -> tuple[float, ...]:
         """`sigma_1 .. sigma_N`, those of the feedback forwards."""
         return tuple(max(0.0, self.sigma + n * self.delta) for n in range(1, self.feedbacks + 1))
 
+    def weights(self) -> tuple[float, ...]:
+        """`gamma_1 .. gamma_N` in force."""
+        return feedback_weights(self.gammas, self.feedbacks, gammas_noisiest_first_in_weight, self.reversed_decay)
+
+    def control(self, model: nn.Module | None = None) -> ScaledLogits:
+        """See `methods.control_of`; the model is not needed."""
+        return ScaledLogits(self.sigma, self.feedbacks, self.a_b)
+
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the total output of N + 1 forwards, a scalar."""
-        backbone = model(x)
-        with frozen_statistics(model, enabled=not self.feedback_updates_statistics):
-            feedbacks = [self._noisier(model, x, sigma) for sigma in self.sigmas()]
-        gammas = self.gammas or gammas_noisiest_first_in_weight(self.feedbacks)
-        return cross_entropy(total_output(backbone, feedbacks, self.beta, gammas), target)
+        with self._chip(model):
+            backbone = logits_of(model(x))
+            with frozen_statistics(model, enabled=not self.feedback_updates_statistics):
+                feedbacks = [self._noisier(model, x, sigma) for sigma in self.sigmas()]
+        output = total_output(backbone, feedbacks, self.beta, self.weights(), self.a_b, self.a_f)
+        return cross_entropy(output, target)
 
-    @staticmethod
-    def _noisier(model: nn.Module, x: Tensor, sigma: float) -> Tensor:
-        with warnings.catch_warnings():  # the feedback's sigma lies beyond the paper's range by design
+    def _chip(self, model: nn.Module) -> contextlib.AbstractContextManager:
+        """With shared_z, one key of the training domain for all forwards of the step."""
+        if not self.shared_z:
+            return contextlib.nullcontext()
+        first = next(iter(noisy_layers(model).values()))
+        return chips(model, key=fresh_key(first.weight))
+
+    def _noisier(self, model: nn.Module, x: Tensor, sigma: float) -> Tensor:
+        reached = [model]
+        if self.published_variant:
+            layers = list(noisy_layers(model).values())
+            reached = layers[:1] + layers[1:][-1:]
+        with warnings.catch_warnings(), contextlib.ExitStack() as contexts:
+            # the feedback's sigma lies beyond the paper's range by design
             warnings.filterwarnings("ignore", message="sigma: the paper's range")
-            with noise(model, sigma=sigma):
-                return model(x)
+            for module in reached:
+                contexts.enter_context(noise(module, sigma=sigma))
+            return logits_of(model(x))

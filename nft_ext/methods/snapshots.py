@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nft_ext.checks import fail, integer
+from nft_ext.checks import fail
+from nft_ext.methods.points import Point, check_names, side_for
+from nft_ext.outputs import logits_of
 
-Point = tuple[str, int]
-
-DEFAULT_POOLED_SIZE = 4
 HIDDEN = 512
 
 
@@ -43,13 +42,18 @@ class Tap:
 
 
 class VersionTap(Tap):
-    """A tap that also keeps how often the output had been changed in place when it was seen."""
+    """A tap that also keeps how often the output had been changed in place when it was seen, and tells that it was."""
 
     version: int | None = None
+
+    def __init__(self, seen: list[VersionTap]) -> None:
+        super().__init__()
+        self.seen = seen
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         super().__call__(module, inputs, output)
         self.version = getattr(output, "_version", None)
+        self.seen.append(self)
 
 
 class SnapshotModel(nn.Module):
@@ -66,11 +70,11 @@ class SnapshotModel(nn.Module):
         if not feedback:
             return self.backbone(x)
         output, features = collect(self.backbone, self.taps, x)
-        return output, [head(feature) for head, feature in zip(self.snapshots, features, strict=True)]
+        return logits_of(output), [head(feature) for head, feature in zip(self.snapshots, features, strict=True)]
 
 
-def attach_taps(model: nn.Module, names: Sequence[str], kind: type[Tap]) -> list[Any]:
-    """One new tap of a kind on each named module, in order."""
+def attach_taps(model: nn.Module, names: Sequence[str], kind: Callable[[], Tap]) -> list[Any]:
+    """One new tap on each named module, in order."""
     taps = [kind() for _ in names]
     for name, tap in zip(names, taps, strict=True):
         model.get_submodule(name).register_forward_hook(tap)
@@ -98,49 +102,27 @@ def collect(model: nn.Module, taps: Sequence[Tap], x: Tensor) -> tuple[Any, list
             tap.wanted, tap.feature = False, None
 
 
-def checked_points(points: Sequence[str | Point]) -> tuple[Point, ...]:
-    """Snapshot points as (module name, pooled size); a bare name is pooled to 4.
-
-    Raises:
-        ValueError: empty, a name twice, or a size below 1.
-    """
-    pairs = [(p, DEFAULT_POOLED_SIZE) if isinstance(p, str) else p for p in points]
-    for pair in pairs:
-        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
-            fail("points", "must hold module names or pairs (module name, pooled size)", pair)
-    checked = tuple((name, integer(f"points[{name!r}]", size, 1)) for name, size in pairs)
-    names = [name for name, _ in checked]
-    if not names:
-        fail("points", "must name at least one snapshot point (N >= 1)", points)
-    if len(set(names)) < len(names):
-        fail("points", "must name each module once", names)
-    return checked
-
-
 def build_classifiers(
-    model: nn.Module, points: Sequence[Point], input_shape: tuple[int, int, int] | None
-) -> nn.ModuleList:
-    """One classifier a point, its sizes read from a forward of one blank image in eval mode.
+    model: nn.Module, points: Sequence[Point], input_shape: tuple[int, int, int] | None, by_depth: bool = False
+) -> tuple[list[str], nn.ModuleList]:
+    """The tapped modules' names and one classifier each, its sizes read from a forward of one blank image in eval mode.
 
     Args:
         model: a plain module, a copy the caller gives away (it is put in eval mode).
         points: (module name, pooled size), shallowest first.
         input_shape: (C, H, W) of the blank image; None: (channels of the first convolution, 32, 32).
+        by_depth: bring the points into the order in which the forward finishes them.
 
     Raises:
         ValueError: an unknown module name, a module that does not run, whose output is not 4-D or is changed in
             place later, or an image shape the model does not take.
     """
-    modules = dict(model.named_modules())
-    for name, _ in points:
-        if name not in modules:
-            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
-            fail("points", f"must name modules of the model (near: {', '.join(near) or 'none'})", name)
-    output, features, rewritten = _probe(model, [name for name, _ in points], input_shape)
-    if not (isinstance(output, Tensor) and output.dim() == 2):
+    check_names(model, points)
+    output, features, rewritten, finished = _probe(model, [name for name, _ in points], input_shape)
+    if output.dim() != 2:
         fail("model", "must give logits [B, classes]", _described(output))
-    classifiers = nn.ModuleList()
-    for (name, pooled), feature, changed in zip(points, features, rewritten, strict=True):
+    chosen: list[tuple[int, str, nn.Module]] = []
+    for (name, pooled), feature, changed, when in zip(points, features, rewritten, finished, strict=True):
         if feature is None:
             fail("points", "must name modules that run in the model's forward", name)
         if not (isinstance(feature, Tensor) and feature.dim() == 4):
@@ -148,21 +130,26 @@ def build_classifiers(
         if changed:
             fail("points", "must name modules whose output is not changed in place by what follows (an in-place "
                  "ReLU, say; name that module instead)", name)
-        classifiers.append(SnapshotClassifier(feature.shape[1], pooled, output.shape[1]))
-    return classifiers.to(output)
+        channels = feature.shape[1]
+        head = SnapshotClassifier(channels, side_for(channels) if pooled is None else pooled, output.shape[1])
+        chosen.append((when, name, head))
+    if by_depth:
+        chosen.sort(key=lambda entry: entry[0])
+    return [name for _, name, _ in chosen], nn.ModuleList(head for _, _, head in chosen).to(output)
 
 
 def _probe(
     model: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int] | None
-) -> tuple[Any, list[Any], list[bool]]:
-    """The output for a blank image, what each tap saw, and whether it was changed in place afterwards."""
+) -> tuple[Tensor, list[Any], list[bool], list[int]]:
+    """The logits of a blank image; of each tap what it saw, whether that was changed in place, its turn (-1: none)."""
     if input_shape is None:
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         if first is None:
             fail("input_shape", "must be given, (C, H, W), for a model without convolution", input_shape)
         input_shape = (first.in_channels, 32, 32)
     image = next(model.parameters()).new_zeros(1, *input_shape)
-    taps = attach_taps(model, names, VersionTap)
+    seen: list[VersionTap] = []
+    taps = attach_taps(model, names, partial(VersionTap, seen))
     try:
         with torch.no_grad():
             output, features = collect(model.eval(), taps, image)
@@ -172,7 +159,8 @@ def _probe(
     finally:
         remove_taps(model)
     rewritten = [getattr(f, "_version", None) != tap.version for f, tap in zip(features, taps, strict=True)]
-    return output, features, rewritten
+    finished = [max((turn for turn, other in enumerate(seen) if other is tap), default=-1) for tap in taps]
+    return logits_of(output), features, rewritten, finished
 
 
 def _described(value: Any) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nft_ext.methods.base import Method
+from nft_ext.outputs import logits_of
 
 
 @dataclass(frozen=True)
@@ -20,4 +21,4 @@ class Vanilla(Method):
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the logits, a scalar."""
-        return cross_entropy(model(x), target)
+        return cross_entropy(logits_of(model(x)), target)

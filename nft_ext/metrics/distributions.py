@@ -54,7 +54,7 @@ def beta_quantile(p: float, a: float, b: float) -> float:
 
 
 def student_t_tail(t: float, df: float) -> float:
-    """P(T > t) of Student's t with `df` > 0 degrees of freedom: I_x(df/2, 1/2) / 2 at x = df / (df + t^2) for t >= 0."""
+    """P(T > t) of Student's t, `df` > 0 degrees of freedom: I_x(df/2, 1/2) / 2 at x = df / (df + t^2) for t >= 0."""
     if t < 0:
         return 1 - student_t_tail(-t, df)
     if math.isinf(t):

@@ -11,7 +11,7 @@ from nft_ext.checks import fail
 
 
 def sample(argument: str, values: Any, dims: tuple[int, ...], symbols: str, least: int = 1) -> np.ndarray:
-    """`values` (array, tensor, sequence) as float64 with one of `dims` dimensions and at least `least` rows.
+    """`values` (array, tensor, sequence, number) as float64 with one of `dims` dimensions and at least `least` rows.
 
     Raises:
         ValueError: another number of dimensions, too few rows, rows of different lengths, no numbers, NaN or infinity.
@@ -24,7 +24,7 @@ def sample(argument: str, values: Any, dims: tuple[int, ...], symbols: str, leas
         fail(argument, f"must be numbers {symbols}", str(error))
     if array.ndim not in dims:
         fail(argument, f"must have shape {symbols}", f"shape {list(array.shape)}")
-    if len(array) < least or array.size == 0:
+    if array.ndim and (len(array) < least or array.size == 0):
         fail(argument, f"must have shape {symbols} with at least {least} of the first", f"shape {list(array.shape)}")
     if not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))[0]

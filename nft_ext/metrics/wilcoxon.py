@@ -15,8 +15,8 @@ def signed_rank_p(differences: np.ndarray) -> float:
     """Two-sided p-value for float64 `differences` [n]; zeros are left out (Wilcoxon), ties get the mean of their ranks.
 
     Exact up to 200 differences, given the ranks: every sign pattern is as likely as any other, so the sum of the
-    positive ranks is a sum of independent coins, convolved rank by rank. The normal approximation beyond, its variance being
-    sum(rank^2) / 4, which is right with ties. 1 if nothing but zeros is left.
+    positive ranks is a sum of independent coins, convolved rank by rank. The normal approximation beyond, its variance
+    being sum(rank^2) / 4, which is right with ties. 1 if nothing but zeros is left.
     """
     nonzero = differences[differences != 0]
     n = len(nonzero)

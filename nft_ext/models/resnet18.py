@@ -7,9 +7,11 @@ layer1.0.conv1, layer2.0.downsample.0, fc), so checkpoints of CIFAR variants wit
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from nft_ext.models.common import check_images, check_sizes, scaled
+
+fx.wrap("check_images")  # a traced model checks its input too
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -51,6 +53,9 @@ class ResNet18(nn.Module):
     # Where IRS taps the network (module, side its output is pooled to), shallowest first; relu1 ends the stem.
     # At width 1 the classifiers there read 64*6*6, 64*6*6, 128*4*4 and 256*3*3 features.
     snapshot_points: tuple[tuple[str, int], ...] = (("relu1", 6), ("layer1", 6), ("layer2", 4), ("layer3", 3))
+    # Where more are asked for, in this order: the last layer, then the blocks within the layers.
+    further_snapshot_points: tuple[tuple[str, int], ...] = (
+        ("layer4", 2), ("layer1.0", 6), ("layer2.0", 4), ("layer3.0", 3), ("layer4.0", 2))
 
     def __init__(self, num_classes: int, in_channels: int, width: float):
         super().__init__()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from nft_ext.models.common import check_images, check_sizes, scaled
+
+fx.wrap("check_images")  # a traced model checks its input too
 
 
 class ConvBlock(nn.Module):
@@ -28,6 +30,8 @@ class VGG8(nn.Module):
     # Where IRS taps the network (module, side its output is pooled to), shallowest first:
     # at width 1 the classifiers there read 64*6*6 = 2304, 128*4*4 = 2048 and 256*3*3 = 2304 features.
     snapshot_points: tuple[tuple[str, int], ...] = (("block1", 6), ("block2", 4), ("block4", 3))
+    # Where more are asked for, in this order; at width 1 at most 2304 features each.
+    further_snapshot_points: tuple[tuple[str, int], ...] = (("block6", 2), ("block3", 3), ("block5", 2))
 
     def __init__(self, num_classes: int, in_channels: int, width: float):
         super().__init__()

@@ -1,5 +1,6 @@
 """Monte Carlo inference over programmed chips: evaluation, reports, sweeps over sigma."""
 
+from nft_ext.montecarlo.calibration import calibrate
 from nft_ext.montecarlo.curves import sweep_table
 from nft_ext.montecarlo.evaluate import monte_carlo
 from nft_ext.montecarlo.plots import plot_sweep
@@ -14,6 +15,7 @@ __all__ = [
     "RunStatistic",
     "Sweep",
     "Worst",
+    "calibrate",
     "monte_carlo",
     "plot_sweep",
     "sigma_sweep",

@@ -14,12 +14,14 @@ from nft_ext.build_info import info
 from nft_ext.checks import fail
 from nft_ext.contexts import noise
 from nft_ext.layers import noisy_layers
+from nft_ext.metrics.temperature import Tempered
 from nft_ext.montecarlo.arguments import Arguments, checked
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.collect import Collector
 from nft_ext.montecarlo.configuration import configuration
 from nft_ext.montecarlo.estimates import METRICS, run_statistics, slice_statistics
 from nft_ext.montecarlo.images import check_label_range
+from nft_ext.montecarlo.memory import Halving
 from nft_ext.montecarlo.passes import chips_that_fit, probe, why_one_chip
 from nft_ext.montecarlo.protocols import Plan, execute, plan
 from nft_ext.montecarlo.report import MonteCarloReport
@@ -136,17 +138,18 @@ def monte_carlo(
         planned = _settled(session, asked, evaluator, several=alone is None, hardware=hardware)
         per_pass = 1 if alone else _chips_per_pass(asked, planned, evaluator, found.row_bytes)
         per_pass = session.agree("chips_per_pass", per_pass)  # free memory decided, and may differ
+        halving = Halving(planned.tallies_of(evaluator), per_pass, evaluator.batch_size)
         shown = progress if session.main else False
-        collector = Collector(planned.tallies_of(evaluator), per_pass, label, shown, session)
+        collector = Collector(halving, per_pass, label, shown, session)
         tallies, fixed = execute(asked, collector, planned.count)
         seconds = session.agree("seconds", session.seconds_before + time.perf_counter() - started)
-        resumed = session.agree("notes", session.notes)
+        said = session.agree("notes", [*session.notes, *([halving.note] if halving.note else [])])
 
     if planned.slices is None:
         statistics = run_statistics(tallies, fixed)
     else:
         statistics = slice_statistics(tallies, planned.slices, fixed)
-    notes = [*resumed, *([f"one chip a pass: {alone}"] if alone else [])]
+    notes = [*said, *([f"one chip a pass: {alone}"] if alone else [])]
     notes += _notes(model, tallies, asked, planned, fixed, collector.interrupted, statistics)
     return MonteCarloReport(
         statistics={name: statistics[name] for name in METRICS if name in asked.metrics},
@@ -232,6 +235,8 @@ def _notes(model: nn.Module, tallies: Tallies, asked: Arguments, planned: Plan, 
     if planned.pilot is not None:
         notes.append(f"slices of {planned.slices.size} images come from times measured here; slice_images="
                      f"{planned.slices.most} gives the same elsewhere")
+    if isinstance(model, Tempered):
+        notes.append(f"logits divided by the temperature {model.temperature:g}: EKL, NLL and calibration error are at it")
     quiet = layers_without_noise(model)
     if quiet:
         notes.append("computed without noise (not converted, or switched off): " + ", ".join(quiet))

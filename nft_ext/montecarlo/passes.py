@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext.checks import fail
+from nft_ext.outputs import logits_of
 
 PROBE_IMAGES = 8
 # Rows (chips x images) of a pass that fill the machine: more would buy memory traffic, not speed. Chosen
@@ -59,8 +60,7 @@ def split_chips(output, chips: int, images: int) -> Tensor:
 
     Raises TypeError or ValueError if it is not chip-major logits [chips * images, C].
     """
-    if not torch.is_tensor(output):
-        fail("model", "must return one tensor of logits", type(output).__name__, kind=TypeError)
+    output = logits_of(output)
     if output.ndim != 2 or len(output) != chips * images or output.shape[1] == 0:
         fail("model", f"must return logits [images, classes], here [{chips * images}, C]", list(output.shape))
     return output.reshape(chips, images, -1)

@@ -71,15 +71,20 @@ class Batches:
         return labels
 
 
-def permuted(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+def permuted(n: int, batch_size: int, generator: torch.Generator, least: int = 2) -> list[Tensor]:
     """The indices 0..n-1 in a random order, in batches of `batch_size`.
 
-    A single image left over joins the batch before it: batch statistics of one image can be undefined.
+    Fewer than `least` images left over join the batch before them: batch statistics of one image can be undefined.
     """
     batches = list(torch.randperm(n, generator=generator).split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and len(batches[-1]) < least:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+def micro_batches(indices: Tensor, count: int) -> list[Tensor]:
+    """`indices` in `count` nearly equal parts, in fewer where a part would have less than two images."""
+    return list(indices.tensor_split(max(1, min(count, len(indices) // 2))))
 
 
 def _in_memory(data: Any) -> tuple[Tensor, Tensor] | None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from nft_ext import models
 from nft_ext.checks import fail
-from nft_ext.training.files import check_writable_target, write_atomically
+from nft_ext.training.container import read_tensors, write_tensors
+from nft_ext.training.files import check_writable_target
 from nft_ext.version import __version__
 
 FORMAT = "nft_ext checkpoint 1"
@@ -43,14 +39,7 @@ def save(path: str | PathLike, model: nn.Module | Mapping[str, Tensor], meta: Ma
     for name, value in state.items():
         if not isinstance(value, Tensor):
             fail("model", f"must have a state_dict of tensors; {name!r}", type(value).__name__)
-    # Cloned, because safetensors refuses tied weights.
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    try:
-        text = json.dumps(dict(meta), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        fail("meta", "must be JSON-able", str(error))
-    header = {"format": FORMAT, "meta": text, "sha256": _digest(tensors, text)}
-    write_atomically(target, to_safetensors(tensors, metadata=header))
+    write_tensors(target, state, meta, FORMAT)
 
 
 def load(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -60,21 +49,7 @@ def load(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
         FileNotFoundError: no such file.
         ValueError: the file is short, corrupt, or no nft_ext checkpoint.
     """
-    source = Path(path)
-    if not source.is_file():
-        fail("path", f"must name {EXPECTED}; there is no such file", str(source), kind=FileNotFoundError)
-    try:
-        with safe_open(source, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        size = source.stat().st_size
-        fail("path", f"must name {EXPECTED}; this file is short or corrupt ({error})", f"{source}, {size} bytes")
-    if header.get("format") != FORMAT:
-        fail("path", f"must name {EXPECTED}; this safetensors file is not one", str(source))
-    if header.get("sha256") != _digest(tensors, header.get("meta", "")):
-        fail("path", f"must name {EXPECTED}; this file is corrupt (it does not match its checksum)", str(source))
-    return tensors, json.loads(header["meta"])
+    return read_tensors("path", path, FORMAT, EXPECTED)
 
 
 def load_model(path: str | PathLike) -> tuple[nn.Module, dict[str, Any]]:
@@ -108,13 +83,3 @@ def describe_model(model: nn.Module) -> dict[str, Any] | None:
 def versions() -> dict[str, str]:
     """Versions a checkpoint records: nft_ext, torch, python."""
     return {"nft_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
-    # safetensors has no checksum of its own: a flipped bit would pass for a weight.
-    digest = hashlib.sha256(meta.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from os import PathLike
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from nft_ext.checks import fail
 
+SUFFIX = ".tmp"  # of a file being written
 
 def write_atomically(path: str | PathLike, content: bytes) -> None:
     """Replaces the file at `path` by `content`; whoever reads, at any moment, sees the old file or the new one.
@@ -17,21 +19,32 @@ def write_atomically(path: str | PathLike, content: bytes) -> None:
     a crash or a full disk leaves the old file.
 
     Raises:
-        OSError: the folder is not writable, the disk is full.
+        OSError: the folder is not writable, the disk is full; it names `path`.
     """
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=SUFFIX)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        what = f"{error.strerror or error}; not written, an older file is kept"
+        raise OSError(error.errno, what, str(target)) from error
     _sync_folder(target.parent)
+
+
+def remove_leftovers(path: str | PathLike) -> None:
+    """Removes what a `write_atomically` of `path` left when its process was killed. Nobody else may be writing it."""
+    target = Path(path)
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*{SUFFIX}"):
+        leftover.unlink(missing_ok=True)
 
 
 def check_writable_target(argument: str, path: str | PathLike) -> Path:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -14,12 +13,19 @@ from torch import Tensor, nn
 from nft_ext.checks import fail, integer
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
+from nft_ext.outputs import logits_of
+from nft_ext.training import ranks as processes
 from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import describe_model, versions
-from nft_ext.training.files import check_writable_target
+from nft_ext.training.configuration import configuration
 from nft_ext.training.history import History
 from nft_ext.training.loop import Loop
+from nft_ext.training.outputs import Outputs
+from nft_ext.training.randomness import own_randomness
+from nft_ext.training.ranks import Ranks
 from nft_ext.training.recipe import Recipe
+from nft_ext.training.state import StateFile
+from nft_ext.training.step import Gradient
 
 
 def fit(
@@ -28,23 +34,23 @@ def fit(
     train: Any,
     validation: Any,
     *,
-    epochs: int,
-    batch_size: int = 128,
-    optimizer: str = "adam",
-    lr: float = 1e-3,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    schedule: str = "cosine",
+    recipe: Recipe | None = None,
     seed: int = 0,
     nvm: NVMDevice | None = None,
     device: str | torch.device | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
     validation_chips: int = 4,
     compile: bool = False,
+    chip_per_rank: bool = False,
     progress: bool | None = True,
     log: str | PathLike | None = None,
+    tensorboard: str | PathLike | None = None,
     checkpoint: str | PathLike | None = None,
     meta: Mapping[str, Any] | None = None,
+    state: str | PathLike | None = None,
+    resume: bool = True,
+    save_every: float = 60.0,
+    **changes: Any,
 ) -> History:
     """Trains a copy of `model` and returns the plain backbone of the best epoch.
 
@@ -54,9 +60,19 @@ def fit(
     an evaluation is among them. A method without noise (vanilla) is selected by its plain accuracy. No test
     set is seen.
 
-    Everything random (batch order, noise, classifiers, augmentation) follows from `seed`; torch's global
-    generators (of the CPU and of the device used) are put back as they were. On the CPU, the same seed and
+    Everything random (batch order, noise, classifiers, augmentation) follows from `seed` and the step; torch's
+    global generators (of the CPU and of the device used) are put back as they were. On the CPU, the same seed and
     thread count give the same weights bit for bit. On CUDA some of torch's kernels add in an order of their own.
+
+    With `state`, a run that was killed at any moment, called again with the same arguments, continues from its last
+    save and ends as if it had never stopped (bit for bit under the conditions above, and as far as data and augment
+    draw from torch's generators only); a run that is over returns at once. The model's initial weights matter to the
+    first call only.
+
+    Under torchrun all ranks call `fit` with the same arguments. Each takes its share of every batch, gradients
+    are added, all end with the same weights; the first rank writes the files. All ranks use the same chips, those
+    that one process would use: without BatchNorm and augmentation the run is that of one process up to rounding.
+    BatchNorm normalises by the statistics of each rank's share; running statistics are averaged.
 
     Ctrl-C ends the training and returns what was reached, `History.interrupted` set.
 
@@ -64,51 +80,50 @@ def fit(
         model: a plain module, `[B, C, H, W] -> [B, classes]`; not changed.
         method: a `nft_ext.methods` object.
         train, validation: an ImageSet, a map-style Dataset of (image, label), or a pair of tensors.
-        epochs: passes over `train`.
-        batch_size: images a step.
-        optimizer: "adam" or "sgd" (with `momentum`).
-        lr: the learning rate at the start.
-        weight_decay: L2 penalty of the optimizer.
-        schedule: "cosine" (to 0, stepped every batch) or "constant".
+        recipe: epochs, batch size, optimizer, precision, ...; None: `Recipe()`. See also `Recipe.paper`.
         nvm: the device model, its sigma replaced by the method's; None: `NVMDevice()`.
         device: where to train; None: where the model is.
         augment: maps a batch of images `[B, C, H, W]` to another, drawing from torch's generator.
-        validation_chips: chips an epoch is judged on.
+        validation_chips: chips an epoch is judged on, in float32 whatever the recipe's precision.
         compile: run the training forward and backward through torch.compile (the model, not the step; the
             validation stays eager).
+        chip_per_rank: under torchrun, each rank programs chips of its own.
         progress: True shows it, None on a terminal only, False never.
         log: CSV file, rewritten after each epoch.
+        tensorboard: folder for TensorBoard's event files (needs the package tensorboard).
         checkpoint: file for the best epoch's weights, rewritten at each better epoch.
         meta: entries added to the checkpoint's metadata: model (arguments of `nft_ext.models.build`, None for
             another model), method, device, recipe, seed, validation_chips, versions, epoch, validation.
+        state: file to keep the run's state in, and to continue from where it exists.
+        resume: False: begin anew although there is a state.
+        save_every: seconds from one save of the state within an epoch to the next; it is also saved after each
+            epoch. 0: after every step.
+        changes: attributes of the recipe to set otherwise, for example `epochs=20, lr=1e-2`.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: bad arguments, before any training.
+        TypeError, ValueError, FileNotFoundError: bad arguments, a state of another configuration (the message
+            shows the difference) or corrupt; before any training.
+        ImportError: tensorboard is asked for and not installed.
         NonFiniteLoss: the loss became NaN or infinite; its `.history` holds the last good weights.
+        OSError: a file could not be written; it is named, and an older one is kept.
     """
-    recipe = Recipe(epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule)
+    recipe = _checked_recipe(recipe).replace(**changes)
     if not isinstance(model, nn.Module):
         fail("model", "must be a torch.nn.Module", type(model).__name__, kind=TypeError)
     if not isinstance(method, Method):
         fail("method", "must be a method of nft_ext.methods", type(method).__name__, kind=TypeError)
     integer("seed", seed, 0)
     integer("validation_chips", validation_chips, 1)
-    for argument, path in (("log", log), ("checkpoint", checkpoint)):
-        if path is not None:
-            check_writable_target(argument, path)
     parameter = next(model.parameters(), None)
     if parameter is None:
         fail("model", "must have parameters to train", type(model).__name__)
-    device = torch.device(device) if device is not None else parameter.device
+    device = processes.place(torch.device(device) if device is not None else parameter.device)
     train, validation = Batches("train", train), Batches("validation", validation)
     nvm = None if method.sigma is None else (nvm or NVMDevice()).replace(sigma=method.sigma)
 
-    with _seeded(seed, device):
-        prepared = method.prepare(model, nvm).to(device)
-        history = History(method.finish(prepared).eval())
-        _check_fit(history.model, train, validation, device)
-        if compile:
-            prepared.compile()
+    ranks = processes.joined(device)
+    _check_shares(recipe, train, ranks)
+    with own_randomness(seed, device):
         notes = {
             "model": describe_model(model),
             "method": method.config(),
@@ -119,23 +134,43 @@ def fit(
             "versions": versions(),
             **(meta or {}),
         }
-        loop = Loop(
-            prepared, method, recipe, train, validation, seed, device, augment, validation_chips, compile, history
-        )
-        loop.run(progress, log, checkpoint, notes)
+        outputs = Outputs(log, checkpoint, tensorboard, notes) if ranks.first else Outputs(None, None, None, notes)
+        prepared = method.prepare(model, nvm).to(device, memory_format=recipe.memory_format)
+        keeper = None
+        if state is not None or ranks.size > 1:
+            run = configuration(
+                prepared, method, nvm, recipe, {"train": train, "validation": validation}, augment, seed=seed,
+                validation_chips=validation_chips, compile=compile, device=device.type, ranks=ranks.size,
+                chip_per_rank=chip_per_rank,
+            )
+            ranks.agree_with_first("fit", run | {"state": None if state is None else str(state)})
+            ranks.share_weights(prepared)
+            keeper = None if state is None else StateFile(state, run, resume, save_every, writes=ranks.first)
+        history = History(method.finish(prepared).to(memory_format=torch.contiguous_format).eval())
+        _check_fit(history.model, train, validation, device)
+        if compile:
+            prepared.compile()
+        gradient = Gradient(prepared, method, recipe, train, augment, seed, ranks, chip_per_rank)
+        loop = Loop(gradient, validation, validation_chips, compile, history)
+        loop.run(progress if ranks.first else False, outputs, keeper)
     return history
 
 
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch's generators of the CPU and of `device` start from `seed`; after, they are as before."""
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+def _checked_recipe(recipe: Recipe | None) -> Recipe:
+    if recipe is not None and not isinstance(recipe, Recipe):
+        fail("recipe", "must be a nft_ext.training.Recipe", type(recipe).__name__, kind=TypeError)
+    return recipe or Recipe()
+
+
+def _check_shares(recipe: Recipe, train: Batches, ranks: Ranks) -> None:
+    """Every rank gets the same number of images, at least two, of each batch."""
+    if ranks.size == 1:
+        return
+    if recipe.batch_size % ranks.size or recipe.batch_size < 2 * ranks.size:
+        fail("batch_size", f"must be a multiple of the number of ranks, {ranks.size}, and at least twice it",
+             recipe.batch_size)
+    if len(train) < 2 * ranks.size:
+        fail("train", f"must hold at least two images a rank, {2 * ranks.size}", len(train))
 
 
 def _check_fit(plain: nn.Module, train: Batches, validation: Batches, device: torch.device) -> None:
@@ -144,7 +179,7 @@ def _check_fit(plain: nn.Module, train: Batches, validation: Batches, device: to
         image, _ = data.take(torch.tensor([0]))
         try:
             with torch.no_grad():
-                logits = plain(image.to(device))
+                logits = logits_of(plain(image.to(device)))
         except RuntimeError as error:
             fail(data.argument, f"must hold images the model takes ({error})", f"shape {list(image.shape[1:])}")
         if logits.dim() != 2:

@@ -27,7 +27,7 @@ class History:
             off), seconds.
         best_epoch: the epoch of `model`; None if none ended.
         interrupted: stopped by Ctrl-C.
-        seconds: wall-clock time of the whole run.
+        seconds: wall-clock time of the whole run, with what earlier processes of a resumed run saved of theirs.
     """
 
     model: nn.Module

@@ -1,138 +1,182 @@
-"""The training loop: epochs of steps, a validation after each, the best epoch kept."""
+"""The training loop: epochs of steps, a validation after each, the best epoch kept, the state saved on the way."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from os import PathLike
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nft_ext.methods import Method
 from nft_ext.progress import Progress
 from nft_ext.training.batches import Batches, permuted
-from nft_ext.training.checkpoint import save
 from nft_ext.training.history import History, NonFiniteLoss
-from nft_ext.training.recipe import Recipe
+from nft_ext.training.outputs import Outputs
+from nft_ext.training.randomness import seed_at, seed_torch
 from nft_ext.training.selection import Validation, validate
+from nft_ext.training.state import StateFile, pack_optimizer, under, unpack_optimizer
+from nft_ext.training.step import DivergedWeights, Gradient, finite_weights
 
 STEPS_A_CHECK = 32  # on CUDA, reading the loss waits for the device: look only now and then
 
 
-@dataclass
 class Loop:
-    """One training under way."""
+    """One training under way: `epoch` epochs are over, and `step` steps of the next."""
 
-    prepared: nn.Module
-    method: Method
-    recipe: Recipe
-    train_data: Batches
-    validation_data: Batches
-    seed: int
-    device: torch.device
-    augment: Callable[[Tensor], Tensor] | None
-    validation_chips: int
-    compiled: bool
-    history: History
-
-    def run(
-        self, progress: bool | None, log: str | PathLike | None, checkpoint: str | PathLike | None, notes: dict
+    def __init__(
+        self, gradient: Gradient, validation: Batches, validation_chips: int, compiled: bool, history: History
     ) -> None:
-        """Trains, filling the history as epochs end."""
-        start = time.monotonic()
-        history, recipe = self.history, self.recipe
-        optimizer = recipe.build_optimizer(self.prepared.parameters())
-        order = torch.Generator().manual_seed(self.seed)
-        best: Validation | None = None
-        try:
-            with Progress(recipe.epochs, f"train {self.method.name}", "epochs", progress) as bar:
-                for epoch in range(1, recipe.epochs + 1):
-                    begun = time.monotonic()
-                    row = {"epoch": epoch} | self._epoch(epoch, optimizer, order, bar)
-                    found = self._validate(epoch)
-                    row |= {"val_accuracy": found.accuracy, "val_loss": found.loss, "val_clean": found.clean}
-                    history.rows.append(row | {"seconds": time.monotonic() - begun})
-                    bar.update(0, note=f"loss {row['train_loss']:.3f}, validation {found.accuracy:.4f}")
-                    if found.better_than(best):
-                        best = found
-                        history.model = self.method.finish(self.prepared).eval()
-                        history.best_epoch = epoch
-                        if checkpoint is not None:
-                            save(checkpoint, history.model, notes | {"epoch": epoch, "validation": history.best})
-                    if log is not None:
-                        history.to_csv(log)
-        except KeyboardInterrupt:
-            history.interrupted = True
-            if history.best_epoch is None:
-                history.model = self.method.finish(self.prepared).eval()
-        finally:
-            history.seconds = time.monotonic() - start
+        self.gradient, self.history = gradient, history
+        self.prepared, self.method, self.recipe = gradient.prepared, gradient.method, gradient.recipe
+        self.ranks, self.seed, self.device = gradient.ranks, gradient.seed, gradient.ranks.device
+        self.validation, self.validation_chips, self.compiled = validation, validation_chips, compiled
+        self.optimizer = self.recipe.build_optimizer(self.prepared.parameters())
+        self.best: Validation | None = None
+        self.epoch = self.step = 0
+        self.total = torch.zeros((), device=self.device)  # summed loss of the epoch's images so far
+        self.epoch_seconds = 0.0  # spent on this epoch, up to `_resumed`
+        self._resumed = time.monotonic()
 
-    def _epoch(
-        self, epoch: int, optimizer: torch.optim.Optimizer, order: torch.Generator, bar: Progress
-    ) -> dict[str, float]:
-        batches = permuted(len(self.train_data), self.recipe.batch_size, order)
+    def run(self, progress: bool | None, outputs: Outputs, state: StateFile | None) -> None:
+        """Trains from where the state stands, filling the history as epochs end."""
+        start = time.monotonic()
+        saved = None if state is None else state.read()
+        if saved is not None:
+            self.restore(*saved)
+        before = self.history.seconds
+        self.ranks.agree_with_first("state", {"epoch": self.epoch, "step": self.step})
+        outputs.begin(self.history)
+        done = self.epoch + self.step / len(self._batches()) if self.epoch < self.recipe.epochs else self.recipe.epochs
+        label = f"train {self.method.name}"
+        try:
+            with Progress(self.recipe.epochs, label, "epochs", progress, done=done) as bar:
+                self._resumed = time.monotonic()
+                while self.epoch < self.recipe.epochs:
+                    self._finish_epoch(self._steps(bar, state), bar, outputs)
+                    self.history.seconds = before + time.monotonic() - start
+                    self.save(state)
+        except KeyboardInterrupt:
+            self.history.interrupted = True
+            if self.history.best_epoch is None:
+                self.history.model = self._plain()
+        except DivergedWeights as error:
+            raise self._diverged("the weights") from error
+        finally:
+            self.history.seconds = before + time.monotonic() - start
+            outputs.close()
+
+    def _batches(self) -> list[Tensor]:
+        """The epoch's batches of indices, the same ones whenever the epoch is begun or continued."""
+        order = torch.Generator().manual_seed(seed_at(self.seed, "order", self.epoch))
+        return permuted(len(self.gradient.data), self.recipe.batch_size, order, least=2 * self.ranks.size)
+
+    def _steps(self, bar: Progress, state: StateFile | None) -> dict[str, float]:
+        batches = self._batches()
+        first = self.epoch * len(batches)
         steps = self.recipe.epochs * len(batches)
         self.prepared.train()
-        total = torch.zeros((), device=self.device)
-        for index, indices in enumerate(batches):
-            lr = self.recipe.learning_rate((epoch - 1) * len(batches) + index, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            x, target = self.train_data.take(indices)
-            x, target = x.to(self.device), target.to(self.device)
-            if self.augment is not None:
-                x = self.augment(x)
-            with self._finite_weights(epoch):
-                loss = self.method.loss(self.prepared, x, target)
-            total += loss.detach() * len(indices)
+        for index in range(self.step, len(batches)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate(first + index, steps)
+            loss = self.gradient(batches[index], first + index)
+            self.total += loss * self._used(batches[index])
             if self.device.type == "cpu" or index % STEPS_A_CHECK == 0 or index == len(batches) - 1:
-                self._check_finite(total, epoch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+                self._check_finite(self.total)
+            self.optimizer.step()
+            self.step = index + 1
             bar.update(1 / len(batches))
-        return {"lr": lr, "train_loss": float(total) / len(self.train_data)}
+            if state is not None and state.due():
+                self.save(state)
+        lr = self.recipe.learning_rate(first + len(batches) - 1, steps)
+        return {"epoch": self.epoch + 1, "lr": lr, "train_loss": float(self.total) / sum(map(self._used, batches))}
 
-    def _validate(self, epoch: int) -> Validation:
+    def _used(self, indices: Tensor) -> int:
+        return len(indices) - len(indices) % self.ranks.size
+
+    def _finish_epoch(self, row: dict[str, Any], bar: Progress, outputs: Outputs) -> None:
+        found = self._validate()
+        row |= {"val_accuracy": found.accuracy, "val_loss": found.loss, "val_clean": found.clean}
+        now = time.monotonic()
+        self.history.rows.append(row | {"seconds": self.epoch_seconds + now - self._resumed})
+        bar.update(0, note=f"loss {row['train_loss']:.3f}, validation {found.accuracy:.4f}")
+        better = found.better_than(self.best)
+        if better:
+            self.best = found
+            self.history.model = self._plain()
+            self.history.best_epoch = row["epoch"]
+        self.epoch, self.step, self.epoch_seconds, self._resumed = self.epoch + 1, 0, 0.0, now
+        self.total = torch.zeros((), device=self.device)
+        outputs.epoch(self.history, better)
+
+    def _validate(self) -> Validation:
+        seed_torch(seed_at(self.seed, "validation", self.epoch), self.device)
         # The contexts of a validation hang hooks on the model, which a graph compiled without them would not see.
         eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
-        with self._finite_weights(epoch), eager:
+        with finite_weights(self.prepared), eager:
             found = validate(
                 self.prepared,
-                self.validation_data,
+                self.validation,
                 noisy=self.method.sigma is not None,
                 draws=self.validation_chips,
                 seed=self.seed,
                 batch_size=self.recipe.batch_size,
-                device=self.device,
+                ranks=self.ranks,
             )
-        self._check_finite(torch.tensor(found.loss), epoch)
+        self._check_finite(torch.tensor(found.loss))
         return found
 
-    @contextmanager
-    def _finite_weights(self, epoch: int) -> Iterator[None]:
-        """Noisy layers refuse NaN weights; inside, such a refusal is a diverged training."""
-        try:
-            yield
-        except (RuntimeError, ValueError) as error:
-            if all(bool(p.isfinite().all()) for p in self.prepared.parameters()):
-                raise
-            raise self._diverged("the weights", epoch) from error
+    def save(self, state: StateFile | None) -> None:
+        """Writes what `restore` needs; a run that is over keeps the best weights alone."""
+        if state is None or not state.writes:
+            return
+        tensors = {}
+        if self.epoch < self.recipe.epochs:
+            self._check_finite(self.total)
+            if not all(bool(p.isfinite().all()) for p in self.prepared.parameters()):
+                raise self._diverged("the weights")
+            tensors = {f"model/{name}": t for name, t in self.prepared.state_dict().items()}
+            tensors |= {f"optimizer/{name}": t for name, t in pack_optimizer(self.optimizer).items()}
+            tensors["total"] = self.total
+        if self.best is not None:
+            tensors |= {f"best/{name}": t for name, t in self.history.model.state_dict().items()}
+        seconds = self.epoch_seconds + time.monotonic() - self._resumed
+        state.write(tensors, {
+            "epoch": self.epoch,
+            "step": self.step,
+            "rows": self.history.rows,
+            "best_epoch": self.history.best_epoch,
+            "best": None if self.best is None else dataclasses.asdict(self.best),
+            "epoch_seconds": seconds,
+            "seconds": sum(row["seconds"] for row in self.history.rows) + seconds,
+        })
 
-    def _check_finite(self, loss: Tensor, epoch: int) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Puts the run where it was when `save` wrote these."""
+        self.epoch, self.step = facts["epoch"], facts["step"]
+        self.history.rows, self.history.best_epoch = facts["rows"], facts["best_epoch"]
+        self.history.seconds, self.epoch_seconds = facts["seconds"], facts["epoch_seconds"]
+        if facts["best"] is not None:
+            self.best = Validation(**facts["best"])
+            self.history.model.load_state_dict(under("best", tensors))
+        if self.epoch < self.recipe.epochs:
+            self.prepared.load_state_dict(under("model", tensors))
+            unpack_optimizer(self.optimizer, under("optimizer", tensors))
+            self.total = tensors["total"].to(self.device)
+
+    def _plain(self) -> nn.Module:
+        return self.method.finish(self.prepared).to(memory_format=torch.contiguous_format).eval()
+
+    def _check_finite(self, loss: Tensor) -> None:
         if not bool(loss.isfinite()):
-            raise self._diverged("the loss", epoch)
+            raise self._diverged("the loss")
 
-    def _diverged(self, what: str, epoch: int) -> NonFiniteLoss:
+    def _diverged(self, what: str) -> NonFiniteLoss:
         best = self.history.best_epoch
         kept = "the weights the run began with" if best is None else f"the weights of epoch {best}"
         message = (
-            f"{what} became NaN or infinite in epoch {epoch} (learning rate {self.recipe.lr:g}); "
+            f"{what} became NaN or infinite in epoch {self.epoch + 1} (learning rate {self.recipe.lr:g}); "
             f"{kept} are kept in this error's .history.model; a smaller lr usually helps"
         )
         return NonFiniteLoss(message, self.history)

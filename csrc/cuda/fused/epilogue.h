@@ -54,5 +54,16 @@ NFT_FN void store_result(const cuda::Fused& f, int64_t chip, const Pixel& p, int
   ((Element*)f.y)[offset_of(f.y_strides, chip, p, row)] = Stored<kY>::from(finished(f.epilogue, r, sum, residual));
 }
 
+// Result `at` of those in memory, in place.
+template <cuda::OutType kY>
+NFT_FN void finish_result(const cuda::Results& r, const cuda::Epilogue& e, int64_t at) {
+  typedef typename Stored<kY>::Type Element;
+  // A 64-bit division costs some hundred instructions on a device.
+  const int row = (int)(r.count <= 0xffffffffll ? (uint32_t)at / (uint32_t)r.inner % (uint32_t)r.rows : at / r.inner % r.rows);
+  Element* y = (Element*)r.y + at;
+  const float residual = e.residual ? loaded<kY>(((const Element*)e.residual)[at]) : 0.0f;
+  *y = Stored<kY>::from(finished(e, row_epilogue(e, row), loaded<kY>(*y), residual));
+}
+
 }  // namespace NFT_ISA
 }  // namespace nft

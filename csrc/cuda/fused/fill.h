@@ -2,7 +2,7 @@
 // as fragments.
 #pragma once
 
-#include "tile.h"
+#include "gradient.h"
 
 namespace nft {
 namespace NFT_ISA {
@@ -74,45 +74,54 @@ NFT_FN void weights_of_block(const cuda::Program& p, const Table& t, int64_t chi
   for (int i = 0; i < 4; ++i) w[i] = programmed(in_steps[i], step, c.sign[i]);
 }
 
+// A slot's numbers into the tile.
+template <class T>
+NFT_FN void put_weights(const Sizes& s, const Slot& to, const typename T::Element* v, typename T::Element* tile) {
+  typename T::Element* row = tile + to.row * T::kPitch + to.first;
+  if (s.inner % 4 == 0) {
+    put_quad(row, v);
+    return;
+  }
+  for (int i = 0; i < 4; ++i)
+    if (to.first + i >= 0 && to.first + i < T::kInner) row[i] = v[i];
+}
+
+template <class T>
+NFT_FN void clear_rest(const Sizes&, int, typename T::Element*) {}  // slots cover the tile
+
 // A thread's share of one step's weights; every element of the tile is written by one thread, outside the weight with zero.
-template <class T, int kPath>
-NFT_FN void fill_weights(const cuda::Program& p, const Table& t, const Sizes& s, const Place& place, int step, int thread,
+template <class T, int kPath, class S>
+NFT_FN void fill_weights(const cuda::Program& p, const Table& t, const S& s, const Place& place, int step, int thread,
                          typename T::Element* tile) {
   typedef Stored<T::kType> Out;
   const float scale = *p.step;
-  const int slots = T::kRows * slots_of_row<T>(s.inner);
+  const int slots = slots_of_step<T>(s);
 #if defined(__CUDACC__)
 #pragma unroll 1  // one block's registers at a time
 #endif
   for (int n = thread; n < slots; n += T::kThreads) {
-    const Slot to = slot_of<T>(s, place, step, n);
+    const auto to = slot_of<T>(s, place, step, n);
     // A zero step makes every weight zero, a NaN step makes every weight NaN: the step itself.
     float w[4] = {scale, scale, scale, scale};
     if (is_used<T>(to) && scale > 0.0f) weights_of_block<kPath>(p, t, place.chip, scale, to.block, w);
     typename T::Element v[4];
     for (int i = 0; i < 4; ++i) v[i] = Out::from(to.first + i < to.valid ? w[i] : 0.0f);
-    typename T::Element* row = tile + to.row * T::kPitch + to.first;
-    if (s.inner % 4 == 0) {
-      put_quad(row, v);
-      continue;
-    }
-    for (int i = 0; i < 4; ++i)
-      if (to.first + i >= 0 && to.first + i < T::kInner) row[i] = v[i];
+    put_weights<T>(s, to, v, tile);
   }
 }
 
 // ---- input
 
 // What a tile's columns see, for all its steps.
-template <class T>
-NFT_FN void fill_columns(const cuda::Fused& f, const Sizes& s, const Place& place, int thread, Column* columns) {
+template <class T, class S>
+NFT_FN void fill_columns(const cuda::Fused& f, const S& s, const Place& place, int thread, Column* columns) {
   if (thread < T::kColumns) columns[thread] = column_of(f, s, place, place.column + thread);
 }
 
 // Places under the kernel of one step, for all columns.
-template <class T>
-NFT_FN void fill_taps(const cuda::Fused& f, const Sizes& s, int step, int thread, Tap* taps) {
-  if (thread < T::kInner) taps[thread] = tap_of(f, s, step * T::kInner + thread);
+template <class T, class S>
+NFT_FN void fill_taps(const cuda::Fused& f, const S& s, int step, int thread, Tap* taps) {
+  if (thread < T::kInner) taps[thread] = tap_of<T>(f, s, step, thread);
 }
 
 template <class T>

@@ -126,17 +126,19 @@ NFT_FN void finish(const cuda::Fused& f, const Sizes& s, const Place& place, int
   }
 }
 
-// A tile from its codes and key to its stored result. Between two barriers threads fill one half of the shared memory and
+// A tile from its codes and key to its stored result; S says of which product, the layer's (Sizes) or its input's gradient's
+// (GradientSizes). Between two barriers threads fill one half of the shared memory and
 // multiply the other; the places under the kernel are found one step before they are used.
-template <class T, int kPath, class Team>
-NFT_FN void multiply_tile(const cuda::Fused& f, const Table& table, const Sizes& s, const Place& place, Shared<T>& shared,
+template <class T, int kPath, class S, class Team>
+NFT_FN void multiply_tile(const cuda::Fused& f, const Table& table, const S& s, const Place& place, Shared<T>& shared,
                           Team& team) {
-  const int steps = (s.inner + T::kInner - 1) / T::kInner;
+  const int steps = steps_of<T>(s);
   team.each([&](int thread, State<T>& state) {
     begin<T>(state);
     if (thread == 0) shared.place = place;
     fill_columns<T>(f, s, place, thread, shared.column);
     fill_taps<T>(f, s, 0, thread, shared.tap[0]);
+    for (auto& half : shared.weight) clear_rest<T>(s, thread, half);
   });
   team.barrier();
 #if defined(__CUDACC__)

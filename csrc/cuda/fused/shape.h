@@ -28,6 +28,13 @@ struct Epilogue {
   bool relu;
 };
 
+// Results that are in memory, dense: y [outer, rows, inner], `count` in all.
+struct Results {
+  void* y;
+  OutType type;
+  int64_t count, rows, inner;
+};
+
 // Pairs are (y, x). On CUDA all pointers are the device's.
 struct Fused {
   Program program;            // n = rows * inner; `out` and `out_type` are not used: weights never reach memory

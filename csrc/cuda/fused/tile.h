@@ -48,6 +48,17 @@ struct alignas(16) Shared {
   Place place;  // lies here to leave the threads their registers
 };
 
+template <class T>
+NFT_FN int steps_of(const Sizes& s) {
+  return (s.inner + T::kInner - 1) / T::kInner;
+}
+
+// Element n of a step.
+template <class T>
+NFT_FN Tap tap_of(const cuda::Fused& f, const Sizes& s, int step, int n) {
+  return tap_of(f, s, step * T::kInner + n);
+}
+
 // ---- weights: Philox blocks of four neighbours to threads
 
 // Blocks that cover a row's part of a step. A row whose elements do not start at a multiple of four needs one more; the elements
@@ -55,6 +66,11 @@ struct alignas(16) Shared {
 template <class T>
 NFT_FN int slots_of_row(int inner) {
   return T::kInner / 4 + (inner % 4 != 0);
+}
+
+template <class T>
+NFT_FN int slots_of_step(const Sizes& s) {
+  return T::kRows * slots_of_row<T>(s.inner);
 }
 
 // One block's place: element i of it belongs to inner index `first` + i of the step, which may be negative or past the step.
@@ -83,7 +99,7 @@ NFT_FN Slot slot_of(const Sizes& s, const Place& place, int step, int slot) {
 // Whether the block holds any weight of the step.
 template <class T>
 NFT_FN bool is_used(const Slot& s) {
-  return s.first < T::kInner && s.first < s.valid && s.first + 4 > 0;
+  return s.valid > 0 && s.first < T::kInner && s.first < s.valid && s.first + 4 > 0;
 }
 
 // ---- the input: parts of columns to threads

@@ -1,0 +1,133 @@
+"""Stage `gradients`: dL/dx of single layers with the weights of the forward's chips, few rows a chip, 1 and 8 chips a call.
+
+Ours keeps no noisy weights and programs the chips again from their key; at so few rows the fused kernel does it
+(csrc/cuda/fused/gradient.h). "programmed" is our way for more rows: sampler into memory, then the library's product. Plain
+PyTorch kept the forward's weights, all chips' stacked along the outputs: it multiplies, and draws nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bench import baselines, checks
+from bench.case import Ready, Variant, Work
+from bench.gpu import layers, timing
+from bench.gpu.child import Task
+from bench.gpu.floors import Ceilings
+from bench.gpu.layers import ELEMENT, Point
+from bench.gpu.sampler import NVM
+from nft_ext.functional import Crossbar
+
+MOST_ROWS = 256  # a chip; csrc/cuda/ops_cuda.cpp leaves more to the library
+ROUNDING = 2.0   # of what checks.close allows: the sum over chips rounds once more
+STREAM = 7
+
+
+def work(point: Point, draws: str, precision: str) -> Work:
+    """Every chip's grad read, the weight read once (codes of two bytes), dL/dx, summed over chips, written once."""
+    activations, weight, products = point.shape.counts(point.images)
+    x = layers.images(point, precision).numel()
+    return Work(flops=2.0 * products * point.chips, normals=point.chips * weight * baselines.NORMALS[draws],
+                bytes=float(ELEMENT[precision] * (x + point.chips * (activations - x)) + 2 * weight))
+
+
+def input_gradient(p: nn.Conv2d | nn.Linear, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    if isinstance(p, nn.Linear):
+        return grad @ weight
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, p.stride, p.padding, p.dilation, False, [0, 0], p.groups,
+                                               [True, False, False])[0]
+
+
+class Problem:
+    """A layer's operands on the device: x, the chips' key, and grad [S * B, out, ...] chip-major."""
+
+    def __init__(self, point: Point, draws: str, precision: str) -> None:
+        self.point, self.p, self.x = point, layers.layer(point.shape), layers.images(point, precision)
+        nvm, ops, weight = NVM[draws], torch.ops.nft_ext, self.p.weight
+        step = ops.weight_step(weight, nvm.weight_bits)
+        key = torch.cat((torch.zeros(point.chips, 1), torch.arange(point.chips)[:, None]), 1).long().to(weight.device)
+        table = torch.from_numpy(nvm.operator_table()).to(weight.device)
+        self.bar = Crossbar(weight, ops.quantize(weight, step, nvm.weight_bits), step, table, key, STREAM, nvm.operator_spec())
+        self.spread = () if isinstance(self.p, nn.Linear) else tuple(self.x.shape[2:])
+        assert isinstance(self.p, nn.Linear) or self.p.stride == (1, 1), "a result is as large as its input"
+        torch.manual_seed(2)
+        grad = torch.randn(point.chips * point.images, weight.shape[0], *self.spread).to(self.x.device, self.x.dtype)
+        channels_last = precision == "bf16" and grad.dim() == 4
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.grad = grad.contiguous(memory_format=self.layout)
+
+    def chips(self, dtype: torch.dtype) -> Tensor:
+        """[S, *weight.shape]"""
+        return torch.ops.nft_ext.program(*self.bar, dtype)
+
+    def fused(self) -> Tensor:
+        ops, p = torch.ops.nft_ext, self.p
+        if isinstance(p, nn.Linear):
+            return ops.noisy_linear_backward(self.grad, self.x, *self.bar, True, 1)[0]
+        return ops.noisy_conv2d_backward(self.grad, self.x, *self.bar, p.stride, p.padding, p.dilation, p.groups, True, 1)[0]
+
+    def stacked_grad(self) -> Tensor:
+        """[B, S * out, ...], as one layer with all chips' outputs has it."""
+        by_chip = self.grad.unflatten(0, (self.point.chips, self.point.images))
+        return by_chip.transpose(0, 1).flatten(1, 2).contiguous(memory_format=self.layout)
+
+    def stacked_chips(self) -> Tensor:
+        chips = self.chips(self.x.dtype).flatten(0, 1)
+        return chips.contiguous(memory_format=self.layout) if chips.dim() == 4 else chips
+
+    def check(self, run: Callable[[], Tensor], ours: bool) -> str | None:
+        """The gradient of these very chips, in float32."""
+        with timing.exact_float32():
+            weights = self.chips(self.x.dtype).float()
+            parts = [input_gradient(self.p, grad.float(), self.x.float(), w)
+                     for grad, w in zip(self.grad.chunk(self.point.chips), weights)]
+        precision = "bf16" if self.x.dtype == torch.bfloat16 else "fp32"
+        # The library's float32 products may be done in TF32 while timed: then they are as exact as bfloat16's.
+        allowed = precision if ours or not torch.backends.cudnn.allow_tf32 else "bf16"
+        return checks.close("dL/dx", run(), torch.stack(parts).sum(0), allowed, ROUNDING)
+
+
+def ready(point: Point, draws: str, precision: str, mode: str, way: str) -> Ready:
+    problem = Problem(point, draws, precision)
+    if way == "fused":
+        call: Callable[[], Tensor] = problem.fused
+    else:
+        grad, kept = problem.stacked_grad(), problem.stacked_chips()
+
+        def call() -> Tensor:
+            return input_gradient(problem.p, grad, problem.x, kept if way == "kept" else problem.stacked_chips())
+
+    run = timing.graphed(call) if mode == "graph" else call
+    return Ready(run, lambda: problem.check(run, way == "fused"))
+
+
+def variants(point: Point) -> list[Variant]:
+    found = []
+    for precision in ("bf16", "fp32"):
+        for draws in ("one", "device"):
+            for mode in ("eager", "graph"):
+                for family, way in (("nft", "fused"), ("nft programmed", "programmed"), ("torch", "kept")):
+                    if way == "kept" and draws == "device":
+                        continue  # what was kept was drawn in the forward, however many normals that took
+                    make = functools.partial(ready, point, draws, precision, mode, way)
+                    found.append(Variant(family, draws, make, work(point, draws, precision), precision, mode, True))
+    return found
+
+
+def points() -> list[Point]:
+    return [point for point in layers.points() if point.rows <= MOST_ROWS]
+
+
+@torch.no_grad()
+def run(task: Task) -> None:
+    ceilings = Ceilings.of(task.found_by("ceilings"))
+    cases = []
+    for point in points():
+        products = work(point, "none", "bf16").flops / point.chips / 2e6
+        cases.append(timing.measure_case(f"dL/dx of {point.name}", f"{point.chips} x 2 x {products:.1f} M FLOP", variants(point),
+                                         ceilings, task) | {"rows_a_chip": point.rows})
+        task.save({"cases": cases, "summary": f"{len(cases)} layers and sizes"})

@@ -1,0 +1,131 @@
+// A layer's weights and noise for the tests of the fused CUDA kernels, and one run of a kernel's tile loop over all its tiles.
+#pragma once
+
+#include <math.h>
+
+#include <memory>
+#include <vector>
+
+#include "warps.h"
+
+namespace nft_test {
+
+using nft::cuda::Fused;
+
+constexpr OutType kTypes[] = {OutType::kFloat32, OutType::kBFloat16, OutType::kFloat16};
+constexpr double kRounding[] = {0x1p-22, 0x1p-8, 0x1p-10};  // of a stored result
+constexpr int64_t kKeys[3][2] = {{7, 0}, {-5, (int64_t(1) << 32) | 0xfffffffe}, {int64_t(1) << 40, 3}};
+
+struct Noise {
+  bool codes = false, constant = false, limits = false;
+  int path = kPathFast, mapping = 0, weight_bits = 8;
+  int64_t chips = 2;
+  float step = 1.0f / 200;
+};
+
+inline std::vector<float> table_of(const Noise& o) {
+  const int levels = 1 << (o.path == kPathDevice ? 2 : o.weight_bits);
+  std::vector<float> t((size_t)(2 * levels));
+  for (int i = 0; i < levels; ++i) {
+    t[(size_t)i] = o.constant ? (float)i : i * 0.96f + 0.05f;
+    t[(size_t)(levels + i)] = o.constant ? 0.3f : 0.2f + 0.1f * (float)(i % 5);
+  }
+  if (o.limits) t.insert(t.end(), {1.0f, 0.0f, 3.0f, 0.1f, 0.2f, 0.4772499f});
+  else t.insert(t.end(), {INFINITY, -INFINITY, INFINITY, 0, 0, 0});
+  return t;
+}
+
+// n weights and all that programs them; `program` points into it.
+struct Layer {
+  float step;
+  std::vector<float> table, weight;
+  std::vector<int16_t> short_codes;
+  std::vector<int32_t> codes;
+  nft::cuda::Program program = {};
+
+  Layer(const Noise& o, int64_t n, Words& words) : step(o.step), table(table_of(o)), weight((size_t)n) {
+    for (float& w : weight) w = words.signed_unit();
+    for (float w : weight) {
+      codes.push_back(step > 0 ? pack_code(code_of(w, step, from_int((1 << o.weight_bits) - 1)), sign_of(w)) : 0);
+      short_codes.push_back((int16_t)codes.back());
+    }
+    nft::cuda::Program& p = program;
+    p.n = n;
+    p.weight_bits = o.weight_bits, p.device_bits = 2, p.path = o.path, p.mapping = o.mapping;
+    p.keys = &kKeys[0][0], p.chips = o.chips, p.stream = 0x9abcdef0u;
+    p.code_bytes = o.weight_bits <= 15 ? 2 : 4;
+    p.step = &step;
+    p.table = table.data();
+    if (o.codes) p.codes = p.code_bytes == 2 ? (const void*)short_codes.data() : codes.data();
+    else p.weight = weight.data();
+  }
+  Layer(const Layer&) = delete;
+};
+
+// What cuda::program writes, [chips, n], as numbers.
+template <int kPath, OutType kX>
+std::vector<double> programmed_weights(nft::cuda::Program p) {
+  std::vector<typename Stored<kX>::Type> out((size_t)(p.n * p.chips));
+  p.out = out.data();
+  for (int64_t block = 0; block < blocks_of(p.n); ++block)
+    program_block<kPath, kX>(p, {p.table, table_levels(p), false}, block, 0, 1);
+  std::vector<double> numbers;
+  for (auto v : out) numbers.push_back(loaded<kX>(v));
+  return numbers;
+}
+
+template <OutType kX>
+std::vector<double> programmed_weights(const nft::cuda::Program& p) {
+  if (p.path == kPathFast) return programmed_weights<kPathFast, kX>(p);
+  return p.path == kPathDevice ? programmed_weights<kPathDevice, kX>(p) : programmed_weights<kPathOff, kX>(p);
+}
+
+inline std::vector<double> programmed_weights(const nft::cuda::Program& p, OutType type) {
+  if (type == OutType::kFloat32) return programmed_weights<OutType::kFloat32>(p);
+  return type == OutType::kBFloat16 ? programmed_weights<OutType::kBFloat16>(p) : programmed_weights<OutType::kFloat16>(p);
+}
+
+// Calls run(tile type, noise path) with those of a case, as values of types Tile<..> and std::integral_constant.
+template <OutType kX, bool kWide, class Run>
+void with_path(int path, const Run& run) {
+  typedef Tile<kX, kWide> T;
+  if (path == kPathOff) run(T(), std::integral_constant<int, kPathOff>());
+  if (path == kPathFast) run(T(), std::integral_constant<int, kPathFast>());
+  if (path == kPathDevice) run(T(), std::integral_constant<int, kPathDevice>());
+}
+
+template <class Run>
+void with_tile(OutType x, bool wide, int path, const Run& run) {
+  if (x == OutType::kFloat32) wide ? with_path<OutType::kFloat32, true>(path, run) : with_path<OutType::kFloat32, false>(path, run);
+  if (x == OutType::kBFloat16) wide ? with_path<OutType::kBFloat16, true>(path, run) : with_path<OutType::kBFloat16, false>(path, run);
+  if (x == OutType::kFloat16) wide ? with_path<OutType::kFloat16, true>(path, run) : with_path<OutType::kFloat16, false>(path, run);
+}
+
+// All tiles of a product, in turn.
+template <class T, int kPath, class S>
+void run_tiles(const Fused& f, const S& sizes, bool constant, bool reversed) {
+  const Table table = {f.program.table, table_levels(f.program), constant};
+  const Tiling tiling = tiling_of(f, sizes, T::kRows, T::kColumns);
+  std::unique_ptr<Shared<T>> shared(new Shared<T>);
+  memset((void*)shared.get(), 0xff, sizeof *shared);  // NaN: what a thread reads, another must have written
+  Team<T> team(reversed);
+  for (int64_t tile = 0; tile < tiling.count; ++tile)
+    multiply_tile<T, kPath>(f, table, sizes, place_of(f, tiling, tile), *shared, team);
+}
+
+// Whether nothing but a result, which the caller has overwritten with poison, was written.
+inline bool is_poison(const Memory& y) {
+  bool untouched = true;
+  for (uint64_t v : y.words) untouched = untouched && v == ~uint64_t(0);
+  return untouched;
+}
+
+struct Sum {
+  double value, magnitude;
+  void add(double product) {
+    value += product;
+    magnitude += fabs(product);
+  }
+};
+
+}  // namespace nft_test

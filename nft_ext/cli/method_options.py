@@ -1,0 +1,88 @@
+"""Options that say which method trains, and with what."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+DEFAULT_BETA = 1e-3  # where the paper has no beta for the network and the data set
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    from .. import methods
+
+    group = parser.add_argument_group("method")
+    group.add_argument("--method", choices=methods.NAMES, default="noise")
+    group.add_argument("--base", choices=methods.NAMES, help="correctnet: the method it regularizes (default vanilla)")
+    group.add_argument("--sigma", type=float, default=0.1,
+                       help="sigma trained at, in the device's convention (default 0.1)")
+    group.add_argument("--beta", type=_beta, metavar="BETA",
+                       help='weight of the feedback, ovf and irs: a number, "paper", or "search" for the best of 1e-1, '
+                            "1e-2, 1e-3, 1e-4 on the validation split (default: the paper's for this network and data "
+                            "set, else 1e-3)")
+    group.add_argument("--feedbacks", type=int, metavar="N",
+                       help="number of feedbacks (default 3; irs: the model's snapshot points)")
+    group.add_argument("-o", "--option", action="append", default=[], type=_option, metavar="NAME=VALUE",
+                       dest="method_options",
+                       help="any other option of the method as JSON, for example -o delta=-0.05 -o reversed_decay=true; "
+                            "repeatable, see docs/methods.md")
+
+
+def method_of(arguments: argparse.Namespace) -> Any:
+    """The method that the options describe; for `--beta search` with any beta.
+
+    Raises:
+        ValueError: options that do not fit the method.
+    """
+    from .. import methods
+
+    own = dict(arguments.method_options)
+    if arguments.base is None:
+        return methods.build(arguments.method, **_given(arguments, arguments.method) | own)
+    if "base" not in methods.options_of(arguments.method):
+        raise ValueError(f"base: must be left out but for correctnet; got {arguments.base} with {arguments.method}")
+    inner = {name: own.pop(name) for name in list(own) if name not in methods.options_of(arguments.method)}
+    base = methods.build(arguments.base, **_given(arguments, arguments.base) | inner)
+    return methods.build(arguments.method, base=base, **own)
+
+
+def _given(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """The general options that the method called `name` takes."""
+    from .. import methods
+
+    taken = methods.options_of(name)
+    given = {"sigma": arguments.sigma, "feedbacks": arguments.feedbacks}
+    if "beta" in taken:
+        given["beta"] = _beta_of(arguments, name)
+    return {option: value for option, value in given.items() if option in taken and value is not None}
+
+
+def _beta_of(arguments: argparse.Namespace, name: str) -> float:
+    from .. import methods
+
+    panel = f"{arguments.model}-{arguments.dataset}"
+    if arguments.beta == "paper":
+        return methods.paper_beta(name, panel)
+    if arguments.beta in (None, "search"):
+        return methods.BETAS.get(name, {}).get(panel, DEFAULT_BETA)
+    return arguments.beta
+
+
+def _beta(text: str) -> float | str:
+    if text in ("paper", "search"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'must be a number, "paper" or "search"; got {text}') from None
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE; got {text}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value  # a bare word is a string

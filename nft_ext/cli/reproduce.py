@@ -1,0 +1,118 @@
+"""nft-ext reproduce: a figure or table of the paper, our version beside the published numbers."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+
+def add_parser(commands) -> None:
+    from ..reproduce.grid import EXPERIMENTS, FIGURE_METHODS
+    from ..reproduce.panels import PANELS, PRESETS
+
+    parser = commands.add_parser("reproduce", help="a figure or table of the paper beside the published numbers",
+                                 description="Trains and measures the networks of a figure or table (one JSON file each, never computed "
+                                             "twice; interrupt and call again to go on), then writes a table, a plot and a page.")
+    parser.add_argument("experiment", help=", ".join(EXPERIMENTS))
+    parser.add_argument("--panel", help=f"{', '.join(PANELS)} (default: the paper's of the experiment)")
+    parser.add_argument("--preset", default="quick", help=f"{', '.join(PRESETS)}: how large a run (default quick)")
+    parser.add_argument("--sigma", type=float, nargs="+", help="device sigmas (default: the preset's)")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"among {', '.join(FIGURE_METHODS)} (default: the preset's)")
+    parser.add_argument("--seeds", type=int, help="training seeds, 0 .. N-1 (default: the preset's; convergence: 10)")
+    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="folder of cells and results (default reproduce)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the published files (default: NFT_EXT_DATA)")
+    parser.add_argument("--device", help="cpu or cuda (default cpu)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work and the cores (default 1)")
+    parser.add_argument("--shard", metavar="I/N", help="only every N-th cell, from the I-th on (1/N .. N/N), for several machines")
+    parser.add_argument("--keep-checkpoints", action="store_true", help="keep every network's weights")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and estimate the time; train nothing")
+    parser.add_argument("--threads", type=int, help="threads of this process (default: torch's)")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no-control", action="store_true", help="leave out the controls of ovf and irs")
+    group = parser.add_argument_group("in place of the preset's numbers (recorded in every cell)")
+    for name, kind in (("width", float), ("epochs", int), ("lr", float), ("batch-size", int), ("train-images", int),
+                       ("test-images", int), ("runs", int)):
+        group.add_argument(f"--{name}", type=kind)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..checks import integer
+    from ..reproduce.grid import cells
+    from ..reproduce.panels import PRESETS, known
+    from ..reproduce.store import Store
+
+    a = arguments
+    scale = PRESETS[known("preset", a.preset, PRESETS)].replace(
+        width=a.width, epochs=a.epochs, lr=a.lr, batch_size=a.batch_size, train_images=a.train_images, test_images=a.test_images, runs=a.runs)
+    grid = cells(a.experiment, a.panel, scale, a.sigma, a.methods, a.seeds, not a.no_control)
+    integer("--jobs", a.jobs, 1)
+    mine = grid if a.shard is None else _shard(a.shard, grid)
+    if a.threads is not None:
+        import torch
+
+        torch.set_num_threads(integer("--threads", a.threads, 1))
+    if a.dry_run:
+        return _show(mine, a)
+    from ..reproduce import run as grid_run
+    from ..reproduce.work import sets
+
+    sets(grid[0].panel, scale, a.data_dir)  # missing data are told before any work
+    store = Store(a.out)
+    for cell in grid:
+        store.read(cell)  # so is a damaged result
+    grid_run.interrupt_when_terminated()
+    if a.jobs > 1 and not a.worker:
+        status = grid_run.run_in_processes(a.jobs, sys.argv[1:])
+    else:
+        if a.worker:
+            grid_run.be_a_worker()
+        found = grid_run.run(mine, store, a.data_dir, a.device, False if a.worker else None, a.keep_checkpoints)
+        status = grid_run.INTERRUPTED if found.interrupted else 0
+        if a.worker:  # the process that started this one writes the report
+            return status
+    return _report(a, grid, store, status)
+
+
+def _report(a: argparse.Namespace, grid: list, store, status: int) -> int:
+    found = [cell for cell in map(store.read, grid) if cell is not None]
+    if len(found) < len(grid):
+        print(f"{len(found)} of {len(grid)} cells are finished; the same command goes on with the others")
+    if others := store.others(grid):
+        print(f"{others} finished cells of other configurations lie in {store.cells} and are not used")
+    if not found:
+        return status
+    from ..reproduce.report import write_report
+
+    command = shlex.join(["nft-ext", *sys.argv[1:]])
+    print(write_report(a.experiment, found, a.out, command, {"preset": a.preset, "cells": len(grid), "finished": len(found)}))
+    return status
+
+
+def _shard(text: str, grid: list) -> list:
+    from ..checks import fail
+
+    try:
+        which, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        fail("--shard", "must be I/N, two integers", text)
+    if not 1 <= which <= count:
+        fail("--shard", "must be I/N with 1 <= I <= N", text)
+    return grid[which - 1::count]
+
+
+def _show(grid: list, a: argparse.Namespace) -> int:
+    from ..progress import duration
+    from ..reproduce.estimate import seconds
+
+    expected = seconds(grid, a.data_dir)
+    finished = {path.stem for path in (a.out / "cells").glob("*.json")}
+    left = sum(expected[cell.key] for cell in grid if cell.key not in finished)
+    for cell in grid:
+        print(f"{duration(expected[cell.key]):>9}  {cell}" + ("   (finished)" if cell.key in finished else ""))
+    jobs = f", about {duration(left / a.jobs)} with {a.jobs} jobs where each has its cores" if a.jobs > 1 else ""
+    print(f"{len(grid)} cells, of which {sum(c.key in finished for c in grid)} are finished; about {duration(left)} of work left on this "
+          f"machine{jobs} (from a few measured steps)")
+    return 0

@@ -1,0 +1,97 @@
+"""Augmentation of whole batches: a random crop of the padded image, and a random horizontal flip, in one gather."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nft_ext.checks import fail, integer
+from nft_ext.data.image_set import ImageSet
+
+PADDING = 4  # pixels, the paper's for CIFAR
+AUGMENTED = ("cifar10", "cifar100", "tinyimagenet")  # photographs; a mirrored digit is another sign
+
+
+class CropFlip:
+    """A batch [B, C, H, W] padded by `padding` on each side, each image cropped back to H x W at a place of its own,
+    and flipped left to right with probability 1/2.
+
+    Output pixel (i, j) of image b is pixel (top_b + i, left_b + j') of the padded image, j' = W-1-j where b is flipped,
+    else j; top_b and left_b uniform on 0 .. 2 padding.
+
+    Args:
+        padding: pixels, >= 0; 0 leaves the flip alone.
+        fill: what is padded with, one number a channel or one for all: black in the units of the images, (0 - mean) /
+            std for normalised ones. `augment_for` fills it in.
+        flip: whether to flip.
+        generator: a CPU generator to draw from; default torch's own.
+
+    The draws come from a generator of the CPU wherever the images are, so a seed gives the same crops on every device;
+    3 B numbers travel to the device, asynchronously on CUDA.
+
+    Raises:
+        ValueError: padding < 0; at the call, images that are not [B, C, H, W] or not of len(fill) channels.
+    """
+
+    def __init__(self, padding: int = PADDING, fill: float | Sequence[float] = 0.0, flip: bool = True,
+                 generator: torch.Generator | None = None):
+        self.padding = integer("padding", padding, 0)
+        self.fill = torch.as_tensor(fill, dtype=torch.float32).reshape(1, -1, 1, 1)
+        self.flip = bool(flip)
+        self.generator = generator
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Augmented [B, C, H, W], a new tensor of the same dtype and device."""
+        channels = self.fill.shape[1]
+        if images.dim() != 4 or channels not in (1, images.shape[1]):
+            wanted = "C" if channels == 1 else channels
+            fail("images", f"must have shape [B, {wanted}, H, W]", f"shape {list(images.shape)}")
+        batch = len(images)
+        draw = {"generator": self.generator}
+        places = torch.empty(3, batch, dtype=torch.int64)  # top, left, flipped?
+        places[:2] = torch.randint(0, 2 * self.padding + 1, (2, batch), **draw)
+        places[2] = torch.randint(0, 2, (batch,), **draw) if self.flip else 0
+        return crop_flip(images, self.padding, self.fill, *places.to(images.device, non_blocking=True))
+
+    def __repr__(self) -> str:
+        return f"CropFlip(padding={self.padding}, fill={self.fill.flatten().tolist()}, flip={self.flip})"
+
+
+def crop_flip(images: Tensor, padding: int, fill: Tensor, top: Tensor, left: Tensor, flipped: Tensor) -> Tensor:
+    """The crops themselves.
+
+    Args:
+        images: [B, C, H, W], any dtype. fill: [1, C or 1, 1, 1].
+        top, left: int64 [B], in 0 .. 2 padding. flipped: int64 [B], 0 or 1.
+    """
+    batch, channels, height, width = images.shape
+    padded = fill.to(images).expand(batch, channels, height + 2 * padding, width + 2 * padding).contiguous()
+    padded[:, :, padding:padding + height, padding:padding + width] = images
+    row = torch.arange(height, device=images.device) + top[:, None]  # [B, H]
+    column = torch.arange(width, device=images.device).expand(batch, width)
+    column = torch.where(flipped[:, None] == 1, width - 1 - column, column) + left[:, None]  # [B, W]
+    place = (row * padded.shape[3])[:, :, None] + column[:, None, :]  # [B, H, W], within a padded plane
+    place = place.view(batch, 1, height * width).expand(batch, channels, -1)
+    return padded.flatten(2).gather(2, place).view(batch, channels, height, width)
+
+
+def augment_for(train: ImageSet) -> CropFlip | None:
+    """The paper's augmentation of a training set, for `fit(augment=...)`: crop and flip for CIFAR, nothing for digits
+    and MNIST.
+
+    The padding is black, as where images are padded before they are normalised. Tiny ImageNet gets the same as CIFAR:
+    the paper does not say.
+
+    Args:
+        train: a set of `nft_ext.data.load`; its name up to "/" says which, its mean and std where black is.
+
+    Raises:
+        TypeError: not an ImageSet.
+    """
+    if not isinstance(train, ImageSet):
+        fail("train", "must be an ImageSet, as nft_ext.data.load gives", type(train).__name__, TypeError)
+    if train.name.split("/")[0] not in AUGMENTED:
+        return None
+    return CropFlip(PADDING, [-mean / std for mean, std in zip(train.mean, train.std)])

@@ -1,0 +1,70 @@
+"""CIFAR-10 and CIFAR-100 from the published Python version: pickled dicts, read by `safe_pickle` only.
+
+A file holds b"data", uint8 [n, 3072] (the red, green and blue plane of each image, row by row), and the labels as a
+list: b"labels" (CIFAR-10) or b"fine_labels" (CIFAR-100).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nft_ext.data.files import bad_file, read_bytes
+from nft_ext.data.pixels import IMAGE_SIZE
+from nft_ext.data.safe_pickle import PickledArray, Refused, load_pickle
+
+PIXELS = 3 * IMAGE_SIZE * IMAGE_SIZE
+ROOM = 256  # bytes an image that labels and file names may take beside the pixels
+
+
+@dataclass(frozen=True)
+class PythonVersion:
+    """A published archive of pickles.
+
+    folder: its folder, inside the data folder. labels: the key of the class labels.
+    splits: (file names, images in each file) of "train" and "test".
+    """
+
+    folder: str
+    labels: str
+    splits: dict[str, tuple[tuple[str, ...], int]]
+
+
+def read_batch(path: Path, labels: str, count: int, classes: int, remedy: str) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels uint8 [count, 3, 32, 32], labels int64 [count]) of one file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no such pickle: damaged, of another content, or one that asks for more than data (none of it is
+            run).
+    """
+    expected = (f"a pickled dict of {count} images of {PIXELS} bytes (data) and as many labels in 0..{classes - 1} "
+                f"({labels}), nothing but arrays, lists, dicts and bytes")
+    # In protocol 2, Python 3 writes bytes as UTF-8 text: up to twice as many.
+    limit = count * (2 * PIXELS + ROOM) + (1 << 16)
+    content = read_bytes(path, limit, expected, remedy)
+    if len(content) > limit:
+        bad_file(path, expected, f"more than {limit} bytes", remedy)
+    try:
+        found = load_pickle(content)
+        if not isinstance(found, dict):
+            raise Refused(f"a pickled {type(found).__name__}")
+        found = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in found.items()}
+        for key, kind in (("data", PickledArray), (labels, list)):
+            if not isinstance(found.get(key), kind):
+                raise Refused(f"no {'array' if kind is PickledArray else 'list'} {key!r} in it")
+        pixels, classes_of = found["data"].bytes(), found[labels]
+    except Refused as error:
+        bad_file(path, expected, str(error), remedy)
+    except ValueError as error:
+        bad_file(path, expected, f"a damaged file ({error})", remedy)
+    if pixels.shape != (count, PIXELS):
+        bad_file(path, expected, f"data of shape {list(pixels.shape)}", remedy)
+    if len(classes_of) != count:
+        bad_file(path, expected, f"{len(classes_of)} labels", remedy)
+    for index, label in enumerate(classes_of):
+        if type(label) is not int or not 0 <= label < classes:
+            bad_file(path, expected, f"label {label!r:.40} at index {index}", remedy)
+    return pixels.reshape(count, 3, IMAGE_SIZE, IMAGE_SIZE), np.array(classes_of, np.int64)

@@ -1,0 +1,120 @@
+"""Fetching the published data sets: where they are, what they must be, and where the readers want them.
+
+The checksums, and who published them: CIFAR's archives by their author (the md5 column of
+www.cs.toronto.edu/~kriz/cifar.html); MNIST's files and Tiny ImageNet's archive by nobody at the source: MNIST's are
+torchvision's, which many others repeat, Tiny ImageNet's is the one that readers of the data set agree on. What MNIST's
+files hold unpacked is checked when they are read as well.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nft_ext.checks import fail
+from nft_ext.data import cifar, mnist, tinyimagenet
+from nft_ext.data.download import PAUSE, Remote, download
+from nft_ext.data.files import ENVIRONMENT
+from nft_ext.data.unpack import unpack
+
+TORONTO = ("https://www.cs.toronto.edu/~kriz", "https://cave.cs.toronto.edu/kriz")  # the first redirects to the second
+MNIST_MIRRORS = (mnist.MIRROR, "https://storage.googleapis.com/cvdf-datasets/mnist")
+TINY_FILE = re.compile(r"tiny-imagenet-200/(wnids\.txt|val/val_annotations\.txt|val/images/val_\d+\.JPEG"
+                       r"|train/(n\d{8})/images/\2_\d+\.JPEG)")
+TINY_TEXTS = 2  # wnids.txt, val_annotations.txt
+LARGEST_TINY = 4 << 20  # bytes; nothing that the reader wants comes near it
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from and where it goes.
+
+    remotes: its files. folder: where they go, below the data folder.
+    wanted, count: of an archive, which members to unpack and how many there are; None: nothing is unpacked.
+    present: says whether the data folder holds the set.
+    """
+
+    remotes: tuple[Remote, ...]
+    folder: str
+    present: Callable[[Path], bool]
+    wanted: Callable[[str, int], bool] | None = None
+    count: int = 0
+
+
+def fetch(name: str, data_dir: str | os.PathLike | None = None, *, progress: bool | None = None,
+          pause: float = PAUSE) -> bool:
+    """Downloads, checks and unpacks a data set; returns False if it was there already.
+
+    An interrupted download is continued by the next call. Archives are deleted once unpacked (CIFAR in its binary
+    version).
+
+    Args:
+        name: mnist, cifar10, cifar100 or tinyimagenet.
+        data_dir: the data folder, made where it does not exist; default the environment variable NFT_EXT_DATA.
+        progress: True, False, or None for a terminal only. pause: seconds before a second attempt.
+
+    Raises:
+        ValueError: an unknown name, no data folder given, a file that is not the published one, sent or in the folder.
+        ConnectionError: no network, or the file is not at any of its addresses; the message names them, with the file
+            to put where.
+    """
+    if name not in SOURCES:
+        fail("dataset", f"must be one of {', '.join(SOURCES)} (digits come with scikit-learn)", name)
+    chosen = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT, "")
+    if not str(chosen):
+        rule = f"must name the folder to put {name} into, or else the environment variable {ENVIRONMENT} must"
+        fail("data_dir", rule, "nothing")
+    folder, source = Path(chosen), SOURCES[name]
+    if source.present(folder):
+        return False
+    target = folder / source.folder
+    target.mkdir(parents=True, exist_ok=True)
+    for remote in source.remotes:
+        download(remote, target / remote.name, pause=pause, progress=progress)
+        if source.wanted is not None:
+            unpack(target / remote.name, target, source.wanted, source.count, progress)
+            (target / remote.name).unlink()
+    if not source.present(folder):
+        fail(str(target), f"must hold {name} now",
+             "another file that is read first, and is not the published one; remove it")
+    return True
+
+
+def _mnist() -> Source:
+    remotes = tuple(
+        Remote(f"{file.name}.gz", tuple(f"{mirror}/{file.name}.gz" for mirror in MNIST_MIRRORS), file.gzip_md5,
+               "torchvision")
+        for files in mnist.FILES.values() for file in files)
+    return Source(remotes, "MNIST/raw", mnist.present)
+
+
+def _cifar(archive: cifar.Archive) -> Source:
+    record = len(archive.label_limits) + cifar.PIXELS
+    sizes = {f"{archive.folder}/{file}": count * record for files, count in archive.splits.values() for file in files}
+
+    def present(folder: Path) -> bool:
+        return all((folder / file).is_file() and (folder / file).stat().st_size == size for file, size in sizes.items())
+
+    urls = tuple(f"{place}/{archive.tar}" for place in TORONTO)
+    remote = Remote(archive.tar, urls, archive.tar_md5, "the data set's author")
+    return Source((remote,), ".", present, lambda name, size: sizes.get(name) == size, len(sizes))
+
+
+def _tinyimagenet() -> Source:
+    tree = tinyimagenet.TREE
+    urls = (tinyimagenet.URL, tinyimagenet.URL.replace("http:", "https:"))
+    remote = Remote(tinyimagenet.ZIP, urls, tinyimagenet.ZIP_MD5, "readers of the data set, not by its authors")
+    return Source((remote,), ".", tinyimagenet.present,
+                  lambda name, size: TINY_FILE.fullmatch(name) is not None and size <= LARGEST_TINY,
+                  tree.classes * tree.per_class + tree.test + TINY_TEXTS)
+
+
+SOURCES = {
+    "mnist": _mnist(),
+    "cifar10": _cifar(cifar.CIFAR10),
+    "cifar100": _cifar(cifar.CIFAR100),
+    "tinyimagenet": _tinyimagenet(),
+}

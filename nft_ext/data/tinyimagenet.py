@@ -1,0 +1,160 @@
+"""Tiny ImageNet: 100,000 + 10,000 colour images of 64x64 in 200 classes, from the published tree of JPEG files.
+
+    tiny-imagenet-200/wnids.txt                          the 200 classes
+    tiny-imagenet-200/train/WNID/images/WNID_K.JPEG      500 images a class, K = 0..499
+    tiny-imagenet-200/val/images/val_K.JPEG              10,000 images
+    tiny-imagenet-200/val/val_annotations.txt            a line an image: name, class, box; tab-separated
+
+Test labels are not published, so the published validation images are the test set, as everybody has it. Class c is the
+c-th WNID in alphabetical order, as readers of image folders have it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nft_ext.checks import fail, integer
+from nft_ext.data.array_cache import read_cache, write_cache
+from nft_ext.data.files import bad_file
+from nft_ext.data.image_set import ImageSet
+from nft_ext.data.pixels import IMAGE_SIZE, write_inputs
+from nft_ext.progress import Progress
+
+SIDE = 64  # pixels, as published
+MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # of the training images, as everybody uses
+FOLDER = "tiny-imagenet-200"
+CACHE = "nft_ext-cache.npz"
+ZIP, ZIP_MD5 = "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
+URL = f"http://cs231n.stanford.edu/{ZIP}"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """How many classes, training images a class and test images the tree has."""
+
+    classes: int = 200
+    per_class: int = 500
+    test: int = 10000
+
+
+TREE = Tree()
+
+
+def load(data_dir: Path, size: int = IMAGE_SIZE) -> tuple[ImageSet, ImageSet]:
+    """Tiny ImageNet as (train, test).
+
+    The JPEGs are decoded once (about a minute on one core) and cached as pixels in tiny-imagenet-200/nft_ext-cache.npz
+    (1.4 GB); the cache is used as long as every file has the name and size it was made of.
+
+    Args:
+        data_dir: the folder that holds tiny-imagenet-200.
+        size: side of the images, 32 (each pixel the mean of two by two; what `nft_ext.models` take) or 64 (as
+            published). In memory, as float32: 1.4 GB at 32, 5.4 GB at 64.
+
+    Raises:
+        ValueError: size is neither, a text file does not hold what it should, an image is damaged or of another size.
+        FileNotFoundError: a file is missing.
+        ImportError: no Pillow, where images have to be decoded.
+    """
+    if integer("size", size, 1) not in (IMAGE_SIZE, SIDE):
+        fail("size", f"must be {IMAGE_SIZE} or {SIDE}", size)
+    root = data_dir / FOLDER
+    remedy = (f"Get it with: nft-ext fetch tinyimagenet --data-dir '{data_dir}', or: curl -fLO {URL} && "
+              f"unzip {ZIP} -d '{data_dir}' (md5 of the archive: {ZIP_MD5})")
+    files = _files(root, remedy)
+    key = _fingerprint(root, files, remedy)
+    arrays = read_cache(root / CACHE, key)
+    if arrays is None:
+        arrays = _decode(root, files, remedy)
+        write_cache(root / CACHE, key, arrays)
+    sets = []
+    for split in ("train", "test"):
+        pixels, labels = arrays[f"{split}_pixels"], arrays[f"{split}_labels"]
+        images = torch.empty(len(pixels), 3, size, size)
+        write_inputs(images, pixels, 255.0, MEAN, STD)
+        sets.append(ImageSet(f"tinyimagenet/{split}", images, torch.from_numpy(labels), TREE.classes, MEAN, STD))
+    return tuple(sets)
+
+
+def present(data_dir: Path) -> bool:
+    """Whether the tree in `data_dir` has all its files (their content is not looked at)."""
+    try:
+        _fingerprint(data_dir / FOLDER, _files(data_dir / FOLDER, ""), "")
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _files(root: Path, remedy: str) -> dict[str, list[tuple[str, int]]]:
+    """(path below `root`, class) of every image of "train" and "test", as the text files and the layout say."""
+    what = f"the list of Tiny ImageNet's classes ({TREE.classes} different words)"
+    wnids = _lines(root / "wnids.txt", what, remedy)
+    if len(set(wnids)) != TREE.classes or len(wnids) != TREE.classes or not all(w.isalnum() for w in wnids):
+        bad_file(root / "wnids.txt", what, f"{len(set(wnids))} different lines of {len(wnids)}", remedy)
+    label_of = {wnid: label for label, wnid in enumerate(sorted(wnids))}
+    train = [(f"train/{wnid}/images/{wnid}_{k}.JPEG", label)
+             for wnid, label in label_of.items() for k in range(TREE.per_class)]
+    path = root / "val" / "val_annotations.txt"
+    what = f"Tiny ImageNet's annotations ({TREE.test} lines: file name, class, box)"
+    lines = _lines(path, what, remedy)
+    if len(lines) != TREE.test:
+        bad_file(path, what, f"{len(lines)} lines", remedy)
+    test = {}
+    for number, line in enumerate(lines, 1):
+        name, wnid = (line.split("\t") + [""])[:2]
+        if wnid not in label_of or not name.endswith(".JPEG") or Path(name).name != name or name in test:
+            bad_file(path, what, f"{line[:60]!r} in line {number}", remedy)
+        test[name] = label_of[wnid]
+    return {"train": train, "test": [(f"val/images/{name}", label) for name, label in test.items()]}
+
+
+def _lines(path: Path, what: str, remedy: str) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        bad_file(path, what, "no such file", remedy, FileNotFoundError)
+    except (UnicodeDecodeError, OSError) as error:
+        bad_file(path, what, f"an unreadable file ({error})", remedy)
+
+
+def _fingerprint(root: Path, files: dict[str, list[tuple[str, int]]], remedy: str) -> str:
+    """A hash of every image's name, class and size in bytes; finds out which image is missing."""
+    digest = hashlib.sha256(b"nft_ext tinyimagenet 1\n")
+    for split, entries in files.items():
+        for name, label in entries:
+            try:
+                size = (root / name).stat().st_size
+            except FileNotFoundError:
+                bad_file(root / name, "a JPEG image of Tiny ImageNet", "no such file", remedy, FileNotFoundError)
+            digest.update(f"{split} {name} {label} {size}\n".encode())
+    return digest.hexdigest()
+
+
+def _decode(root: Path, files: dict[str, list[tuple[str, int]]], remedy: str) -> dict[str, np.ndarray]:
+    """SPLIT_pixels uint8 [n, 3, 64, 64] and SPLIT_labels int64 [n] of both splits."""
+    try:
+        from PIL import Image
+    except ImportError:
+        fail("tinyimagenet", "needs Pillow to decode its images: pip install pillow", "no such package", ImportError)
+    arrays = {}
+    with Progress(sum(map(len, files.values())), "decode Tiny ImageNet", "images", None) as progress:
+        for split, entries in files.items():
+            pixels = np.empty((len(entries), 3, SIDE, SIDE), np.uint8)
+            for k, (name, _) in enumerate(entries):
+                what = f"a JPEG image of {SIDE}x{SIDE} pixels"
+                try:
+                    with Image.open(root / name, formats=["JPEG"]) as image:
+                        if image.size != (SIDE, SIDE):  # known from the header: no other size is decoded
+                            bad_file(root / name, what, f"{image.size[0]}x{image.size[1]}", remedy)
+                        pixels[k] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+                except (OSError, SyntaxError) as error:
+                    bad_file(root / name, what, f"a damaged image ({error})", remedy)
+                progress.update(1)
+            arrays[f"{split}_pixels"] = pixels
+            arrays[f"{split}_labels"] = np.array([label for _, label in entries], np.int64)
+    return arrays

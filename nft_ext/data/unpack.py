@@ -1,0 +1,80 @@
+"""Unpacking a downloaded archive: only the files that are expected, all or none, nowhere but below one folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from nft_ext.checks import fail
+from nft_ext.progress import Progress
+
+
+def unpack(archive: Path, folder: Path, wanted: Callable[[str, int], bool], count: int,
+           progress: bool | None = None) -> None:
+    """Unpacks the wanted members of a .tar.gz or .zip into `folder`; all others are passed over.
+
+    They are unpacked aside and moved to their places when all are there.
+
+    Args:
+        wanted: says of a member's name and size in bytes whether it is one. It is asked about regular files only, and
+            never about a name that is absolute, holds ".." or a backslash: those cannot leave `folder`.
+        count: how many there are.
+
+    Raises:
+        ValueError: a damaged archive, one with fewer or more wanted members, or with one of them twice.
+        OSError: the folder is not writable, the disk is full.
+    """
+    aside = Path(tempfile.mkdtemp(dir=folder, prefix=f".{archive.name}."))
+    try:
+        names: list[str] = []
+        opened = _zip_members if archive.suffix == ".zip" else _tar_members
+        with opened(archive) as members, Progress(count, f"unpack {archive.name}", "files", progress) as bar:
+            for name, size, content in members:
+                if not _harmless(name) or not wanted(name, size):
+                    continue
+                if len(names) == count or (aside / name).exists():
+                    fail(str(archive), f"must hold {count} different files of the data set", f"another {name}")
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                with content() as source, open(aside / name, "wb") as target:
+                    shutil.copyfileobj(source, target)
+                names.append(name)
+                bar.update(1)
+        if len(names) != count:
+            fail(str(archive), f"must hold {count} files of the data set", f"{len(names)}")
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside / name, folder / name)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        fail(str(archive), "must be a whole archive", str(error))
+    finally:
+        shutil.rmtree(aside)
+
+
+def _harmless(name: str) -> bool:
+    outside = name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/")
+    return bool(name) and not outside
+
+
+Member = tuple[str, int, Callable[[], IO[bytes]]]
+
+
+@contextmanager
+def _tar_members(archive: Path) -> Iterator[Iterator[Member]]:
+    """(name, size, opener) of the regular files; links and devices are none."""
+    with tarfile.open(archive, "r:*") as file:
+        yield ((m.name.removeprefix("./"), m.size, lambda m=m: file.extractfile(m)) for m in file if m.isreg())
+
+
+@contextmanager
+def _zip_members(archive: Path) -> Iterator[Iterator[Member]]:
+    with zipfile.ZipFile(archive) as file:
+        regular = (m for m in file.infolist() if not m.is_dir() and (m.external_attr >> 16) & 0o170000 in (0, 0o100000))
+        yield ((m.filename, m.file_size, lambda m=m: file.open(m)) for m in regular)

@@ -1,0 +1,138 @@
+"""Noisy layers that do what follows them in eval mode: made by nft_ext.fuse, for inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import operators
+from ..checks import fail
+from ..functional import Crossbar, conv2d_operands, conv2d_product, linear_product
+from ..operands import Epilogue, check_tensor, finished, in_autocast
+from .base import NoisyLayer
+from .conv import NoisyConv2d
+from .linear import NoisyLinear
+
+
+class FusedLayer(NoisyLayer):
+    """y = relu((W_p x + b) * scale + shift + residual); name, stream, device and chips are those of the noisy layer it was.
+
+    scale, shift: buffers [out] float32 or None, whatever the model is moved to. ends_in_relu: whether a ReLU follows.
+    """
+
+    def follow(self, scale: Tensor | None, shift: Tensor | None, ends_in_relu: bool) -> None:
+        """What is done after the product."""
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+        self.ends_in_relu = ends_in_relu
+        self._known: dict[tuple, tuple] = {}
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """y of x and, where the model adds one, the residual.
+
+        Raises:
+            RuntimeError: training mode; a tensor that requires a gradient where gradients are on. TypeError, ValueError: as the
+                noisy layer.
+        """
+        if self.training:
+            fail(self.name or type(self).__name__, "must be in eval mode, a fused model is for inference: train the model it was made "
+                 "of, then fuse again", "training mode", RuntimeError)
+        bar = self.crossbar()
+        if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+            return self.checked(x, residual, bar)[0]
+        x = in_autocast(x)
+        # Checked once for all calls with the same shapes, types and devices.
+        stamp = (type(x), x.shape, x.dtype, x.device, x.layout, bar.weight.shape, bar.weight.device, bar.key.shape[0])
+        if residual is not None:
+            stamp += (type(residual), *_facts(residual))
+        static = self._known.get(stamp)
+        if static is not None:
+            rows, own = self._buffers, self._parameters
+            bias = own["bias"] if "bias" in own else self.bias
+            return operators.call_fused(self.operator, x, bar.weight, bias, *bar[1:], *static, rows["scale"], rows["shift"],
+                                        residual, self.ends_in_relu)
+        y, static = self.checked(x, residual, bar)
+        if static is not None:
+            if len(self._known) >= 64:
+                self._known.clear()
+            self._known[stamp] = static
+        return y
+
+    def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
+        """(y, the operator's static arguments where it takes x and residual as they are); all arguments are checked."""
+        raise NotImplementedError
+
+    def finish(self, y: Tensor, residual: Any) -> Tensor:
+        """What is left where the residual is not of the product's shape and type: torch broadcasts and promotes."""
+        if residual is not None:
+            y = y + residual
+        return y.relu() if self.ends_in_relu else y
+
+    def _apply(self, fn, recurse=True):
+        """Scale and shift move, but stay float32."""
+        rows = {name: row for name in ("scale", "shift") if (row := self._buffers[name]) is not None}
+        super()._apply(fn, recurse)
+        for name, row in rows.items():
+            if self._buffers[name].dtype != torch.float32:
+                self._buffers[name] = row.to(self._buffers[name].device)
+        self._known = {}
+        return self
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_known": {}}
+
+    def extra_repr(self) -> str:
+        given = {"scale": self.scale is not None, "shift": self.shift is not None, "relu": self.ends_in_relu}
+        return f"{super().extra_repr()}, then {', '.join(name for name, is_given in given.items() if is_given) or 'nothing'}"
+
+
+def _facts(t: Any) -> tuple:
+    return (t.shape, t.dtype, t.device, t.layout) if isinstance(t, Tensor) else (None,)
+
+
+def _fits(residual: Any, shape: list[int], x: Tensor) -> bool:
+    return residual is None or _facts(residual) == (torch.Size(shape), x.dtype, x.device, torch.strided)
+
+
+class FusedConv2d(FusedLayer, NoisyConv2d):
+    """A NoisyConv2d, BatchNorm2d in eval mode, a residual, ReLU: each but the first may be missing."""
+
+    operator = operators.ops.noisy_conv2d_fused.default
+
+    def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
+        check_tensor("x", x)
+        single, shared = x.dim() == 3, bar.key.shape[0] == 1
+        if x.dim() != 4 and not (single and shared and self.scale is None):
+            fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
+        given, x, padding = x, x.unsqueeze(0) if single else x, self.padding
+        if self.padding_mode != "zeros":
+            x, padding = torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        x, geometry, shape = conv2d_operands(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared)
+        if residual is None or not single and _fits(residual, shape, x):
+            y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu))
+            return y.squeeze(0) if single else y, (*geometry, shared) if x is given else None
+        y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift))
+        return self.finish(y.squeeze(0) if single else y, residual), None
+
+
+class FusedLinear(FusedLayer, NoisyLinear):
+    """A NoisyLinear, BatchNorm1d in eval mode, a residual, ReLU: each but the first may be missing."""
+
+    operator = operators.ops.noisy_linear_fused.default
+
+    def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
+        check_tensor("x", x)
+        shared = bar.key.shape[0] == 1
+        if self.scale is not None and x.dim() != 2:  # BatchNorm1d's channels are dimension 1, here not the product's rows
+            y = linear_product(x, self.bias, bar, shared, Epilogue())
+            if y.dim() != 3 or y.shape[1] != len(self.scale):
+                fail("x", f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the "
+                     "BatchNorm1d that follows", list(x.shape))
+            return self.finish(finished(y, Epilogue(self.scale, self.shift)), residual), None
+        x = in_autocast(x)
+        if _fits(residual, [*x.shape[:-1], self.out_features], x):
+            y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu))
+            return y, (shared,) if x.dim() == 2 else None
+        return self.finish(linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift)), residual), None

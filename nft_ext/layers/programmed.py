@@ -1,0 +1,79 @@
+"""Weights programmed once for many batches: all layers in one launch, then torch's own products.
+
+For evaluation with many rows a chip, where a product costs far more than its weights and each batch would otherwise program
+them again. What a layer computes with is W_p of the same key, bit for bit; only the products are the library's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import operators
+from ..checks import fail
+from .base import NoisyLayer
+
+
+@torch.no_grad()
+def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype) -> list[Tensor]:
+    """W_p [S, *weight.shape] of every layer on the chips of the key in force, in `dtype`; one launch a device.
+
+    Layers without a key in force, or with different keys, are an error of the caller.
+    """
+    layers = list(layers)
+    together = defaultdict(list)
+    for place, layer in enumerate(layers):
+        together[layer.weight.device].append(place)
+    found: list[Tensor] = [torch.empty(0)] * len(layers)
+    for places in together.values():
+        bars = [layers[p].crossbar() for p in places]
+        steps = [bar.step for bar in bars]
+        if any(step is None for step in steps):  # weights of another type, or written to in this moment
+            bars, steps = [bar._replace(codes=None) for bar in bars], []
+        spec = [entry for bar in bars for entry in bar.spec]
+        many = operators.ops.program_many([bar.weight for bar in bars], [bar.codes for bar in bars], steps, [bar.table for bar in bars],
+                                          bars[0].key, [bar.stream for bar in bars], spec, [], dtype)
+        for place, weights in zip(places, many, strict=True):
+            found[place] = weights
+    return found
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast asks for, where that is on."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) and x.is_floating_point() else x
+
+
+def linear(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    """x [S * B, ..., in] chip-major, weights [S, out, in] -> [S * B, ..., out]."""
+    x = autocast(x)
+    weights, bias = weights.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    chips = _chips_of(x, weights)
+    if chips == 1:
+        return functional.linear(x, weights[0], bias)
+    rows = x.reshape(chips, -1, x.shape[-1])
+    y = torch.bmm(rows, weights.mT) if bias is None else torch.baddbmm(bias, rows, weights.mT)
+    return y.reshape(*x.shape[:-1], weights.shape[1])
+
+
+def conv2d(x: Tensor, weights: Tensor, bias: Tensor | None, *convolution) -> Tensor:
+    """x [S * B, C, H, W] chip-major, weights [S, out, C / groups, kh, kw] -> [S * B, out, oh, ow]."""
+    x = autocast(x)
+    weights, bias = weights.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    chips = _chips_of(x, weights)
+    if chips == 1:
+        return functional.conv2d(x, weights[0], bias, *convolution)
+    return torch.cat([functional.conv2d(part, w, bias, *convolution) for part, w in zip(x.chunk(chips), weights)])
+
+
+def _chips_of(x: Tensor, weights: Tensor) -> int:
+    chips = weights.shape[0]
+    if x.dim() == 1 and chips > 1:
+        fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
+    if x.dim() > 1 and x.shape[0] % chips:
+        fail("x", f"dim 0 must be a multiple of the {chips} chips of the key (chip-major)", x.shape[0])
+    return chips

@@ -1,0 +1,89 @@
+"""Censored Gaussian injection: training noise whose upper, lower or both tails are cut off.
+
+The right-censored kind is that of Yan et al., "Improving Realistic Worst-Case Performance of NVCiM DNN Accelerators
+through Training with Right-Censored Gaussian Noise", ICCAD 2023.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from nft_ext.checks import boolean, fail, number
+from nft_ext.conversion import restore
+from nft_ext.device import NVMDevice
+from nft_ext.methods.base import Method
+from nft_ext.methods.injected import injecting, with_injection, without_injection
+from nft_ext.outputs import logits_of
+
+SIDES = ("right", "left", "both")
+
+
+@dataclass(frozen=True)
+class Censored(Method):
+    """Cross-entropy of one forward a step with `W_d + dW`, `dW = max|W| * sigma * min(z, c)`, z ~ N(0, 1) a weight.
+
+    The noise is on the signed weight, after quantization, and one normal a weight: plain PyTorch on a z drawn by
+    the compiled sampler. Selection and evaluation run on the ordinary chips of the device model. dW is in units of
+    max|W|, whereas a device's sigma is in its own convention: at 8-bit weights on 2-bit devices, relative to the
+    maximal conductance, chips have a std of 0.7776 sigma max|W|, so `noise_sigma=0.7776 * sigma` trains at theirs.
+
+    Args:
+        sigma: device sigma selected at, in the device model's convention, and the sigma of dW unless `noise_sigma`
+            is given.
+        c: where z is cut, in standard deviations. 1 is our choice; it is a value to be searched for.
+        side: "right": min(z, c); "left": max(z, -c); "both": min(max(z, -c), c).
+        mean_corrected: subtract the mean that cutting leaves, `E[min(z, c)] * sigma * max|W|`.
+        noise_sigma: sigma of dW; None: `sigma`.
+
+    Raises:
+        ValueError: sigma or noise_sigma negative or not finite, c not positive, an unknown side.
+    """
+
+    name: ClassVar[str] = "censored"
+    sigma: float
+    c: float = 1.0
+    side: str = "right"
+    mean_corrected: bool = False
+    noise_sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        number("sigma", self.sigma, low=0.0)
+        if number("c", self.c) <= 0.0:
+            fail("c", "must be > 0", self.c)
+        if self.side not in SIDES:
+            fail("side", f"must be one of {', '.join(SIDES)}", self.side)
+        boolean("mean_corrected", self.mean_corrected)
+        if self.noise_sigma is not None:
+            number("noise_sigma", self.noise_sigma, low=0.0)
+
+    def mean(self) -> float:
+        """Mean of the cut z: right `c Q(c) - phi(c)` (phi density, Q upper tail), left its negative, both 0."""
+        density = math.exp(-0.5 * self.c**2) / math.sqrt(2.0 * math.pi)
+        tail = 0.5 * math.erfc(self.c / math.sqrt(2.0))
+        return {"right": 1.0, "left": -1.0, "both": 0.0}[self.side] * (self.c * tail - density)
+
+    def noise(self, z: Tensor) -> Tensor:
+        """`dW / max|W|` for standard normals z, any shape."""
+        low, high = (None if self.side == "right" else -self.c), (None if self.side == "left" else self.c)
+        cut = z.clamp(low, high)
+        sigma = self.sigma if self.noise_sigma is None else self.noise_sigma
+        return sigma * (cut - self.mean() if self.mean_corrected else cut)
+
+    def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> nn.Module:
+        """A noisy copy of `model`, each layer able to run with the cut noise."""
+        return with_injection(super().prepare(model, nvm), self.noise)
+
+    def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of the logits under the cut noise, a scalar."""
+        with injecting(model):
+            return cross_entropy(logits_of(model(x)), target)
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """A plain copy of the prepared model."""
+        return restore(without_injection(copy.deepcopy(model)))

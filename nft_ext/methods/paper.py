@@ -1,0 +1,42 @@
+"""The feedback weights beta that the paper trained with, by network and data set."""
+
+from __future__ import annotations
+
+import difflib
+
+from nft_ext.checks import fail
+
+# arXiv 2305.14561: one beta a method, network and data set.
+BETAS: dict[str, dict[str, float]] = {
+    "ovf": {
+        "vgg8-mnist": 1e-3,
+        "vgg8-cifar10": 1e-3,
+        "resnet18-mnist": 1e-4,
+        "resnet18-cifar10": 1e-1,
+        "resnet18-cifar100": 1e-1,
+        "resnet18-tinyimagenet": 1e-2,
+    },
+    "irs": {
+        "vgg8-mnist": 1e-2,
+        "vgg8-cifar10": 1e-1,
+        "resnet18-mnist": 1e-1,
+        "resnet18-cifar10": 1e-3,
+        "resnet18-cifar100": 1e-3,
+        "resnet18-tinyimagenet": 1e-2,
+    },
+}
+
+
+def paper_beta(method: str, panel: str) -> float:
+    """The paper's beta of "ovf" or "irs" for a panel "NETWORK-DATASET", for example "vgg8-mnist".
+
+    Raises:
+        ValueError: an unknown method or panel (the near ones are given).
+    """
+    betas = BETAS.get(method) or _unknown("method", method, BETAS)
+    return betas.get(panel) or _unknown("panel", panel, betas)
+
+
+def _unknown(argument: str, value: str, known: dict) -> None:
+    near = difflib.get_close_matches(str(value), known, n=1)
+    fail(argument, f"must be one of {', '.join(known)}" + (f" (did you mean {near[0]!r}?)" if near else ""), value)

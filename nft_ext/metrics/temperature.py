@@ -1,0 +1,149 @@
+"""Temperature scaling: the factor that makes a network's confidence fit, and a model that applies it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nft_ext.checks import fail, number
+
+LIMITS = (1e-4, 1e4)  # a fitted temperature lies within
+TOLERANCE = 1e-9  # of log T
+CHUNK = 1 << 22  # logits looked at together, so that float64 copies stay small
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A fitted temperature.
+
+    value: T; logits / T has the least negative log-likelihood.
+    nll, nll_before: mean -log p_label at T and at 1, in nats.
+    at_limit: T ended at 1e-4 or 1e4: the likelihood has no maximum between (everything right, or nothing learnt).
+    """
+
+    value: float
+    nll: float
+    nll_before: float
+    at_limit: bool
+
+    def __str__(self) -> str:
+        end = ", at the limit of the search" if self.at_limit else ""
+        return f"temperature {self.value:.4g}{end}: negative log-likelihood {self.nll_before:.4g} -> {self.nll:.4g}"
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
+    """The temperature T that minimises the mean of -log softmax(logits / T)[label] (Guo et al., arXiv 1706.04599).
+
+    With b = 1/T the mean is convex in b: its slope E_p[z] - z_label (mean over images) rises with b, its curvature is
+    Var_p[z]. Newton's step on log b, bisected whenever it would leave the bracket of the root. Float64 throughout.
+
+    Args:
+        logits: [n, C], or [S, n, C] of S noisy chips, which are pooled; finite. Of images that neither trained the
+            network nor will test it.
+        labels: int64 [n].
+
+    Raises:
+        ValueError: other shapes, labels out of range, logits that are not finite.
+    """
+    logits = _checked(logits, labels)
+    low, high = (math.log(1 / limit) for limit in reversed(LIMITS))  # of log b
+    at = 0.0
+    before, slope, curvature = _likelihood(logits, labels, at)
+    nll = before
+    if _all_right(logits, labels):  # ever better as T falls, until the slope is rounding
+        return Temperature(LIMITS[0], _likelihood(logits, labels, high)[0], before, at_limit=True)
+    while high - low > TOLERANCE:
+        low, high = (low, at) if slope > 0 else (at, high)
+        newton = at - slope / curvature if curvature > 0 else math.inf
+        if abs(newton - at) < TOLERANCE:
+            break
+        at = newton if low < newton < high else 0.5 * (low + high)
+        nll, slope, curvature = _likelihood(logits, labels, at)
+    value = math.exp(-at)
+    at_limit = min(abs(at - math.log(limit)) for limit in LIMITS) < 1e-6
+    return Temperature(value, nll, before, at_limit)
+
+
+def _all_right(logits: Tensor, labels: Tensor) -> bool:
+    """Whether the label's logit is the largest of every image on every chip."""
+    target = logits.gather(2, labels.to(logits.device).expand(len(logits), -1).unsqueeze(2)).squeeze(2)
+    return bool((target >= logits.amax(dim=2)).all())
+
+
+def _likelihood(logits: Tensor, labels: Tensor, log_b: float) -> tuple[float, float, float]:
+    """Mean negative log-likelihood at b = exp(log_b), and its first and second derivative by log_b.
+
+    d/d(log b) = b * g, d2/d(log b)2 = b * g + b^2 * v, with g and v its derivatives by b.
+    """
+    b = math.exp(log_b)
+    chips, images, classes = logits.shape
+    nll = g = v = 0.0
+    step = max(1, CHUNK // classes)
+    for chip in logits:
+        for start in range(0, images, step):
+            z = chip[start:start + step].double()
+            target = z.gather(1, labels[start:start + step].to(z.device).unsqueeze(1)).squeeze(1)
+            log_p = (b * z).log_softmax(dim=1)
+            p = log_p.exp()
+            mean = (p * z).sum(dim=1)
+            nll -= float(log_p.gather(1, labels[start:start + step].to(z.device).unsqueeze(1)).sum())
+            g += float((mean - target).sum())
+            v += float((p * (z - mean.unsqueeze(1)) ** 2).sum())
+    n = chips * images
+    return nll / n, b * g / n, b * g / n + b * b * v / n
+
+
+def _checked(logits: Any, labels: Any) -> Tensor:
+    """`logits` as [S, n, C]."""
+    if not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
+        fail("logits", "must be a tensor, and so must labels",
+             f"{type(logits).__name__} and {type(labels).__name__}", TypeError)
+    if logits.dim() not in (2, 3) or logits.numel() == 0:
+        fail("logits", "must have shape [n, C] or [S, n, C], not empty", f"shape {list(logits.shape)}")
+    logits = logits.detach() if logits.dim() == 3 else logits.detach().unsqueeze(0)
+    if labels.dim() != 1 or labels.is_floating_point() or len(labels) != logits.shape[1]:
+        fail("labels", f"must be one integer for each of the {logits.shape[1]} images",
+             f"{labels.dtype} {list(labels.shape)}")
+    if labels.min() < 0 or labels.max() >= logits.shape[2]:
+        fail("labels", f"must lie in 0..{logits.shape[2] - 1}, the logits' classes",
+             int(labels.min() if labels.min() < 0 else labels.max()))
+    if not bool(logits.isfinite().all()):
+        fail("logits", "must be finite", "NaN or infinity")
+    return logits
+
+
+class Tempered(nn.Module):
+    """A model whose logits are divided by `temperature`; see `tempered`."""
+
+    def __init__(self, model: nn.Module, temperature: float):
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.model(*args, **kwargs) / self.temperature
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature:g}"
+
+
+def tempered(model: nn.Module, temperature: float | Temperature) -> Tempered:
+    """`model` with its logits divided by `temperature`: the same module inside, the same layers on the same chips.
+
+    A layer's noise hangs on the stream it got at `nft.convert`, not on where it stands, so `monte_carlo(tempered(model,
+    T), ...)` sees the chips that `monte_carlo(model, ...)` sees, and no accuracy changes: only EKL, NLL and the
+    calibration error do.
+
+    Raises:
+        TypeError: model is no module. ValueError: temperature not a finite number > 0.
+    """
+    if not isinstance(model, nn.Module):
+        fail("model", "must be a torch.nn.Module", type(model).__name__, TypeError)
+    value = number("temperature", temperature.value if isinstance(temperature, Temperature) else temperature)
+    if value <= 0:
+        fail("temperature", "must be > 0", value)
+    return Tempered(model, value)

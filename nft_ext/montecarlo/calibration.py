@@ -1,0 +1,55 @@
+"""The temperature of a noisy network: fitted on validation images, on chips that no evaluation sees."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import nn
+
+from nft_ext.checks import integer, number
+from nft_ext.contexts import chips, noise
+from nft_ext.metrics.temperature import Temperature, fit_temperature
+from nft_ext.montecarlo.images import check_label_range, read_data
+from nft_ext.montecarlo.subject import check_model, check_sigma_is_known, eval_mode, on_device
+
+
+def calibrate(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sigma: float | None = None,
+              batch_size: int = 256, device: torch.device | str | None = None) -> Temperature:
+    """The temperature at which the noisy logits of `model` on validation `data` have the least negative log-likelihood.
+
+    One temperature for all chips: the chips draw = 0 .. runs-1 of `seed` in the key domain "selection" are pooled, so
+    neither an evaluated chip nor, if `data` is a validation set, a test image takes part. EKL, NLL and calibration
+    error at it:
+
+        report = nft.monte_carlo(tempered(model, calibrate(model, validation)), test)
+
+    Args:
+        model: a converted model, inputs [B, ...] -> logits [B, C]; evaluated in eval mode and left as it was.
+        data: a DataLoader, a map-style Dataset or a pair of tensors; images that did not train the model.
+        runs: chips, >= 1, one a pass. sigma: overrides every layer's. device: where to compute; default its own.
+
+    Raises:
+        TypeError, ValueError: as `monte_carlo`; logits that are NaN or infinite.
+    """
+    runs, batch_size = integer("runs", runs, 1), integer("batch_size", batch_size, 1)
+    if sigma is not None:
+        sigma = number("sigma", sigma, 0.0)
+    check_model(model)
+    if sigma is None:
+        check_sigma_is_known(model)
+    inputs, labels = read_data(data)
+    model, device = on_device(model, device)
+    if inputs.is_floating_point():
+        inputs = inputs.to(next(model.parameters()).dtype)
+    logits = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(noise(model, sigma=sigma))
+        for draw in range(runs):
+            with chips(model, seed=seed, draws=[draw], domain="selection"):
+                logits.append(torch.cat([model(batch.to(device)).float() for batch in inputs.split(batch_size)]))
+            if draw == 0:
+                check_label_range(labels, logits[0].shape[1])
+    return fit_temperature(torch.stack(logits), labels.to(device))

@@ -1,0 +1,71 @@
+"""What a grid will cost on this machine, from a few steps of each kind of training and a few noisy batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from nft_ext import methods, models
+from nft_ext.contexts import chips
+from nft_ext.conversion import convert
+from nft_ext.device import NVMDevice
+from nft_ext.methods import Method
+from nft_ext.reproduce.grid import Cell
+from nft_ext.reproduce.work import sets
+
+BATCH = 256  # monte_carlo's
+
+
+def seconds(cells: Sequence[Cell], data_dir: str | None) -> dict[str, float]:
+    """Estimated seconds of each cell, by key: steps of training, validation, and Monte Carlo, in one process.
+
+    Cells that differ in sigma, seed or a method's numbers take the same time, and are measured once.
+    """
+    known: dict[tuple, tuple[float, float]] = {}
+    found = {}
+    for cell in cells:
+        train, test = sets(cell.panel, cell.scale, data_dir)
+        kind = (cell.panel, cell.method["name"], cell.method.get("feedbacks"), cell.scale.width, cell.scale.batch_size)
+        if kind not in known:
+            known[kind] = _measured(cell, train.images, train.labels, train.num_classes)
+        step, image = known[kind]
+        trained = round(len(train) * (1 - cell.scale.validation))
+        steps = -(-trained // cell.scale.batch_size) * (cell.epochs + cell.pretrained)
+        validated = (len(train) - trained) * (cell.scale.validation_chips + 1) * cell.epochs
+        measured = len(test) * cell.scale.runs * len(cell.sigmas)
+        found[cell.key] = steps * step + (validated + measured) * image
+    return found
+
+
+def _measured(cell: Cell, images: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[float, float]:
+    """(seconds of a training step, of one noisy image)."""
+    model = models.build(cell.panel.model, classes, images.shape[1], cell.scale.width)
+    method: Method = methods.build(**cell.method)
+    nvm = NVMDevice(sigma=cell.sigma or 0.1)
+    prepared = method.prepare(model, None if method.sigma is None else nvm).train()
+    optimizer = torch.optim.Adam(prepared.parameters(), lr=1e-4)
+    x, target = images[: cell.scale.batch_size], labels[: cell.scale.batch_size]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        method.loss(prepared, x, target).backward()
+        optimizer.step()
+
+    noisy, batch = convert(model.eval(), nvm), images[: min(BATCH, cell.scale.test_images or BATCH)]
+
+    @torch.no_grad()
+    def inference() -> None:
+        with chips(noisy):
+            noisy(batch)
+
+    return _seconds(step), _seconds(inference) / len(batch)
+
+
+def _seconds(call: Callable[[], None], calls: int = 3) -> float:
+    call()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls

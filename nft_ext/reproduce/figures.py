@@ -1,0 +1,256 @@
+"""The plots of a report, in the paper's form: ours filled, the published points hollow, one colour a method."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nft_ext.reproduce.convergence import Converged
+from nft_ext.reproduce.summary import Row, rank
+from nft_ext.reproduce.tables import label
+
+FEW = 5  # sigmas
+CHANCE = {"mnist": 10.0, "digits": 10.0, "cifar10": 10.0, "cifar100": 1.0, "tinyimagenet": 0.5}  # percent
+MARKERS = {"vanilla": "v", "noise": "s", "control": "D", "control-ovf": "D", "control-irs": "d", "censored": "P",
+           "correctnet": "X",
+           "ovf": "o", "irs": "^"}
+NAMES = {"noise": "noise injection", "control": "control (scaled logits)", "control-ovf": "control of OVF",
+         "control-irs": "control of IRS",
+         "ovf": "OVF", "irs": "IRS", "correctnet": "CorrectNet"}
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page: Okabe and Ito's palette, lightened where the ground is dark; the control is black or white."""
+
+    ground: str
+    ink: str
+    faint: str
+    grid: str
+    colours: dict[str, str]
+
+    def colour(self, variant: str) -> str:
+        return self.colours.get(variant.split()[0], self.ink)
+
+
+LIGHT = Theme("#FFFFFF", "#222222", "#767676", "#E4E4E4", {
+    "vanilla": "#767676", "noise": "#0072B2", "control": "#000000", "control-ovf": "#000000", "control-irs": "#6B4C9A",
+    "censored": "#B8860B",
+    "correctnet": "#CC79A7", "ovf": "#D55E00", "irs": "#009E73"})
+DARK = Theme("#16181C", "#E8E8E8", "#9A9A9A", "#33363C", {
+    "vanilla": "#9A9A9A", "noise": "#56B4E9", "control": "#FFFFFF", "control-ovf": "#FFFFFF", "control-irs": "#B79CED",
+    "censored": "#F0C244",
+    "correctnet": "#E7A3CB", "ovf": "#FF8A3D", "irs": "#2FD1A2"})
+
+
+def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Theme, suffix: str) -> bytes:
+    """A plot as the bytes of a PNG or SVG file (`suffix`); the same input gives the same bytes.
+
+    kind: "accuracy" and "ekl" (against sigma), "convergence" (a dot a training), "variants" (a line a variant).
+
+    Raises:
+        ImportError: no matplotlib (the message has the command that mends it).
+    """
+    try:
+        import matplotlib
+        import matplotlib.figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
+    draw = {"accuracy": _accuracy, "ekl": _ekl, "variants": _variants}.get(kind)
+    with matplotlib.rc_context(_style(theme)):
+        figure = matplotlib.figure.Figure(layout="constrained")
+        draw(figure, rows, theme) if draw else _convergence(figure, counts, theme)
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, dpi=150,
+                       metadata={"Date": None} if suffix == "svg" else {"Software": None})
+    return content.getvalue()
+
+
+def _style(theme: Theme) -> dict[str, Any]:
+    return {
+        "font.size": 10, "axes.edgecolor": theme.faint, "axes.labelcolor": theme.ink, "text.color": theme.ink,
+        "xtick.color": theme.ink,
+        "ytick.color": theme.ink, "axes.facecolor": theme.ground, "figure.facecolor": theme.ground,
+        "savefig.facecolor": theme.ground,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
+        "grid.color": theme.grid,
+        "grid.linewidth": 0.6, "axes.axisbelow": True, "svg.hashsalt": "nft_ext", "legend.frameon": False,
+        "text.parse_math": False,
+    }
+
+
+def _panels(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.panel for row in rows))
+
+
+def _grid(figure: Any, rows: Sequence[Row]) -> list[tuple[str, Any]]:
+    """A plot a panel, at most three beside each other."""
+    panels = _panels(rows)
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure.set_size_inches((8.2, 4.9) if len(panels) == 1 else (4.4 * columns, 3.6 * lines + 0.7))
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for unused in axes[len(panels):]:
+        unused.remove()
+    return list(zip(panels, axes))
+
+
+def _sweep(figure: Any, rows: Sequence[Row], theme: Theme, value: str, band: Callable[[Row], tuple[float, float]],
+           published: str) -> list[tuple[str, Any]]:
+    """Every method's line over sigma with its reach (low, high), and the published points.
+
+    At few sigmas the lines stand side by side with a bar a point; bands of lines that nearly coincide hide each other.
+    """
+    places = _grid(figure, rows)
+    variants = sorted({row.variant for row in rows}, key=rank)
+    for panel, axes in places:
+        sigmas = sorted({row.sigma for row in rows if row.panel == panel})
+        apart = 0.011 * (sigmas[-1] - sigmas[0] or 1.0) if len(sigmas) <= FEW else 0.0
+        for place, variant in enumerate(variants):
+            line = sorted((row for row in rows if (row.panel, row.variant) == (panel, variant)),
+                          key=lambda row: row.sigma)
+            sigma, mean = (np.array([getattr(row, name) for row in line], float) for name in ("sigma", value))
+            low, high = np.array([band(row) for row in line], float).reshape(-1, 2).T
+            colour, marker = theme.colour(variant), MARKERS.get(variant, "o")
+            at = sigma + apart * (place - (len(variants) - 1) / 2)
+            if apart:
+                axes.vlines(at, low, high, color=colour, linewidth=1.4, alpha=0.8)
+            else:
+                axes.fill_between(at, low, high, color=colour, alpha=0.16, linewidth=0)
+            axes.plot(at, mean, color=colour, marker=marker, markersize=5, linewidth=1.7,
+                      label=NAMES.get(variant, variant))
+            paper = [(x, getattr(row, published)) for x, row in zip(at, line) if getattr(row, published) is not None]
+            if paper:
+                axes.plot(*zip(*paper), marker, mfc="none", mec=colour, markersize=8, markeredgewidth=1.3)
+        axes.set_title(panel, loc="left", fontsize=10)
+        if len(sigmas) <= 10:
+            axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas])
+        axes.set_xlabel("device sigma, of the maximal conductance")
+    _legend(figure, places[0][1], theme, any(getattr(row, published) is not None for row in rows))
+    return places
+
+
+def _legend(figure: Any, axes: Any, theme: Theme, paper: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    handles, names = axes.get_legend_handles_labels()
+    if paper:
+        handles.append(Line2D([], [], marker="o", linestyle="none", mfc="none", mec=theme.ink, markersize=8,
+                              markeredgewidth=1.3))
+        names.append("hollow: published")
+    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=9)
+
+
+def _with_seeds(rows: Sequence[Row], what: str = "95 %") -> str:
+    seeds = sorted({len(row.seeds) for row in rows})
+    if seeds == [1]:
+        return "one training seed: no interval"
+    return f"{what} over {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]}'} training seeds"
+
+
+def _accuracy(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
+    def interval(row: Row) -> tuple[float, float]:
+        if not math.isfinite(row.seed_ci95):
+            return math.nan, math.nan  # one seed: nothing is drawn
+        return max(0.0, row.accuracy - row.seed_ci95), min(100.0, row.accuracy + row.seed_ci95)
+
+    for panel, axes in _sweep(figure, rows, theme, "accuracy", interval, "published"):
+        here = [row for row in rows if row.panel == panel]
+        seen = [v for row in here for v in (row.accuracy, row.published) if v is not None]
+        chance = CHANCE.get(panel.rpartition("-")[2])
+        axes.set_ylim(max(0, min(seen) - 6), min(101.5, max(seen) + 6))
+        if chance is not None and axes.get_ylim()[0] < chance:
+            axes.axhline(chance, color=theme.faint, linewidth=0.8, linestyle=(0, (2, 3)))
+            axes.annotate("chance", (0, chance), xycoords=("axes fraction", "data"), xytext=(3, 2),
+                          textcoords="offset points",
+                          color=theme.faint, fontsize=8)
+        axes.set_ylabel("accuracy, %")
+    figure.suptitle(f"Accuracy over programmed chips ({_with_seeds(rows)})", fontsize=11, x=0.01, ha="left")
+
+
+def _ekl(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
+    def reach(row: Row) -> tuple[float, float]:  # an interval of the mean may reach below 0, where the axis ends
+        values = [value for value in row.ekl_per_seed if math.isfinite(value)]
+        return (min(values), max(values)) if len(values) > 1 else (math.nan, math.nan)
+
+    for panel, axes in _sweep(figure, rows, theme, "ekl", reach, "published_ekl"):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        seen = [v for row in rows if row.panel == panel for v in (row.ekl, row.published_ekl)
+                if v is not None and v > 0]
+        if seen:
+            axes.set_ylim(min(seen) / 2, max(seen) * 2)
+        axes.set_ylabel("EKL, nat")
+    title = f"Expected KL divergence of right answers ({_with_seeds(rows, 'lowest to highest')})"
+    figure.suptitle(f"{title}\nthe published EKL is of a model and data set that the paper does not name", fontsize=11,
+                    x=0.01, ha="left")
+
+
+def _convergence(figure: Any, counts: Sequence[Converged], theme: Theme) -> None:
+    """A dot a training; each method's bar by the paper's criterion as a dash, the common bar as a line."""
+    places = list(dict.fromkeys((one.panel, one.sigma) for one in counts))
+    figure.set_size_inches(7.6, 4.6 * len(places))
+    for (panel, sigma), axes in zip(places, figure.subplots(len(places), 1, squeeze=False).ravel()):
+        here = [one for one in counts if (one.panel, one.sigma) == (panel, sigma)]
+        for x, one in enumerate(here):
+            colour, accuracy = theme.colour(one.variant), np.array(one.accuracy)
+            place = x + np.linspace(-0.2, 0.2, len(accuracy)) if len(accuracy) > 1 else np.array([float(x)])
+            good = np.array(one.relative.converged)
+            axes.plot(place[good], accuracy[good], "o", mfc=colour, mec=theme.ground, markersize=8)
+            axes.plot(place[~good], accuracy[~good], "X", mfc=theme.ground, mec=colour, markersize=9,
+                      markeredgewidth=1.5)
+            bar = 100 * one.relative.thresholds[0]
+            axes.plot([x - 0.32, x + 0.32], [bar, bar], color=colour, linewidth=1.4)
+        common = 100 * here[0].absolute.thresholds[0]
+        axes.axhline(common, color=theme.faint, linestyle=(0, (5, 3)), linewidth=1.1)
+        axes.set_xticks(range(len(here)), [_counted(one) for one in here])
+        axes.set(xlim=(-0.55, len(here) - 0.45), ylabel="accuracy over chips, %")
+        axes.set_title(f"{panel}, sigma {sigma:g}: one mark a training. Short line: 5 points below the method's mean,\n"
+                       f"crosses lie below it. Dashed: {common:.1f} %, 90 % of the highest clean accuracy.",
+                       fontsize=9.5, loc="left")
+
+
+def _counted(one: Converged) -> str:
+    paper = "" if one.paper is None else f"\npaper {one.paper[0]}/{one.paper[1]}"
+    name = NAMES.get(one.variant, label(one.variant))
+    return f"{name}\nfail {one.relative.non_converging}/{one.relative.runs}{paper}"
+
+
+def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
+    """A line a variant: mean with its interval, a faint dot a seed, the published value hollow."""
+    places = list(dict.fromkeys((row.panel, row.sigma) for row in rows))
+    figure.set_size_inches(8.2, sum(0.9 + 0.27 * sum((r.panel, r.sigma) == place for r in rows)
+                                    for place in places) + 0.5)
+    sizes = [2 + sum((r.panel, r.sigma) == place for r in rows) for place in places]
+    plots = figure.subplots(len(places), 1, squeeze=False, height_ratios=sizes).ravel()
+    for (panel, sigma), axes in zip(places, plots):
+        here = sorted((row for row in rows if (row.panel, row.sigma) == (panel, sigma)),
+                      key=lambda row: rank(row.variant))
+        heights, height = [], 0.0
+        for before, row in zip([None, *here], here):
+            height += 1.6 if before is not None and rank(before.variant)[:2] != rank(row.variant)[:2] else 1.0
+            heights.append(height)
+            colour = theme.colour(row.variant)
+            axes.plot(row.per_seed, [height + 0.36] * len(row.per_seed), "o", color=colour, alpha=0.7, markersize=3.2,
+                      markeredgewidth=0)
+            if math.isfinite(row.seed_ci95):
+                axes.plot([row.accuracy - row.seed_ci95, row.accuracy + row.seed_ci95], [height, height], color=colour,
+                          linewidth=1.6,
+                          alpha=0.8)
+            axes.plot(row.accuracy, height, "o", color=colour, markersize=7)
+            if row.published is not None:
+                axes.plot(row.published, height, "o", mfc="none", mec=colour, markersize=9, markeredgewidth=1.4)
+        axes.set_yticks(heights, [label(row.variant) for row in here])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(heights[-1] + 0.8, heights[0] - 0.8)
+        axes.grid(axis="x")
+        axes.set_xlabel("accuracy over chips, %")
+        axes.set_title(f"{panel}, sigma {sigma:g}", fontsize=10, loc="left")
+    interval = _with_seeds(rows)
+    figure.suptitle(f"Accuracy over programmed chips. Filled: ours ({interval};\n"
+                    "small dots: the seeds). Hollow: published.", fontsize=11, x=0.01, ha="left")

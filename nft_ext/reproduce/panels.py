@@ -1,0 +1,100 @@
+"""The panels of the paper's figures, and how large a run of them is."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from nft_ext.checks import fail, integer, number
+from nft_ext.training import Recipe
+
+SIGMAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A network on a data set. name: "NETWORK-DATASET"."""
+
+    name: str
+    model: str
+    dataset: str
+
+
+# The six of arXiv 2305.14561, Figure 3, and two on digits, which need no files: a trial before a long run.
+PANELS = {f"{model}-{dataset}": Panel(f"{model}-{dataset}", model, dataset) for model, dataset in (
+    ("vgg8", "mnist"), ("vgg8", "cifar10"), ("resnet18", "mnist"), ("resnet18", "cifar10"), ("resnet18", "cifar100"),
+    ("resnet18", "tinyimagenet"), ("vgg8", "digits"), ("resnet18", "digits"))}
+
+
+def panel_named(name: str) -> Panel:
+    """Raises ValueError for an unknown name (the near ones are given)."""
+    return PANELS[known("panel", name, PANELS)]
+
+
+def known(argument: str, name: str, names: Any) -> str:
+    """`name`, if it is one of `names`.
+
+    Raises:
+        ValueError: it is not; the message gives the near ones.
+    """
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=2)
+        hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+        fail(argument, f"must be one of {', '.join(names)}{hint}", name)
+    return name
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a run is. All of it is recorded in every cell.
+
+    width: factor on the networks' channels. epochs, batch_size: of a training; lr: None for the paper's. train_images, test_images:
+    evenly spaced over the sets, None: all. runs: chips a point. validation: share of the training images. sigmas, methods: a
+    figure's, where the command names none.
+    """
+
+    width: float = 1.0
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float | None = None
+    train_images: int | None = None
+    test_images: int | None = None
+    runs: int = 200
+    validation: float = 0.1
+    validation_chips: int = 4
+    seeds: int = 1
+    sigmas: tuple[float, ...] = SIGMAS
+    methods: tuple[str, ...] = ("vanilla", "noise", "control", "correctnet", "ovf", "irs")
+
+    def __post_init__(self) -> None:
+        if number("width", self.width) <= 0:
+            fail("width", "must be > 0", self.width)
+        integer("epochs", self.epochs, 1)
+        integer("batch_size", self.batch_size, 1)
+        integer("runs", self.runs, 2)
+        integer("seeds", self.seeds, 1)
+        for argument in ("train_images", "test_images"):
+            if getattr(self, argument) is not None:
+                integer(argument, getattr(self, argument), 20)
+        for sigma in self.sigmas:
+            number("sigma", sigma, low=0.0)
+
+    def replace(self, **changes: Any) -> Scale:
+        """The same with some numbers set otherwise; None leaves one as it is."""
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    def recipe(self, panel: Panel) -> Recipe:
+        """The training recipe of a panel at this scale."""
+        changes = {"epochs": self.epochs, "batch_size": self.batch_size} | ({} if self.lr is None else {"lr": self.lr})
+        return Recipe.paper(panel.model, panel.dataset, **changes)
+
+
+PRESETS = {
+    "smoke": Scale(width=0.0625, epochs=1, batch_size=64, lr=2e-3, train_images=500, test_images=100, runs=4, sigmas=(0.1, 0.3),
+                   methods=("vanilla", "noise", "control", "ovf", "irs")),
+    "quick": Scale(width=0.125, epochs=5, batch_size=32, lr=2e-3, train_images=3000, test_images=400, runs=30, validation_chips=2,
+                   seeds=5, sigmas=(0.2, 0.3, 0.35), methods=("vanilla", "noise", "control", "ovf", "irs")),
+    "paper": Scale(),
+}

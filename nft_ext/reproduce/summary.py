@@ -1,0 +1,190 @@
+"""Finished cells as rows of a table, and as claims about methods: training seeds are the replicates of a claim."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nft_ext.checks import fail
+from nft_ext.metrics import compare_methods, over_seeds
+from nft_ext.reproduce import published
+
+ORDER = ("vanilla", "noise", "control", "control-ovf", "control-irs", "censored", "correctnet", "ovf", "irs")
+NO_CLAIM = "one training seed: no claim about methods is possible"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One panel, variant and sigma over its training seeds. Accuracies in percent, EKL in nat; NaN where undefined.
+
+    accuracy: mean over seeds and chips. seed_ci95: half-width of its 95 % interval over training seeds, NaN with one.
+    noise_ci95: the same over chips, for the networks at hand. per_seed: mean over chips, one a seed.
+    clean: noise off, quantized weights. ekl, ece: means over seeds; ekl over those with anything right. ekl_per_seed:
+    NaN where nothing was right. published, published_ekl: the paper's, or None (its EKL is of an unstated model).
+    trained_sigma: None without noise.
+    """
+
+    panel: str
+    variant: str
+    sigma: float
+    trained_sigma: float | None
+    seeds: tuple[int, ...]
+    accuracy: float
+    seed_ci95: float
+    noise_ci95: float
+    per_seed: tuple[float, ...]
+    clean: float
+    clean_per_seed: tuple[float, ...]
+    ekl: float
+    ekl_per_seed: tuple[float, ...]
+    ece: float
+    chips: int
+    images: int
+    published: float | None
+    published_ekl: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's, points."""
+        return None if self.published is None else self.accuracy - self.published
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Variant `a` minus variant `b` in points, paired over `seeds`, the training seeds both have.
+
+    ci95: half-width at 95 %. p: two-sided, paired t. p_holm: adjusted for all comparisons of the report (Holm).
+    ci95 and both p are NaN below two seeds.
+    """
+
+    panel: str
+    sigma: float
+    a: str
+    b: str
+    seeds: tuple[int, ...]
+    mean: float
+    ci95: float
+    p: float
+    p_holm: float = math.nan
+
+    def __str__(self) -> str:
+        head = f"{self.a} - {self.b}: {self.mean:+.2f}"
+        if len(self.seeds) < 2:
+            return f"{head} points ({NO_CLAIM})"
+        return f"{head} +- {self.ci95:.2f} points (95 %, {len(self.seeds)} seeds), p = {self.p:.2g}"
+
+
+def rank(variant: str) -> tuple:
+    """Sort key: methods in the order of the paper's figures; of each its variants, then numbers of feedbacks, then
+    pretrained ones.
+
+    The first two entries name the group.
+    """
+    base, _, rest = variant.partition(" ")
+    place = ORDER.index(base) if base in ORDER else len(ORDER)
+    group = 1 if rest.startswith("n=") else 2 if rest.startswith("pretrained") else 0
+    numbers = tuple(int(digits) for digits in re.findall(r"\d+", rest)) if group else ()
+    return place, group, numbers, variant
+
+
+def _panel_rank(panel: str) -> tuple:
+    known = list(published.facts()["accuracy_percent"])
+    return (known.index(panel) if panel in known else len(known)), panel
+
+
+def rows(cells: Sequence[dict[str, Any]]) -> list[Row]:
+    """The cells of each panel, variant and sigma, together, in the order of the paper's figures.
+
+    Raises:
+        ValueError: two cells of one panel, variant, sigma and seed, or of one line but of different configurations.
+    """
+    together: dict[tuple, dict[int, tuple[dict, dict]]] = {}
+    for cell in cells:
+        config = cell["config"]
+        for point in cell["points"]:
+            line = together.setdefault((config["panel"], point["sigma"], config["variant"]), {})
+            if config["seed"] in line:
+                fail("cells", "must hold one cell a panel, variant, sigma and seed",
+                     f"{line[config['seed']][0]['key']} and {cell['key']}")
+            line[config["seed"]] = (cell, point)
+    order = sorted(together, key=lambda key: (_panel_rank(key[0]), key[1], rank(key[2])))
+    return [_row(*key, [together[key][seed] for seed in sorted(together[key])]) for key in order]
+
+
+def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]]) -> Row:
+    first = found[0][0]
+    for cell, point in found[1:]:
+        if _but_seed(cell) != _but_seed(first) or len(point["accuracy"]) != len(found[0][1]["accuracy"]):
+            fail("cells", "must be of one configuration within a line but for the seed",
+                 f"{first['key']} and {cell['key']}")
+    accuracy = over_seeds([point["accuracy"] for _, point in found])
+    clean = [100 * cell["clean"] for cell, _ in found]
+    ekl = [math.nan if point["ekl"] is None else point["ekl"] for _, point in found]
+    known = [value for value in ekl if math.isfinite(value)]
+    return Row(
+        panel=panel, variant=variant, sigma=sigma, trained_sigma=first["config"]["sigma"],
+        seeds=tuple(cell["config"]["seed"] for cell, _ in found), accuracy=100 * accuracy.mean,
+        seed_ci95=100 * accuracy.seed_ci95, noise_ci95=100 * accuracy.noise_ci95,
+        per_seed=tuple(100 * mean for mean in accuracy.seed_means), clean=float(np.mean(clean)),
+        clean_per_seed=tuple(clean),
+        ekl=float(np.mean(known)) if known else math.nan, ekl_per_seed=tuple(ekl),
+        ece=float(np.mean([point["ece"] for _, point in found])), chips=accuracy.runs,
+        images=found[0][1]["images"], published=published.accuracy(panel, variant, sigma),
+        published_ekl=published.ekl(variant, sigma),
+    )
+
+
+def _but_seed(cell: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in cell["config"].items() if name != "seed"}
+
+
+def standards(variant: str) -> tuple[str, ...]:
+    """What a variant with feedback stands against: noise injection, its control (either name), and the method itself.
+
+    A pretrained one has had more epochs than noise injection, so it stands against its control and the method alone;
+    another N has another factor 1/(N+1), so it stands against noise injection and the control with that factor.
+    """
+    base, _, rest = variant.partition(" ")
+    if base not in ("ovf", "irs"):
+        return ()
+    own = f" {rest}" if rest.startswith(("n=", "pretrained")) else ""  # the other variants keep factor and epochs
+    controls = (f"control{own}", f"control-{base}{own}")
+    noise = () if rest.startswith("pretrained") else ("noise",)
+    return (*noise, *controls, *((base,) if rest and not rest.startswith("n=") else ()))
+
+
+def comparisons(table: Sequence[Row]) -> list[Comparison]:
+    """OVF and IRS, and their variants, against `standards`, wherever both are in `table` and share a training seed."""
+    at = {(row.panel, row.sigma, row.variant): row for row in table}
+    found = []
+    for row in table:
+        for name in standards(row.variant):
+            other = at.get((row.panel, row.sigma, name))
+            shared = tuple(seed for seed in row.seeds if other is not None and seed in other.seeds)
+            if shared:
+                found.append(_compared(row, other, shared))
+    return _holm(found)
+
+
+def _compared(row: Row, other: Row, shared: tuple[int, ...]) -> Comparison:
+    a, b = ([of.per_seed[of.seeds.index(seed)] for seed in shared] for of in (row, other))
+    where = (row.panel, row.sigma, row.variant, other.variant, shared)
+    if len(shared) < 2:
+        return Comparison(*where, a[0] - b[0], math.nan, math.nan)
+    difference = compare_methods(np.array(a), np.array(b), shared_seeds=True)
+    return Comparison(*where, difference.mean, difference.ci95, difference.p)
+
+
+def _holm(found: list[Comparison]) -> list[Comparison]:
+    """Adjusted p-values: the k-th smallest of m times m - k + 1, made monotone (Holm, Scand. J. Statist. 1979)."""
+    tested = sorted((i for i, one in enumerate(found) if math.isfinite(one.p)), key=lambda i: found[i].p)
+    adjusted, highest = list(found), 0.0
+    for place, i in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - place) * found[i].p))
+        adjusted[i] = Comparison(**{**vars(found[i]), "p_holm": highest})
+    return adjusted

@@ -1,0 +1,158 @@
+"""Rows, comparisons and counts as tables of text; and as CSV and JSON for whoever computes on."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nft_ext.montecarlo.text import align
+from nft_ext.reproduce.convergence import AGAINST, Converged
+from nft_ext.reproduce.summary import Comparison, Row, rank
+from nft_ext.training.files import write_atomically
+
+ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, a line of column names, and cells of text; every row as long as the header."""
+
+    title: str
+    header: list[str]
+    body: list[list[str]]
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *("  " + line for line in align([self.header, *self.body]))])
+
+
+def label(variant: str) -> str:
+    """A variant's name, short enough for a column."""
+    return variant.replace("pretrained, ", "pretrained ").replace(" epochs", "")
+
+
+def fixed(value: float | None, decimals: int = 2, sign: bool = False) -> str:
+    """The number, or "-" where there is none."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    return f"{value:{'+' if sign else ''}.{decimals}f}"
+
+
+def short(value: float | None) -> str:
+    """Two significant digits, or "-"."""
+    return ABSENT if value is None or not math.isfinite(value) else f"{value:.2g}"
+
+
+def accuracy_tables(rows: Sequence[Row], paper_ekl: bool) -> list[Table]:
+    """One table a panel and sigma, ours beside the paper's; a line that is still to be computed is all "-".
+
+    paper_ekl: with a column of the published EKL.
+    """
+    header = ["", "seeds", "accuracy %", "+-seeds", "+-chips", "clean %", "ECE", "EKL", "paper %", "differs"]
+    if paper_ekl:
+        header.insert(8, "paper EKL")
+    found = {(row.panel, row.sigma, row.variant): row for row in rows}
+    tables = []
+    for panel in dict.fromkeys(row.panel for row in rows):
+        variants = sorted({row.variant for row in rows if row.panel == panel}, key=rank)
+        for sigma in sorted({row.sigma for row in rows if row.panel == panel}):
+            body = [_accuracy_line(v, found.get((panel, sigma, v)), paper_ekl, len(header)) for v in variants]
+            tables.append(Table(f"{panel}, sigma {sigma:g}", header, body))
+    return tables
+
+
+def _accuracy_line(variant: str, row: Row | None, paper_ekl: bool, columns: int) -> list[str]:
+    if row is None:
+        return [label(variant), *[ABSENT] * (columns - 1)]
+    line = [label(variant), str(len(row.seeds)), fixed(row.accuracy), fixed(row.seed_ci95), fixed(row.noise_ci95),
+            fixed(row.clean), fixed(row.ece, 3), short(row.ekl), fixed(row.published), fixed(row.difference, sign=True)]
+    if paper_ekl:
+        line.insert(8, short(row.published_ekl))
+    return line
+
+
+def comparison_tables(found: Sequence[Comparison]) -> list[Table]:
+    """One table a panel and sigma: a minus b in points, interval, p and Holm's p."""
+    header = ["", "minus", "seeds", "points", "+-95 %", "p", "p (Holm)"]
+    places = dict.fromkeys((one.panel, one.sigma) for one in found)
+    return [
+        Table(f"{panel}, sigma {sigma:g}: difference of methods, paired over shared training seeds", header,
+              [[label(one.a), label(one.b), str(len(one.seeds)), fixed(one.mean, sign=True), fixed(one.ci95),
+                short(one.p),
+                short(one.p_holm)] for one in found if (one.panel, one.sigma) == (panel, sigma)])
+        for panel, sigma in places
+    ]
+
+
+def convergence_tables(found: Sequence[Converged]) -> list[Table]:
+    """One table a criterion, panel and sigma: trainings that do not converge, ours and the paper's."""
+    tables = []
+    for panel, sigma in dict.fromkeys((one.panel, one.sigma) for one in found):
+        here = [one for one in found if (one.panel, one.sigma) == (panel, sigma)]
+        header = ["", "fail", "converge %", "95 % from", "to", f"p against {AGAINST}", "paper: fail", "converge %",
+                  "95 % from", "to"]
+        body = [[label(one.variant), f"{one.relative.non_converging}/{one.relative.runs}",
+                 *_percents(one.relative.probability, one.relative.low, one.relative.high), short(one.p_relative),
+                 *_papers(one)] for one in here]
+        tables.append(Table(f"{panel}, sigma {sigma:g}: fails {here[0].relative.criterion} (the paper's criterion)",
+                            header, body))
+        body = [[label(one.variant), f"{one.absolute.non_converging}/{one.absolute.runs}",
+                 *_percents(one.absolute.probability, one.absolute.low, one.absolute.high), short(one.p_absolute)]
+                 for one in here]
+        bar = f"{here[0].clean:.2f} % (the highest of these trainings)"
+        tables.append(Table(f"{panel}, sigma {sigma:g}: fails {here[0].absolute.criterion}, {bar}", header[:6], body))
+    return tables
+
+
+def _papers(one: Converged) -> list[str]:
+    if one.paper is None:
+        return [ABSENT] * 4
+    count, runs = one.paper
+    return [f"{count}/{runs}", *_percents(1 - count / runs, *one.paper_interval)]
+
+
+def _percents(*shares: float) -> list[str]:
+    return [f"{100 * share:.0f}" for share in shares]
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """One line a row: accuracies in percent, EKL in nat, empty where there is no number; last, one accuracy a seed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["panel", "variant", "sigma", "trained_sigma", "seeds", "accuracy", "seed_ci95", "noise_ci95",
+                     "clean", "ekl",
+                     "ece", "chips", "images", "published", "difference", "published_ekl", "per_seed"])
+    for row in rows:
+        numbers = [row.accuracy, row.seed_ci95, row.noise_ci95, row.clean, row.ekl, row.ece,
+                   row.chips, row.images, row.published, row.difference, row.published_ekl]
+        writer.writerow([row.panel, row.variant, row.sigma, "" if row.trained_sigma is None else row.trained_sigma,
+                         " ".join(map(str, row.seeds)), *(_plain(x, "") for x in numbers),
+                         " ".join(f"{value:.6g}" for value in row.per_seed)])
+    write_atomically(path, text.getvalue().encode())
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """`content`, dataclasses included, as JSON; NaN and infinity as null."""
+    write_atomically(path, (json.dumps(as_json(content), indent=1, allow_nan=False) + "\n").encode())
+
+
+def as_json(value: Any) -> Any:
+    """`value` as what JSON can hold."""
+    if dataclasses.is_dataclass(value):
+        properties = {"difference": value.difference} if isinstance(value, Row) else {}
+        return as_json({f.name: getattr(value, f.name) for f in dataclasses.fields(value)} | properties)
+    if isinstance(value, dict):
+        return {str(name): as_json(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(entry) for entry in value]
+    return _plain(value, None)
+
+
+def _plain(value: Any, absent: Any) -> Any:
+    return absent if value is None or isinstance(value, float) and not math.isfinite(value) else value

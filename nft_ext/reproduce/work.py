@@ -1,0 +1,156 @@
+"""One cell: trains its network, and measures it over programmed chips."""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nft_ext import data, methods, models
+from nft_ext.build_info import info
+from nft_ext.contexts import chips, noise
+from nft_ext.conversion import convert
+from nft_ext.data import ImageSet
+from nft_ext.device import NVMDevice
+from nft_ext.metrics import fit_temperature, tempered
+from nft_ext.montecarlo import monte_carlo
+from nft_ext.reproduce.grid import Cell
+from nft_ext.reproduce.panels import Panel, Scale
+from nft_ext.reproduce.store import Store
+from nft_ext.training import NonFiniteLoss, fit, load_model
+
+BATCH = 256
+TEMPERED_RUNS = 10  # chips at the fitted temperature, where the cell's runs are more
+EVALUATION_SEED = 0  # of the chips: the same for all cells, so that checkpoints can be compared on common chips
+
+
+@functools.lru_cache(maxsize=2)
+def _sets(dataset: str, data_dir: str | None) -> tuple[ImageSet, ImageSet]:
+    return data.load(dataset, data_dir)
+
+
+def sets(panel: Panel, scale: Scale, data_dir: str | None) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of a panel, as many images as the scale says, evenly spaced."""
+    train, test = _sets(panel.dataset, data_dir)
+    return _spaced(train, scale.train_images), _spaced(test, scale.test_images)
+
+
+def _spaced(images: ImageSet, count: int | None) -> ImageSet:
+    n = len(images)
+    return images if count is None or count >= n else images.subset([i * n // count for i in range(count)])
+
+
+def work(cell: Cell, store: Store, data_dir: str | None, device: str | None, progress: bool | None,
+         keep_checkpoint: bool = False) -> dict[str, Any]:
+    """The content of the cell's file, without its key.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted; its state is kept, and a later call goes on from there.
+    """
+    began = time.monotonic()
+    train, test = sets(cell.panel, cell.scale, data_dir)
+    train, validation = data.split_validation(train, cell.scale.validation, seed=cell.seed)
+    model = _start(cell, store, train, data_dir, device, progress)
+    method = methods.build(**cell.method)
+    nvm = NVMDevice() if cell.sigma is None else NVMDevice(sigma=cell.sigma)
+    recipe = cell.scale.replace(epochs=cell.epochs).recipe(cell.panel)
+    diverged = None
+    try:
+        history = fit(model, method, train, validation, recipe=recipe, seed=cell.seed, nvm=nvm, device=device,
+                      augment=data.augment_for(train), validation_chips=cell.scale.validation_chips, progress=progress,
+                      state=store.state(cell), checkpoint=store.checkpoint(cell) if keep_checkpoint else None,
+                      meta={"dataset": cell.panel.dataset})
+    except NonFiniteLoss as error:  # a result as well: this training does not converge, and the others go on
+        history, diverged = error.history, str(error)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    noisy = convert(history.model, nvm)
+    points = []
+    for sigma in cell.sigmas:
+        points.append(_point(noisy, test, sigma, cell.scale.runs, device, progress)
+                      | {"at_temperature": _at_temperature(noisy, validation, test, sigma, cell, device, progress)})
+    best = history.best
+    return {
+        "config": cell.config(), "training": {"best": best, "epochs_done": len(history.rows), "seconds": history.seconds, "diverged": diverged},
+        "points": points, "clean": clean_accuracy(noisy, test), "versions": _versions(), "seconds": time.monotonic() - began,
+    }
+
+
+def _point(model: nn.Module, test: ImageSet, sigma: float, runs: int, device: str | None, progress: bool | None) -> dict[str, Any]:
+    """Accuracy and EKL of every chip, and the pooled figures."""
+    report = monte_carlo(model, test, runs=runs, seed=EVALUATION_SEED, sigma=sigma, metrics=("accuracy", "ekl", "nll"), device=device,
+                         progress=progress)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    return {"sigma": sigma, "accuracy": report.accuracy.per_run.tolist(), "ekl": _number(report.ekl.pooled),
+            "ekl_per_chip": [_number(value) for value in report.ekl.per_run.tolist()], "nll": _number(report.nll.pooled),
+            "ece": report.ece, "images": report.images}
+
+
+def _at_temperature(model: nn.Module, validation: ImageSet, test: ImageSet, sigma: float, cell: Cell, device: str | None,
+                    progress: bool | None) -> dict[str, Any] | None:
+    """The same figures with the logits divided by the temperature that fits the validation images on selection chips.
+
+    A method's factor on the logits is a temperature of its own; here it plays no part. None where logits overflow.
+    """
+    logits = _selection_logits(model, validation, sigma, cell)
+    if not logits.isfinite().all():
+        return None
+    found = fit_temperature(logits, validation.labels)
+    runs = min(cell.scale.runs, TEMPERED_RUNS)
+    point = _point(tempered(model, found), test, sigma, runs, device, progress)
+    return {"temperature": found.value, "at_limit": found.at_limit, "runs": runs} | {k: point[k] for k in ("ekl", "nll", "ece")}
+
+
+@torch.no_grad()
+def _selection_logits(model: nn.Module, images: ImageSet, sigma: float, cell: Cell) -> torch.Tensor:
+    """Logits [S, n, C] on the chips that the epochs were selected on."""
+    device = next(model.parameters()).device
+    draws, parts = cell.scale.validation_chips, []
+    with noise(model.eval(), sigma=sigma), chips(model, seed=cell.seed, draws=range(draws), domain="selection"):
+        for start in range(0, len(images), BATCH):
+            x = images.images[start:start + BATCH].to(device)
+            parts.append(model(x).float().cpu().view(draws, len(x), -1))
+    return torch.cat(parts, dim=1)
+
+
+def _start(cell: Cell, store: Store, train: ImageSet, data_dir: str | None, device: str | None, progress: bool | None) -> nn.Module:
+    """The network that training starts from: fresh, the same for all methods of a seed, or a vanilla cell's."""
+    torch.manual_seed(cell.seed)
+    fresh = models.build(cell.panel.model, train.num_classes, train.channels, cell.scale.width)
+    vanilla = cell.start()
+    if vanilla is None:
+        return fresh
+    path = store.checkpoint(vanilla)
+    with store.claimed(vanilla, wait=True):  # several cells begin from it: one trains it, the others wait
+        # A checkpoint without a result is that of a training cut short.
+        if not path.exists() or store.read(vanilla) is None:
+            found = work(vanilla, store, data_dir, device, progress, keep_checkpoint=True)
+            store.write(vanilla, found)
+            store.forget_state(vanilla)
+    return load_model(path)[0]
+
+
+@torch.no_grad()
+def clean_accuracy(model: nn.Module, test: ImageSet, batch_size: int = BATCH) -> float:
+    """Accuracy with the noise off: the quantized weights W_d."""
+    device = next(model.parameters()).device
+    right = 0
+    with noise(model.eval(), enabled=False):
+        for start in range(0, len(test), batch_size):
+            batch = slice(start, start + batch_size)
+            right += int((model(test.images[batch].to(device)).argmax(1) == test.labels[batch].to(device)).sum())
+    return right / len(test)
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value  # NaN is no JSON
+
+
+def _versions() -> dict[str, str]:
+    built = info()
+    return {name: str(built[name]) for name in ("nft_ext", "torch", "numpy", "python", "instruction_set", "threads", "machine")}

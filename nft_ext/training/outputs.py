@@ -1,0 +1,82 @@
+"""What a run writes for its user as epochs end: the CSV log, TensorBoard's events, the best epoch's checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from nft_ext.training.checkpoint import save
+from nft_ext.training.files import check_writable_target, remove_leftovers
+from nft_ext.training.history import COLUMNS, History
+
+
+class Outputs:
+    """The files of one run; written by the first rank alone, the others make one without paths.
+
+    Args:
+        log: CSV file, rewritten after each epoch.
+        checkpoint: file for the best epoch's weights, rewritten at each better epoch.
+        tensorboard: folder for TensorBoard's event files.
+        notes: metadata of the checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: a path that cannot be written.
+        ImportError: tensorboard is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        log: str | PathLike | None,
+        checkpoint: str | PathLike | None,
+        tensorboard: str | PathLike | None,
+        notes: Mapping[str, Any],
+    ) -> None:
+        self.log, self.checkpoint, self.notes = log, checkpoint, notes
+        for argument, path in (("log", log), ("checkpoint", checkpoint)):
+            if path is not None:
+                remove_leftovers(check_writable_target(argument, path))
+        self._folder = tensorboard
+        self._writer_class = None if tensorboard is None else summary_writer()
+        self._writer = None
+
+    def begin(self, history: History) -> None:
+        """Brings the files to what `history` holds already: a kill may have come between them and the state."""
+        if self._writer_class is not None:
+            self._writer = self._writer_class(str(self._folder), purge_step=len(history.rows) + 1)
+        if history.rows:
+            self.write(history, better=True)
+
+    def epoch(self, history: History, better: bool) -> None:
+        """Writes the row of the epoch that ended; better: it is the best so far."""
+        if self._writer is not None:
+            row = history.rows[-1]
+            for name in COLUMNS[1:]:
+                self._writer.add_scalar(name.replace("_", "/", 1), row[name], row["epoch"])
+            self._writer.flush()
+        self.write(history, better)
+
+    def write(self, history: History, better: bool) -> None:
+        """Log, and checkpoint if there is a better one."""
+        if better and self.checkpoint is not None:
+            save(self.checkpoint, history.model, self.notes | {"epoch": history.best_epoch, "validation": history.best})
+        if self.log is not None:
+            history.to_csv(self.log)
+
+    def close(self) -> None:
+        """Ends TensorBoard's file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def summary_writer() -> type:
+    """TensorBoard's writer.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("tensorboard: needs a package that is not installed; run: pip install tensorboard") from error
+    return SummaryWriter

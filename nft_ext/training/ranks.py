@@ -1,0 +1,149 @@
+"""The processes that train one model together, as torchrun starts them (gloo on the CPU, nccl on CUDA).
+
+Each rank computes the gradient of its share of a batch; the shares are added by hand after the backward, in one
+all_reduce. DistributedDataParallel's wrapper is not used: it expects one forward a backward, OVF has N + 1.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nft_ext.checks import fail
+from nft_ext.training.configuration import differences
+
+
+def place(device: torch.device) -> torch.device:
+    """`device`, where it says no more than "cuda" the one that torchrun means for this process."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+
+
+def joined(device: torch.device) -> Ranks:
+    """This process among those of the process group; under torchrun a group is made where there is none.
+
+    It stays until the process ends: a second group over torchrun's store would find the addresses of the first.
+    """
+    under_torchrun = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not dist.is_available() or not (dist.is_initialized() or under_torchrun):
+        return Ranks(0, 1, device)
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(_leave)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is. With one process nothing is sent, and every sum is what it was."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, indices: Tensor) -> Tensor:
+        """This rank's part of a step's `indices [B]`: `[B // size]`, the B % size last ones going to nobody.
+
+        Equal parts, so that all ranks take the same numbers from torch's generator in a forward.
+        """
+        each = len(indices) // self.size
+        return indices[self.rank * each : (self.rank + 1) * each]
+
+    def add(self, values: Tensor) -> Tensor:
+        """`values` summed over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def add_gradients(self, model: nn.Module, loss: Tensor) -> None:
+        """Sums gradients and the scalar `loss` over the ranks and averages floating buffers (BatchNorm's running
+        statistics), in place. All go in one buffer, so every rank ends with the same bits.
+
+        A parameter without gradient on any rank keeps none.
+        """
+        if self.size == 1:
+            return
+        parameters = list(model.parameters())
+        buffers = [b for b in _persistent_buffers(model) if b.is_floating_point()]
+        kind = torch.float32
+        for tensor in (*parameters, *buffers):
+            kind = torch.promote_types(kind, tensor.dtype)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        found = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        parts = [*gradients, *(b / self.size for b in buffers), found, loss]
+        flat = torch.cat([part.reshape(-1).to(self.device, kind) for part in parts])
+        dist.all_reduce(flat)
+        *gradients, counts, total = _split(flat, [*gradients, *buffers, found, loss])
+        gradients, averages = gradients[: len(parameters)], gradients[len(parameters) :]
+        # Reading the counts waits for the device; a rank that has every gradient knows them.
+        missing = any(p.grad is None for p in parameters)
+        used = counts.tolist() if missing else [1.0] * len(parameters)
+        with torch.no_grad():
+            for parameter, gradient, count in zip(parameters, gradients, used, strict=True):
+                parameter.grad = gradient.to(parameter.dtype).clone() if count else None
+            for buffer, average in zip(buffers, averages, strict=True):
+                buffer.copy_(average)
+            loss.copy_(total)
+
+    def share_weights(self, model: nn.Module) -> None:
+        """Gives every rank the parameters and persistent buffers of the first."""
+        if self.size > 1:
+            with torch.no_grad():
+                for tensor in (*model.parameters(), *_persistent_buffers(model)):
+                    whole = tensor.contiguous()
+                    dist.broadcast(whole, 0)
+                    tensor.copy_(whole)
+
+    def agree_with_first(self, argument: str, facts: Mapping[str, Any]) -> None:
+        """Refuses, on every rank, JSON-able `facts` that are not the same on all.
+
+        Raises:
+            ValueError: they differ on some rank.
+        """
+        if self.size == 1:
+            return
+        mine = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8, device=self.device)
+        length = torch.tensor([len(mine)], device=self.device)
+        dist.broadcast(length, 0)
+        first = mine if self.first else torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        dist.broadcast(first, 0)
+        differing = torch.zeros(self.size, device=self.device)
+        differing[self.rank] = float(not torch.equal(mine, first))
+        dist.all_reduce(differing)
+        others = differing.nonzero().flatten().tolist()
+        if others:
+            found = differences(json.loads(bytes(first.tolist())), json.loads(json.dumps(facts)))
+            what = f"here {found} (there: rank 0)" if found else f"other ones on rank {', '.join(map(str, others))}"
+            fail(argument, "must be the same on every rank", what)
+
+
+def _persistent_buffers(model: nn.Module) -> list[Tensor]:
+    # Tables and keys of noisy layers are buffers too, but no state.
+    kept = model.state_dict(keep_vars=True)
+    return [buffer for name, buffer in model.named_buffers() if name in kept]
+
+
+def _split(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+    pieces = flat.split([tensor.numel() for tensor in like])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]

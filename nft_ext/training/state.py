@@ -1,0 +1,107 @@
+"""The state of a run on the disk: what it takes to continue after a kill at any moment, bit for bit.
+
+One safetensors file with its JSON inside, replaced as a whole: tensors and figures cannot be of different steps. No
+generator is in it, because randomness follows from seed and step (`randomness.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nft_ext.checks import fail, number
+from nft_ext.training.configuration import differences, environment
+from nft_ext.training.container import read_tensors, write_tensors
+from nft_ext.training.files import check_writable_target, remove_leftovers
+
+FORMAT = "nft_ext training state 1"
+EXPECTED = "the state of a training run, written by fit"
+
+
+class StateFile:
+    """Where a run keeps its state.
+
+    Args:
+        path: the file; by convention `*.safetensors`.
+        configuration: what the run must be continued under.
+        resume: continue from the file where it exists; False: begin anew, and replace it.
+        every: seconds from one save within an epoch to the next; 0 saves after every step.
+        writes: whether this process writes the file (the first rank does).
+
+    Raises:
+        ValueError, FileNotFoundError: a path that cannot be written, every negative.
+    """
+
+    def __init__(
+        self, path: str | PathLike, configuration: Mapping[str, Any], resume: bool, every: float, writes: bool
+    ) -> None:
+        self.path = check_writable_target("state", path)
+        self.configuration = json.loads(json.dumps(configuration))  # as it will be read back
+        self.resume = resume
+        self.every = number("save_every", every, low=0.0)
+        self.writes = writes
+        self.saved = time.monotonic()
+        if writes:
+            remove_leftovers(self.path)
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and facts of the last save, None where the run begins.
+
+        Raises:
+            ValueError: the file is short, corrupt, no state, or that of a run under another configuration.
+        """
+        if not (self.resume and self.path.exists()):
+            return None
+        tensors, meta = read_tensors("state", self.path, FORMAT, EXPECTED)
+        differing = differences(meta["configuration"], self.configuration)
+        if differing:
+            fail("state", "must be of a run under the same configuration (another file or resume=False begins anew)",
+                 f"{self.path}, which differs in {differing}")
+        differing = differences(meta["environment"], environment())
+        if differing:
+            warnings.warn(f"state: {self.path} was written under another environment, so the last bits may differ: "
+                          f"{differing}", stacklevel=2)
+        return tensors, meta["facts"]
+
+    def due(self) -> bool:
+        """Whether a save within an epoch is due."""
+        return self.writes and time.monotonic() - self.saved >= self.every
+
+    def write(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Replaces the file.
+
+        Raises:
+            OSError: it cannot be written; the older state stays.
+        """
+        if not self.writes:
+            return
+        meta = {"configuration": self.configuration, "environment": environment(), "facts": facts}
+        write_tensors(self.path, tensors, meta, FORMAT)
+        self.saved = time.monotonic()
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors as "PARAMETER.NAME" (its numbers follow from the recipe)."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": v for i, entry in state.items() for name, v in entry.items() if isinstance(v, Tensor)}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The reverse of `pack_optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, entry = name.split(".", 1)
+        state.setdefault(int(index), {})[entry] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries "PREFIX/NAME", by NAME."""
+    return {name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")}

@@ -1,0 +1,67 @@
+"""What the tests of the operators on CUDA share: memory full of NaN, exact float32 products, the comparison with the definition.
+
+Tolerances and shapes are those of test_operators.py. The definitions run on the CPU; memory is filled with NaN, so an element
+that no kernel wrote shows.
+"""
+
+import os
+
+import pytest
+import test_operators as on_cpu
+import torch
+
+import nft_ext as nft
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(),
+                                reason="torch.cuda.is_available() is False: no CUDA device, or a torch without CUDA")
+
+ops = torch.ops.nft_ext
+STREAM, NVM = on_cpu.STREAM, on_cpu.NVM
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CHIPS = on_cpu.CHIPS
+random = on_cpu.random
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then demands, only with a workspace of fixed size
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory_and_exact_float32(monkeypatch):
+    """torch.empty gives NaN, operations that are not deterministic raise, and float32 products are not done in TF32."""
+    monkeypatch.setenv(WORKSPACE, os.environ.get(WORKSPACE, ":4096:8"))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(5, device="cuda").isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def there(value):
+    return None if value is None else value.detach().cuda()
+
+
+def bits(t):
+    return t.cpu().contiguous().view({4: torch.int32, 2: torch.int16}[t.element_size()])
+
+
+def bar(weight, chips, nvm=NVM, cached=False):
+    """Operator arguments from codes to device, on CUDA."""
+    step = ops.weight_step(weight.detach(), nvm.weight_bits)
+    codes = ops.quantize(weight.detach(), step, nvm.weight_bits) if cached else None
+    table = torch.from_numpy(nvm.operator_table()).cuda()
+    return codes, step, table, nft.noise_key(0, range(chips), device="cuda"), 5, nvm.operator_spec()
+
+
+def assert_as_good_as_reference(operator, definition, x, weight, bias):
+    """|CUDA - exact| <= 3 |reference in x's dtype - exact| + four units in the last place of the largest element."""
+    exact = on_cpu.with_gradients(definition, x.double(), weight, bias)
+    own = on_cpu.with_gradients(definition, x, weight, bias)
+    leaves = [None if t is None else there(t).requires_grad_() for t in (x, weight, bias)]
+    y = operator(*leaves)
+    y.backward(random(*y.shape, seed=9, dtype=y.dtype).cuda())
+    found = [y.detach(), *[leaf.grad for leaf in leaves if leaf is not None]]
+    for leaf in leaves:
+        assert leaf is None or (leaf.grad.dtype == leaf.dtype and leaf.grad.shape == leaf.shape)
+    for name, got, low, truth in zip(("y", "dL/dx", "dL/dW", "dL/db"), found, own, exact):
+        assert got.shape == truth.shape, name
+        allowed = 3 * (low - truth).abs().max() + 4 * torch.finfo(x.dtype).eps * truth.abs().max()
+        assert (got.cpu().double() - truth).abs().max() <= allowed, name
