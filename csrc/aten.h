@@ -81,9 +81,10 @@ inline Tensor convolution(const Tensor& x, const Tensor& weight, const std::opti
   return to<Tensor>(stack[0]);
 }
 
-// (grad_x, grad_weight, grad_bias), those not asked for undefined
+// (grad_x, grad_weight, grad_bias), those not asked for undefined. `op`: another operator with aten's arguments.
 inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                               const Convolution& c, std::array<bool, 3> mask) {
+                                                               const Convolution& c, std::array<bool, 3> mask,
+                                                               const char* op = "aten::convolution_backward") {
   const Ints no_padding(2, 0);
   std::optional<Ints> bias_sizes;
   if (mask[2]) bias_sizes = Ints{weight.size(0)};
@@ -91,7 +92,7 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& gra
   std::array<StableIValue, 11> stack{from(grad),      from(x),          from(weight), from(bias_sizes),
                                      from(c.stride),  from(c.padding),  from(c.dilation), from(false),
                                      from(no_padding), from(c.groups),  from(wanted)};
-  call("aten::convolution_backward", "", stack);
+  call(op, "", stack);
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
 }
 

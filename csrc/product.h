@@ -1,8 +1,7 @@
 // Noisy linear and conv2d, forward and straight-through backward, for any backend that can program a crossbar.
 //
 // A backend may do a forward, or the gradient with respect to x, in one go (Backend::product, Backend::input_gradient); what it
-// leaves is done here:
-// a forward programs one chip's weights into memory that the next chip and the next call reuse, multiplies, and
+// leaves is done here: a forward programs one chip's weights into memory that the next chip and the next call reuse, multiplies, and
 // forgets them; the backward programs the same chip again from its key. No noisy weight outlives a call.
 //
 // Straight-through (design, section 2): dL/dW = dL/dW_p and dL/dx uses W_p. The weight's gradient does not depend on the
@@ -244,9 +243,9 @@ Tensor conv2d_input_gradient(Crossbar& c, const Tensor& grad, const Tensor& x, c
   std::optional<Tensor> all;
   for (int64_t chip = 0; chip < chips; ++chip) {
     Backend::program(c, programmed, chip, 1);
-    const Tensor part = aten::cast(std::get<0>(aten::convolution_backward(rows_of(grad, chip, rows, false, chips),
-                                                                         rows_of(x, chip, rows, shared, chips), programmed, p,
-                                                                         {true, false, false})),
+    const Tensor part = aten::cast(std::get<0>(Backend::convolution_backward(rows_of(grad, chip, rows, false, chips),
+                                                                            rows_of(x, chip, rows, shared, chips), programmed, p,
+                                                                            {true, false, false})),
                                    x.scalar_type());
     if (chips == 1) return aten::in_format(part, channels_last);
     if (!all) {
@@ -277,7 +276,7 @@ std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(Crossbar c, const Tenso
   }
   if (mask[1] || mask[2]) {
     const Tensor total = shared ? sum_over_chips(grad, chips) : grad;
-    auto grads = aten::convolution_backward(total, x, programmed, p, {false, mask[1], mask[2]});
+    auto grads = Backend::convolution_backward(total, x, programmed, p, {false, mask[1], mask[2]});
     if (mask[1]) grad_w = aten::in_format(aten::cast(std::get<1>(grads), ScalarType::Float), false);
     if (mask[2]) grad_b = aten::cast(std::get<2>(grads), ScalarType::Float);
   }

@@ -125,11 +125,14 @@ class MonteCarloGraph:
                 for _ in range(WARM_UPS):
                     self._step()
             torch.cuda.current_stream().wait_stream(side)
+            current = torch.cuda.current_stream()
             try:
                 with torch.cuda.graph(self._graph):
                     output = self._step()
             except RuntimeError as error:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                _recover(current)
+                first = error.__context__ or error  # the end of a broken capture raises too, and says less
+                reason = next(iter(str(first).splitlines()), type(first).__name__)
                 raise RuntimeError("model: must have a forward that a CUDA graph can hold (fixed shapes, nothing read back to "
                                    f"the host); got {reason}") from error
             # What the graph reads besides parameters must outlive the layers' own caches.
@@ -152,6 +155,16 @@ class MonteCarloGraph:
         """Changes with the weights: fused optimizers move no version, hence their steps."""
         weights = [layer.weight for layer in self._layers.values()]
         return base._optimizer_steps, tuple((id(w), w.data_ptr(), w._version) for w in weights)
+
+
+def _recover(current: torch.cuda.Stream) -> None:
+    """After a capture that broke, torch is still on the capture's stream, and some versions take the generator to be captured
+    until a capture ends well."""
+    torch.cuda.set_stream(current)
+    with contextlib.suppress(RuntimeError):  # a device in error says so at its next use
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            torch.zeros(1, device=current.device)
+    torch.cuda.set_stream(current)
 
 
 def _cuda_device(model: nn.Module) -> torch.device:

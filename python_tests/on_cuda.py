@@ -11,6 +11,7 @@ import test_operators as on_cpu
 import torch
 
 import nft_ext as nft
+from nft_ext import choice
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(),
                                 reason="torch.cuda.is_available() is False: no CUDA device, or a torch without CUDA")
@@ -25,14 +26,22 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory_and_exact_float32(monkeypatch):
-    """torch.empty gives NaN, operations that are not deterministic raise, and float32 products are not done in TF32."""
+    """torch.empty gives NaN, operations that are not deterministic raise, float32 products are not done in TF32, and products are
+    fused up to the default's number of columns."""
     monkeypatch.setenv(WORKSPACE, os.environ.get(WORKSPACE, ":4096:8"))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    before = choice.apply(0) or everywhere(choice.DEFAULT)
+    choice.put(0, everywhere(choice.DEFAULT))  # shapes are chosen for it, whatever was measured here
     torch.use_deterministic_algorithms(True)
     assert torch.empty(5, device="cuda").isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+    choice.put(0, before)
+
+
+def everywhere(columns):
+    return {direction: dict.fromkeys(choice.DTYPES, columns) for direction in choice.DIRECTIONS}
 
 
 def there(value):

@@ -1,6 +1,9 @@
 """A captured Monte Carlo step equals the model called as usual, for any images, chips and weights; what cannot be captured is
 refused in one sentence. The checks of arguments run without a GPU."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -211,19 +214,34 @@ def test_a_batch_of_another_kind_is_refused():
         step(images(), key.int())
 
 
-class ReadsBack(nn.Module):
+READS_BACK = """
+import torch, nft_ext as nft
+
+class ReadsBack(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.noisy = nft.NoisyLinear(6, 3, nvm=NVM)
+        self.noisy = nft.NoisyLinear(6, 3, nvm=nft.NVMDevice())
 
     def forward(self, x):
         y = self.noisy(x)
         return y if float(y.sum()) > 0 else -y
 
+model, before = ReadsBack().cuda(), torch.cuda.current_stream()
+try:
+    nft.MonteCarloGraph(model, torch.randn(2, 6))
+except RuntimeError as error:
+    print(error)
+torch.cuda.synchronize()
+assert torch.cuda.current_stream() == before
+assert torch.ones(3, device="cuda").sum() == 3 and torch.randn(3, device="cuda").isfinite().all()
+assert model(torch.randn(2, 6).cuda()).isfinite().all()
+print("CUDA serves on")
+"""
+
 
 @on_cuda
 def test_a_forward_that_reads_back_is_refused():
-    with pytest.raises(RuntimeError, match="model: must have a forward that a CUDA graph can hold"):
-        MonteCarloGraph(ReadsBack().cuda(), torch.randn(2, 6))
-    torch.cuda.synchronize()  # CUDA serves on
-    assert torch.ones(3, device="cuda").sum() == 3
+    """In a process of its own: torch does not promise that all of it recovers from a capture that broke."""
+    done = subprocess.run([sys.executable, "-c", READS_BACK], capture_output=True, text=True, timeout=120)
+    assert "model: must have a forward that a CUDA graph can hold" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.endswith("CUDA serves on\n"), done.stdout + done.stderr

@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.cuda, needs_cuda]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chips, shared", CHIPS)
-@pytest.mark.parametrize("rows, features, out", [(6, 16, 8), (3, 17, 5), (9, 1, 1), (6, 300, 1), (33, 70, 65), (129, 64, 130)])
+@pytest.mark.parametrize("rows, features, out", [(6, 16, 8), (3, 17, 5), (9, 1, 1), (6, 300, 1), (33, 70, 65), (129, 64, 130),
+                                                 (5, 3001, 24), (70, 1536, 72)])  # the last two: steps dealt to many thread blocks
 def test_linear(rows, features, out, chips, shared, dtype):
     key = nft.noise_key(1, range(chips))
     rows = rows if shared else rows * chips
@@ -94,17 +95,36 @@ def test_the_products_use_the_cpus_chips(name):
     torch.testing.assert_close(x.grad.cpu(), programmed[1], rtol=1e-6, atol=0)
 
 
-def test_gradients_are_the_same_every_time():
-    weight, options = on_cpu.convolution(padding=1)
-    x, key = random(16, 6, 9, 7).cuda(), nft.noise_key(1, range(3), device="cuda")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows, channels, out, side", [(3, 16, 24, 4), (48, 64, 64, 16)])  # fused, and the library's
+def test_gradients_are_the_same_every_time(rows, channels, out, side, dtype, monkeypatch):
+    """Without torch being told to be deterministic, and with cuDNN told to take what is fastest."""
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    weight, key = random(out, channels, 3, 3).cuda(), nft.noise_key(1, range(3), device="cuda")
+    x, bias = random(rows, channels, side, side, dtype=dtype).cuda(), random(out).cuda()
 
     def gradients():
-        leaves = [t.detach().requires_grad_() for t in (x, weight.cuda())]
-        nft.noisy_conv2d(leaves[0], leaves[1], nvm=NVM, key=key, **options).square().sum().backward()
-        return [leaf.grad for leaf in leaves]
+        leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        y = nft.noisy_conv2d(*leaves, 1, 1, nvm=NVM, key=key)
+        y.float().square().sum().backward()
+        return [y.detach(), *[leaf.grad for leaf in leaves]]
 
-    for a, b in zip(gradients(), gradients()):
-        assert torch.equal(a, b)
+    first = gradients()
+    for _ in range(5):
+        for a, b in zip(gradients(), first):
+            assert torch.equal(a, b)
+    assert torch.backends.cudnn.benchmark and not torch.backends.cudnn.deterministic
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_split_sums_are_the_same_every_time(dtype):
+    """One chip and few rows: the steps of every tile are dealt to many thread blocks, and added up in their order."""
+    torch.use_deterministic_algorithms(False)
+    x, weight, key = random(7, 4096, dtype=dtype).cuda(), random(64, 4096).cuda(), nft.noise_key(1, device="cuda")
+    first = nft.noisy_linear(x, weight, nvm=NVM, key=key)
+    for _ in range(20):
+        assert torch.equal(nft.noisy_linear(x, weight, nvm=NVM, key=key), first)
 
 
 @pytest.mark.parametrize("rows", [0])
@@ -124,6 +144,7 @@ FUSED = {  # (rows, channels, height, width), out, kernel, options
     "groups": ((2, 36, 5, 6), 8, (3, 3), dict(padding=1, groups=2)),
     "more taps than a step": ((1, 9, 12, 12), 5, (9, 9), dict(padding=4)),
     "several tiles": ((4, 130, 8, 8), 7, (3, 3), dict(padding=1)),
+    "split steps": ((1, 40, 8, 8), 160, (3, 3), dict(padding=1)),
 }
 
 

@@ -8,7 +8,8 @@ import itertools
 import torch
 
 LAST_LINE = "all small shapes ran"
-LINEAR = ((1, 1, 1), (3, 17, 5), (33, 70, 65))                     # rows, in, out
+# rows, in, out; the last three split the steps of their tiles, forward or backward
+LINEAR = ((1, 1, 1), (3, 17, 5), (33, 70, 65), (3, 1100, 17), (40, 700, 9), (5, 24, 1100))
 CONV = (  # rows, C, H, W; out, kernel; options
     ((1, 3, 5, 4), (5, (3, 3)), dict(padding=1)),
     ((2, 6, 9, 7), (4, (1, 2)), dict(stride=(2, 1), padding=(0, 1), dilation=(1, 2), groups=2)),

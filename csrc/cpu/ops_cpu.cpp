@@ -68,6 +68,10 @@ struct Cpu {
   static std::optional<Tensor> input_gradient(Crossbar&, const Tensor&, const Tensor&, const aten::Convolution&) {
     return std::nullopt;
   }
+  static std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                                 const aten::Convolution& p, std::array<bool, 3> mask) {
+    return aten::convolution_backward(grad, x, weight, p, mask);
+  }
   static void finish(const Crossbar&, const Tensor& y, const Epilogue& epilogue) { finish_in_place(y, epilogue); }
 };
 

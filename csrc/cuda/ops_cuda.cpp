@@ -100,6 +100,14 @@ cuda::Strides strides_of(const Tensor& t, int64_t images, bool shared) {
   return {shared ? 0 : images * t.stride(0), t.stride(0), t.stride(1), image ? t.stride(2) : 0, image ? t.stride(3) : 0};
 }
 
+// The sums of parts of a fused product's tiles.
+std::optional<Tensor> memory_for(const cuda::Plan& plan, const Tensor& like) {
+  if (plan.floats == 0) return std::nullopt;
+  return aten::empty({plan.floats}, ScalarType::Float, like);
+}
+
+float* floats_of(const std::optional<Tensor>& t) { return t ? static_cast<float*>(t->data_ptr()) : nullptr; }
+
 struct Cuda {
   // torch's caching allocator reuses the memory of the last call, in the order of the stream.
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return aten::empty(sizes, dtype, like); }
@@ -201,7 +209,10 @@ struct Cuda {
     f.x_type = f.y_type = out_type(x);
     f.x_strides = strides_of(x, f.images, shared);
     f.y_strides = strides_of(y, f.images, false);
-    STD_CUDA_CHECK(cuda::fused(f, here.stream()));
+    cuda::Plan plan = {};
+    STD_CUDA_CHECK(cuda::fused_plan(f, &plan));
+    const auto sums = memory_for(plan, c.weight);
+    STD_CUDA_CHECK(cuda::fused(f, plan, floats_of(sums), here.stream()));
     return y;
   }
 
@@ -243,8 +254,17 @@ struct Cuda {
     f.x_type = f.y_type = out_type(x);
     f.x_strides = strides_of(grad, f.images, false);
     f.y_strides = strides_of(y, f.images, false);
-    STD_CUDA_CHECK(cuda::fused_gradient(f, here.stream()));
+    cuda::Plan plan = {};
+    STD_CUDA_CHECK(cuda::fused_gradient_plan(f, &plan));
+    const auto sums = memory_for(plan, c.weight);
+    STD_CUDA_CHECK(cuda::fused_gradient(f, plan, floats_of(sums), here.stream()));
     return y;
+  }
+
+  // cuDNN's, but never by atomics (nft_ext/deterministic.py).
+  static std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                                 const aten::Convolution& p, std::array<bool, 3> mask) {
+    return aten::convolution_backward(grad, x, weight, p, mask, "nft_ext::convolution_backward");
   }
 
   // One pass over a result of the library's, which is dense.

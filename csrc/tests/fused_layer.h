@@ -21,6 +21,7 @@ struct Noise {
   int path = kPathFast, mapping = 0, weight_bits = 8;
   int64_t chips = 2;
   float step = 1.0f / 200;
+  int parts = 1;  // that a tile is split into, about
 };
 
 inline std::vector<float> table_of(const Noise& o) {
@@ -101,16 +102,34 @@ void with_tile(OutType x, bool wide, int path, const Run& run) {
   if (x == OutType::kFloat16) wide ? with_path<OutType::kFloat16, true>(path, run) : with_path<OutType::kFloat16, false>(path, run);
 }
 
-// All tiles of a product, in turn.
+// All tiles of a product, in turn, their steps dealt to about `parts` thread blocks and the sums added up afterwards.
 template <class T, int kPath, class S>
-void run_tiles(const Fused& f, const S& sizes, bool constant, bool reversed) {
+void run_tiles(const Fused& f, const S& sizes, bool constant, bool reversed, int parts) {
   const Table table = {f.program.table, table_levels(f.program), constant};
   const Tiling tiling = tiling_of(f, sizes, T::kRows, T::kColumns);
   std::unique_ptr<Shared<T>> shared(new Shared<T>);
   memset((void*)shared.get(), 0xff, sizeof *shared);  // NaN: what a thread reads, another must have written
   Team<T> team(reversed);
+  const int steps = steps_of<T>(sizes), each = (steps + parts - 1) / parts;
+  const nft::cuda::Split split = {each > 0 ? (steps + each - 1) / each : 1, each};
+  std::vector<float> memory;
+  float* sums = nullptr;
+  if (split.parts > 1) {
+    memory.assign((size_t)(tiling.count * split.parts * sums_of_tile<T>() + 12), NAN);
+    sums = (float*)(((uintptr_t)memory.data() + 31) / 16 * 16);
+  }
   for (int64_t tile = 0; tile < tiling.count; ++tile)
-    multiply_tile<T, kPath>(f, table, sizes, place_of(f, tiling, tile), *shared, team);
+    for (int part = 0; part < split.parts; ++part)
+      multiply_tile<T, kPath>(f, table, sizes, place_of(f, tiling, tile), steps_of_part(split, part, steps),
+                              sums ? sums + place_of_sums<T>(split, tile, part, 0, 0) : nullptr, *shared, team);
+  if (!sums) return;
+  expect(isnan(sums[-1]) && isnan(sums[memory.size() - 12]), "parts' sums lie in their memory");
+  typedef Tile<OutType::kFloat32, (T::kColumns > 32)> Adder;  // as csrc/cuda/fused.cu has it, whatever the tile's numbers
+  for (int64_t at = 0; at < tiling.count * sums_of_tile<T>() / 4; ++at) {
+    if (f.y_type == OutType::kBFloat16) add_parts<Adder, OutType::kBFloat16>(f, sizes, tiling, split, sums, at);
+    else if (f.y_type == OutType::kFloat16) add_parts<Adder, OutType::kFloat16>(f, sizes, tiling, split, sums, at);
+    else add_parts<Adder, OutType::kFloat32>(f, sizes, tiling, split, sums, at);
+  }
 }
 
 // Whether nothing but a result, which the caller has overwritten with poison, was written.

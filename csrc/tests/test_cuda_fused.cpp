@@ -51,10 +51,10 @@ std::string name_of(const Fused& f, const Options& o) {
   char name[300];
   snprintf(name, sizeof name,
            "%d images %dx%dx%d, %d rows, %d groups, kernel %dx%d, stride %d %d, padding %d %d, dilation %d %d, %s, path %d, "
-           "x type %d format %d, y type %d format %d, epilogue %d, %d chips%s%s",
+           "x type %d format %d, y type %d format %d, epilogue %d, %d chips, %d parts%s%s",
            (int)f.images, f.channels, f.height, f.width, f.rows, f.groups, f.kernel[0], f.kernel[1], f.stride[0], f.stride[1],
            f.padding[0], f.padding[1], f.dilation[0], f.dilation[1], o.wide ? "wide" : "narrow", o.path, o.x, o.x_format, o.y,
-           o.y_format, o.epilogue, (int)o.chips, o.shared ? ", shared x" : "", o.codes ? ", codes" : "");
+           o.y_format, o.epilogue, (int)o.chips, o.parts, o.shared ? ", shared x" : "", o.codes ? ", codes" : "");
   return name;
 }
 
@@ -78,7 +78,7 @@ void check(Fused f, const Options& o) {
                 (o.epilogue & 16) != 0};
 
   nft_test::with_tile(f.x_type, o.wide, o.path, [&](auto tile, auto path) {
-    nft_test::run_tiles<decltype(tile), path>(f, sizes_of(f), o.constant, o.reversed);
+    nft_test::run_tiles<decltype(tile), path>(f, sizes_of(f), o.constant, o.reversed, o.parts);
   });
   const std::vector<double> w = nft_test::programmed_weights(f.program, f.x_type);
   const std::string name = name_of(f, o);
@@ -104,6 +104,7 @@ Options rotated(int n) {
   Options o;
   o.x = n % 3, o.y = n / 2 % 3, o.path = n / 3 % 5 == 0 ? kPathOff : n / 3 % 5 == 1 ? kPathDevice : kPathFast;
   o.x_format = n / 5 % 3, o.y_format = n / 7 % 3, o.epilogue = n / 3 % 32;
+  o.parts = 1 + n / 3 % 4;
   o.codes = n / 11 % 2, o.shared = n / 13 % 2, o.reversed = n % 2, o.chips = 1 + n / 4 % 3;
   return o;
 }
@@ -152,6 +153,39 @@ void linear_layers() {
         o.wide = n % 4 == 0, o.chips = 1 + n % 2;
         check(shape(images, inputs, 1, 1, rows, 1, 1, 0, 0, 0), o);
       }
+}
+
+// float32 products are as good as float32's own sums, however many there are and however they are dealt to thread blocks.
+template <bool kWide>
+void long_sums() {
+  typedef Tile<OutType::kFloat32, kWide> T;
+  for (int parts : {1, 5})
+    for (int inputs : {512, 4096}) {
+      nft_test::Noise o;
+      o.chips = 1;
+      Words words((uint64_t)inputs);
+      const nft_test::Layer layer(o, (int64_t)T::kRows * inputs, words);
+      Fused f = shape(T::kColumns, inputs, 1, 1, T::kRows, 1, 1, 0, 0, 0);
+      f.program = layer.program, f.x_type = f.y_type = OutType::kFloat32;
+      Memory x(f.x_type, 1, true, f.images, inputs, 1, 1, nft_test::kContiguous);
+      Memory y(f.y_type, 1, false, f.images, f.rows, 1, 1, nft_test::kContiguous);
+      x.fill(words);
+      f.x = x.first, f.x_strides = x.strides, f.y = y.first, f.y_strides = y.strides;
+      nft_test::run_tiles<T, kPathFast>(f, sizes_of(f), false, false, parts);
+      const std::vector<double> w = nft_test::programmed_weights(f.program, f.x_type);
+      double error = 0, own = 0, largest = 0;
+      y.each([&](int64_t, int64_t b, int64_t r, int64_t, int64_t, char* at) {
+        const Sum sum = definition(f, w, 0, b, (int)r, 0, 0);
+        float plain = 0;
+        for (int k = 0; k < inputs; ++k)
+          plain += (float)w[(size_t)(r * inputs + k)] * (float)number_at(f.x_type, x.at(0, b, k, 0, 0));
+        error = fmax(error, fabs(number_at(f.y_type, at) - sum.value));
+        own = fmax(own, fabs(plain - sum.value));
+        largest = fmax(largest, fabs(sum.value));
+      });
+      expect(error <= own + 4 * 0x1p-23 * largest, "%d inputs, %d parts: %.3g, plain float32's error is %.3g, the largest result %.3g", inputs,
+             parts, error, own, largest);
+    }
 }
 
 void every_option() {
@@ -244,6 +278,8 @@ int main() {
   every_small_shape();
   larger_shapes();
   linear_layers();
+  long_sums<false>();
+  long_sums<true>();
   every_result_in_memory();
   return nft_test::finish("cuda_fused");
 }

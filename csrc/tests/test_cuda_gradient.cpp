@@ -57,10 +57,10 @@ std::string name_of(const Fused& f, const Options& o) {
   char name[300];
   snprintf(name, sizeof name,
            "%d images %dx%dx%d, %d rows, %d groups, kernel %dx%d, stride %d %d, padding %d %d, dilation %d %d, %s, path %d, "
-           "grad type %d format %d, result type %d format %d, %d chips%s",
+           "grad type %d format %d, result type %d format %d, %d chips, %d parts%s",
            (int)f.images, f.channels, f.height, f.width, f.rows, f.groups, f.kernel[0], f.kernel[1], f.stride[0], f.stride[1],
            f.padding[0], f.padding[1], f.dilation[0], f.dilation[1], o.wide ? "wide" : "narrow", o.path, o.x, o.x_format, o.y,
-           o.y_format, (int)o.chips, o.codes ? ", codes" : "");
+           o.y_format, (int)o.chips, o.parts, o.codes ? ", codes" : "");
   return name;
 }
 
@@ -79,7 +79,7 @@ void check(Fused layer, const Options& o) {
 
   nft_test::with_tile(f.x_type, o.wide, o.path, [&](auto tile, auto path) {
     typedef decltype(tile) T;
-    nft_test::run_tiles<T, path>(f, gradient_sizes_of(f, T::kInner), o.constant, o.reversed);
+    nft_test::run_tiles<T, path>(f, gradient_sizes_of(f, T::kInner), o.constant, o.reversed, o.parts);
   });
   const std::vector<Sum> sums = definition(layer, grad, nft_test::programmed_weights(f.program, f.x_type), o.chips);
   const std::string name = name_of(layer, o);
@@ -99,6 +99,7 @@ Options rotated(int n) {
   Options o;
   o.x = n % 3, o.y = n / 2 % 3, o.path = n / 3 % 5 == 0 ? kPathOff : n / 3 % 5 == 1 ? kPathDevice : kPathFast;
   o.x_format = n / 5 % 3, o.y_format = n / 7 % 3;
+  o.parts = 1 + n / 3 % 4;
   o.codes = n / 11 % 2, o.reversed = n % 2, o.chips = 1 + n / 4 % 3;
   return o;
 }

@@ -1,7 +1,7 @@
-// From a sum to a stored result: bias, batch-norm's scale and shift, residual, ReLU, one rounding to the result's type.
+// From sums to stored results: bias, batch-norm's scale and shift, residual, ReLU, one rounding to the result's type.
 #pragma once
 
-#include "shape.h"
+#include "tile.h"
 
 namespace nft {
 namespace NFT_ISA {
@@ -52,6 +52,29 @@ NFT_FN void store_result(const cuda::Fused& f, int64_t chip, const Pixel& p, int
   if (f.epilogue.residual)
     residual = loaded<kY>(((const Element*)f.epilogue.residual)[offset_of(f.epilogue.residual_strides, chip, p, row)]);
   ((Element*)f.y)[offset_of(f.y_strides, chip, p, row)] = Stored<kY>::from(finished(f.epilogue, r, sum, residual));
+}
+
+// A thread's results of kDown x kAcross products of its warp, the first of them (down, across).
+template <class T, cuda::OutType kY, int kDown, int kAcross>
+NFT_FN void finish(const cuda::Fused& f, const Sizes& s, const Place& place, int thread, int down, int across,
+                   const float (&sum)[kDown][kAcross][4]) {
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int n = 0; n < 2 * kAcross; ++n) {
+    const int64_t column = place.column + column_of_sum<T>(thread, across + n / 2, n % 2);
+    if (column >= s.columns) continue;
+    const Pixel pixel = pixel_of(f, s, column);
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+    for (int m = 0; m < 2 * kDown; ++m) {
+      const int i = m % 2 * 2 + n % 2, in_group = place.row + row_of_sum<T>(thread, down + m / 2, i);
+      if (in_group >= s.group_rows) continue;
+      const int row = place.group * s.group_rows + in_group;
+      store_result<kY>(f, place.chip, pixel, row, row_epilogue(f.epilogue, row), sum[m / 2][n / 2][i]);
+    }
+  }
 }
 
 // Result `at` of those in memory, in place.

@@ -8,7 +8,9 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <type_traits>
 
+#include "../fused.h"
 #include "../stage.h"
 #include "loop.h"
 
@@ -58,7 +60,7 @@ struct OneThread {
   }
   __host__ __device__ __forceinline__ void mma(int down, int across, int a_half, int b_half) {
 #if defined(__CUDA_ARCH__)
-    mma_sync<T::kType>(state.sum[down][across], state.a[a_half], state.b[b_half][across]);
+    mma_sync<T::kType>(addend<T>(state, down, across), state.a[a_half], state.b[b_half][across]);
 #endif
   }
 };
@@ -67,48 +69,73 @@ struct OneThread {
 template <class S, OutType kX, bool kWide, int kPath>
 __global__ void __launch_bounds__((Tile<kX, kWide>::kThreads), resident_blocks(kWide))
     fused_kernel(const __grid_constant__ Fused f, const __grid_constant__ S sizes, const __grid_constant__ Tiling tiling,
-                 bool staged) {
+                 const __grid_constant__ Split split, float* sums, bool staged) {
   typedef Tile<kX, kWide> T;
   __shared__ Shared<T> shared;
   extern __shared__ float table_memory[];
   Table table = {f.program.table, table_levels(f.program), false};
   if (kPath != kPathOff && staged) table = staged_table<T::kThreads>(f.program, table_memory);
   OneThread<T> team;
-  for (int64_t tile = blockIdx.x; tile < tiling.count; tile += gridDim.x)
-    multiply_tile<T, kPath>(f, table, sizes, place_of(f, tiling, tile), shared, team);
-}
-
-template <class S, OutType kX, bool kWide, int kPath>
-cudaError_t launch(const Fused& f, cudaStream_t stream) {
-  typedef Tile<kX, kWide> T;
-  const S sizes = sizes_for<T, S>(f);
-  const Tiling tiling = tiling_of(f, sizes, T::kRows, T::kColumns);
-  const size_t table = table_bytes(f.program);
-  const bool staged = kPath != kPathOff && table + sizeof(Shared<T>) <= (size_t)kStagedBytes;
-  const unsigned grid = (unsigned)std::min<int64_t>(tiling.count, 0x7fffffff);  // kernels stride over more
-  fused_kernel<S, kX, kWide, kPath><<<grid, T::kThreads, staged ? table : 0, stream>>>(f, sizes, tiling, staged);
-  return cudaGetLastError();
+  for (int64_t nth = blockIdx.x; nth < tiling.count * split.parts; nth += gridDim.x) {
+    const int64_t tile = nth / split.parts;
+    const int part = (int)(nth - tile * split.parts);
+    multiply_tile<T, kPath>(f, table, sizes, place_of(f, tiling, tile), steps_of_part(split, part, steps_of<T>(sizes)),
+                            sums ? sums + place_of_sums<T>(split, tile, part, 0, 0) : nullptr, shared, team);
+  }
 }
 
 template <class S, OutType kX, bool kWide>
-cudaError_t launch(const Fused& f, cudaStream_t stream) {
-  if (f.program.path == kPathFast) return launch<S, kX, kWide, kPathFast>(f, stream);
-  if (f.program.path == kPathDevice) return launch<S, kX, kWide, kPathDevice>(f, stream);
-  return launch<S, kX, kWide, kPathOff>(f, stream);
+Tiling tiling_for(const Fused& f) {
+  typedef Tile<kX, kWide> T;
+  return tiling_of(f, sizes_for<T, S>(f), T::kRows, T::kColumns);
 }
 
-template <class S, OutType kX>
-cudaError_t launch(const Fused& f, int64_t columns, cudaStream_t stream) {
-  return columns > kNarrowColumns ? launch<S, kX, true>(f, stream) : launch<S, kX, false>(f, stream);
+// What is launched: calls run(tile's number type, whether it is wide) with that of a product, as constants.
+template <class Run>
+auto with_tile(const Fused& f, const Run& run) {
+  const auto with = [&](auto type) {
+    return sizes_of(f).columns > kNarrowColumns ? run(type, std::true_type()) : run(type, std::false_type());
+  };
+  if (f.x_type == OutType::kBFloat16) return with(std::integral_constant<OutType, OutType::kBFloat16>());
+  if (f.x_type == OutType::kFloat16) return with(std::integral_constant<OutType, OutType::kFloat16>());
+  return with(std::integral_constant<OutType, OutType::kFloat32>());
+}
+
+inline bool is_empty(const Fused& f) { return sizes_of(f).columns == 0 || f.rows == 0 || f.program.chips == 0; }
+
+template <class S>
+Plan plan_for(const Fused& f, int multiprocessors) {
+  if (is_empty(f)) return {{1, 0}, 0};
+  return with_tile(f, [&](auto type, auto wide) -> Plan {
+    typedef Tile<type, wide> T;
+    const int64_t tiles = tiling_for<S, type, wide>(f).count;
+    const Split split = split_of(tiles, steps_of<T>(sizes_for<T, S>(f)), (int64_t)multiprocessors * resident_blocks(wide));
+    return {split, split.parts > 1 ? tiles * split.parts * sums_of_tile<T>() : 0};
+  });
+}
+
+template <class S, OutType kX, bool kWide, int kPath>
+cudaError_t launch(const Fused& f, const Split& split, float* sums, cudaStream_t stream) {
+  typedef Tile<kX, kWide> T;
+  const Tiling tiling = tiling_for<S, kX, kWide>(f);
+  const size_t table = table_bytes(f.program);
+  const bool staged = kPath != kPathOff && table + sizeof(Shared<T>) <= (size_t)kStagedBytes;
+  const unsigned grid = (unsigned)std::min<int64_t>(tiling.count * split.parts, 0x7fffffff);  // kernels stride over more
+  fused_kernel<S, kX, kWide, kPath><<<grid, T::kThreads, staged ? table : 0, stream>>>(f, sizes_for<T, S>(f), tiling, split, sums, staged);
+  return cudaGetLastError();
 }
 
 template <class S>
-cudaError_t launch(const Fused& f, cudaStream_t stream) {
-  const int64_t columns = sizes_of(f).columns;
-  if (columns == 0 || f.rows == 0 || f.program.chips == 0) return cudaSuccess;
-  if (f.x_type == OutType::kBFloat16) return launch<S, OutType::kBFloat16>(f, columns, stream);
-  if (f.x_type == OutType::kFloat16) return launch<S, OutType::kFloat16>(f, columns, stream);
-  return launch<S, OutType::kFloat32>(f, columns, stream);
+cudaError_t launch(const Fused& f, const Plan& plan, float* sums, cudaStream_t stream) {
+  if (is_empty(f)) return cudaSuccess;
+  if (plan.floats == 0) sums = nullptr;
+  else if (sums == nullptr) return cudaErrorInvalidValue;
+  const cudaError_t error = with_tile(f, [&](auto type, auto wide) {
+    if (f.program.path == kPathFast) return launch<S, type, wide, kPathFast>(f, plan.split, sums, stream);
+    if (f.program.path == kPathDevice) return launch<S, type, wide, kPathDevice>(f, plan.split, sums, stream);
+    return launch<S, type, wide, kPathOff>(f, plan.split, sums, stream);
+  });
+  return error == cudaSuccess && sums ? add_parts(f, plan, sums, stream) : error;
 }
 
 inline bool groups_divide(const Fused& f) {

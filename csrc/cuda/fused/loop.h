@@ -3,11 +3,10 @@
 //
 //   each(f)                                f(thread, its state) for every thread
 //   barrier()                              what was written to shared memory is visible
-//   mma(down, across, a_half, b_half)      state.sum[down][across] += state.a[a_half] * state.b[b_half][across], by whole warps
+//   mma(down, across, a_half, b_half)      addend(state, down, across) += state.a[a_half] * state.b[b_half][across], by whole warps
 #pragma once
 
-#include "epilogue.h"
-#include "fill.h"
+#include "split.h"
 
 namespace nft {
 namespace NFT_ISA {
@@ -22,14 +21,6 @@ NFT_FN uint32_t to_tf32(float a) {
   return a == a ? (bits_of(a) + 0x1000u) & 0xffffe000u : 0x7fffffffu;
 #endif
 }
-
-// What a thread keeps in registers. Of a float32 fragment both tf32 parts: [0] the high one, [1] what it leaves.
-template <class T>
-struct State {
-  float sum[T::kDown][T::kAcross][4];
-  uint32_t a[T::kSplit][4];
-  uint32_t b[T::kSplit][T::kAcross][2];
-};
 
 template <class T>
 NFT_FN void begin(State<T>& state) {
@@ -74,6 +65,22 @@ NFT_FN void read_b(const typename T::Element* input, int thread, int across, int
   }
 }
 
+template <class T>
+NFT_FN void clear_fresh(State<T>& state) {
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int i = 0; i < 4 * T::kAcross; ++i) state.fresh[i / 4][i % 4] = 0.0f;
+}
+
+template <class T>
+NFT_FN void add_fresh(State<T>& state, int down) {
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int i = 0; i < 4 * T::kAcross; ++i) state.sum[down][i / 4][i % 4] = add(state.sum[down][i / 4][i % 4], state.fresh[i / 4][i % 4]);
+}
+
 // One step's product.
 template <class T, class Team>
 NFT_FN void multiply(const typename T::Element* weight, const typename T::Element* input, Team& team) {
@@ -91,7 +98,10 @@ NFT_FN void multiply(const typename T::Element* weight, const typename T::Elemen
 #pragma unroll
 #endif
     for (int down = 0; down < T::kDown; ++down) {
-      team.each([&](int thread, State<T>& state) { read_a<T>(weight, thread, down, k, state); });
+      team.each([&](int thread, State<T>& state) {
+        read_a<T>(weight, thread, down, k, state);
+        if constexpr (T::kSplit == 2) clear_fresh<T>(state);
+      });
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
@@ -101,50 +111,32 @@ NFT_FN void multiply(const typename T::Element* weight, const typename T::Elemen
 #endif
         for (int across = 0; across < T::kAcross; ++across)
           team.mma(down, across, T::kProducts == 3 && product == 0, T::kProducts == 3 && product == 1);
+      if constexpr (T::kSplit == 2) team.each([&](int, State<T>& state) { add_fresh<T>(state, down); });
     }
   }
 }
 
-template <class T, cuda::OutType kY>
-NFT_FN void finish(const cuda::Fused& f, const Sizes& s, const Place& place, int thread, const State<T>& state) {
-#if defined(__CUDACC__)
-#pragma unroll
-#endif
-  for (int n = 0; n < 2 * T::kAcross; ++n) {
-    const int64_t column = place.column + column_of_sum<T>(thread, n / 2, n % 2);
-    if (column >= s.columns) continue;
-    const Pixel pixel = pixel_of(f, s, column);
-#if defined(__CUDACC__)
-#pragma unroll
-#endif
-    for (int m = 0; m < 2 * T::kDown; ++m) {
-      const int i = m % 2 * 2 + n % 2, in_group = place.row + row_of_sum<T>(thread, m / 2, i);
-      if (in_group >= s.group_rows) continue;
-      const int row = place.group * s.group_rows + in_group;
-      store_result<kY>(f, place.chip, pixel, row, row_epilogue(f.epilogue, row), state.sum[m / 2][n / 2][i]);
-    }
-  }
-}
-
-// A tile from its codes and key to its stored result; S says of which product, the layer's (Sizes) or its input's gradient's
-// (GradientSizes). Between two barriers threads fill one half of the shared memory and
-// multiply the other; the places under the kernel are found one step before they are used.
+// A part of a tile from its codes and key to its stored result, or to its sums in memory where `part_sums` is given; S says of which
+// product, the layer's (Sizes) or its input's gradient's (GradientSizes). Between two barriers threads fill one half of the shared
+// memory and multiply the other; the places under the kernel are found one step before they are used.
 template <class T, int kPath, class S, class Team>
-NFT_FN void multiply_tile(const cuda::Fused& f, const Table& table, const S& s, const Place& place, Shared<T>& shared,
-                          Team& team) {
-  const int steps = steps_of<T>(s);
+NFT_FN void multiply_tile(const cuda::Fused& f, const Table& table, const S& s, const Place& place, const Steps& steps,
+                          float* part_sums, Shared<T>& shared, Team& team) {
   team.each([&](int thread, State<T>& state) {
     begin<T>(state);
-    if (thread == 0) shared.place = place;
+    if (thread == 0) {
+      shared.place = place;
+      shared.part_sums = part_sums;
+    }
     fill_columns<T>(f, s, place, thread, shared.column);
-    fill_taps<T>(f, s, 0, thread, shared.tap[0]);
+    fill_taps<T>(f, s, steps.begin, thread, shared.tap[steps.begin % 2]);
     for (auto& half : shared.weight) clear_rest<T>(s, thread, half);
   });
   team.barrier();
 #if defined(__CUDACC__)
 #pragma unroll 1
 #endif
-  for (int step = 0; step < steps; ++step) {
+  for (int step = steps.begin; step < steps.end; ++step) {
     const int half = step % 2;
     team.each([&](int thread, State<T>&) {
       // Gathered first, the loads are under way while the weights are made; the per-device path has no registers to hold them.
@@ -162,12 +154,14 @@ NFT_FN void multiply_tile(const cuda::Fused& f, const Table& table, const S& s, 
   }
   team.each([&](int thread, State<T>& state) {
     const Place here = shared.place;
-    if (f.y_type == cuda::OutType::kBFloat16)
-      finish<T, cuda::OutType::kBFloat16>(f, s, here, thread, state);
+    if (shared.part_sums)
+      write_part<T>(state, thread, shared.part_sums);
+    else if (f.y_type == cuda::OutType::kBFloat16)
+      finish<T, cuda::OutType::kBFloat16>(f, s, here, thread, 0, 0, state.sum);
     else if (f.y_type == cuda::OutType::kFloat16)
-      finish<T, cuda::OutType::kFloat16>(f, s, here, thread, state);
+      finish<T, cuda::OutType::kFloat16>(f, s, here, thread, 0, 0, state.sum);
     else
-      finish<T, cuda::OutType::kFloat32>(f, s, here, thread, state);
+      finish<T, cuda::OutType::kFloat32>(f, s, here, thread, 0, 0, state.sum);
   });
   team.barrier();  // the next tile has another place
 }

@@ -38,6 +38,24 @@ struct Tile {
   static constexpr int kProducts = kPerWord == 1 ? 3 : 1;
 };
 
+// What a thread keeps in registers. Of a float32 fragment both tf32 parts: [0] the high one, [1] what it leaves.
+template <class T>
+struct State {
+  float sum[T::kDown][T::kAcross][4];
+  uint32_t a[T::kSplit][4];
+  uint32_t b[T::kSplit][T::kAcross][2];
+  float fresh[T::kSplit == 2 ? T::kAcross : 1][4];
+};
+
+// What a product is added to. Tensor cores round their sums toward zero, and over many steps these errors, all of one sign, would
+// be hundreds of units in the last place: float32's products of eight inner elements are added up by themselves, and then to the sum
+// by an addition that rounds to nearest.
+template <class T>
+NFT_FN float* addend(State<T>& state, int down, int across) {
+  if constexpr (T::kSplit == 2) return state.fresh[across];
+  else return state.sum[down][across];
+}
+
 // Two of most: one is filled while slower warps still multiply the other.
 template <class T>
 struct alignas(16) Shared {
@@ -45,7 +63,8 @@ struct alignas(16) Shared {
   typename T::Element input[2][T::kColumns * T::kPitch];
   Tap tap[2][T::kInner];
   Column column[T::kColumns];
-  Place place;  // lies here to leave the threads their registers
+  Place place;  // these two lie here to leave the threads their registers
+  float* part_sums;
 };
 
 template <class T>
