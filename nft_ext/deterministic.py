@@ -44,7 +44,7 @@ def deterministic_cudnn() -> Iterator[None]:
 
 def convolution_backward(*arguments: Any) -> Any:
     """aten::convolution_backward with its arguments and results."""
-    with deterministic_cudnn(), torch.no_grad():
+    with deterministic_cudnn():
         return torch.ops.aten.convolution_backward.default(*arguments)
 
 

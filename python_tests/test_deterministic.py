@@ -86,8 +86,3 @@ def test_the_last_thread_to_leave_gives_the_flags_back(told):
     thread.join()
     assert done == [{"deterministic": True, "benchmark": False}] and flags() == told
 
-
-def test_autograd_is_left_out():
-    grad, x, weight, *rest = problem([True, True, False])
-    found = operator(grad, x.requires_grad_(), weight.requires_grad_(), *rest)
-    assert not found[0].requires_grad and not found[1].requires_grad

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import gpu_check, measure  # noqa: E402
 from bench.case import Ready, Variant, Work  # noqa: E402
-from bench.gpu import child, floors, marked, report, sanitize, stages, targets, timing  # noqa: E402
+from bench.gpu import child, floors, marked, report, sanitize, small, stages, targets, timing  # noqa: E402
 from bench.gpu.child import NotHere, Task, Wrong  # noqa: E402
 from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, SKIPPED, Outcome, Stage  # noqa: E402
 
@@ -397,12 +397,13 @@ FOUND = {"memcheck": "========= Invalid __global__ read of size 4 bytes\n=======
                      "========= ERROR SUMMARY: 2 errors\n",
          "racecheck": "========= Error: Race reported between Write access at a and Read access at b [9 hazards]\n"
                       "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n"}
-RAN = sanitize.LAST_LINE + "\n"
+RAN = f"40 of 50 {sanitize.LAST_LINE}\n"
 
 
 @pytest.mark.parametrize("kind", ["memcheck", "racecheck"])
 def test_what_a_sanitizer_says(kind):
-    assert sanitize.verdict(kind, RAN + FINE[kind], 0)["findings"] == 0
+    found = sanitize.verdict(kind, RAN + FINE[kind], 0)
+    assert found["findings"] == 0 and found["summary"].endswith("; 40 of 50 small shapes ran")
     with pytest.raises(Wrong, match=f"{kind} reports .*(Invalid __global__ read|Race reported)"):
         sanitize.verdict(kind, RAN + FOUND[kind], 0)
     with pytest.raises(Wrong, match="did not come to its end"):
@@ -411,6 +412,20 @@ def test_what_a_sanitizer_says(kind):
         sanitize.verdict(kind, RAN, 0)
     with pytest.raises(NotHere, match="does not serve this machine: Device not supported"):
         sanitize.verdict(kind, "========= Error: Device not supported\n", 1)
+
+
+@pytest.mark.parametrize("help_text, options", [
+    ("  --kernel-name arg\n  --kernel-name-exclude arg\n", ["--kernel-name", "kns=nft"]),
+    ("  --kernel-regex arg\n", ["--kernel-regex", "kns=nft"]), ("  --tool arg\n", [])])
+def test_a_sanitizer_is_kept_to_our_kernels_as_its_version_says_it(help_text, options):
+    assert sanitize.only_ours(help_text) == options
+
+
+def test_sanitized_cases_come_in_turns():
+    order, kinds = [], [[lambda name=name: order.append(name) for name in kind] for kind in ("abcd", "1", "xy")]
+    for case in small.in_turns(kinds):
+        case()
+    assert sorted(order) == sorted("abcd1xy") and "1" in order[:3] and set("xy") <= set(order[:5])
 
 
 def test_a_missing_sanitizer_is_said(monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ SUMMARY = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK S
 REFUSED = (r"(Device not supported|Unable to find injection library|"
            r"Target application terminated before first instrumented API call)")
 KEPT = 12  # lines of the first findings
+SHARE = 0.7  # of the stage's time for the script's cases; starting and ending take the rest
 
 
 def tool() -> str:
@@ -48,14 +49,22 @@ def verdict(kind: str, text: str, status: int) -> dict[str, Any]:
         raise Wrong(f"{kind} reports {sum(counts)}: " + " ".join(line.strip("= ") for line in findings[:KEPT]))
     if status != 0 or not counts or LAST_LINE not in text:
         raise Wrong(f"the script did not come to its end under {kind} (status {status}): {text.strip()[-500:]}")
-    return {"findings": 0, "summary": f"no {'hazard' if kind == 'racecheck' else 'error'} in this package's kernels"}
+    ran = next(line for line in reversed(text.splitlines()) if LAST_LINE in line).strip()
+    return {"findings": 0, "summary": f"no {'hazard' if kind == 'racecheck' else 'error'} in this package's kernels; {ran}"}
+
+
+def only_ours(help_text: str) -> list[str]:
+    """Options that keep the tool to this package's kernels, whose mangled names hold its namespace; versions of the tool spell them
+    differently. None where it has neither: all kernels are checked, and the libraries' with them."""
+    return next(([option, "kns=nft"] for option in ("--kernel-name", "--kernel-regex") if option in help_text), [])
 
 
 def run_tool(kind: str, task: Task) -> None:
-    # The mangled names of this package's kernels hold its namespace: libraries' kernels are not what is checked here. Each
-    # tensor gets memory of its own, so that an access past its end is past an allocation.
-    command = [tool(), "--tool", kind, "--kernel-regex", "kns=nft", "--report-api-errors", "no", sys.executable, "-m",
-               "bench.gpu.small"]
+    program = tool()
+    help_text = subprocess.run([program, "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace").stdout
+    command = [program, "--tool", kind, *only_ours(help_text), "--report-api-errors", "no", sys.executable, "-m", "bench.gpu.small",
+               f"{SHARE * task.left():.0f}"]
+    # Each tensor gets memory of its own, so that an access past its end is past an allocation.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           errors="replace")

@@ -1,13 +1,19 @@
-"""Every operator on small, awkward shapes, for the sanitizers: python -m bench.gpu.small. Sizes end inside a block, a warp and a
-tile; several chips; every path, dtype and memory format; forward and backward."""
+"""Every operator on small, awkward shapes, for the sanitizers: python -m bench.gpu.small [SECONDS]. Sizes end inside a block, a warp
+and a tile; several chips; every path, dtype and memory format; forward and backward. Under a sanitizer every call is slow: kinds of
+cases come in turns, and when the seconds are over those that are left are counted, not run."""
 
 from __future__ import annotations
 
 import itertools
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-LAST_LINE = "all small shapes ran"
+LAST_LINE = "small shapes ran"
 # rows, in, out; the last three split the steps of their tiles, forward or backward
 LINEAR = ((1, 1, 1), (3, 17, 5), (33, 70, 65), (3, 1100, 17), (40, 700, 9), (5, 24, 1100))
 CONV = (  # rows, C, H, W; out, kernel; options
@@ -22,10 +28,21 @@ CONV = (  # rows, C, H, W; out, kernel; options
 )
 
 
-def main() -> None:
-    import nft_ext as nft
+Case = Callable[[], None]
 
-    torch.manual_seed(0)
+
+def finish(*tensors: torch.Tensor) -> None:
+    for t in tensors:
+        assert t.isfinite().all(), "a result is not finite"
+
+
+def cases() -> list[list[Case]]:
+    """Programmed weights one layer at a time, all layers at once, linear layers, convolutions."""
+    import nft_ext as nft
+    from nft_ext import choice
+
+    choice.apply(0)  # what was measured here must not be put in force by a later call
+    choice.put(0, {direction: dict.fromkeys(choice.DTYPES, choice.DEFAULT) for direction in choice.DIRECTIONS})
     devices = {
         "one normal": nft.NVMDevice(), "preset": nft.NVMDevice.preset("rram4"), "16 bits": nft.NVMDevice(16, 4),
         "a device": nft.NVMDevice(sampling="per_device"),
@@ -33,36 +50,59 @@ def main() -> None:
     }
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     keys = [nft.noise_key(1, range(chips), device="cuda") for chips in (1, 3)]
+    product_devices = (devices["one normal"], devices["everything"])
 
-    def finish(*tensors: torch.Tensor) -> None:
-        for t in tensors:
-            assert t.isfinite().all(), "a result is not finite"
-
-    for nvm, dtype, key, n in itertools.product(devices.values(), dtypes, keys, (1, 5, 129, 1027)):
+    def one_layer(nvm, dtype, key, n):
         finish(nft.program_weights(torch.randn(n, device="cuda"), nvm, key=key, dtype=dtype))
-    for dtype, key in itertools.product(dtypes, keys):  # layers of all kinds in one launch
+
+    def all_layers(dtype, key):  # of all kinds, in one call
         weights = [torch.randn(n, device="cuda") for n in (1, 5, 129, 1027, 4099)]
         tables = [torch.from_numpy(nvm.operator_table()).cuda() for nvm in devices.values()]
         specs = [n for nvm in devices.values() for n in nvm.operator_spec()]
         finish(*torch.ops.nft_ext.program_many(weights, [None] * 5, [], tables, key, list(range(5)), specs, [], dtype))
-    for (name, nvm), dtype, key, shared in itertools.product(devices.items(), dtypes, keys, (True, False)):
-        if name not in ("one normal", "everything"):
-            continue
-        for rows, features, out in LINEAR:
-            weight, bias = (torch.randn(*s, device="cuda", requires_grad=True) for s in ((out, features), (out,)))
-            x = torch.randn(rows * (1 if shared else len(key)), features, device="cuda").to(dtype).requires_grad_()
-            y = nft.noisy_linear(x, weight, bias, nvm=nvm, key=key, shared=shared)
-            finish(y, *torch.autograd.grad(y.float().sum(), (x, weight, bias)))
-        for (rows, channels, *side), (out, kernel), options in CONV:
-            weight = torch.randn(out, channels // options.get("groups", 1), *kernel, device="cuda", requires_grad=True)
-            x = torch.randn(rows * (1 if shared else len(key)), channels, *side, device="cuda").to(dtype)
-            for layout in (torch.contiguous_format, torch.channels_last):
-                leaf = x.to(memory_format=layout).requires_grad_()
-                y = nft.noisy_conv2d(leaf, weight, nvm=nvm, key=key, shared=shared, **options)
-                finish(y, *torch.autograd.grad(y.float().sum(), (leaf, weight)))
+
+    def linear(nvm, dtype, key, shared, sizes):
+        rows, features, out = sizes
+        weight, bias = (torch.randn(*s, device="cuda", requires_grad=True) for s in ((out, features), (out,)))
+        x = torch.randn(rows * (1 if shared else len(key)), features, device="cuda").to(dtype).requires_grad_()
+        y = nft.noisy_linear(x, weight, bias, nvm=nvm, key=key, shared=shared)
+        finish(y, *torch.autograd.grad(y.float().sum(), (x, weight, bias)))
+
+    def conv(nvm, dtype, key, shared, sizes, layout):
+        (rows, channels, *side), (out, kernel), options = sizes
+        weight = torch.randn(out, channels // options.get("groups", 1), *kernel, device="cuda", requires_grad=True)
+        x = torch.randn(rows * (1 if shared else len(key)), channels, *side, device="cuda").to(dtype)
+        leaf = x.to(memory_format=layout).requires_grad_()
+        y = nft.noisy_conv2d(leaf, weight, nvm=nvm, key=key, shared=shared, **options)
+        finish(y, *torch.autograd.grad(y.float().sum(), (leaf, weight)))
+
+    def each(function: Callable[..., None], *values: Sequence) -> list[Case]:
+        return [lambda chosen=chosen: function(*chosen) for chosen in itertools.product(*values)]
+
+    return [each(one_layer, devices.values(), dtypes, keys, (1, 5, 129, 1027)), each(all_layers, dtypes, keys),
+            each(linear, product_devices, dtypes, keys, (True, False), LINEAR),
+            each(conv, product_devices, dtypes, keys, (True, False), CONV, (torch.contiguous_format, torch.channels_last))]
+
+
+def in_turns(kinds: Sequence[Sequence[Case]]) -> Iterator[Case]:
+    """One of each kind after the other, each kind shuffled: an early end leaves out no kind and no option altogether."""
+    shuffled = [random.Random(0).sample(kind, len(kind)) for kind in kinds]
+    for together in itertools.zip_longest(*shuffled):
+        yield from (case for case in together if case is not None)
+
+
+def main(seconds: float = math.inf) -> None:
+    end = time.monotonic() + seconds
+    torch.manual_seed(0)
+    kinds, ran = cases(), 0
+    for case in in_turns(kinds):
+        if time.monotonic() > end:
+            break
+        case()
+        ran += 1
     torch.cuda.synchronize()
-    print(LAST_LINE, flush=True)
+    print(f"{ran} of {sum(map(len, kinds))} {LAST_LINE}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(float, sys.argv[1:]))

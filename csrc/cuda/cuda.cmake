@@ -17,8 +17,9 @@ set_target_properties(torch_cuda_stub PROPERTIES OUTPUT_NAME torch_cuda LIBRARY_
 add_library(_C_cuda MODULE csrc/cuda/sampler.cu csrc/cuda/fused.cu csrc/cuda/gradient.cu csrc/cuda/ops_cuda.cpp)
 target_include_directories(_C_cuda PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_compile_definitions(_C_cuda PRIVATE USE_CUDA NFT_CUDA_HOLDS="${NFT_CUDA_HOLDS}")
-# No fma in the noise (csrc/core/macros.h asks for none; this is the belt), and a warning should a kernel ever spill registers.
-target_compile_options(_C_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Xptxas=-warn-spills,-warn-lmem-usage>"
+# Both architectures of a file at once, since they take minutes; no fma in the noise (csrc/core/macros.h asks for none; this is the belt);
+# and a warning should a kernel ever spill registers.
+target_compile_options(_C_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--threads=2;-fmad=false;-Xptxas=-warn-spills,-warn-lmem-usage>"
                                        "$<$<COMPILE_LANGUAGE:CXX>:${NFT_ROUNDING}>")
 target_link_libraries(_C_cuda PRIVATE nft_torch torch_cuda_stub CUDA::cudart_static)
 target_link_options(_C_cuda PRIVATE -Wl,--no-as-needed)

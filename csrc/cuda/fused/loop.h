@@ -70,15 +70,34 @@ NFT_FN void clear_fresh(State<T>& state) {
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int i = 0; i < 4 * T::kAcross; ++i) state.fresh[i / 4][i % 4] = 0.0f;
+  for (int i = 0; i < 4 * T::kTogether; ++i) state.fresh[i / 4][i % 4] = 0.0f;
 }
 
 template <class T>
-NFT_FN void add_fresh(State<T>& state, int down) {
+NFT_FN void add_fresh(State<T>& state, int down, int first) {
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int i = 0; i < 4 * T::kAcross; ++i) state.sum[down][i / 4][i % 4] = add(state.sum[down][i / 4][i % 4], state.fresh[i / 4][i % 4]);
+  for (int i = 0; i < 4 * T::kTogether; ++i) {
+    float& sum = state.sum[down][first + i / 4][i % 4];
+    sum = add(sum, state.fresh[i / 4][i % 4]);
+  }
+}
+
+// The products of a warp's row `down` with its columns from `first` on.
+template <class T, class Team>
+NFT_FN void multiply_together(int down, int first, Team& team) {
+  if constexpr (T::kSplit == 2) team.each([&](int, State<T>& state) { clear_fresh<T>(state); });
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int product = 0; product < T::kProducts; ++product)  // small ones first
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+    for (int across = 0; across < T::kTogether; ++across)
+      team.mma(down, first + across, T::kProducts == 3 && product == 0, T::kProducts == 3 && product == 1);
+  if constexpr (T::kSplit == 2) team.each([&](int, State<T>& state) { add_fresh<T>(state, down, first); });
 }
 
 // One step's product.
@@ -98,20 +117,11 @@ NFT_FN void multiply(const typename T::Element* weight, const typename T::Elemen
 #pragma unroll
 #endif
     for (int down = 0; down < T::kDown; ++down) {
-      team.each([&](int thread, State<T>& state) {
-        read_a<T>(weight, thread, down, k, state);
-        if constexpr (T::kSplit == 2) clear_fresh<T>(state);
-      });
+      team.each([&](int thread, State<T>& state) { read_a<T>(weight, thread, down, k, state); });
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-      for (int product = 0; product < T::kProducts; ++product)  // small ones first
-#if defined(__CUDACC__)
-#pragma unroll
-#endif
-        for (int across = 0; across < T::kAcross; ++across)
-          team.mma(down, across, T::kProducts == 3 && product == 0, T::kProducts == 3 && product == 1);
-      if constexpr (T::kSplit == 2) team.each([&](int, State<T>& state) { add_fresh<T>(state, down); });
+      for (int first = 0; first < T::kAcross; first += T::kTogether) multiply_together<T>(down, first, team);
     }
   }
 }

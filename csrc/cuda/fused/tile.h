@@ -36,6 +36,7 @@ struct Tile {
   // float32 is multiplied as three products of tf32: low * high + high * low + high * high.
   static constexpr int kSplit = kPerWord == 1 ? 2 : 1;
   static constexpr int kProducts = kPerWord == 1 ? 3 : 1;
+  static constexpr int kTogether = kSplit == 2 && kAcross > 2 ? 2 : kAcross;  // products across that are under way at once
 };
 
 // What a thread keeps in registers. Of a float32 fragment both tf32 parts: [0] the high one, [1] what it leaves.
@@ -44,7 +45,7 @@ struct State {
   float sum[T::kDown][T::kAcross][4];
   uint32_t a[T::kSplit][4];
   uint32_t b[T::kSplit][T::kAcross][2];
-  float fresh[T::kSplit == 2 ? T::kAcross : 1][4];
+  float fresh[T::kTogether][4];
 };
 
 // What a product is added to. Tensor cores round their sums toward zero, and over many steps these errors, all of one sign, would
@@ -52,7 +53,7 @@ struct State {
 // by an addition that rounds to nearest.
 template <class T>
 NFT_FN float* addend(State<T>& state, int down, int across) {
-  if constexpr (T::kSplit == 2) return state.fresh[across];
+  if constexpr (T::kSplit == 2) return state.fresh[across % T::kTogether];
   else return state.sum[down][across];
 }
 
