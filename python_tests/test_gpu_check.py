@@ -386,6 +386,38 @@ def test_a_pytest_report(tmp_path):
     assert found["skipped"] == {"t.b::three": "needs two CUDA devices"} and found["summary"] == "1 passed, 1 failed, 1 skipped"
 
 
+JUNIT = "<testsuites><testsuite>{}</testsuite></testsuites>"
+FINE_CASE, BAD_CASE = '<testcase classname="a" name="b"/>', '<testcase classname="a" name="c"><failure message="wrong"/></testcase>'
+
+
+@pytest.mark.parametrize("quick, slow, summary", [
+    (3 * FINE_CASE, 2 * FINE_CASE, "5 passed, 0 failed, 0 skipped"),
+    (3 * FINE_CASE, None, "3 passed, 0 failed, 0 skipped; no time was left for the slow ones"),
+])
+def test_quick_tests_come_before_slow_ones(quick, slow, summary, monkeypatch, tmp_path):
+    def run(marks, report, seconds=None):
+        cases = quick if marks == "cuda and not slow" else slow
+        if cases is None:
+            return None
+        report.write_text(JUNIT.format(cases))
+        return 0
+
+    monkeypatch.setattr(marked, "pytest", run)
+    task = Task(tmp_path / "found.json", 60.0, {})
+    marked.run(task)
+    assert stages.read_json(task.out)["summary"] == summary
+
+
+def test_a_failed_quick_test_ends_the_stage(monkeypatch, tmp_path):
+    def run(marks, report, seconds=None):
+        report.write_text(JUNIT.format(FINE_CASE + BAD_CASE))
+        return 1
+
+    monkeypatch.setattr(marked, "pytest", run)
+    with pytest.raises(Wrong, match="1 passed, 1 failed, 0 skipped: a::c: wrong"):
+        marked.run(Task(tmp_path / "found.json", 60.0, {}))
+
+
 def test_files_with_marked_tests_are_found():
     names = {p.name for p in marked.files(ROOT / "python_tests")}
     assert {"test_cuda_operators.py", "test_cuda_products.py", "test_cuda_compile.py", "test_cuda_graphs.py"} <= names and "test_philox.py" not in names

@@ -14,6 +14,7 @@ from bench.gpu.child import Task, Wrong
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = 5
+LAST_SECONDS = 5.0  # kept from the slow tests for what comes after them
 
 
 def files(folder: Path) -> list[Path]:
@@ -31,21 +32,50 @@ def results(report: Path) -> dict[str, Any]:
             failed[name] = (trouble.get("message") or "").splitlines()[0] if trouble.get("message") else ""
         if (skip := case.find("skipped")) is not None:
             skipped[name] = skip.get("message") or ""
-    return {"tests": len(cases), "failed": failed, "skipped": skipped,
-            "summary": f"{len(cases) - len(failed) - len(skipped)} passed, {len(failed)} failed, {len(skipped)} skipped"}
+    found = {"tests": len(cases), "failed": failed, "skipped": skipped}
+    return found | {"summary": summary(found)}
+
+
+def summary(found: dict[str, Any]) -> str:
+    failed, skipped = len(found["failed"]), len(found["skipped"])
+    return f"{found['tests'] - failed - skipped} passed, {failed} failed, {skipped} skipped"
+
+
+def pytest(marks: str, report: Path, seconds: float | None = None) -> int | None:
+    """Runs the tests with these marks; pytest's status, None where the seconds did not suffice."""
+    # Set before the process starts: cuBLAS needs it to be deterministic, and tests ask for that.
+    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    command = [sys.executable, "-m", "pytest", "-m", marks, "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
+               *map(str, files(ROOT / "python_tests"))]
+    try:
+        return subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds).returncode
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def joined(first: dict[str, Any], second: dict[str, Any] | None) -> dict[str, Any]:
+    """Both runs' results; second: the slow tests', None where their time ran out."""
+    if second is None:
+        return first | {"summary": first["summary"] + "; no time was left for the slow ones"}
+    found = {"tests": first["tests"] + second["tests"], "failed": first["failed"] | second["failed"],
+             "skipped": first["skipped"] | second["skipped"]}
+    return found | {"summary": summary(found)}
 
 
 def run(task: Task) -> None:
+    """The quick tests, then the slow ones as far as the time goes."""
     report = task.out.with_suffix(".xml")
-    # Set before the process starts: cuBLAS needs it to be deterministic, and tests ask for that.
-    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
-               *map(str, files(ROOT / "python_tests"))]
-    status = subprocess.run(command, cwd=ROOT, env=environment).returncode
+    status = pytest("cuda and not slow", report)
     if not report.exists():
         raise Wrong(f"pytest ended with status {status} and wrote no report")
     found = results(report)
     task.save(found)
+    slow_report = task.out.with_suffix(".slow.xml")
+    if not found["failed"] and status == 0:
+        slow = pytest("cuda and slow", slow_report, max(1.0, task.left() - LAST_SECONDS))
+        found = joined(found, results(slow_report) if slow is not None and slow_report.exists() else None)
+        status = slow or status
+        task.save(found)
     if found["failed"]:
         shown = [f"{name}: {why}" for name, why in list(found["failed"].items())[:SHOWN]]
         raise Wrong(f"{found['summary']}: " + "; ".join(shown))

@@ -104,7 +104,7 @@ NFT_FN void multiply_together(int down, int first, Team& team) {
 template <class T, class Team>
 NFT_FN void multiply(const typename T::Element* weight, const typename T::Element* input, Team& team) {
 #if defined(__CUDACC__)
-#pragma unroll
+#pragma unroll (T::kSplit == 2 ? 1 : T::kWords / 8)  // two tf32 parts of everything leave no registers for the next words
 #endif
   for (int k = 0; k < T::kWords / 8; ++k) {
     team.each([&](int thread, State<T>& state) {
