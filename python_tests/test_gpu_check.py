@@ -386,7 +386,7 @@ def test_a_pytest_report(tmp_path):
     assert found["skipped"] == {"t.b::three": "needs two CUDA devices"} and found["summary"] == "1 passed, 1 failed, 1 skipped"
 
 
-JUNIT = "<testsuites><testsuite>{}</testsuite></testsuites>"
+SUITE = "<testsuites><testsuite>{}</testsuite></testsuites>"
 FINE_CASE, BAD_CASE = '<testcase classname="a" name="b"/>', '<testcase classname="a" name="c"><failure message="wrong"/></testcase>'
 
 
@@ -399,7 +399,7 @@ def test_quick_tests_come_before_slow_ones(quick, slow, summary, monkeypatch, tm
         cases = quick if marks == "cuda and not slow" else slow
         if cases is None:
             return None
-        report.write_text(JUNIT.format(cases))
+        report.write_text(SUITE.format(cases))
         return 0
 
     monkeypatch.setattr(marked, "pytest", run)
@@ -410,7 +410,7 @@ def test_quick_tests_come_before_slow_ones(quick, slow, summary, monkeypatch, tm
 
 def test_a_failed_quick_test_ends_the_stage(monkeypatch, tmp_path):
     def run(marks, report, seconds=None):
-        report.write_text(JUNIT.format(FINE_CASE + BAD_CASE))
+        report.write_text(SUITE.format(FINE_CASE + BAD_CASE))
         return 1
 
     monkeypatch.setattr(marked, "pytest", run)

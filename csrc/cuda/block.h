@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../core/conductance.h"
+#include "philox.h"
 #include "store.h"
 
 namespace nft {
@@ -108,7 +109,7 @@ NFT_FN void block_words(const Key& key, uint32_t slice, int64_t block, uint32_t*
   w[1] = counter1((uint64_t)block, slice, key.domain);
   w[2] = key.stream;
   w[3] = key.draw;
-  philox(w[0], w[1], w[2], w[3], key.k0, key.k1);
+  philox_of_thread(w[0], w[1], w[2], w[3], key.k0, key.k1);
 }
 
 NFT_FN void block_normals(const Key& key, uint32_t slice, int64_t block, float* z) {
