@@ -1,5 +1,5 @@
-// Which devices a build serves: machine code runs on devices of its own major version and of the same minor version or a later one;
-// PTX on every device of its version or a later one.
+// Which devices a build serves: machine code runs on devices of its own major version and of the same minor version or
+// a later one; PTX on every device of its version or a later one.
 #pragma once
 
 #include <stdlib.h>
@@ -11,8 +11,8 @@
 namespace nft {
 namespace cuda {
 
-// Why a device of compute capability major.minor has no code in a build that holds `holds`, in words; none where it has.
-// `holds`: names such as "sm_80 sm_90 compute_90" (machine code, PTX).
+// Why a device of compute capability major.minor has no code in a build that holds `holds`, in words; none where it
+// has. `holds`: names such as "sm_80 sm_90 compute_90" (machine code, PTX).
 inline std::optional<std::string> why_not_served(int major, int minor, const char* holds) {
   std::istringstream names(holds);
   for (std::string name; names >> name;) {

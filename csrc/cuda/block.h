@@ -1,8 +1,8 @@
 // One thread's work: the four neighbouring weights that share one Philox block, from memory to memory.
 //
-// Host and device compile the same templates, so csrc/tests/test_cuda_block.cpp can hold every path against the CPU kernels
-// bit for bit on a machine without a GPU; csrc/cuda/sampler.cu only deals blocks out to threads. The steps and their order
-// are those of csrc/cpu/sampler.inl.
+// Host and device compile the same templates, so csrc/tests/test_cuda_block.cpp can hold every path against the CPU
+// kernels bit for bit on a machine without a GPU; csrc/cuda/sampler.cu only deals blocks out to threads. The steps and
+// their order are those of csrc/cpu/sampler.inl.
 #pragma once
 
 #include "../core/conductance.h"
@@ -12,8 +12,8 @@
 namespace nft {
 namespace cuda {
 
-// One weight tensor to be programmed onto `chips` chips. Arrays in row-major logical order; on CUDA all pointers are the
-// device's, and no value behind them is known to the host.
+// One weight tensor to be programmed onto `chips` chips. Arrays in row-major logical order; on CUDA all pointers are
+// the device's, and no value behind them is known to the host.
 struct Program {
   const float* weight;    // [n], or null where codes are given
   const void* codes;      // [n] int16 (code_bytes 2) or int32 (code_bytes 4), or null
@@ -34,8 +34,8 @@ struct Program {
 
 namespace NFT_ISA {
 
-// The same number, which the compiler cannot know: what depends on it is computed where it stands, not ahead of a loop whose
-// registers it would occupy.
+// The same number, which the compiler cannot know: what depends on it is computed where it stands, not ahead of a loop
+// whose registers it would occupy.
 NFT_FN int opaque(int a) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+r"(a));
@@ -49,8 +49,9 @@ NFT_FN int64_t opaque(int64_t a) {
   return a;
 }
 
-// The device table of a program where threads read it. `constant`: means are the codes (levels) themselves and deviations
-// all equal, so nothing need be looked up; never claimed where it is not so, and the result is the same bits without it.
+// The device table of a program where threads read it. `constant`: means are the codes (levels) themselves and
+// deviations all equal, so nothing need be looked up; never claimed where it is not so, and the result is the same bits
+// without it.
 struct Table {
   const float* values;  // means [levels], then deviations [levels], then the limits on the per-device path
   int levels;

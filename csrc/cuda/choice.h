@@ -1,5 +1,5 @@
-// Up to how many columns a chip the fused products are taken, by device, direction and type (nft_ext/choice.py says why and how
-// they are measured). Read at every product, set seldom, from any thread.
+// Up to how many columns a chip the fused products are taken, by device, direction and type (nft_ext/choice.py says why
+// and how they are measured). Read at every product, set seldom, from any thread.
 #pragma once
 
 #include <atomic>

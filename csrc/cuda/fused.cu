@@ -19,8 +19,9 @@ __global__ void finish_kernel(const Results r, const Epilogue e) {
 
 // Tiles of all number types are alike here.
 template <bool kWide>
-__global__ void add_parts_kernel(const __grid_constant__ Fused f, const __grid_constant__ Sizes sizes, const __grid_constant__ Tiling tiling,
-                                 const __grid_constant__ Split split, const float* sums) {
+__global__ void add_parts_kernel(const __grid_constant__ Fused f, const __grid_constant__ Sizes sizes,
+                                 const __grid_constant__ Tiling tiling, const __grid_constant__ Split split,
+                                 const float* sums) {
   typedef Tile<OutType::kFloat32, kWide> T;
   const int64_t count = tiling.count * (sums_of_tile<T>() / 4), step = (int64_t)gridDim.x * blockDim.x;
   for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += step) {
@@ -60,7 +61,8 @@ cudaError_t multiprocessors(int* count) {
 cudaError_t finish(const Results& r, const Epilogue& e, cudaStream_t stream) {
   if (r.count == 0) return cudaSuccess;
   constexpr int kThreads = 256;
-  const unsigned grid = (unsigned)std::min<int64_t>((r.count + kThreads - 1) / kThreads, 0x7fffffff);  // threads stride over more
+  // Threads stride over more.
+  const unsigned grid = (unsigned)std::min<int64_t>((r.count + kThreads - 1) / kThreads, 0x7fffffff);
   if (r.type == OutType::kBFloat16)
     finish_kernel<OutType::kBFloat16><<<grid, kThreads, 0, stream>>>(r, e);
   else if (r.type == OutType::kFloat16)

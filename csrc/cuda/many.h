@@ -1,11 +1,12 @@
 // How the weights of many layers are dealt to the thread blocks of one grid, on host and device.
 //
-// The layers of a launch lie end to end, cut into strips of 128 weights, what a warp programs at once; every thread block gets an
-// equal, contiguous share of all strips. It finds the layer where its share begins by bisection and walks on from there. So all
-// its threads are in the same layer at any time: none diverges, and a layer's table is staged once a thread block.
+// The layers of a launch lie end to end, cut into strips of 128 weights, what a warp programs at once; every thread
+// block gets an equal, contiguous share of all strips. It finds the layer where its share begins by bisection and walks
+// on from there. So all its threads are in the same layer at any time: none diverges, and a layer's table is staged
+// once a thread block.
 //
-// The list of layers is a kernel argument (at most 4 KB on every device and toolkit): no copy to the device, no memory that
-// would have to outlive the launch, and a CUDA graph keeps it with the launch.
+// The list of layers is a kernel argument (at most 4 KB on every device and toolkit): no copy to the device, no memory
+// that would have to outlive the launch, and a CUDA graph keeps it with the launch.
 #pragma once
 
 #include "block.h"
@@ -26,7 +27,8 @@ struct Layer {
   uint8_t code_bytes, weight_bits, device_bits, mapping;
 };
 
-// The layers of one launch. `each` and `more` say how the strips are shared: the first `more` thread blocks get one more.
+// The layers of one launch. `each` and `more` say how the strips are shared: the first `more` thread blocks get one
+// more.
 template <int kMost>
 struct Batch {
   const int64_t* keys;
@@ -115,8 +117,8 @@ NFT_FN cuda::Program program_in(const cuda::Batch<kMost>& batch, int l) {
   return p;
 }
 
-// Appends the chosen ones of a list and calls launch(batch), which returns 0 or an error, whenever a batch is full, and for the
-// rest.
+// Appends the chosen ones of a list and calls launch(batch), which returns 0 or an error, whenever a batch is full, and
+// for the rest.
 template <class Chosen, class Launch>
 auto in_batches(const cuda::Program* programs, int count, const Chosen& chosen, const Launch& launch) {
   cuda::Batch<cuda::kMostLayers> batch;

@@ -13,8 +13,8 @@
 
 namespace nft {
 
-// Throws where this library has no code for the current device; a device is asked once, about two attributes, which waits for
-// nothing.
+// Throws where this library has no code for the current device; a device is asked once, about two attributes, which
+// waits for nothing.
 inline void check_architecture(int device) {
   static std::atomic<bool> served[64];
   std::atomic<bool>* const known = device < 64 ? &served[device] : nullptr;

@@ -1,4 +1,5 @@
-// The operators on CUDA: sampler and fused product on the current stream of the weight's device. No value is read back, no call waits.
+// The operators on CUDA: sampler and fused product on the current stream of the weight's device. No value is read back,
+// no call waits.
 #include "../operators.h"
 #include "choice.h"
 #include "fused.h"
@@ -304,8 +305,8 @@ using CudaOperators = Operators<Cuda>;
 }  // namespace
 }  // namespace nft
 
-// For nft_ext/choice.py; not an operator, as it has no tensors. direction: 0 forward, 1 input gradient; type: 0 float32,
-// 1 bfloat16, 2 float16.
+// For nft_ext/choice.py; not an operator, as it has no tensors. direction: 0 forward, 1 input gradient; type: 0
+// float32, 1 bfloat16, 2 float16.
 extern "C" __attribute__((visibility("default"))) void nft_ext_set_fused_columns(int32_t device, int32_t direction, int32_t type,
                                                                                  int64_t columns) {
   nft::fused_columns.set(device, direction, type, columns);

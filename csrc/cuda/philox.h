@@ -1,5 +1,5 @@
-// Philox4x32-10 of csrc/core/philox.h, bit for bit, for a thread: the 64-bit products are said outright, since the compiler makes
-// longer ones of them.
+// Philox4x32-10 of csrc/core/philox.h, bit for bit, for a thread: the 64-bit products are said outright, since the
+// compiler makes longer ones of them.
 #pragma once
 
 #include "../core/philox.h"

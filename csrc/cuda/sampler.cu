@@ -1,9 +1,9 @@
-// Kernels and launches of csrc/cuda/sampler.h. A thread takes one block of four weights at a time (csrc/cuda/block.h); grids
-// are only as large as the device can hold at once and go through the rest, of all layers (csrc/cuda/many.h), so no tensor is
-// too large for a grid and a device table is fetched into shared memory once a resident block of threads.
+// Kernels and launches of csrc/cuda/sampler.h. A thread takes one block of four weights at a time (csrc/cuda/block.h);
+// grids are only as large as the device can hold at once and go through the rest, of all layers (csrc/cuda/many.h), so
+// no tensor is too large for a grid and a device table is fetched into shared memory once a resident block of threads.
 //
-// Every kernel exists for one layer and for a full batch: the arguments of a launch cost time, and most launches by far have
-// one layer only.
+// Every kernel exists for one layer and for a full batch: the arguments of a launch cost time, and most launches by far
+// have one layer only.
 #include "sampler.h"
 
 #include <algorithm>
@@ -19,16 +19,17 @@ using namespace generic;
 
 constexpr int kThreads = 256;
 
-// Thread blocks that a multiprocessor holds at once: 8 fill its 2048 threads at 32 registers each; the per-device path keeps more
-// values alive and would spill them below 64. Tables too large for shared memory take registers for their addresses: 40 and 80.
+// Thread blocks that a multiprocessor holds at once: 8 fill its 2048 threads at 32 registers each; the per-device path
+// keeps more values alive and would spill them below 64. Tables too large for shared memory take registers for their
+// addresses: 40 and 80.
 constexpr int kResident = 8;
 constexpr int resident_blocks(int path, bool staged) {
   if (path == kPathDevice) return staged ? 4 : 3;
   return path == kPathFast && !staged ? 6 : kResident;
 }
 
-// This thread block's share. Volatile, so that it is computed anew for each layer, from constants: kept, it would take registers
-// from the weights all the while.
+// This thread block's share. Volatile, so that it is computed anew for each layer, from constants: kept, it would take
+// registers from the weights all the while.
 template <int kMost>
 __device__ Range share(const Batch<kMost>& batch) {
   unsigned part;
@@ -36,8 +37,8 @@ __device__ Range share(const Batch<kMost>& batch) {
   return share_of(batch, part);
 }
 
-// Bit patterns of magnitudes are ordered like the magnitudes, with NaN above all: their maximum needs no floats, and no order.
-// One global maximum a thread block and layer; thousands of warps would queue for the same address.
+// Bit patterns of magnitudes are ordered like the magnitudes, with NaN above all: their maximum needs no floats, and no
+// order. One global maximum a thread block and layer; thousands of warps would queue for the same address.
 template <int kMost>
 __global__ void __launch_bounds__(kThreads) largest_kernel(const __grid_constant__ Batch<kMost> batch, uint32_t* largest) {
   __shared__ uint32_t ours;
@@ -90,8 +91,8 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kStaged))
   }
 }
 
-// As many thread blocks as the current device holds at once (`resident` a multiprocessor): `x` for the weights, and where
-// these are few, `y` for the chips.
+// As many thread blocks as the current device holds at once (`resident` a multiprocessor): `x` for the weights, and
+// where these are few, `y` for the chips.
 cudaError_t grid_for(int64_t strips, int64_t chips, int resident, dim3* grid) {
   int device = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);

@@ -1,6 +1,6 @@
-// The sampler on CUDA behind plain pointers and a stream: nothing here waits for the device, allocates, or reads a value
-// from it, so every call may be captured in a CUDA graph. Pointers belong to the current device; lists of programs are the
-// host's and need not outlive the call.
+// The sampler on CUDA behind plain pointers and a stream: nothing here waits for the device, allocates, or reads a
+// value from it, so every call may be captured in a CUDA graph. Pointers belong to the current device; lists of
+// programs are the host's and need not outlive the call.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,8 +10,8 @@
 namespace nft {
 namespace cuda {
 
-// Step s of Eq. 4 of each program's weights (weight, n and weight_bits are read) into step [count]; NaN where a weight is not
-// finite. Two launches for every 63 layers.
+// Step s of Eq. 4 of each program's weights (weight, n and weight_bits are read) into step [count]; NaN where a weight
+// is not finite. Two launches for every 63 layers.
 cudaError_t weight_step_many(const Program* programs, int count, float* step, cudaStream_t stream);
 
 // The same for one weight [n], into step [].
@@ -21,7 +21,8 @@ cudaError_t weight_step(const float* weight, int64_t n, int weight_bits, float* 
 cudaError_t quantize(const float* weight, int64_t n, const float* step, int weight_bits, void* codes, cudaStream_t stream);
 
 // Programmed weights [chips, n] of every layer. All layers go to the same chips: equal keys and chips, or
-// cudaErrorInvalidValue. One launch for every 63 layers of the same path and output type, where their tables fit shared memory.
+// cudaErrorInvalidValue. One launch for every 63 layers of the same path and output type, where their tables fit shared
+// memory.
 cudaError_t program_many(const Program* programs, int count, cudaStream_t stream);
 
 // The same for one layer.

@@ -6,8 +6,8 @@
 namespace nft {
 namespace cuda {
 
-// The table in shared memory, and whether it is a constant one (csrc/cpu/program.h finds out the same way on the host). To be
-// called by all kThreads threads of a block.
+// The table in shared memory, and whether it is a constant one (csrc/cpu/program.h finds out the same way on the host).
+// To be called by all kThreads threads of a block.
 template <int kThreads>
 __device__ generic::Table staged_table(const Program& p, float* shared) {
   const int levels = generic::table_levels(p);

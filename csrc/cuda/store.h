@@ -72,9 +72,9 @@ NFT_FN uint16_t to_float16(float a) {
   return (uint16_t)(sign | ((u - 0x38000000u + 0xfffu + ((u >> 13) & 1u)) >> 13));  // 65520 and more carry into infinity
 }
 
-// The 8-bit number nearest to fl(a / scale), ties to even, clamped to +-127; a division, as in Eq. 4. NaN, which 8 bits cannot
-// say, becomes 0: a layer whose step is NaN shows it in its scale. The sum with 1.5 * 2^23 rounds to an integer, which its lowest
-// bits then hold.
+// The 8-bit number nearest to fl(a / scale), ties to even, clamped to +-127; a division, as in Eq. 4. NaN, which 8 bits
+// cannot say, becomes 0: a layer whose step is NaN shows it in its scale. The sum with 1.5 * 2^23 rounds to an integer,
+// which its lowest bits then hold.
 NFT_FN int8_t to_int8(float a, float scale) {
   const float quotient = div(a, scale);
   const float bounded = least(most(quotient, -127.0f), 127.0f);
@@ -82,7 +82,8 @@ NFT_FN int8_t to_int8(float a, float scale) {
   return (int8_t)(quotient == quotient ? rounded : 0);
 }
 
-// One number as it is stored. On the device the processor's conversions do it; they round alike (a NaN's payload differs).
+// One number as it is stored. On the device the processor's conversions do it; they round alike (a NaN's payload
+// differs).
 template <cuda::OutType kOut>
 struct Stored {
   typedef uint16_t Type;

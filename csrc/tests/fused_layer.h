@@ -1,4 +1,5 @@
-// A layer's weights and noise for the tests of the fused CUDA kernels, and one run of a kernel's tile loop over all its tiles.
+// A layer's weights and noise for the tests of the fused CUDA kernels, and one run of a kernel's tile loop over all its
+// tiles.
 #pragma once
 
 #include <math.h>
@@ -124,7 +125,7 @@ void run_tiles(const Fused& f, const S& sizes, bool constant, bool reversed, int
                               sums ? sums + place_of_sums<T>(split, tile, part, 0, 0) : nullptr, *shared, team);
   if (!sums) return;
   expect(isnan(sums[-1]) && isnan(sums[memory.size() - 12]), "parts' sums lie in their memory");
-  typedef Tile<OutType::kFloat32, (T::kColumns > 32)> Adder;  // as csrc/cuda/fused.cu has it, whatever the tile's numbers
+  typedef Tile<OutType::kFloat32, (T::kColumns > 32)> Adder;  // as in csrc/cuda/fused.cu, whatever the tile's numbers
   for (int64_t at = 0; at < tiling.count * sums_of_tile<T>() / 4; ++at) {
     if (f.y_type == OutType::kBFloat16) add_parts<Adder, OutType::kBFloat16>(f, sizes, tiling, split, sums, at);
     else if (f.y_type == OutType::kFloat16) add_parts<Adder, OutType::kFloat16>(f, sizes, tiling, split, sums, at);

@@ -1,6 +1,7 @@
-// The fused CUDA kernel's own tile loop (csrc/cuda/fused/loop.h) on the host: every thread of every block, phase by phase, with
-// mma.sync emulated from the instruction's definition; against a plain convolution in double precision with the weights that
-// cuda::program writes. Inputs lie between NaN, so a read outside shows; results lie between poison, so a write outside shows.
+// The fused CUDA kernel's own tile loop (csrc/cuda/fused/loop.h) on the host: every thread of every block, phase by
+// phase, with mma.sync emulated from the instruction's definition; against a plain convolution in double precision with
+// the weights that cuda::program writes. Inputs lie between NaN, so a read outside shows; results lie between poison,
+// so a write outside shows.
 #include <string>
 #include <vector>
 
@@ -155,7 +156,8 @@ void linear_layers() {
       }
 }
 
-// float32 products are as good as float32's own sums, however many there are and however they are dealt to thread blocks.
+// float32 products are as good as float32's own sums, however many there are and however they are dealt to thread
+// blocks.
 template <bool kWide>
 void long_sums() {
   typedef Tile<OutType::kFloat32, kWide> T;
@@ -221,7 +223,8 @@ void every_option() {
     }
 }
 
-// The pass over results in memory, one thread a result: the epilogue's definition, and nothing around the results touched.
+// The pass over results in memory, one thread a result: the epilogue's definition, and nothing around the results
+// touched.
 template <OutType kY>
 void results_in_memory(int parts, int64_t outer, int rows, int64_t inner) {
   const int64_t n = outer * rows * inner;

@@ -1,6 +1,7 @@
-// The fused CUDA kernel of the input's gradient (csrc/cuda/fused/gradient.h) on the host, as test_cuda_fused.cpp does the forward's:
-// the kernel's own tile loop, every thread of every block, against the gradient by its definition in double precision, which
-// scatters each of the result's pixels to what it saw, with the weights that cuda::program writes.
+// The fused CUDA kernel of the input's gradient (csrc/cuda/fused/gradient.h) on the host, as test_cuda_fused.cpp does
+// the forward's: the kernel's own tile loop, every thread of every block, against the gradient by its definition in
+// double precision, which scatters each of the result's pixels to what it saw, with the weights that cuda::program
+// writes.
 #include <string>
 #include <vector>
 

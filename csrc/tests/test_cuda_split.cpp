@@ -1,6 +1,6 @@
-// How the fused CUDA kernel's tiles are split (csrc/cuda/fused/split.h): every step of every tile belongs to one part, every sum has a
-// place of its own, and a device is filled where tiles alone do not fill it. What split tiles compute: test_cuda_fused.cpp and
-// test_cuda_gradient.cpp.
+// How the fused CUDA kernel's tiles are split (csrc/cuda/fused/split.h): every step of every tile belongs to one part,
+// every sum has a place of its own, and a device is filled where tiles alone do not fill it. What split tiles compute:
+// test_cuda_fused.cpp and test_cuda_gradient.cpp.
 #include <vector>
 
 #include "../cuda/fused/split.h"
@@ -15,7 +15,8 @@ namespace {
 
 // What a split costs by the rule's own prices.
 int64_t price(int64_t tiles, const Split& split, int64_t resident) {
-  return (tiles * split.parts + resident - 1) / resident * (split.steps + kStartPrice) + (split.parts > 1 ? kAddingPrice : 0);
+  const int64_t rounds = (tiles * split.parts + resident - 1) / resident;
+  return rounds * (split.steps + kStartPrice) + (split.parts > 1 ? kAddingPrice : 0);
 }
 
 void parts_cover_the_steps_once() {
@@ -26,15 +27,16 @@ void parts_cover_the_steps_once() {
         int next = 0;
         for (int part = 0; part < split.parts; ++part) {
           const Steps s = steps_of_part(split, part, steps);
-          expect(s.begin == next && (s.end > s.begin || steps == 0), "%d tiles of %d steps on %d: part %d is %d to %d", (int)tiles, steps,
-                 (int)resident, part, s.begin, s.end);
+          expect(s.begin == next && (s.end > s.begin || steps == 0), "%d tiles of %d steps on %d: part %d is %d to %d",
+                 (int)tiles, steps, (int)resident, part, s.begin, s.end);
           next = s.end;
         }
         expect(next == steps, "%d tiles of %d steps on %d: parts end at %d", (int)tiles, steps, (int)resident, next);
-        expect(price(tiles, split, resident) <= price(tiles, {1, steps}, resident), "%d tiles of %d steps on %d: %d parts cost more",
-               (int)tiles, steps, (int)resident, split.parts);
+        expect(price(tiles, split, resident) <= price(tiles, {1, steps}, resident),
+               "%d tiles of %d steps on %d: %d parts cost more", (int)tiles, steps, (int)resident, split.parts);
       }
-  expect(split_of(0, 5, 264).parts == 1 && split_of(5, 0, 264).parts == 1 && split_of(5, 9, 0).parts == 1, "nothing to split");
+  expect(split_of(0, 5, 264).parts == 1 && split_of(5, 0, 264).parts == 1 && split_of(5, 9, 0).parts == 1,
+         "nothing to split");
 }
 
 template <class T>
@@ -51,8 +53,8 @@ void sums_have_their_places() {
   }
 }
 
-// One chip's layers of ResNet-18 and VGG-8 that have 256 columns and fewer, on 132 multiprocessors with 2 wide or 5 narrow thread
-// blocks each (csrc/cuda/fused/launch.h). Without a split 2 to 64 thread blocks would run.
+// One chip's layers of ResNet-18 and VGG-8 that have 256 columns and fewer, on 132 multiprocessors with 2 wide or 5
+// narrow thread blocks each (csrc/cuda/fused/launch.h). Without a split 2 to 64 thread blocks would run.
 void few_tiles_fill_the_device() {
   struct Case {
     const char* name;
@@ -60,17 +62,20 @@ void few_tiles_fill_the_device() {
     int steps, resident;
   };
   const Case cases[] = {
-      {"linear 8192 x 1024, 1 row", 1024 / 16, 8192 / 64, 660},      {"linear 8192 x 1024, 256 rows", 1024 / 64 * 2, 8192 / 32, 264},
-      {"conv 512, 4 x 4, 1 image", 512 / 16, 512 * 9 / 64, 660},     {"conv 512, 4 x 4, 16 images", 512 / 64 * 2, 512 * 9 / 32, 264},
-      {"conv 256, 8 x 8, 1 image", 256 / 64, 256 * 9 / 32, 264},     {"conv 256, 8 x 8, 4 images", 256 / 64 * 2, 256 * 9 / 32, 264},
+      {"linear 8192 x 1024, 1 row", 1024 / 16, 8192 / 64, 660},
+      {"linear 8192 x 1024, 256 rows", 1024 / 64 * 2, 8192 / 32, 264},
+      {"conv 512, 4 x 4, 1 image", 512 / 16, 512 * 9 / 64, 660},
+      {"conv 512, 4 x 4, 16 images", 512 / 64 * 2, 512 * 9 / 32, 264},
+      {"conv 256, 8 x 8, 1 image", 256 / 64, 256 * 9 / 32, 264},
+      {"conv 256, 8 x 8, 4 images", 256 / 64 * 2, 256 * 9 / 32, 264},
       {"conv 128, 16 x 16, 1 image", 128 / 64 * 2, 128 * 9 / 32, 264},
   };
   for (const Case& c : cases) {
     const Split split = split_of(c.tiles, c.steps, c.resident);
     const int64_t blocks = c.tiles * split.parts;
     expect(blocks >= 132 && blocks <= c.resident * kMostRounds, "%s: %d thread blocks", c.name, (int)blocks);
-    expect(3 * price(c.tiles, split, c.resident) <= price(c.tiles, {1, c.steps}, c.resident), "%s: %d parts of %d steps", c.name,
-           split.parts, split.steps);
+    expect(3 * price(c.tiles, split, c.resident) <= price(c.tiles, {1, c.steps}, c.resident),
+           "%s: %d parts of %d steps", c.name, split.parts, split.steps);
   }
   expect(split_of(1024, 36, 264).parts == 1, "a full device is left alone");
 }

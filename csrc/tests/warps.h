@@ -1,5 +1,5 @@
-// A thread block of the fused CUDA kernel on the host: a team of csrc/cuda/fused/loop.h that runs each phase for all threads, and
-// mma.sync emulated from the instruction's definition.
+// A thread block of the fused CUDA kernel on the host: a team of csrc/cuda/fused/loop.h that runs each phase for all
+// threads, and mma.sync emulated from the instruction's definition.
 #pragma once
 
 #include <math.h>

@@ -1,5 +1,5 @@
-// What one thread writes into a tile's shared memory in each step: generated weights and gathered input, and what it reads back
-// as fragments.
+// What one thread writes into a tile's shared memory in each step: generated weights and gathered input, and what it
+// reads back as fragments.
 #pragma once
 
 #include "gradient.h"
@@ -89,7 +89,8 @@ NFT_FN void put_weights(const Sizes& s, const Slot& to, const typename T::Elemen
 template <class T>
 NFT_FN void clear_rest(const Sizes&, int, typename T::Element*) {}  // slots cover the tile
 
-// A thread's share of one step's weights; every element of the tile is written by one thread, outside the weight with zero.
+// A thread's share of one step's weights; every element of the tile is written by one thread, outside the weight with
+// zero.
 template <class T, int kPath, class S>
 NFT_FN void fill_weights(const cuda::Program& p, const Table& t, const S& s, const Place& place, int step, int thread,
                          typename T::Element* tile) {

@@ -2,17 +2,19 @@
 //
 //   grad_x[s, b, c, p] = sum_k W_p[s, r(k), c, t(k)] grad[s, b, r(k), the result's pixel that saw p through t(k), if there is one]
 //
-// for each chip s and group: rows c (input channels of the group), columns (b, p) (all input pixels of all images of the chip),
-// inner k = (r, t): output channel r of the group, place t under the kernel. Each input pixel collects what reaches it, so every
-// element has one writer and nothing is added by atomics. In a Fused, x is `grad` (channels, height, width are the result's), y is
-// grad_x (rows, out are the input's), and kernel, stride, padding, dilation are the layer's.
+// for each chip s and group: rows c (input channels of the group), columns (b, p) (all input pixels of all images of
+// the chip), inner k = (r, t): output channel r of the group, place t under the kernel. Each input pixel collects what
+// reaches it, so every element has one writer and nothing is added by atomics. In a Fused, x is `grad` (channels,
+// height, width are the result's), y is grad_x (rows, out are the input's), and kernel, stride, padding, dilation are
+// the layer's.
 //
-// The weight's order is (r, c, t), so the rows of a tile under one output channel are kRows * taps neighbours: a run, which whole
-// Philox blocks cover. A step therefore takes whole output channels, as many as fit, and no block is generated twice; only where
-// C / groups * taps is no multiple of four does a run need one block more (in kRows * taps / 4). The price is paid in the product:
-// what no channel fills is multiplied as zeros. Of a step of 16, 32 or 64, linear layers and 1 x 1 kernels fill all, 3 x 3 kernels
-// 9, 27 or 63. A kernel of more taps than a step is cut, and its runs are one row's taps of a step. With a stride, most pixels have
-// no partner under most taps (three of four at stride 2): zeros too.
+// The weight's order is (r, c, t), so the rows of a tile under one output channel are kRows * taps neighbours: a run,
+// which whole Philox blocks cover. A step therefore takes whole output channels, as many as fit, and no block is
+// generated twice; only where C / groups * taps is no multiple of four does a run need one block more (in kRows * taps
+// / 4). The price is paid in the product: what no channel fills is multiplied as zeros. Of a step of 16, 32 or 64,
+// linear layers and 1 x 1 kernels fill all, 3 x 3 kernels 9, 27 or 63. A kernel of more taps than a step is cut, and
+// its runs are one row's taps of a step. With a stride, most pixels have no partner under most taps (three of four at
+// stride 2): zeros too.
 #pragma once
 
 #include <type_traits>
@@ -41,9 +43,9 @@ struct GradientSizes : Sizes {
   int residue[2];     // see place_on_axis
 };
 
-// An input coordinate, or a tap's distance, over the stride: a pixel of the result sees the input pixel through the tap where the
-// quotients' difference is its coordinate and the remainders are equal. One number says both: remainders lie `residue` apart,
-// farther than quotients differ, so where they are not equal the difference is no coordinate.
+// An input coordinate, or a tap's distance, over the stride: a pixel of the result sees the input pixel through the tap
+// where the quotients' difference is its coordinate and the remainders are equal. One number says both: remainders lie
+// `residue` apart, farther than quotients differ, so where they are not equal the difference is no coordinate.
 struct AxisPlace {
   int quotient, place;
 };

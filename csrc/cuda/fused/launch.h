@@ -1,8 +1,8 @@
-// The tile loop of csrc/cuda/fused/loop.h as a kernel, and its launch: the team of one device thread (mma.sync and barriers), the
-// table in shared memory, the choice of a tile and a grid. Device code only.
+// The tile loop of csrc/cuda/fused/loop.h as a kernel, and its launch: the team of one device thread (mma.sync and
+// barriers), the table in shared memory, the choice of a tile and a grid. Device code only.
 //
-// Weights are generated once for each tile of columns, and that costs more than a tile's product: hence wide tiles, except for
-// few columns, where smaller tiles spread the generating over more multiprocessors.
+// Weights are generated once for each tile of columns, and that costs more than a tile's product: hence wide tiles,
+// except for few columns, where smaller tiles spread the generating over more multiprocessors.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -42,7 +42,8 @@ __device__ __forceinline__ void mma_sync(float* d, const uint32_t* a, const uint
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// This thread's part in the team of a thread block. (The tile loop is compiled for the host too, where these are never run.)
+// This thread's part in the team of a thread block. (The tile loop is compiled for the host too, where these are never
+// run.)
 template <class T>
 struct OneThread {
   State<T> state;
@@ -68,8 +69,8 @@ struct OneThread {
 // S: Sizes for the layer's product, GradientSizes for its input's gradient.
 template <class S, OutType kX, bool kWide, int kPath>
 __global__ void __launch_bounds__((Tile<kX, kWide>::kThreads), resident_blocks(kWide))
-    fused_kernel(const __grid_constant__ Fused f, const __grid_constant__ S sizes, const __grid_constant__ Tiling tiling,
-                 const __grid_constant__ Split split, float* sums, bool staged) {
+    fused_kernel(const __grid_constant__ Fused f, const __grid_constant__ S sizes,
+                 const __grid_constant__ Tiling tiling, const __grid_constant__ Split split, float* sums, bool staged) {
   typedef Tile<kX, kWide> T;
   __shared__ Shared<T> shared;
   extern __shared__ float table_memory[];
@@ -109,7 +110,8 @@ Plan plan_for(const Fused& f, int multiprocessors) {
   return with_tile(f, [&](auto type, auto wide) -> Plan {
     typedef Tile<type, wide> T;
     const int64_t tiles = tiling_for<S, type, wide>(f).count;
-    const Split split = split_of(tiles, steps_of<T>(sizes_for<T, S>(f)), (int64_t)multiprocessors * resident_blocks(wide));
+    const int64_t resident = (int64_t)multiprocessors * resident_blocks(wide);
+    const Split split = split_of(tiles, steps_of<T>(sizes_for<T, S>(f)), resident);
     return {split, split.parts > 1 ? tiles * split.parts * sums_of_tile<T>() : 0};
   });
 }
@@ -120,8 +122,9 @@ cudaError_t launch(const Fused& f, const Split& split, float* sums, cudaStream_t
   const Tiling tiling = tiling_for<S, kX, kWide>(f);
   const size_t table = table_bytes(f.program);
   const bool staged = kPath != kPathOff && table + sizeof(Shared<T>) <= (size_t)kStagedBytes;
-  const unsigned grid = (unsigned)std::min<int64_t>(tiling.count * split.parts, 0x7fffffff);  // kernels stride over more
-  fused_kernel<S, kX, kWide, kPath><<<grid, T::kThreads, staged ? table : 0, stream>>>(f, sizes_for<T, S>(f), tiling, split, sums, staged);
+  const unsigned grid = (unsigned)std::min<int64_t>(tiling.count * split.parts, 0x7fffffff);  // it strides over more
+  fused_kernel<S, kX, kWide, kPath>
+      <<<grid, T::kThreads, staged ? table : 0, stream>>>(f, sizes_for<T, S>(f), tiling, split, sums, staged);
   return cudaGetLastError();
 }
 

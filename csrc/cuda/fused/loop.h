@@ -1,9 +1,10 @@
-// The loop over one tile of the result, written for a team of threads: on the device each thread runs it for itself, in a test on
-// the host one thread runs every phase for all of them (csrc/tests/test_cuda_fused.cpp). A Team offers
+// The loop over one tile of the result, written for a team of threads: on the device each thread runs it for itself, in
+// a test on the host one thread runs every phase for all of them (csrc/tests/test_cuda_fused.cpp). A Team offers
 //
 //   each(f)                                f(thread, its state) for every thread
 //   barrier()                              what was written to shared memory is visible
-//   mma(down, across, a_half, b_half)      addend(state, down, across) += state.a[a_half] * state.b[b_half][across], by whole warps
+//   mma(down, across, a_half, b_half)      addend(state, down, across) += state.a[a_half] * state.b[b_half][across],
+//                                          by whole warps
 #pragma once
 
 #include "split.h"
@@ -103,8 +104,8 @@ NFT_FN void multiply_together(int down, int first, Team& team) {
 // One step's product.
 template <class T, class Team>
 NFT_FN void multiply(const typename T::Element* weight, const typename T::Element* input, Team& team) {
-#if defined(__CUDACC__)
-#pragma unroll (T::kSplit == 2 ? 1 : T::kWords / 8)  // two tf32 parts of everything leave no registers for the next words
+#if defined(__CUDACC__)  // two tf32 parts of everything leave no registers for the next words
+#pragma unroll (T::kSplit == 2 ? 1 : T::kWords / 8)
 #endif
   for (int k = 0; k < T::kWords / 8; ++k) {
     team.each([&](int thread, State<T>& state) {
@@ -126,9 +127,10 @@ NFT_FN void multiply(const typename T::Element* weight, const typename T::Elemen
   }
 }
 
-// A part of a tile from its codes and key to its stored result, or to its sums in memory where `part_sums` is given; S says of which
-// product, the layer's (Sizes) or its input's gradient's (GradientSizes). Between two barriers threads fill one half of the shared
-// memory and multiply the other; the places under the kernel are found one step before they are used.
+// A part of a tile from its codes and key to its stored result, or to its sums in memory where `part_sums` is given; S
+// says of which product, the layer's (Sizes) or its input's gradient's (GradientSizes). Between two barriers threads
+// fill one half of the shared memory and multiply the other; the places under the kernel are found one step before they
+// are used.
 template <class T, int kPath, class S, class Team>
 NFT_FN void multiply_tile(const cuda::Fused& f, const Table& table, const S& s, const Place& place, const Steps& steps,
                           float* part_sums, Shared<T>& shared, Team& team) {
@@ -149,7 +151,8 @@ NFT_FN void multiply_tile(const cuda::Fused& f, const Table& table, const S& s, 
   for (int step = steps.begin; step < steps.end; ++step) {
     const int half = step % 2;
     team.each([&](int thread, State<T>&) {
-      // Gathered first, the loads are under way while the weights are made; the per-device path has no registers to hold them.
+      // Gathered first, the loads are under way while the weights are made; the per-device path has no registers to
+      // hold them.
       uint32_t words[T::kPartWords];
       const Column& column = shared.column[column_of_thread<T>(thread)];
       const Tap* const taps = shared.tap[half] + part_of_thread<T>(thread);

@@ -1,11 +1,11 @@
-// What a fused noisy convolution is given, and its index arithmetic: columns to pixels, inner elements to places under the
-// kernel, tiles to chips, groups, rows and columns. No shared memory and no threads in here.
+// What a fused noisy convolution is given, and its index arithmetic: columns to pixels, inner elements to places under
+// the kernel, tiles to chips, groups, rows and columns. No shared memory and no threads in here.
 //
 //   y[s, b, r, p] = epilogue(sum_k W_p[s, r, k] x[s, b, place of p under k]),   zeros outside the input
 //
-// as a product for each chip s and group: rows r (output channels of the group), columns (b, p) (all output pixels of all images
-// of the chip), inner k = (channel of the group, kernel row, kernel column), the weight's row-major order. A linear layer is the
-// case of one pixel.
+// as a product for each chip s and group: rows r (output channels of the group), columns (b, p) (all output pixels of
+// all images of the chip), inner k = (channel of the group, kernel row, kernel column), the weight's row-major order. A
+// linear layer is the case of one pixel.
 #pragma once
 
 #include "../block.h"
@@ -71,7 +71,8 @@ NFT_FN Sizes sizes_of(const cuda::Fused& f) {
   return s;
 }
 
-// Coordinates are 32-bit and this far out there is no input: kOutside plus any coordinate is negative, twice kOutside too.
+// Coordinates are 32-bit and this far out there is no input: kOutside plus any coordinate is negative, twice kOutside
+// too.
 constexpr int kOutside = -(1 << 30);
 
 // Whether 32-bit coordinates and inner indices hold everything; strides and sizes of whole tensors are free.
@@ -130,8 +131,8 @@ NFT_FN Place place_of(const cuda::Fused& f, const Tiling& t, int64_t tile) {
   return p;
 }
 
-// The top left input element that a column sees: its coordinates (negative in the padding) and its place in x, in the first
-// channel of the group. A column past the last is far outside.
+// The top left input element that a column sees: its coordinates (negative in the padding) and its place in x, in the
+// first channel of the group. A column past the last is far outside.
 struct alignas(16) Column {
   int64_t start;
   int y, x;

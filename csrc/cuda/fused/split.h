@@ -1,7 +1,7 @@
-// The steps of a tile dealt to several thread blocks, where there are too few tiles to fill a device: few rows of input and one chip
-// give a layer of 512 outputs 32 tiles, and a device has more than a hundred multiprocessors. Each thread block writes its part of
-// the sums to memory of its own, and a second launch adds the parts up, in their order, and finishes the results: no atomics, the same
-// bits every time.
+// The steps of a tile dealt to several thread blocks, where there are too few tiles to fill a device: few rows of input
+// and one chip give a layer of 512 outputs 32 tiles, and a device has more than a hundred multiprocessors. Each thread
+// block writes its part of the sums to memory of its own, and a second launch adds the parts up, in their order, and
+// finishes the results: no atomics, the same bits every time.
 #pragma once
 
 #include "epilogue.h"
@@ -10,7 +10,8 @@
 namespace nft {
 namespace cuda {
 
-// How the steps of every tile are dealt: part p takes steps p * steps .. (p + 1) * steps - 1, the last one what is left.
+// How the steps of every tile are dealt: part p takes steps p * steps .. (p + 1) * steps - 1, the last one what is
+// left.
 struct Split {
   int parts;  // 1: nothing is split
   int steps;
@@ -20,12 +21,13 @@ struct Split {
 
 namespace NFT_ISA {
 
-// Prices of a split in steps, by counting: what a thread block does before its first step; and writing, launching and adding up.
+// Prices of a split in steps, by counting: what a thread block does before its first step; and writing, launching and
+// adding up.
 constexpr int64_t kStartPrice = 1, kAddingPrice = 3;
 constexpr int kMostRounds = 4;
 
-// The cheapest way to deal `tiles` tiles of `steps` steps each to a device that holds `resident` thread blocks at once: a launch takes
-// as many rounds as it fills the device, and each round as long as its longest part.
+// The cheapest way to deal `tiles` tiles of `steps` steps each to a device that holds `resident` thread blocks at once:
+// a launch takes as many rounds as it fills the device, and each round as long as its longest part.
 NFT_FN cuda::Split split_of(int64_t tiles, int steps, int64_t resident) {
   cuda::Split best = {1, steps};
   if (tiles <= 0 || steps <= 1 || resident <= 0) return best;
@@ -34,7 +36,7 @@ NFT_FN cuda::Split split_of(int64_t tiles, int steps, int64_t resident) {
     const int64_t room = rounds * resident / tiles, wanted = room < steps ? room : steps;
     if (wanted < 2) continue;
     const int each = (int)((steps + wanted - 1) / wanted), parts = (steps + each - 1) / each;
-    const int64_t blocks = tiles * parts, now = (blocks + resident - 1) / resident * (each + kStartPrice) + kAddingPrice;
+    const int64_t full = (tiles * parts + resident - 1) / resident, now = full * (each + kStartPrice) + kAddingPrice;
     if (now >= price) continue;
     price = now;
     best = {parts, each};
@@ -51,7 +53,7 @@ NFT_FN Steps steps_of_part(const cuda::Split& split, int part, int steps) {
   return {begin, end < steps ? end : steps};
 }
 
-// ---- the parts' sums in memory: [tile, part, product of a warp, thread, 4], what a warp writes together lying together
+// ---- the parts' sums in memory: [tile, part, product of a warp, thread, 4]; what a warp writes at once lies together
 
 template <class T>
 NFT_FN int64_t sums_of_tile() {
@@ -68,14 +70,15 @@ NFT_FN void write_part(const State<T>& state, int thread, float* sums) {
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int n = 0; n < T::kDown * T::kAcross; ++n) put_quad(sums + (n * T::kThreads + thread) * 4, state.sum[n / T::kAcross][n % T::kAcross]);
+  for (int n = 0; n < T::kDown * T::kAcross; ++n)
+    put_quad(sums + (n * T::kThreads + thread) * 4, state.sum[n / T::kAcross][n % T::kAcross]);
 }
 
-// Adds up what all parts have of one product of one thread, numbered as in memory but for the parts, and stores the results. The
-// type of a tile's numbers makes no difference here.
+// Adds up what all parts have of one product of one thread, numbered as in memory but for the parts, and stores the
+// results. The type of a tile's numbers makes no difference here.
 template <class T, cuda::OutType kY>
-NFT_FN void add_parts(const cuda::Fused& f, const Sizes& s, const Tiling& tiling, const cuda::Split& split, const float* sums,
-                      int64_t at) {
+NFT_FN void add_parts(const cuda::Fused& f, const Sizes& s, const Tiling& tiling, const cuda::Split& split,
+                      const float* sums, int64_t at) {
   const int thread = (int)(at % T::kThreads), product = (int)(at / T::kThreads % (T::kDown * T::kAcross));
   const int64_t tile = at / (T::kThreads * T::kDown * T::kAcross);
   float sum[1][1][4] = {};

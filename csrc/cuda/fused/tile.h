@@ -1,8 +1,9 @@
 // The tile of a thread block: its sizes, its shared memory, and which thread and lane holds what of it.
 //
-// Both operands lie in shared memory with the inner index running fastest, in 32-bit words of two halves or one float. Counted
-// in words, mma.m16n8k16 (halves) and mma.m16n8k8 (tf32) read alike: eight words of 16 rows and 8 columns. Rows of words are four
-// words longer than they need be, so that neither the fragments' reads nor the gathered input's 16-byte writes meet in a bank.
+// Both operands lie in shared memory with the inner index running fastest, in 32-bit words of two halves or one float.
+// Counted in words, mma.m16n8k16 (halves) and mma.m16n8k8 (tf32) read alike: eight words of 16 rows and 8 columns. Rows
+// of words are four words longer than they need be, so that neither the fragments' reads nor the gathered input's
+// 16-byte writes meet in a bank.
 #pragma once
 
 #include "shape.h"
@@ -10,7 +11,8 @@
 namespace nft {
 namespace NFT_ISA {
 
-// Wide: many columns share a generated weight. Narrow: for few columns, where more and smaller row tiles fill the device.
+// Wide: many columns share a generated weight. Narrow: for few columns, where more and smaller row tiles fill the
+// device.
 template <cuda::OutType kNumber, bool kWide>
 struct Tile {
   typedef typename Stored<kNumber>::Type Element;
@@ -36,7 +38,7 @@ struct Tile {
   // float32 is multiplied as three products of tf32: low * high + high * low + high * high.
   static constexpr int kSplit = kPerWord == 1 ? 2 : 1;
   static constexpr int kProducts = kPerWord == 1 ? 3 : 1;
-  static constexpr int kTogether = kSplit == 2 && kAcross > 2 ? 2 : kAcross;  // products across that are under way at once
+  static constexpr int kTogether = kSplit == 2 && kAcross > 2 ? 2 : kAcross;  // products across under way at once
 };
 
 // What a thread keeps in registers. Of a float32 fragment both tf32 parts: [0] the high one, [1] what it leaves.
@@ -48,9 +50,9 @@ struct State {
   float fresh[T::kTogether][4];
 };
 
-// What a product is added to. Tensor cores round their sums toward zero, and over many steps these errors, all of one sign, would
-// be hundreds of units in the last place: float32's products of eight inner elements are added up by themselves, and then to the sum
-// by an addition that rounds to nearest.
+// What a product is added to. Tensor cores round their sums toward zero, and over many steps these errors, all of one
+// sign, would be hundreds of units in the last place: float32's products of eight inner elements are added up by
+// themselves, and then to the sum by an addition that rounds to nearest.
 template <class T>
 NFT_FN float* addend(State<T>& state, int down, int across) {
   if constexpr (T::kSplit == 2) return state.fresh[across % T::kTogether];
@@ -81,8 +83,8 @@ NFT_FN Tap tap_of(const cuda::Fused& f, const Sizes& s, int step, int n) {
 
 // ---- weights: Philox blocks of four neighbours to threads
 
-// Blocks that cover a row's part of a step. A row whose elements do not start at a multiple of four needs one more; the elements
-// of its first and last block that lie outside are made again where they belong.
+// Blocks that cover a row's part of a step. A row whose elements do not start at a multiple of four needs one more; the
+// elements of its first and last block that lie outside are made again where they belong.
 template <class T>
 NFT_FN int slots_of_row(int inner) {
   return T::kInner / 4 + (inner % 4 != 0);
@@ -93,7 +95,8 @@ NFT_FN int slots_of_step(const Sizes& s) {
   return T::kRows * slots_of_row<T>(s.inner);
 }
 
-// One block's place: element i of it belongs to inner index `first` + i of the step, which may be negative or past the step.
+// One block's place: element i of it belongs to inner index `first` + i of the step, which may be negative or past the
+// step.
 struct Slot {
   int row;        // of the tile
   int first;
