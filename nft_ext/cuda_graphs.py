@@ -158,8 +158,8 @@ class MonteCarloGraph:
 
 
 def _recover(current: torch.cuda.Stream) -> None:
-    """After a capture that broke, torch is still on the capture's stream, and some versions take the generator to be captured
-    until a capture ends well."""
+    """After a capture that broke, torch is still on the capture's stream, and some versions take the generator to be
+    captured until a capture ends well."""
     torch.cuda.set_stream(current)
     with contextlib.suppress(RuntimeError):  # a device in error says so at its next use
         with torch.cuda.graph(torch.cuda.CUDAGraph()):

@@ -1,9 +1,9 @@
 """The library's convolution gradients with the same bits every time, whatever torch is told elsewhere.
 
-cuDNN sums some gradients by atomics, in whatever order they come, unless torch's flag `cudnn.deterministic` keeps it from them; with
-`cudnn.benchmark` it takes what was fastest at the first call, which is not the same in every process. The kernel below sets both for
-its own call. It runs where the operators' backward runs, so that holds in eager mode, under torch.compile and while a CUDA graph is
-captured alike.
+cuDNN sums some gradients by atomics, in whatever order they come, unless torch's flag `cudnn.deterministic` keeps it
+from them; with `cudnn.benchmark` it takes what was fastest at the first call, which is not the same in every process.
+The kernel below sets both for its own call. It runs where the operators' backward runs, so that holds in eager mode,
+under torch.compile and while a CUDA graph is captured alike.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _inside, _before = 0, (False, False)
 
 @contextlib.contextmanager
 def deterministic_cudnn() -> Iterator[None]:
-    """Inside, in all threads: cudnn.deterministic is on and cudnn.benchmark off. The flags are the process's, and every device has a
-    thread for its backward: the first to come in sets them, the last to leave gives back what the first one found."""
+    """Inside, in all threads: cudnn.deterministic is on and cudnn.benchmark off. The flags are the process's, and every
+    device has a thread for its backward: the first one in sets them, the last one out gives back what that found."""
     global _inside, _before
     with _lock:
         if _inside == 0:

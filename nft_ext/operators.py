@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import build_info, deterministic  # noqa: F401  (they load the libraries, and add the kernel that is written in Python)
+from . import build_info, deterministic  # noqa: F401  (the libraries, and the kernel that is written in Python)
 from .checks import fail
 
 ops = torch.ops.nft_ext

@@ -26,8 +26,8 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory_and_exact_float32(monkeypatch):
-    """torch.empty gives NaN, operations that are not deterministic raise, float32 products are not done in TF32, and products are
-    fused up to the default's number of columns."""
+    """torch.empty gives NaN, operations that are not deterministic raise, float32 products are not done in TF32, and
+    products are fused up to the default's number of columns."""
     monkeypatch.setenv(WORKSPACE, os.environ.get(WORKSPACE, ":4096:8"))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)

@@ -30,9 +30,11 @@ OPERATORS = ["weight_step", "weight_step_many", "quantize", "program", "program_
 # multiprocessor, 4 on the per-device path, and 6 or 3 where the table is too large for shared memory; csrc/cuda/fused/launch.h for 2
 # wide blocks of 256 threads or 5 narrow ones of 128. Adding up parts takes few threads, whose registers cost nothing.
 MOST_REGISTERS = {r"fused_kernel\w*OutTypeE\dELb1": 128, r"fused_kernel\w*OutTypeE\dELb0": 102,
-                  r"add_parts_kernel": 64, r"program_kernelILi2\w*Lb1": 64, r"program_kernelILi2": 80, r"program_kernelILi1\w*Lb0": 40, r"": 32}
+                  r"add_parts_kernel": 64, r"program_kernelILi2\w*Lb1": 64, r"program_kernelILi2": 80,
+                  r"program_kernelILi1\w*Lb0": 40, r"": 32}
 FILES = 3  # of kernels: sampler.cu, fused.cu and gradient.cu
-KERNELS = {"program_kernel": 40, "quantize_kernel": 2, "largest_kernel": 2, "step_kernel": 2, "add_parts_kernel": 2,  # instances; types x tiles x paths
+KERNELS = {"program_kernel": 40, "quantize_kernel": 2, "largest_kernel": 2, "step_kernel": 2, "add_parts_kernel": 2,
+           # instances; types x tiles x paths
            "fused_kernelINS_7generic5Sizes": 3 * 2 * 3, "fused_kernelINS_7generic13GradientSizes": 3 * 2 * 3}
 
 

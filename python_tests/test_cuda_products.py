@@ -21,8 +21,9 @@ pytestmark = [pytest.mark.cuda, needs_cuda]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chips, shared", CHIPS)
-@pytest.mark.parametrize("rows, features, out", [(6, 16, 8), (3, 17, 5), (9, 1, 1), (6, 300, 1), (33, 70, 65), (129, 64, 130),
-                                                 (5, 3001, 24), (70, 1536, 72)])  # the last two: steps dealt to many thread blocks
+@pytest.mark.parametrize("rows, features, out", [
+    (6, 16, 8), (3, 17, 5), (9, 1, 1), (6, 300, 1), (33, 70, 65), (129, 64, 130),
+    (5, 3001, 24), (70, 1536, 72)])  # these two: steps dealt to many thread blocks
 def test_linear(rows, features, out, chips, shared, dtype):
     key = nft.noise_key(1, range(chips))
     rows = rows if shared else rows * chips

@@ -1,5 +1,5 @@
-"""The convolution gradients that the CUDA operators ask of cuDNN are told to be deterministic, and nobody else's are. cuDNN itself:
-test_cuda_products.py."""
+"""The convolution gradients that the CUDA operators ask of cuDNN are told to be deterministic, and nobody else's are.
+cuDNN itself: test_cuda_products.py."""
 
 import threading
 

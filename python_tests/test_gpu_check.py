@@ -387,7 +387,8 @@ def test_a_pytest_report(tmp_path):
 
 
 SUITE = "<testsuites><testsuite>{}</testsuite></testsuites>"
-FINE_CASE, BAD_CASE = '<testcase classname="a" name="b"/>', '<testcase classname="a" name="c"><failure message="wrong"/></testcase>'
+FINE_CASE = '<testcase classname="a" name="b"/>'
+BAD_CASE = '<testcase classname="a" name="c"><failure message="wrong"/></testcase>'
 
 
 @pytest.mark.parametrize("quick, slow, summary", [

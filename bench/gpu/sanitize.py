@@ -50,23 +50,24 @@ def verdict(kind: str, text: str, status: int) -> dict[str, Any]:
     if status != 0 or not counts or LAST_LINE not in text:
         raise Wrong(f"the script did not come to its end under {kind} (status {status}): {text.strip()[-500:]}")
     ran = next(line for line in reversed(text.splitlines()) if LAST_LINE in line).strip()
-    return {"findings": 0, "summary": f"no {'hazard' if kind == 'racecheck' else 'error'} in this package's kernels; {ran}"}
+    what = "hazard" if kind == "racecheck" else "error"
+    return {"findings": 0, "summary": f"no {what} in this package's kernels; {ran}"}
 
 
 def only_ours(help_text: str) -> list[str]:
-    """Options that keep the tool to this package's kernels, whose mangled names hold its namespace; versions of the tool spell them
-    differently. None where it has neither: all kernels are checked, and the libraries' with them."""
+    """Options that keep the tool to this package's kernels, whose mangled names hold its namespace; versions of it spell
+    them differently. None where it has neither: all kernels are checked, and the libraries' with them."""
     return next(([option, "kns=nft"] for option in ("--kernel-name", "--kernel-regex") if option in help_text), [])
 
 
 def run_tool(kind: str, task: Task) -> None:
     program = tool()
-    help_text = subprocess.run([program, "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace").stdout
-    command = [program, "--tool", kind, *only_ours(help_text), "--report-api-errors", "no", sys.executable, "-m", "bench.gpu.small",
-               f"{SHARE * task.left():.0f}"]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    help_text = subprocess.run([program, "--help"], **output).stdout
+    command = [program, "--tool", kind, *only_ours(help_text), "--report-api-errors", "no", sys.executable, "-m",
+               "bench.gpu.small", f"{SHARE * task.left():.0f}"]
     # Each tensor gets memory of its own, so that an access past its end is past an allocation.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          errors="replace")
+    done = subprocess.run(command, cwd=ROOT, env=environment, **output)
     print(done.stdout, flush=True)
     task.save(verdict(kind, done.stdout, done.returncode))

@@ -1,6 +1,6 @@
-"""Every operator on small, awkward shapes, for the sanitizers: python -m bench.gpu.small [SECONDS]. Sizes end inside a block, a warp
-and a tile; several chips; every path, dtype and memory format; forward and backward. Under a sanitizer every call is slow: kinds of
-cases come in turns, and when the seconds are over those that are left are counted, not run."""
+"""Every operator on small, awkward shapes, for the sanitizers: python -m bench.gpu.small [SECONDS]. Sizes end inside a
+block, a warp and a tile; several chips; every path, dtype and memory format; forward and backward. Under a sanitizer
+every call is slow: kinds of cases come in turns, and when the seconds are over, what is left is counted, not run."""
 
 from __future__ import annotations
 
@@ -81,11 +81,12 @@ def cases() -> list[list[Case]]:
 
     return [each(one_layer, devices.values(), dtypes, keys, (1, 5, 129, 1027)), each(all_layers, dtypes, keys),
             each(linear, product_devices, dtypes, keys, (True, False), LINEAR),
-            each(conv, product_devices, dtypes, keys, (True, False), CONV, (torch.contiguous_format, torch.channels_last))]
+            each(conv, product_devices, dtypes, keys, (True, False), CONV,
+                 (torch.contiguous_format, torch.channels_last))]
 
 
 def in_turns(kinds: Sequence[Sequence[Case]]) -> Iterator[Case]:
-    """One of each kind after the other, each kind shuffled: an early end leaves out no kind and no option altogether."""
+    """One of each kind after the other, each kind shuffled: an early end leaves out no kind as a whole."""
     shuffled = [random.Random(0).sample(kind, len(kind)) for kind in kinds]
     for together in itertools.zip_longest(*shuffled):
         yield from (case for case in together if case is not None)
