@@ -55,7 +55,7 @@ def verdict(kind: str, text: str, status: int) -> dict[str, Any]:
 
 
 def only_ours(help_text: str) -> list[str]:
-    """Options that keep the tool to this package's kernels, whose mangled names hold its namespace; versions of it spell
+    """Options that keep the tool to this package's kernels, whose mangled names hold its namespace; versions spell
     them differently. None where it has neither: all kernels are checked, and the libraries' with them."""
     return next(([option, "kns=nft"] for option in ("--kernel-name", "--kernel-regex") if option in help_text), [])
 
