@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass
-from typing import Any, Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
+
+from nft_ext.montecarlo.cost import Cost, measure
 
 # B2 is then known within some 30 % and n*, its inverse root, within 15 %, which costs a percent: the optimum is flat. More images
 # than X2 / B2, a few hundred, tell no more of B2.
 PILOT_CHIPS = 24
 PILOT_IMAGES = 256
-TIMINGS = 3  # passes of each size; the shortest counts
+PILOT_CHIPS_A_PASS = 8  # of the passes that are timed: slices are small, so chips share a pass
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,6 @@ class Components:
     between: float
     interaction: float
     images: float
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Seconds to program a chip (and whatever else a chip costs once), and to run one more image through it."""
-
-    chip: float
-    image: float
 
 
 def components(correct: ndarray, images: int) -> Components:
@@ -55,30 +48,17 @@ def components(correct: ndarray, images: int) -> Components:
     )
 
 
-def best_slice(found: Components, costs: Costs, images: int) -> int:
+def best_slice(found: Components, chip_in_images: float, images: int) -> int:
     """n* = sqrt((c_p / c_i) X2 / (B2 - X2 / I)), the least cost of a given variance B2 + (1/n - 1/I) X2; within 2 .. I.
 
-    All images where B2 <= X2 / I: then images differ more by chance than chips do, and more chips do not help.
-    At least 2, since one image a chip does not tell chips' variance from images'.
+    chip_in_images: c_p / c_i, what a chip costs once in units of one more image. All images where B2 <= X2 / I: then images
+    differ more by chance than chips do, and more chips do not help. At least 2, since one image a chip does not tell chips'
+    variance from images'.
     """
     excess = found.between - found.interaction / images
     if excess <= 0:
         return images
-    best = math.sqrt(costs.chip / costs.image * found.interaction / excess)
-    return int(min(images, max(2, round(best))))
-
-
-def measure_costs(seconds: Callable[[int, int], float], images: int, batch: int) -> Costs:
-    """seconds(chips, n) runs a pass of chips with n images each. A line through two sizes of the same number of rows."""
-    large = max(2, min(images, batch))
-    small = max(1, large // 8)
-    many = large // small
-    for chips, n in ((1, large), (many, small)):
-        seconds(chips, n)  # the first pass of a shape allocates
-    at_large = min(seconds(1, large) for _ in range(TIMINGS))
-    at_small = min(seconds(many, small) for _ in range(TIMINGS)) / many
-    image = max((at_large - at_small) / (large - small), 1e-3 * at_large / large)
-    return Costs(chip=max(at_small - small * image, 0.0), image=image)
+    return int(min(images, max(2, round(math.sqrt(chip_in_images * found.interaction / excess)))))
 
 
 @dataclass(frozen=True)
@@ -86,7 +66,8 @@ class Pilot:
     """What decided the size of slices, for the report."""
 
     components: Components
-    costs: Costs
+    cost: Cost
+    chips_a_pass: int
     chips: int
     images: int
     best: int
@@ -96,7 +77,8 @@ class Pilot:
         c = self.components
         return {
             "chips": self.chips, "images": self.images, "accuracy": c.accuracy, "B2": c.between, "X2": c.interaction,
-            "P2": c.images, "seconds_a_chip": self.costs.chip, "seconds_an_image": self.costs.image, "n_star": self.best,
+            "P2": c.images, "seconds_a_chip": self.cost.per_chip(self.chips_a_pass), "seconds_an_image": self.cost.image,
+            "n_star": self.best,
         }
 
 
@@ -109,11 +91,10 @@ def pilot(evaluator, several: bool) -> Pilot:
     few = min(PILOT_IMAGES, images)
     found = components(evaluator.pilot_correct(PILOT_CHIPS, few), images)
 
-    def seconds(chips: int, n: int) -> float:
-        started = time.perf_counter()
-        for first in range(0, chips, chips if several else 1):
-            evaluator.pilot_pass(range(first, first + (chips if several else 1)), n)
-        return time.perf_counter() - started
-
-    costs = measure_costs(seconds, images, evaluator.batch_size)
-    return Pilot(found, costs, PILOT_CHIPS, few, best_slice(found, costs, images))
+    together = PILOT_CHIPS_A_PASS if several else 1
+    rows = max(2, min(images, evaluator.batch_size))
+    cost = measure(evaluator.pilot_pass, together, max(2, rows // together), several)
+    # Below a thousandth of a pass an image's time is not to be told from none, and the ratio of nothing.
+    cost = replace(cost, image=max(cost.image, 1e-3 * cost.forward(together, rows // together) / rows))
+    best = best_slice(found, cost.per_chip(together) / cost.image, images)
+    return Pilot(found, cost, together, PILOT_CHIPS, few, best)
