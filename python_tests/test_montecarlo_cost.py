@@ -11,7 +11,7 @@ import nft_ext as nft
 from nft_ext.cli import main
 from nft_ext.montecarlo import chip_evaluator, cost_estimate
 from nft_ext.montecarlo.cost import Cost, fit, measure, shapes_for
-from nft_ext.montecarlo.pilot import Components
+from nft_ext.montecarlo.pilot import Components, Pilot
 from nft_ext.montecarlo.stopping import PILOT_RUNS
 
 TRUE = Cost(overhead=2e-3, chip=3e-3, image=4e-4)
@@ -126,10 +126,15 @@ def test_a_real_estimate_names_real_times_and_runs_no_evaluated_chip(model, data
     assert json.dumps(found.to_dict())
 
 
+def with_pilot(monkeypatch, between):
+    """A pilot on all 50 images that found this variance over chips."""
+    found = Pilot(Components(accuracy=0.8, between=between, interaction=0.1, images=0.05), TRUE, 8, 24, 50, 10)
+    monkeypatch.setattr(cost_estimate, "pilot", lambda *a: found)
+
+
 @pytest.mark.parametrize("between, target", [(4e-4, 0.002), (1e-2, 0.01), (4e-4, 0.02)])
 def test_chips_for_a_target_follow_from_the_variance_a_chip(model, data, monkeypatch, between, target):
-    found = Components(accuracy=0.8, between=between, interaction=0.1, images=0.05)
-    monkeypatch.setattr(cost_estimate, "pilot", lambda *a: type("Found", (), {"components": found}))
+    with_pilot(monkeypatch, between)
     estimate = nft.estimate_cost(model, data, target_ci=target, cost=TRUE)
     t = 1.998  # of 63 degrees of freedom
     assert estimate.chips == pytest.approx(max(PILOT_RUNS, between * (t / target) ** 2), rel=0.01, abs=1)
@@ -139,8 +144,7 @@ def test_chips_for_a_target_follow_from_the_variance_a_chip(model, data, monkeyp
 
 
 def test_a_target_out_of_reach_is_said(model, data, monkeypatch):
-    found = Components(0.8, 1e-2, 0.1, 0.05)
-    monkeypatch.setattr(cost_estimate, "pilot", lambda *a: type("Found", (), {"components": found}))
+    with_pilot(monkeypatch, 1e-2)
     estimate = nft.estimate_cost(model, data, target_ci=1e-4, max_runs=500, cost=TRUE)
     assert estimate.chips == 500 and not estimate.reachable and "not expected to reach" in str(estimate)
 

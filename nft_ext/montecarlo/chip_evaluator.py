@@ -66,9 +66,9 @@ class ChipEvaluator:
                 done(here.shape[1] / slices.size)
         return total
 
-    def pilot_correct(self, chips_: int, count: int) -> ndarray:
-        """Whether chips of the key domain "selection" are right, bool [chips_, count], on `count` images taken at random."""
-        images = torch.from_numpy(permutation(self.seed, LAST_PERMUTATION, len(self.labels))[:count].copy())
+    def pilot_correct(self, chips_: int, first: int, last: int) -> ndarray:
+        """Whether chips of the key domain "selection" are right, bool [chips_, last - first], on images first .. last - 1 of a random order."""
+        images = torch.from_numpy(permutation(self.seed, LAST_PERMUTATION, len(self.labels))[first:last].copy())
         rows = []
         for draw in range(chips_):
             with chips(self.model, seed=self.seed, draws=draw, domain="selection"):

@@ -14,7 +14,7 @@ from torch import nn
 from nft_ext.montecarlo.arguments import Arguments, checked
 from nft_ext.montecarlo.cost import Cost, measure
 from nft_ext.montecarlo.intervals import CONFIDENCE, student_t_quantile
-from nft_ext.montecarlo.pilot import Components, pilot
+from nft_ext.montecarlo.pilot import pilot
 from nft_ext.montecarlo.preparation import check, prepared
 from nft_ext.montecarlo.protocols import Plan, plan
 from nft_ext.montecarlo.session import Session
@@ -123,7 +123,7 @@ def estimate_cost(model: nn.Module, data, *, device=None, resume=None, ranks: bo
     """What `monte_carlo` with the same arguments will take on this machine; runs a few passes, and no chip that is evaluated.
 
     t = preparing + passes (overhead + S chip + S b image) summed over a pass's batches, the three costs fitted to timed
-    passes near those of the evaluation. Where a target decides the number of chips R, 24 chips on 256 images tell the
+    passes near those of the evaluation. Where a target decides the number of chips R, a pilot of 24 chips tells the
     variance a chip v (docs/monte_carlo.md), and R = v (t / target)^2, at least the pilot of the stopping rule.
 
     model, data and the other arguments: as `monte_carlo` takes them (resume and progress play no part: all chips are counted, also
@@ -141,10 +141,9 @@ def estimate_cost(model: nn.Module, data, *, device=None, resume=None, ranks: bo
         made = plan(asked, evaluator, several)
         most = session.agree("estimate/slices", made.slices and made.slices.most)
         planned = Plan(None if most is None else Slices(asked.seed, len(ready.labels), most), made.pilot)
-        components = None
+        found = None
         if asked.goal is not None:
-            components = _components(made.pilot) or pilot(evaluator, several).components
-            components = Components(**session.agree("estimate/components", vars(components)))
+            found = session.agree("estimate/pilot", made.pilot or pilot(evaluator, several).to_dict())
         per_pass = session.agree("estimate/chips", ready.chips_per_pass(asked, planned))
         n = len(ready.labels) if planned.slices is None else planned.slices.size
         preparing = time.perf_counter() - ready.began
@@ -154,32 +153,29 @@ def estimate_cost(model: nn.Module, data, *, device=None, resume=None, ranks: bo
         cost = Cost(**session.agree("estimate/cost", vars(cost)))
         preparing = session.agree("estimate/preparing", preparing)
         size = session.size
-    expected, low, high, reachable = _chips(asked, components, n, len(ready.labels))
+    expected, low, high, reachable = _chips(asked, found, n, len(ready.labels))
     return CostEstimate(protocol, expected, (low, high), n, len(ready.labels), per_pass, evaluator.batch_size, size, cost, preparing,
                         most, reachable)
 
 
-def _components(found: dict[str, Any] | None) -> Components | None:
-    """Of a plan's pilot, if there was one."""
-    return found and Components(found["accuracy"], found["B2"], found["X2"], found["P2"])
-
-
-def _chips(asked: Arguments, found: Components | None, n: int, images: int) -> tuple[int, int, int, bool]:
-    """Chips expected, at least and at most (95 %), and whether the goal is expected within max_runs."""
+def _chips(asked: Arguments, found: dict[str, Any] | None, n: int, images: int) -> tuple[int, int, int, bool]:
+    """Chips expected, at least and at most (95 %), and whether the goal is expected within max_runs. found: `Pilot.to_dict()`."""
     if asked.goal is None:
         return asked.runs, asked.runs, asked.runs, True
     goal, slices = asked.goal, -(-images // n)
     start = max(goal.low, PILOT_RUNS)
     largest = goal.target / student_t_quantile(0.5 + CONFIDENCE / 2, start - 1)
 
+    # The pilot saw the variance of a chip on its own images, B2 + seen; that is what is uncertain by the factor.
+    seen, rest = ((1 / count - 1 / images) * found["X2"] for count in (found["images"], n))
+
     def needed(factor: float) -> int:
-        # The stopping rule's steps (stopping.py), with the variances expected. What B2 is uncertain by is that of the chips'
-        # variance; the images' part is known much better.
-        between, rest = factor * found.between, 1 / n - 1 / images
-        exact = math.ceil((between + rest * found.interaction) / largest**2)
+        between = max(0.0, factor * (found["B2"] + seen) - seen)
+        # The stopping rule's steps (stopping.py), with the variances expected.
+        exact = math.ceil((between + rest) / largest**2)
         if slices == 1 or 2 * slices <= start:
             return max(start, exact)
-        cautious = math.ceil((between + rest * (found.interaction + found.images)) / largest**2)
+        cautious = math.ceil((between + rest + (1 / n - 1 / images) * found["P2"]) / largest**2)
         return max(start, cautious) if cautious <= 2 * slices else max(2 * slices, exact)
 
     within = [min(needed(factor), goal.high) for factor in (1.0, *VARIANCE_RANGE)]

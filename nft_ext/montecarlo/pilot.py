@@ -10,11 +10,12 @@ import numpy as np
 from numpy import ndarray
 
 from nft_ext.montecarlo.cost import Cost, measure
+from nft_ext.montecarlo.passes import ROWS
 
 # B2 is then known within some 30 % and n*, its inverse root, within 15 %, which costs a percent: the optimum is flat. More images
-# than X2 / B2, a few hundred, tell no more of B2.
+# than X2 / B2 tell no more of B2: where chips differ much, the first few images are enough, and the rest would cost more than they save.
 PILOT_CHIPS = 24
-PILOT_IMAGES = 256
+PILOT_IMAGES = (64, 256)
 PILOT_CHIPS_A_PASS = 8  # of the passes that are timed: slices are small, so chips share a pass
 
 
@@ -88,13 +89,16 @@ def pilot(evaluator, several: bool) -> Pilot:
     The chips are of the key domain "selection" and the images the first of the last permutation: neither is evaluated.
     """
     images = len(evaluator.labels)
-    few = min(PILOT_IMAGES, images)
-    found = components(evaluator.pilot_correct(PILOT_CHIPS, few), images)
-
+    few, more = (min(count, images) for count in PILOT_IMAGES)
+    correct = evaluator.pilot_correct(PILOT_CHIPS, 0, few)
+    found = components(correct, images)
+    if found.between * few < found.interaction and more > few:
+        correct = np.concatenate([correct, evaluator.pilot_correct(PILOT_CHIPS, few, more)], axis=1)
+        found = components(correct, images)
     together = PILOT_CHIPS_A_PASS if several else 1
-    rows = max(2, min(images, evaluator.batch_size))
-    cost = measure(evaluator.pilot_pass, together, max(2, rows // together), several)
+    each = max(2, min(images, evaluator.batch_size, ROWS.get(evaluator.device.type, ROWS["cpu"]) // (2 * together)))
+    cost = measure(evaluator.pilot_pass, together, each, several)
     # Below a thousandth of a pass an image's time is not to be told from none, and the ratio of nothing.
-    cost = replace(cost, image=max(cost.image, 1e-3 * cost.forward(together, rows // together) / rows))
+    cost = replace(cost, image=max(cost.image, 1e-3 * cost.forward(together, each) / (together * each)))
     best = best_slice(found, cost.per_chip(together) / cost.image, images)
-    return Pilot(found, cost, together, PILOT_CHIPS, few, best)
+    return Pilot(found, cost, together, *correct.shape, best)
