@@ -26,7 +26,7 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
     """The options of `settings` and `test_set`, and --out."""
     parser.add_argument("--runs", type=int, default=200, help="Monte Carlo runs, one chip each (default 200)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", default="auto", metavar="B", help="images a pass, or auto (default)")
     parser.add_argument("--chips-per-pass", default="auto", help="a number, or auto (default)")
     parser.add_argument("--protocol", choices=("full", "stratified"), default="full", help="images of a chip: all, or a slice (default full)")
     parser.add_argument("--slice-images", default="auto", metavar="N", help="images of a slice, or auto (default; stratified only)")
@@ -44,7 +44,7 @@ def settings(arguments: argparse.Namespace) -> dict:
         "runs": arguments.runs,
         "seed": arguments.seed,
         "device": arguments.device,
-        "batch_size": arguments.batch_size,
+        "batch_size": _count(arguments.batch_size),
         "chips_per_pass": _count(arguments.chips_per_pass),
         "precision": arguments.precision,
         "protocol": arguments.protocol,

@@ -119,7 +119,7 @@ def estimate_cost(model: nn.Module, data, *, device=None, resume=None, ranks: bo
                   cost: Cost | None = None, runs: int = 200, seed: int = 0, sigma: float | None = None, protocol: str = "full",
                   slice_images: int | str = "auto", target_ci: float | None = None, min_runs: int = PILOT_RUNS,
                   max_runs: int = 20_000, metrics: Sequence[str] = ("accuracy", "ekl"), chips_per_pass: int | str = "auto",
-                  batch_size: int = 256, precision: str = "float32") -> CostEstimate:
+                  batch_size: int | str = "auto", precision: str = "float32") -> CostEstimate:
     """What `monte_carlo` with the same arguments will take on this machine; runs a few passes, and no chip that is evaluated.
 
     t = preparing + passes (overhead + S chip + S b image) summed over a pass's batches, the three costs fitted to timed
@@ -137,6 +137,7 @@ def estimate_cost(model: nn.Module, data, *, device=None, resume=None, ranks: bo
                     batch_size=batch_size, precision=precision)
     check(model, asked)
     with Session(None, ranks) as session, prepared(session, model, data, asked, device) as ready:
+        asked = ready.asked
         several, evaluator = ready.alone is None, ready.evaluator
         made = plan(asked, evaluator, several)
         most = session.agree("estimate/slices", made.slices and made.slices.most)
@@ -144,7 +145,7 @@ def estimate_cost(model: nn.Module, data, *, device=None, resume=None, ranks: bo
         found = None
         if asked.goal is not None:
             found = session.agree("estimate/pilot", made.pilot or pilot(evaluator, several).to_dict())
-        per_pass = session.agree("estimate/chips", ready.chips_per_pass(asked, planned))
+        per_pass = session.agree("estimate/chips", ready.chips_per_pass(planned))
         n = len(ready.labels) if planned.slices is None else planned.slices.size
         preparing = time.perf_counter() - ready.began
         if cost is None:

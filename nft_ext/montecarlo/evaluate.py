@@ -42,7 +42,7 @@ def monte_carlo(
     max_runs: int = 20_000,
     metrics: tuple[str, ...] = ("accuracy", "ekl"),
     chips_per_pass: int | str = "auto",
-    batch_size: int = 256,
+    batch_size: int | str = "auto",
     device: torch.device | str | None = None,
     progress: bool | None = True,
     precision: str = "float32",
@@ -75,10 +75,10 @@ def monte_carlo(
     metrics: per-run metrics to report, of "accuracy" (required), "ekl", "nll". The pooled
         calibration error is always there.
     chips_per_pass: chips that share a forward pass, or "auto": as many as keep chips * batch_size
-        within 256 rows on a CPU, 4096 on a GPU, and a quarter of the free memory. The last pass is
+        within 128 rows on a CPU, 4096 on a GPU, and a quarter of the free memory. The last pass is
         padded with further draws, whose results are dropped. More than one is used only if two
         chips in one pass give what two passes give (checked once; `report.notes` says if not).
-    batch_size: images a pass.
+    batch_size: images a pass, or "auto": 128 on a CPU, 256 on a GPU.
     device: where to evaluate; a model that lives elsewhere is copied there. None: where it is.
     progress: True, False, or None for a terminal only.
     precision: "float32", or "bfloat16" for products under autocast (faster, and less exact).
@@ -105,9 +105,9 @@ def monte_carlo(
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(resume, ranks))
         ready = stack.enter_context(prepared(session, model, data, asked, device))
-        evaluator = ready.evaluator
-        planned = _settled(session, asked, ready)
-        per_pass = session.agree("chips_per_pass", ready.chips_per_pass(asked, planned))  # free memory decided, and may differ
+        asked, evaluator = ready.asked, ready.evaluator
+        planned = _settled(session, ready)
+        per_pass = session.agree("chips_per_pass", ready.chips_per_pass(planned))  # free memory decided, and may differ
         halving = Halving(planned.tallies_of(evaluator), per_pass, evaluator.batch_size)
         shown = progress if session.main else False
         collector = Collector(halving, per_pass, label, shown, session)
@@ -145,9 +145,9 @@ def monte_carlo(
     )
 
 
-def _settled(session: Session, asked: Arguments, ready: Prepared) -> Plan:
+def _settled(session: Session, ready: Prepared) -> Plan:
     """The plan of all chips: made here, or by rank 0, or by whoever began the journal."""
-    evaluator = ready.evaluator
+    asked, evaluator = ready.asked, ready.evaluator
 
     def settle() -> dict:
         made = plan(asked, evaluator, several=ready.alone is None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from nft_ext.layers import noisy_layers
 from nft_ext.montecarlo.arguments import Arguments
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.images import check_label_range
-from nft_ext.montecarlo.passes import Probe, chips_that_fit, probe, why_one_chip
+from nft_ext.montecarlo.passes import Probe, chips_that_fit, images_that_suit, probe, why_one_chip
 from nft_ext.montecarlo.protocols import Plan
 from nft_ext.montecarlo.session import Session
 from nft_ext.montecarlo.subject import check_model, check_sigma_is_known, eval_mode, on_device
@@ -24,9 +24,10 @@ from nft_ext.montecarlo.subject import check_model, check_sigma_is_known, eval_m
 
 @dataclass(frozen=True)
 class Prepared:
-    """evaluator: the network in eval mode at the sigma asked for, with inputs and `labels`. probe: what one small pass told.
+    """asked: with a number for batch_size. evaluator: the network in eval mode at the sigma asked for, with inputs and `labels`. probe: what one small pass told.
     alone: why only one chip may share a pass, or None. hardware: the device's name. began: time.perf_counter() at the start."""
 
+    asked: Arguments
     evaluator: ChipEvaluator
     labels: Tensor
     probe: Probe
@@ -34,8 +35,9 @@ class Prepared:
     hardware: str
     began: float
 
-    def chips_per_pass(self, asked: Arguments, planned: Plan) -> int:
+    def chips_per_pass(self, planned: Plan) -> int:
         """As asked for, or as many as fit; 1 for a model that allows no more."""
+        asked = self.asked
         if self.alone is not None:
             return 1
         if asked.chips_per_pass != "auto":
@@ -65,6 +67,8 @@ def prepared(
     if asked.slice_images != "auto" and asked.slice_images > len(labels):
         fail("slice_images", f"must be at most the {len(labels)} images of data", asked.slice_images)
     model, device = on_device(model, session.device(device))
+    if asked.batch_size == "auto":
+        asked = replace(asked, batch_size=images_that_suit(device))
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -79,4 +83,4 @@ def prepared(
         alone = None
         if asked.most_runs > 1 and asked.chips_per_pass != 1:
             alone = why_one_chip(evaluator.logits, evaluator.inputs, asked.precision)
-        yield Prepared(evaluator, labels, found, alone, hardware, began)
+        yield Prepared(asked, evaluator, labels, found, alone, hardware, began)
