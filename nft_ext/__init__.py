@@ -19,12 +19,12 @@ from .functional import noisy_conv2d, noisy_linear, program_weights
 from .fusion import fuse
 from .keys import noise_key
 from .layers import NoisyConv2d, NoisyLinear, noisy_layers
-from .montecarlo import MonteCarloReport, monte_carlo, sigma_sweep, sweep
+from .montecarlo import CostEstimate, MonteCarloReport, estimate_cost, monte_carlo, sigma_sweep, sweep
 from .training import fit
 from .version import __version__
 
 __all__ = [
-    "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",
-    "chips", "convert", "data", "fit", "fuse", "info", "methods", "metrics", "models", "monte_carlo", "noise", "noise_key",
+    "CostEstimate", "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",
+    "chips", "convert", "data", "estimate_cost", "fit", "fuse", "info", "methods", "metrics", "models", "monte_carlo", "noise", "noise_key",
     "noisy_conv2d", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep", "sweep",
 ]

@@ -293,7 +293,7 @@ def test_what_changes_rounding_only_is_noted(model, data, tmp_path):
     evaluate(model, data, resume=tmp_path / "j", runs=4)
     report = evaluate(model, data, resume=tmp_path / "j", chips_per_pass=3, batch_size=7)
     assert report.runs == RUNS and len(report.notes) == 2
-    assert any("batch_size 256, now 7: chips of the two may differ by rounding" in note for note in report.notes)
+    assert any("batch_size 128, now 7: chips of the two may differ by rounding" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("value, kind", [(3, TypeError), (b"j", TypeError)])

@@ -17,12 +17,12 @@ def plenty_of_memory(monkeypatch):
 @pytest.mark.parametrize(
     "runs, batch, expected",
     [
-        (200, 256, 1),  # one chip's images fill a pass
+        (200, 128, 1),  # one chip's images fill a pass
         (200, 300, 1),
-        (200, 64, 4),
-        (200, 1, 200),  # 200 fit in 256 rows
+        (200, 64, 2),
+        (100, 1, 100),  # 100 fit in 128 rows
         (3, 16, 3),  # never more than the runs
-        (17, 16, 9),  # 16 would fit: two passes of 9 and 8 beat 16 and 1
+        (9, 16, 5),  # 8 would fit: two passes of 5 and 4 beat 8 and 1
     ],
 )
 def test_auto_fills_the_rows_of_a_pass_evenly(plenty_of_memory, runs, batch, expected):

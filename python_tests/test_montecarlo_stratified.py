@@ -104,14 +104,29 @@ def test_below_two_tilings_the_interval_is_marked_conservative(model, data):
 
 
 def test_auto_chooses_a_size_once_and_the_number_reproduces_it(model, data, monkeypatch):
-    monkeypatch.setattr(pilot, "measure_costs", lambda *a: pilot.Costs(chip=4e-4, image=1e-4))
+    monkeypatch.setattr(pilot, "measure", lambda *a: pilot.Cost(overhead=8e-4, chip=3e-4, image=1e-4))
     report = evaluate(model, data, slice_images="auto", runs=40)
     assert report.pilot["n_star"] == pilot.best_slice(
         pilot.Components(report.pilot["accuracy"], report.pilot["B2"], report.pilot["X2"], report.pilot["P2"]),
-        pilot.Costs(4e-4, 1e-4), IMAGES)
+        4.0, IMAGES)  # 8 chips share a pass: (3 + 8 / 8) images' time a chip
     [note] = [note for note in report.notes if "slice_images=" in note]
     again = evaluate(model, data, slice_images=int(note.split("slice_images=")[1].split()[0]), runs=40)
     assert again.accuracy.per_run.tolist() == report.accuracy.per_run.tolist() and again.pilot is None
+
+
+@pytest.mark.parametrize("between, images", [(0.05, 5), (1e-3, 12)])
+def test_the_pilot_looks_at_more_images_only_where_chips_differ_little(model, data, monkeypatch, between, images):
+    from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
+
+    monkeypatch.setattr(pilot, "PILOT_IMAGES", (5, 12))
+    evaluator = ChipEvaluator(model.eval(), *data, seed=1, batch_size=16, device=torch.device("cpu"))
+    monkeypatch.setattr(pilot, "components", lambda correct, n: pilot.Components(0.9, between, 0.1, 0.05))
+    with torch.no_grad():
+        found = pilot.pilot(evaluator, several=True)
+        whole = evaluator.pilot_correct(3, 0, 12)
+        parts = [evaluator.pilot_correct(3, 0, 5), evaluator.pilot_correct(3, 5, 12)]
+    assert (found.chips, found.images) == (24, images)
+    assert (np.concatenate(parts, axis=1) == whole).all(), "the further images of the same chips"
 
 
 def test_auto_with_real_times_makes_two_tilings_of_the_runs(model, data):

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 import nft_ext as nft
-from nft_ext.montecarlo import evaluate as module
-from nft_ext.montecarlo import monte_carlo, sigma_sweep
+from nft_ext.montecarlo import chip_evaluator, monte_carlo, sigma_sweep
 
 SIGMAS = [0.0, 0.1, 0.3]
 
@@ -45,7 +44,7 @@ def test_a_loader_is_read_once_for_the_whole_sweep(model, data):
 @pytest.mark.parametrize("after, points, interrupted", [(7, 2, True), (5, 1, False), (6, 1, False)])
 def test_an_interrupt_keeps_the_points_that_are_done(model, data, monkeypatch, after, points, interrupted):
     """5 runs a point, one a pass: after 7, the second point holds 2; after 6, it holds too few."""
-    original = module.ChipEvaluator.tallies
+    original = chip_evaluator.ChipEvaluator.tallies
     left = [after]
 
     def tallies(self, draws, batch_done):
@@ -54,7 +53,7 @@ def test_an_interrupt_keeps_the_points_that_are_done(model, data, monkeypatch, a
             raise KeyboardInterrupt
         return original(self, draws, batch_done)
 
-    monkeypatch.setattr(module.ChipEvaluator, "tallies", tallies)
+    monkeypatch.setattr(chip_evaluator.ChipEvaluator, "tallies", tallies)
     reports = sigma_sweep(model, data, SIGMAS, runs=5, chips_per_pass=1, progress=False)
     assert len(reports) == points and reports[-1].interrupted is interrupted
 

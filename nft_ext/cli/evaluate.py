@@ -14,6 +14,8 @@ def add_parser(commands) -> None:
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.1], help="one sigma, or several for a sweep (default 0.1)")
     parser.add_argument("--resume", type=Path, metavar="FILE",
                         help="file that finished chips go to; continues what is there (one sigma)")
+    parser.add_argument("--estimate", action="store_true", help="first say what it will cost, from a few timed passes")
+    parser.add_argument("--dry-run", action="store_true", help="the same, and evaluate nothing")
     add_monte_carlo(parser)
     options.add_data(parser)
     options.add_device(parser)
@@ -24,7 +26,7 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
     """The options of `settings` and `test_set`, and --out."""
     parser.add_argument("--runs", type=int, default=200, help="Monte Carlo runs, one chip each (default 200)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", default="auto", metavar="B", help="images a pass, or auto (default)")
     parser.add_argument("--chips-per-pass", default="auto", help="a number, or auto (default)")
     parser.add_argument("--protocol", choices=("full", "stratified"), default="full", help="images of a chip: all, or a slice (default full)")
     parser.add_argument("--slice-images", default="auto", metavar="N", help="images of a slice, or auto (default; stratified only)")
@@ -42,7 +44,7 @@ def settings(arguments: argparse.Namespace) -> dict:
         "runs": arguments.runs,
         "seed": arguments.seed,
         "device": arguments.device,
-        "batch_size": arguments.batch_size,
+        "batch_size": _count(arguments.batch_size),
         "chips_per_pass": _count(arguments.chips_per_pass),
         "precision": arguments.precision,
         "protocol": arguments.protocol,
@@ -75,7 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
              str(arguments.resume))
     model, meta = load_model(arguments.checkpoint)
     noisy = convert(model, options.device_of(arguments, arguments.sigma[0]))
-    reports = sigma_sweep(noisy, test_set(arguments), arguments.sigma, resume=arguments.resume, **settings(arguments))
+    test, asked = test_set(arguments), settings(arguments)
+    if arguments.estimate or arguments.dry_run:
+        _estimate(noisy, test, arguments.sigma, asked)
+        if arguments.dry_run:
+            return 0
+    reports = sigma_sweep(noisy, test, arguments.sigma, resume=arguments.resume, **asked)
     status = 130 if reports[-1].interrupted or len(reports) < len(arguments.sigma) else 0
     if not is_main():
         return status
@@ -93,6 +100,22 @@ def run(arguments: argparse.Namespace) -> int:
                        f"{arguments.checkpoint.stem} on {arguments.dataset}")
         print(f"wrote {arguments.out}")
     return status
+
+
+def _estimate(noisy, test, sigmas: list[float], asked: dict) -> None:
+    """Prints what each sigma will cost, and the sum."""
+    from ..montecarlo import estimate_cost
+    from ..montecarlo.ranks import is_main
+    from ..progress import duration
+
+    total, cost = 0.0, None
+    for sigma in sigmas:
+        found = estimate_cost(noisy, test, sigma=sigma, cost=cost, **asked)
+        cost, total = found.cost, total + found.seconds  # sigma changes no time
+        if is_main():
+            print(f"sigma {sigma:g}: {found}", flush=True)
+    if is_main() and len(sigmas) > 1:
+        print(f"all {len(sigmas)} sigmas: {duration(total)}", flush=True)
 
 
 def _count(text: str) -> int | str:

@@ -1,6 +1,7 @@
 """Monte Carlo inference over programmed chips: evaluation, reports, sweeps over sigma."""
 
 from nft_ext.montecarlo.calibration import calibrate
+from nft_ext.montecarlo.cost_estimate import CostEstimate, estimate_cost
 from nft_ext.montecarlo.curves import sweep_table
 from nft_ext.montecarlo.evaluate import monte_carlo
 from nft_ext.montecarlo.plots import plot_sweep
@@ -10,12 +11,14 @@ from nft_ext.montecarlo.sweep import sigma_sweep, sweep
 from nft_ext.montecarlo.sweep_result import Sweep
 
 __all__ = [
+    "CostEstimate",
     "MonteCarloReport",
     "Quantile",
     "RunStatistic",
     "Sweep",
     "Worst",
     "calibrate",
+    "estimate_cost",
     "monte_carlo",
     "plot_sweep",
     "sigma_sweep",

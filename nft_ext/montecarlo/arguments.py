@@ -26,7 +26,7 @@ class Arguments:
     goal: Goal | None
     metrics: set[str]
     chips_per_pass: int | str
-    batch_size: int
+    batch_size: int | str
     precision: str
 
     @property
@@ -39,7 +39,8 @@ def checked(*, runs, seed, sigma, protocol, slice_images, target_ci, min_runs, m
             batch_size, precision) -> Arguments:
     """The arguments as they are used; raises ValueError that names the argument, the rule and the value."""
     runs = integer("runs", runs, 2, MAX_RUNS)
-    batch_size = integer("batch_size", batch_size, 1)
+    if batch_size != "auto":
+        batch_size = integer("batch_size", batch_size, 1)
     goal = None
     if target_ci is not None:
         target = number("target_ci", target_ci)

@@ -66,9 +66,9 @@ class ChipEvaluator:
                 done(here.shape[1] / slices.size)
         return total
 
-    def pilot_correct(self, chips_: int, count: int) -> ndarray:
-        """Whether chips of the key domain "selection" are right, bool [chips_, count], on `count` images taken at random."""
-        images = torch.from_numpy(permutation(self.seed, LAST_PERMUTATION, len(self.labels))[:count].copy())
+    def pilot_correct(self, chips_: int, first: int, last: int) -> ndarray:
+        """Whether chips of the key domain "selection" are right, bool [chips_, last - first], on images first .. last - 1 of a random order."""
+        images = torch.from_numpy(permutation(self.seed, LAST_PERMUTATION, len(self.labels))[first:last].copy())
         rows = []
         for draw in range(chips_):
             with chips(self.model, seed=self.seed, draws=draw, domain="selection"):
@@ -80,12 +80,12 @@ class ChipEvaluator:
             rows.append(torch.cat(parts).cpu())
         return torch.stack(rows).numpy()
 
-    def pilot_pass(self, draws: range, count: int) -> None:
-        """One pass of the chips `draws` with `count` images each, to be timed; ends when the result has arrived."""
-        rows = torch.arange(len(draws) * count) % len(self.labels)
-        with chips(self.model, seed=self.seed, draws=draws, domain="selection", repeat=False):
-            logits = self.model(self.inputs[rows.to(self.inputs.device)].to(self.device))
-        split_chips(logits, len(draws), count).sum().item()
+    def pilot_pass(self, chips_: int, count: int) -> None:
+        """One pass of `chips_` chips of the domain "selection" with `count` images each, to be timed; ends when its sums have arrived."""
+        rows = (torch.arange(chips_ * count) % len(self.labels)).to(self.inputs.device)
+        with chips(self.model, seed=self.seed, draws=range(chips_), domain="selection", repeat=False):
+            logits = split_chips(self.model(self.inputs[rows].to(self.device)), chips_, count)
+            Tallies.of(logits, self.labels[rows.to(self.device)].view(chips_, count)).chips(chips_)
 
     def _pass(self, inputs: Tensor, draws: list[int]) -> Tensor:
         """The same, of the chips already in force."""

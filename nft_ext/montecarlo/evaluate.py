@@ -12,30 +12,19 @@ from torch import nn
 
 from nft_ext.build_info import info
 from nft_ext.checks import fail
-from nft_ext.contexts import noise
-from nft_ext.layers import noisy_layers
 from nft_ext.metrics.temperature import Tempered
 from nft_ext.montecarlo.arguments import Arguments, checked
-from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.collect import Collector
 from nft_ext.montecarlo.configuration import configuration
 from nft_ext.montecarlo.estimates import METRICS, run_statistics, slice_statistics
-from nft_ext.montecarlo.images import check_label_range
 from nft_ext.montecarlo.memory import Halving
-from nft_ext.montecarlo.passes import chips_that_fit, probe, why_one_chip
+from nft_ext.montecarlo.preparation import Prepared, check, prepared
 from nft_ext.montecarlo.protocols import Plan, execute, plan
 from nft_ext.montecarlo.report import MonteCarloReport
 from nft_ext.montecarlo.session import Session
 from nft_ext.montecarlo.slices import Slices
 from nft_ext.montecarlo.stopping import PILOT_RUNS, Precision
-from nft_ext.montecarlo.subject import (
-    check_model,
-    check_sigma_is_known,
-    devices_in_use,
-    eval_mode,
-    layers_without_noise,
-    on_device,
-)
+from nft_ext.montecarlo.subject import devices_in_use, layers_without_noise
 from nft_ext.montecarlo.tallies import Tallies
 
 
@@ -53,7 +42,7 @@ def monte_carlo(
     max_runs: int = 20_000,
     metrics: tuple[str, ...] = ("accuracy", "ekl"),
     chips_per_pass: int | str = "auto",
-    batch_size: int = 256,
+    batch_size: int | str = "auto",
     device: torch.device | str | None = None,
     progress: bool | None = True,
     precision: str = "float32",
@@ -86,10 +75,10 @@ def monte_carlo(
     metrics: per-run metrics to report, of "accuracy" (required), "ekl", "nll". The pooled
         calibration error is always there.
     chips_per_pass: chips that share a forward pass, or "auto": as many as keep chips * batch_size
-        within 256 rows on a CPU, 4096 on a GPU, and a quarter of the free memory. The last pass is
+        within 128 rows on a CPU, 4096 on a GPU, and a quarter of the free memory. The last pass is
         padded with further draws, whose results are dropped. More than one is used only if two
         chips in one pass give what two passes give (checked once; `report.notes` says if not).
-    batch_size: images a pass.
+    batch_size: images a pass, or "auto": 128 on a CPU, 256 on a GPU.
     device: where to evaluate; a model that lives elsewhere is copied there. None: where it is.
     progress: True, False, or None for a terminal only.
     precision: "float32", or "bfloat16" for products under autocast (faster, and less exact).
@@ -111,59 +100,40 @@ def monte_carlo(
     asked = checked(runs=runs, seed=seed, sigma=sigma, protocol=protocol, slice_images=slice_images, target_ci=target_ci,
                     min_runs=min_runs, max_runs=max_runs, metrics=metrics, chips_per_pass=chips_per_pass,
                     batch_size=batch_size, precision=precision)
-    sigma = asked.sigma
-    check_model(model)
-    if sigma is None:
-        check_sigma_is_known(model)
-    label = "monte carlo" if sigma is None else f"monte carlo, sigma {sigma:g}"
+    check(model, asked)
+    label = "monte carlo" if asked.sigma is None else f"monte carlo, sigma {asked.sigma:g}"
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(resume, ranks))
-        inputs, labels = session.read(data)
-        if asked.slice_images != "auto" and asked.slice_images > len(labels):
-            fail("slice_images", f"must be at most the {len(labels)} images of data", asked.slice_images)
-        model, device = on_device(model, session.device(device))
-        hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        started = time.perf_counter()
-        stack.enter_context(eval_mode(model))
-        # no_grad, not inference_mode: what a layer caches of its weight must serve training later.
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"))
-        stack.enter_context(noise(model, sigma=sigma))  # held throughout, so that the layers' codes are made once
-        evaluator = ChipEvaluator(model, inputs, labels, asked.seed, min(asked.batch_size, len(labels)), device)
-        found = probe(model, evaluator.logits, evaluator.inputs)
-        check_label_range(labels, found.classes)
-        alone = None
-        if asked.most_runs > 1 and asked.chips_per_pass != 1:
-            alone = why_one_chip(evaluator.logits, evaluator.inputs, precision)
-        planned = _settled(session, asked, evaluator, several=alone is None, hardware=hardware)
-        per_pass = 1 if alone else _chips_per_pass(asked, planned, evaluator, found.row_bytes)
-        per_pass = session.agree("chips_per_pass", per_pass)  # free memory decided, and may differ
+        ready = stack.enter_context(prepared(session, model, data, asked, device))
+        asked, evaluator = ready.asked, ready.evaluator
+        planned = _settled(session, ready)
+        per_pass = session.agree("chips_per_pass", ready.chips_per_pass(planned))  # free memory decided, and may differ
         halving = Halving(planned.tallies_of(evaluator), per_pass, evaluator.batch_size)
         shown = progress if session.main else False
         collector = Collector(halving, per_pass, label, shown, session)
         tallies, fixed = execute(asked, collector, planned.count)
-        seconds = session.agree("seconds", session.seconds_before + time.perf_counter() - started)
+        seconds = session.agree("seconds", session.seconds_before + time.perf_counter() - ready.began)
         said = session.agree("notes", [*session.notes, *([halving.note] if halving.note else [])])
 
     if planned.slices is None:
         statistics = run_statistics(tallies, fixed)
     else:
         statistics = slice_statistics(tallies, planned.slices, fixed)
-    notes = [*said, *([f"one chip a pass: {alone}"] if alone else [])]
-    notes += _notes(model, tallies, asked, planned, fixed, collector.interrupted, statistics)
+    notes = [*said, *([f"one chip a pass: {ready.alone}"] if ready.alone else [])]
+    notes += _notes(evaluator.model, tallies, asked, planned, fixed, collector.interrupted, statistics)
     return MonteCarloReport(
         statistics={name: statistics[name] for name in METRICS if name in asked.metrics},
         ece=tallies.ece(),
         runs=len(tallies),
-        images=len(labels),
-        classes=found.classes,
+        images=len(ready.labels),
+        classes=ready.probe.classes,
         seed=asked.seed,
-        nvm=devices_in_use(model, sigma),
+        nvm=devices_in_use(evaluator.model, asked.sigma),
         protocol=protocol,
         precision=precision,
         chips_per_pass=per_pass,
         batch_size=evaluator.batch_size,
-        hardware=hardware,
+        hardware=ready.hardware,
         seconds=seconds,
         interrupted=collector.interrupted,
         notes=notes,
@@ -175,17 +145,18 @@ def monte_carlo(
     )
 
 
-def _settled(session: Session, asked: Arguments, evaluator: ChipEvaluator, several: bool, hardware: str) -> Plan:
+def _settled(session: Session, ready: Prepared) -> Plan:
     """The plan of all chips: made here, or by rank 0, or by whoever began the journal."""
+    asked, evaluator = ready.asked, ready.evaluator
 
     def settle() -> dict:
-        made = plan(asked, evaluator, several)
+        made = plan(asked, evaluator, several=ready.alone is None)
         return {"slice_images": made.slices and made.slices.most, "pilot": made.pilot}
 
     if not session.keeps:
         settled = settle()
     else:
-        header = configuration(evaluator.model, evaluator.inputs, evaluator.labels, asked, hardware)
+        header = configuration(evaluator.model, evaluator.inputs, evaluator.labels, asked, ready.hardware)
         goal = asked.goal and asdict(asked.goal)
         common = {"runs": asked.runs, "target": goal, "slice_images": asked.slice_images}
         settled = session.open(header, common | header["recorded"], settle)
@@ -196,15 +167,6 @@ def _settled(session: Session, asked: Arguments, evaluator: ChipEvaluator, sever
         fail("resume", "must be of the same configuration",
              f"a file with slice_images {most}, {asked.slice_images} now")
     return Plan(Slices(asked.seed, len(evaluator.labels), most), settled["pilot"])
-
-
-def _chips_per_pass(asked: Arguments, planned: Plan, evaluator: ChipEvaluator, row_bytes: int) -> int:
-    """Chips a pass, for a model that allows several."""
-    if asked.chips_per_pass != "auto":
-        return asked.chips_per_pass
-    largest_weight = max(layer.weight.numel() for layer in noisy_layers(evaluator.model).values())
-    images = evaluator.batch_size if planned.slices is None else min(evaluator.batch_size, planned.slices.size)
-    return chips_that_fit(asked.most_runs, images, row_bytes, 4 * largest_weight, evaluator.device)
 
 
 def _stopping(asked: Arguments, fixed: Precision | None) -> dict | None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass
-from typing import Any, Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
+from nft_ext.montecarlo.cost import Cost, measure
+from nft_ext.montecarlo.passes import ROWS
+
 # B2 is then known within some 30 % and n*, its inverse root, within 15 %, which costs a percent: the optimum is flat. More images
-# than X2 / B2, a few hundred, tell no more of B2.
+# than X2 / B2 tell no more of B2: where chips differ much, the first few images are enough, and the rest would cost more than they save.
 PILOT_CHIPS = 24
-PILOT_IMAGES = 256
-TIMINGS = 3  # passes of each size; the shortest counts
+PILOT_IMAGES = (64, 256)
+PILOT_CHIPS_A_PASS = 8  # of the passes that are timed: slices are small, so chips share a pass
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,6 @@ class Components:
     between: float
     interaction: float
     images: float
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Seconds to program a chip (and whatever else a chip costs once), and to run one more image through it."""
-
-    chip: float
-    image: float
 
 
 def components(correct: ndarray, images: int) -> Components:
@@ -55,30 +49,17 @@ def components(correct: ndarray, images: int) -> Components:
     )
 
 
-def best_slice(found: Components, costs: Costs, images: int) -> int:
+def best_slice(found: Components, chip_in_images: float, images: int) -> int:
     """n* = sqrt((c_p / c_i) X2 / (B2 - X2 / I)), the least cost of a given variance B2 + (1/n - 1/I) X2; within 2 .. I.
 
-    All images where B2 <= X2 / I: then images differ more by chance than chips do, and more chips do not help.
-    At least 2, since one image a chip does not tell chips' variance from images'.
+    chip_in_images: c_p / c_i, what a chip costs once in units of one more image. All images where B2 <= X2 / I: then images
+    differ more by chance than chips do, and more chips do not help. At least 2, since one image a chip does not tell chips'
+    variance from images'.
     """
     excess = found.between - found.interaction / images
     if excess <= 0:
         return images
-    best = math.sqrt(costs.chip / costs.image * found.interaction / excess)
-    return int(min(images, max(2, round(best))))
-
-
-def measure_costs(seconds: Callable[[int, int], float], images: int, batch: int) -> Costs:
-    """seconds(chips, n) runs a pass of chips with n images each. A line through two sizes of the same number of rows."""
-    large = max(2, min(images, batch))
-    small = max(1, large // 8)
-    many = large // small
-    for chips, n in ((1, large), (many, small)):
-        seconds(chips, n)  # the first pass of a shape allocates
-    at_large = min(seconds(1, large) for _ in range(TIMINGS))
-    at_small = min(seconds(many, small) for _ in range(TIMINGS)) / many
-    image = max((at_large - at_small) / (large - small), 1e-3 * at_large / large)
-    return Costs(chip=max(at_small - small * image, 0.0), image=image)
+    return int(min(images, max(2, round(math.sqrt(chip_in_images * found.interaction / excess)))))
 
 
 @dataclass(frozen=True)
@@ -86,7 +67,8 @@ class Pilot:
     """What decided the size of slices, for the report."""
 
     components: Components
-    costs: Costs
+    cost: Cost
+    chips_a_pass: int
     chips: int
     images: int
     best: int
@@ -96,7 +78,8 @@ class Pilot:
         c = self.components
         return {
             "chips": self.chips, "images": self.images, "accuracy": c.accuracy, "B2": c.between, "X2": c.interaction,
-            "P2": c.images, "seconds_a_chip": self.costs.chip, "seconds_an_image": self.costs.image, "n_star": self.best,
+            "P2": c.images, "seconds_a_chip": self.cost.per_chip(self.chips_a_pass), "seconds_an_image": self.cost.image,
+            "n_star": self.best,
         }
 
 
@@ -106,14 +89,16 @@ def pilot(evaluator, several: bool) -> Pilot:
     The chips are of the key domain "selection" and the images the first of the last permutation: neither is evaluated.
     """
     images = len(evaluator.labels)
-    few = min(PILOT_IMAGES, images)
-    found = components(evaluator.pilot_correct(PILOT_CHIPS, few), images)
-
-    def seconds(chips: int, n: int) -> float:
-        started = time.perf_counter()
-        for first in range(0, chips, chips if several else 1):
-            evaluator.pilot_pass(range(first, first + (chips if several else 1)), n)
-        return time.perf_counter() - started
-
-    costs = measure_costs(seconds, images, evaluator.batch_size)
-    return Pilot(found, costs, PILOT_CHIPS, few, best_slice(found, costs, images))
+    few, more = (min(count, images) for count in PILOT_IMAGES)
+    correct = evaluator.pilot_correct(PILOT_CHIPS, 0, few)
+    found = components(correct, images)
+    if found.between * few < found.interaction and more > few:
+        correct = np.concatenate([correct, evaluator.pilot_correct(PILOT_CHIPS, few, more)], axis=1)
+        found = components(correct, images)
+    together = PILOT_CHIPS_A_PASS if several else 1
+    each = max(2, min(images, evaluator.batch_size, ROWS.get(evaluator.device.type, ROWS["cpu"]) // (2 * together)))
+    cost = measure(evaluator.pilot_pass, together, each, several)
+    # Below a thousandth of a pass an image's time is not to be told from none, and the ratio of nothing.
+    cost = replace(cost, image=max(cost.image, 1e-3 * cost.forward(together, each) / (together * each)))
+    best = best_slice(found, cost.per_chip(together) / cost.image, images)
+    return Pilot(found, cost, together, *correct.shape, best)

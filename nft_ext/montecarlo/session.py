@@ -45,6 +45,11 @@ class Session:
         """Whether this process prints and writes."""
         return self._team is None or self._team.main
 
+    @property
+    def size(self) -> int:
+        """Processes that share the passes."""
+        return 1 if self._team is None else self._team.size
+
     def __enter__(self) -> Session:
         if self._team is not None:
             self._team.begin()

@@ -15,7 +15,7 @@ from nft_ext.methods import Method
 from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.work import sets
 
-BATCH = 256  # monte_carlo's
+BATCH = 128  # monte_carlo's
 
 
 def seconds(cells: Sequence[Cell], data_dir: str | None) -> dict[str, float]:

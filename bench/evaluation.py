@@ -1,0 +1,187 @@
+"""The confidence of 200 whole-set runs, and what it costs: python -m bench.evaluation CHECKPOINT --full REPORT.json ... --out FILE.
+
+For each report of 200 whole-set runs (nft-ext evaluate CHECKPOINT --runs 200 --out DIR), in interleaved rounds:
+
+  plain        one whole-set run as a straightforward PyTorch loop does it: rebuild the model, load the checkpoint, add torch.normal
+               noise to every weight (one normal a weight, the exact std, no quantizer), all images in batches of 128
+  plain slice  a chip of our estimator in plain PyTorch: weights kept, noise drawn in place, one slice of images
+  nft          one whole-set run of monte_carlo
+  nft target   monte_carlo, protocol "stratified", until its 95 % half-width is that of the 200 runs, pilot and all
+
+Everything that passes through the network is counted, pilots, probes and padding too. 200 plain runs are extrapolated from the
+median of the timed ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import nft_ext as nft
+from bench import machine
+from bench.measure import Contention, warning
+from nft_ext.montecarlo import MonteCarloReport
+from nft_ext.training import load_model
+
+RUNS = 200
+PLAIN_BATCH = 128
+STD = 0.7776  # of the weight noise at M = 8, K = 2, in units of sigma max|W|
+SLICES_TIMED = 50
+
+
+class Plain:
+    """What a user would write. checkpoint: a state_dict file of torch.save. build(): the network, untrained."""
+
+    def __init__(self, build: Callable[[], nn.Module], checkpoint: Path, sigma: float, images: Tensor, labels: Tensor):
+        self.build, self.checkpoint, self.sigma, self.images, self.labels = build, checkpoint, sigma, images, labels
+        self.kept = self._loaded()
+        self.clean = [w.detach().clone() for w in self._weights(self.kept)]
+        self.scale = [STD * sigma * float(w.abs().max()) for w in self.clean]
+        self.noise = [torch.empty_like(w) for w in self.clean]
+
+    def _loaded(self) -> nn.Module:
+        model = self.build()
+        model.load_state_dict(torch.load(self.checkpoint))
+        return model.eval()
+
+    @staticmethod
+    def _weights(model: nn.Module) -> list[Tensor]:
+        return [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+
+    @torch.no_grad()
+    def whole(self) -> float:
+        """Accuracy of one chip on all images."""
+        model = self._loaded()
+        for weight in self._weights(model):
+            weight += torch.normal(0.0, STD * self.sigma * float(weight.abs().max()), weight.shape)
+        right = 0
+        for start in range(0, len(self.images), PLAIN_BATCH):
+            batch = slice(start, start + PLAIN_BATCH)
+            right += int((model(self.images[batch]).argmax(1) == self.labels[batch]).sum())
+        return right / len(self.images)
+
+    @torch.no_grad()
+    def slices(self, n: int, chips: int) -> float:
+        """Mean accuracy of `chips` chips on a slice of n images each."""
+        order, right = torch.randperm(len(self.images)), 0
+        for chip in range(chips):
+            for weight, clean, noise, scale in zip(self._weights(self.kept), self.clean, self.noise, self.scale, strict=True):
+                torch.add(clean, noise.normal_(0.0, scale), out=weight)
+            mine = order[chip * n % (len(order) - n):][:n]
+            right += int((self.kept(self.images[mine]).argmax(1) == self.labels[mine]).sum())
+        return right / (n * chips)
+
+
+def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Wall time, and what `call` returned."""
+    started = time.perf_counter()
+    found = call()
+    return time.perf_counter() - started, found
+
+
+def study(plain_model: nn.Module, full: MonteCarloReport, images: Tensor, labels: Tensor, rounds: int, seed: int) -> dict[str, Any]:
+    """All figures at the sigma of `full`, a report of whole-set runs of this network."""
+    sigma, target = full.sigma, full.accuracy.ci95
+    noisy = nft.convert(plain_model, nft.NVMDevice(sigma=sigma)).eval()
+    passed = [0]
+    noisy.register_forward_pre_hook(lambda module, args: passed.__setitem__(0, passed[0] + len(args[0])))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "weights.pt"
+        torch.save(plain_model.state_dict(), checkpoint)
+        width, channels, classes = plain_model.width, plain_model.in_channels, plain_model.num_classes
+        plain = Plain(lambda: nft.models.vgg8(classes, channels, width), checkpoint, sigma, images, labels)
+        times: dict[str, list[float]] = {name: [] for name in ("plain", "plain slice", "nft", "nft target")}
+        accuracy: dict[str, list[float]] = {name: [] for name in times}
+        for round_ in range(rounds + 1):  # the first warms up
+            passed[0] = 0
+            target_time, report = seconds(lambda: nft.monte_carlo(
+                noisy, (images, labels), protocol="stratified", target_ci=target, seed=seed, progress=False))
+            evaluated = passed[0]
+            n = report.slice_images
+            whole_time, whole = seconds(plain.whole)
+            slice_time, sliced = seconds(lambda: plain.slices(n, SLICES_TIMED))
+            nft_time, ours = seconds(lambda: nft.monte_carlo(noisy, (images, labels), runs=2, seed=seed, progress=False))
+            if round_ == 0:
+                continue
+            for name, spent, found in (("plain", whole_time, whole), ("plain slice", slice_time / SLICES_TIMED, sliced),
+                                       ("nft", nft_time / 2, ours.accuracy.mean), ("nft target", target_time, report.accuracy.mean)):
+                times[name].append(spent)
+                accuracy[name].append(found)
+    t = {name: median(values) for name, values in times.items()}
+    between, interaction = full.accuracy.std**2, report.pilot["X2"]
+    promised = len(images) * between / (n * (between + (1 / n - 1 / len(images)) * interaction))
+    return {
+        "sigma": sigma, "full": {"runs": full.runs, "mean": full.accuracy.mean, "ci95": target, "std": full.accuracy.std},
+        "stratified": {"mean": report.accuracy.mean, "ci95": report.accuracy.ci95, "runs": report.runs, "slice_images": n,
+                       "images_evaluated": report.images_evaluated, "images_passed": evaluated, "pilot": report.pilot},
+        "images_factor": RUNS * len(images) / report.images_evaluated, "images_factor_all": RUNS * len(images) / evaluated,
+        "images_factor_promised": promised,
+        "seconds": times, "accuracy": accuracy,
+        "wall_factor": RUNS * t["plain"] / t["nft target"],
+        "estimator_wall_factor": RUNS * t["nft"] / t["nft target"],
+        "engine_factor_whole_sets": t["plain"] / t["nft"],
+        "engine_factor_slices": report.runs * t["plain slice"] / t["nft target"],
+        "plain_with_our_estimator_seconds": report.runs * t["plain slice"],
+        "plain_with_our_estimator_factor": RUNS * t["plain"] / (report.runs * t["plain slice"]),
+    }
+
+
+def text(result: dict[str, Any]) -> str:
+    """One sigma's figures."""
+    full, ours = result["full"], result["stratified"]
+    return (
+        f"sigma {result['sigma']:g}: 200 whole-set runs {100 * full['mean']:.2f} +- {100 * full['ci95']:.3f} %, chip std "
+        f"{100 * full['std']:.2f}; stratified {100 * ours['mean']:.2f} +- {100 * ours['ci95']:.3f} %, {ours['runs']} chips x "
+        f"{ours['slice_images']} images\n"
+        f"  images {result['images_factor']:.0f}x fewer ({result['images_factor_all']:.0f}x with pilot, probes and padding; the formula "
+        f"promises {result['images_factor_promised']:.0f}x)\n"
+        f"  time {result['wall_factor']:.0f}x less than 200 plain runs = {result['engine_factor_whole_sets']:.2f}x engine on whole sets x "
+        f"{result['estimator_wall_factor']:.0f}x estimator\n"
+        f"  plain PyTorch with our estimator: {result['plain_with_our_estimator_factor']:.0f}x less; the engine is "
+        f"{result['engine_factor_slices']:.2f}x faster than that")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="a VGG-8 that nft-ext train wrote")
+    parser.add_argument("--full", type=Path, nargs="+", required=True, metavar="JSON", help="reports of 200 whole-set runs")
+    parser.add_argument("--dataset", default="mnist", choices=nft.data.NAMES)
+    parser.add_argument("--data-dir", metavar="DIR")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of the chips of the stratified evaluations")
+    parser.add_argument("--out", type=Path, metavar="JSON")
+    arguments = parser.parse_args()
+    reports = [MonteCarloReport.from_json(path) for path in arguments.full]
+    model = load_model(arguments.checkpoint)[0].eval()
+    test = nft.data.load(arguments.dataset, arguments.data_dir)[1]
+    for path, report in zip(arguments.full, reports, strict=True):
+        if report.runs != RUNS or report.slice_images is not None or report.images != len(test):
+            sys.exit(f"--full: must be reports of {RUNS} runs on all {len(test)} images; got {path}: {report.runs} runs x "
+                     f"{report.slice_images or report.images} images")
+    results: list[dict[str, Any]] = []
+    with Contention() as contention:
+        for report in reports:
+            results.append(study(model, report, test.images, test.labels, arguments.rounds, arguments.seed))
+            print(text(results[-1]), flush=True)
+    if (said := warning(contention.share)) is not None:
+        print(said)
+    if arguments.out is not None:
+        content = {"machine": machine.header(), "command": " ".join(["python -m bench.evaluation", *map(str, sys.argv[1:])]),
+                   "contention": contention.share, "results": results}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
