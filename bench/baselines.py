@@ -76,9 +76,10 @@ def sample(weight: Tensor, draws: str, scratch: Scratch) -> Tensor:
     return noise_(scratch.like(1, weight), step, draws, part).add_(code, alpha=step)
 
 
-def sample_cached(w_d: Tensor, step: float, draws: str, scratch: Scratch) -> Tensor:
-    """W_p from the kept W_d; valid until the next call."""
-    return noise_(scratch.like(1, w_d), step, draws, scratch.like(2, w_d) if draws == "device" else None).add_(w_d)
+def sample_cached(w_d: Tensor, step: float, draws: str, scratch: Scratch, scale: Tensor | None = None) -> Tensor:
+    """W_p from the kept W_d; where a `scale` of each channel is in W_d, the noise gets it too. Valid until the next call."""
+    chip = noise_(scratch.like(1, w_d), step, draws, scratch.like(2, w_d) if draws == "device" else None)
+    return chip.add_(w_d) if scale is None else torch.addcmul(w_d, chip, scale, out=chip)
 
 
 def sample_stacked(weight: Tensor) -> Tensor:
@@ -153,6 +154,15 @@ class ByHand(nn.Module):
         self.number = float(step)
         self.register_buffer("step", step)
         self.register_buffer("w_d", quantized(plain.weight.detach(), step))
+        self.register_buffer("scale", None)  # of a folded batch-norm
+        self.register_buffer("shift", None)
+
+    def fold(self, norm: nn.BatchNorm2d) -> None:
+        """Does what `norm`, which follows a layer without a bias, does in eval mode: scales W_d and noise, adds its shift."""
+        scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
+        self.shift = norm.bias.detach() - norm.running_mean * scale
+        self.scale = scale.view(-1, 1, 1, 1)
+        self.w_d, self.step = self.w_d * self.scale, self.step * self.scale
 
     def chip(self) -> Tensor:
         weight = self.plain.weight
@@ -164,14 +174,15 @@ class ByHand(nn.Module):
             step = self.step if self.cached else step_of(weight)
             return noisy(self.w_d if self.cached else quantized(weight, step), step, self.draws)
         if self.cached:
-            return sample_cached(self.w_d, self.number, self.draws, self.scratch)
+            return sample_cached(self.w_d, self.number, self.draws, self.scratch, self.scale)
         return sample(weight, self.draws, self.scratch)
 
     def forward(self, x: Tensor) -> Tensor:
         plain = self.plain
+        bias = plain.bias if self.shift is None else self.shift
         if isinstance(plain, nn.Linear):
-            return F.linear(x, self.chip(), plain.bias)
-        return F.conv2d(x, self.chip(), plain.bias, plain.stride, plain.padding, plain.dilation, plain.groups)
+            return F.linear(x, self.chip(), bias)
+        return F.conv2d(x, self.chip(), bias, plain.stride, plain.padding, plain.dilation, plain.groups)
 
 
 def by_hand(model: nn.Module, draws: str, *, cached: bool = False, functional: bool = False) -> nn.Module:
@@ -186,6 +197,17 @@ def by_hand(model: nn.Module, draws: str, *, cached: bool = False, functional: b
         return module
 
     return convert(copy.deepcopy(model))
+
+
+def fold_norms(model: nn.Module) -> nn.Module:
+    """In place, for inference of cached ByHand layers: each batch-norm that follows one is folded into it."""
+    for parent in model.modules():
+        children = list(parent.named_children())
+        for (_, layer), (name, norm) in zip(children, children[1:]):
+            if isinstance(layer, ByHand) and layer.plain.bias is None and isinstance(norm, nn.BatchNorm2d):
+                layer.fold(norm)
+                setattr(parent, name, nn.Identity())
+    return model
 
 
 def compiled(function: Callable) -> Callable:

@@ -15,6 +15,7 @@ from bench.sampler import SAMPLING, network
 
 IMAGES = (1, 8, 128)
 ROUNDS = {1: 15, 8: 15, 128: 9}
+FOLDED = "folded batch-norm"
 
 
 @functools.cache
@@ -81,6 +82,21 @@ def _by_hand(images: int, precision: str, draws: str, mode: str, cached: bool) -
                   images, precision, mode)
 
 
+def _folded(images: int, precision: str, draws: str, mode: str) -> Ready:
+    """Plain PyTorch's counterpart of nft.fuse: batch-norm folded into the noisy weights. Right where the network with
+    its batch-norms, which is checked itself, gives the same logits under the same seed."""
+    model, whole = (baselines.by_hand(network(), draws, cached=True, functional=mode == "compile") for _ in range(2))
+    run, unfolded = _forward(baselines.fold_norms(model), images, precision), _forward(whole, images, precision)
+
+    def check() -> str | None:
+        torch.manual_seed(5)
+        found = run()
+        torch.manual_seed(5)
+        return checks.close("logits with folded batch-norm", found, unfolded(), precision)
+
+    return _ready(model, run, check, images, precision, mode)
+
+
 def _ready(model: nn.Module, eager: Callable[[], Tensor], check: Callable[[], str | None], images: int, precision: str,
            mode: str) -> Ready:
     if mode == "eager":
@@ -131,8 +147,11 @@ def _case(images: int) -> Case:
             variants.append(variant("nft", draws, precision, _ours, draws, "eager", cached=True))
             variants.append(variant("nft", draws, precision, _fused, draws, cached=True, note="fused epilogue"))
             variants.append(variant("torch", draws, precision, _by_hand, draws, "eager", True, cached=True))
+            folded = functools.partial(variant, "torch", draws, precision, _folded, draws)
+            variants.append(folded("eager", cached=True, note=FOLDED))
             if draws == "one" or images == 1:  # a target compares with one a device at 1 image; compiling takes its time
                 variants.append(variant("torch", draws, precision, _by_hand, draws, "compile", True, cached=True, mode="compile"))
+                variants.append(folded("compile", cached=True, mode="compile", note=FOLDED))
     variants.append(variant("nft", "one", "fp32", _ours, "one", "compile", mode="compile"))
     for draws in ("one", "device"):  # as it is usually written: quantizing at every forward
         variants.append(variant("torch", draws, "fp32", _by_hand, draws, "eager", False))

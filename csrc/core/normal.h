@@ -7,8 +7,11 @@
 //
 // The polynomials are our own (csrc/tests/fit_polynomials.py). Maximal errors against the true function of the exact
 // argument, in units of the last place of the result; csrc/tests/test_normal.cpp asserts them over every argument:
-//   minus_two_log  every float32 u in [2^-32, 1]  0.85 ULP
-//   circle         every angle x, both results    2.4 ULP (rounding the 30-bit angle to float32 included)
+//   half_radius_squared  every float32 u in [2^-32, 1]  0.85 ULP
+//   half_circle          every angle x, both results    2.4 ULP (rounding the 30-bit angle to float32 included)
+//
+// The radius is kept in halves, and the circle has radius two. docs/noise.md writes the same numbers without: a power of
+// two changes no rounding, and this one lets f below enter the logarithm as itself.
 //
 // Word and Float are uint32_t and float, or on the CPU several vectors of them at once (cpu/wide.h).
 #pragma once
@@ -28,64 +31,66 @@ NFT_FN auto uniform_open(Word x) {
 // A uniform in [0, 1) with 24 bits, exact in float32: for comparisons with a probability.
 NFT_FN float uniform_24(uint32_t x) { return mul(from_int((int32_t)(x >> 8)), 5.9604644775390625e-08f /* 2^-24 */); }
 
-// -2 ln(u) for u in [2^-32, 1]: u = 2^e (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), ln(1+f) = f - f^2/2 + f^3 P(f).
-// The factor -2 is in the constants: a power of two changes no rounding.
+// (r/2)^2 = -ln(u) / 2 for u in [2^-32, 1]: u = 2^e (1 + 2f), 1 + 2f in [sqrt(1/2), sqrt(2)), and
+// -ln(1 + 2f) / 2 = -f + f^2 + f^3 P(f).
 template <class Float>
-NFT_FN Float minus_two_log(Float u) {
+NFT_FN Float half_radius_squared(Float u) {
   const auto shifted = bits_of(u) - 0x3f3504f3u;
   const Float e = from_int(as_signed(shifted) >> 23);
-  const Float f = sub(float_of((shifted & 0x007fffffu) + 0x3f3504f3u), 1.0f);
+  const Float f = sub(float_of((shifted & 0x007fffffu) + 0x3eb504f3u), 0.5f);
   const Float f2 = mul(f, f);
-  Float p = add(mul(f, 0x1.38c9dep-3f), -0x1.055ec6p-2f);
-  p = add(mul(p, f), 0x1.0d8242p-2f);
-  p = add(mul(p, f), -0x1.22d92ep-2f);
-  p = add(mul(p, f), 0x1.54728ap-2f);
-  p = add(mul(p, f), -0x1.99a01cp-2f);
-  p = add(mul(p, f), 0x1.000226p-1f);
-  p = add(mul(p, f), -0x1.555554p-1f);
+  Float p = add(mul(f, 0x1.38c9dep+5f), -0x1.055ec6p+5f);
+  p = add(mul(p, f), 0x1.0d8242p+4f);
+  p = add(mul(p, f), -0x1.22d92ep+3f);
+  p = add(mul(p, f), 0x1.54728ap+2f);
+  p = add(mul(p, f), -0x1.99a01cp+1f);
+  p = add(mul(p, f), 0x1.000226p+1f);
+  p = add(mul(p, f), -0x1.555554p+0f);
   p = mul(mul(p, f), f2);
-  p = add(p, mul(e, 4.24388880e-4f));  // e * -2 (ln 2 - 355/512)
+  p = add(p, mul(e, 1.06097220e-4f));  // e * (355/512 - ln 2) / 2
   p = add(p, f2);
-  p = sub(p, add(f, f));
-  return sub(p, mul(e, 1.38671875f));  // e * 2 * 355/512, exact
+  p = sub(p, f);
+  return sub(p, mul(e, 0.3466796875f));  // e * 355/512 / 2, exact
 }
 
-// Cosine and sine of a uniform angle: bits 30..31 of x choose the quarter, bits 0..29 the angle pi/2 * t inside it,
-// |t| <= 1/2. (The circle is turned by pi/4 against the plain reading of x, which changes no distribution.)
+// Twice cosine and sine of a uniform angle on half a circle: bit 30 of x chooses one of two quarters, bits 0..29 the angle
+// pi/2 * t inside it, |t| <= 1/2. (The circle is turned by pi/4 against the plain reading of x, which changes no distribution.)
 template <class Word, class Float>
-NFT_FN void circle(Word x, Float& cosine, Float& sine) {
+NFT_FN void half_circle(Word x, Float& cosine, Float& sine) {
   const Float t = mul(from_int(as_signed((x & 0x3fffffffu) - 0x20000000u)), 9.313225746154785e-10f /* 2^-30 */);
   const Float t2 = mul(t, t);
-  Float s = add(mul(t2, -0x1.331990p-8f), 0x1.4680a4p-4f);
-  s = add(mul(s, t2), -0x1.4abc24p-1f);
-  s = add(mul(s, t2), 0x1.921fb6p+0f);
+  Float s = add(mul(t2, -0x1.331990p-7f), 0x1.4680a4p-3f);
+  s = add(mul(s, t2), -0x1.4abc24p+0f);
+  s = add(mul(s, t2), 0x1.921fb6p+1f);
   s = mul(s, t);
-  Float c = add(mul(t2, 0x1.d4f7eep-11f), -0x1.55b2b6p-6f);
-  c = add(mul(c, t2), 0x1.03c1b0p-2f);
-  c = add(mul(c, t2), -0x1.3bd3ccp+0f);
-  c = add(mul(c, t2), 1.0f);
-  const auto odd = any_bit(x, 0x40000000u);  // quarters 1 and 3 exchange sine and cosine
-  cosine = with_sign(choose(odd, s, c), x + 0x40000000u);  // minus in quarters 1 and 2
-  sine = with_sign(choose(odd, c, s), x);                  // minus in quarters 2 and 3
+  Float c = add(mul(t2, 0x1.d4f7eep-10f), -0x1.55b2b6p-5f);
+  c = add(mul(c, t2), 0x1.03c1b0p-1f);
+  c = add(mul(c, t2), -0x1.3bd3ccp+1f);
+  c = add(mul(c, t2), 2.0f);
+  const auto second = has_bit(x, 30);  // a quarter turn: (c, s) becomes (-s, c)
+  cosine = choose_negative(second, s, c);
+  sine = choose(second, c, s);
 }
 
-// Box-Muller, in two halves: the radius sqrt(-2 ln u), and the point of that radius on the circle.
+// Box-Muller, in two halves: half the radius sqrt(-2 ln u), and the point of that radius on the circle, whose other half
+// (bit 31 of the angle) lies opposite: minus the radius.
 template <class Word>
-NFT_FN auto normal_radius(Word word) {
-  return root(minus_two_log(uniform_open(word)));
+NFT_FN auto normal_half_radius(Word word) {
+  return root(half_radius_squared(uniform_open(word)));
 }
 
 template <class Word, class Float>
-NFT_FN void point_on_circle(Float radius, Word word, Float& z0, Float& z1) {
+NFT_FN void point_on_circle(Float half_radius, Word word, Float& z0, Float& z1) {
   Float cosine, sine;
-  circle(word, cosine, sine);
-  z0 = mul(radius, cosine);
-  z1 = mul(radius, sine);
+  half_circle(word, cosine, sine);
+  const Float turned = with_sign(half_radius, word);
+  z0 = mul(turned, cosine);
+  z1 = mul(turned, sine);
 }
 
 // Two words to two independent standard normals.
 NFT_FN void box_muller(uint32_t radius_word, uint32_t angle_word, float& z0, float& z1) {
-  point_on_circle(normal_radius(radius_word), angle_word, z0, z1);
+  point_on_circle(normal_half_radius(radius_word), angle_word, z0, z1);
 }
 
 // One word to one standard normal truncated to |z| <= c, by inversion: the lower tail probability is
@@ -102,7 +107,7 @@ NFT_FN float truncated_normal(uint32_t x, float half_mass) {
   d = add(mul(d, r), 1.7895169469e+01f);
   d = add(mul(d, r), 1.0f);
   const float central = div(mul(q, n), d);
-  const float t = sub(root(mul(0.5f, minus_two_log(most(p, 2.3283064365386963e-10f)))), 1.6f);
+  const float t = sub(root(mul(2.0f, half_radius_squared(most(p, 2.3283064365386963e-10f)))), 1.6f);
   n = add(mul(1.7023821103e-01f, t), 1.3067284816e+00f);
   n = add(mul(n, t), 2.7568153900e+00f);
   n = add(mul(n, t), 1.4234372777e+00f);

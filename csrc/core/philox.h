@@ -50,6 +50,9 @@ NFT_FN uint32_t counter1(uint64_t block, uint32_t slice, uint32_t domain) {
   return ((uint32_t)(block >> 32) & 0xffffu) | (slice << 16) | (domain << 24);
 }
 
+constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;  // of words 0 and 2
+constexpr uint32_t kKeyStep0 = 0x9E3779B9u, kKeyStep1 = 0xBB67AE85u;        // from one round's key to the next
+
 // Ten rounds in place: c (the counter) becomes four random words under the key (k0, k1).
 NFT_FN void philox(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0, uint32_t k1) {
 #if defined(__CUDACC__)
@@ -58,14 +61,14 @@ NFT_FN void philox(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint3
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = (uint64_t)0xD2511F53u * c0;
-    const uint64_t p1 = (uint64_t)0xCD9E8D57u * c2;
+    const uint64_t p0 = (uint64_t)kMultiplier0 * c0;
+    const uint64_t p1 = (uint64_t)kMultiplier1 * c2;
     c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
     c1 = (uint32_t)p1;
     c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
     c3 = (uint32_t)p0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    k0 += kKeyStep0;
+    k1 += kKeyStep1;
   }
 }
 

@@ -5,7 +5,7 @@
 // Compilers do not find this by themselves (they take the slow 64-bit multiply), hence the one intrinsic per width.
 #pragma once
 
-#include <stdint.h>
+#include "../core/philox.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -25,7 +25,7 @@ constexpr int kLanes = 2, kGroups = 2;
 
 typedef uint64_t Lanes __attribute__((vector_size(8 * kLanes)));
 
-inline __attribute__((always_inline)) Lanes broadcast(uint32_t x) { return Lanes{} + (uint64_t)x; }
+inline __attribute__((always_inline)) Lanes broadcast(uint64_t x) { return Lanes{} + x; }
 
 // Full product of the lower halves; the upper halves are ignored.
 inline __attribute__((always_inline)) Lanes product(Lanes a, Lanes b) {
@@ -61,43 +61,92 @@ inline __attribute__((always_inline)) Lanes xor3(Lanes a, Lanes b, Lanes c) {
 #endif
 }
 
-// The words of `even` and `odd` alternating, 2 * kLanes of them (little-endian).
-inline __attribute__((always_inline)) void store_pairs(Lanes even, Lanes odd, uint32_t* out) {
+// Lanes of two 32-bit numbers: the lower or the upper halves of a (lower) and of b (upper).
+inline __attribute__((always_inline)) Lanes lower_halves(Lanes a, Lanes b) {
 #if defined(__AVX512F__)
-  const Lanes pairs = (Lanes)_mm512_mask_shuffle_epi32((__m512i)even, 0xaaaa, (__m512i)odd, (_MM_PERM_ENUM)0xa0);
+  return (Lanes)_mm512_mask_shuffle_epi32((__m512i)a, 0xaaaa, (__m512i)b, (_MM_PERM_ENUM)0xa0);
+#elif defined(__AVX2__)
+  return (Lanes)_mm256_blend_epi32((__m256i)a, _mm256_shuffle_epi32((__m256i)b, 0xa0), 0xaa);
 #else
-  const Lanes pairs = (even & broadcast(0xffffffffu)) | (odd << 32);
+  return (a & broadcast(0xffffffffu)) | (b << 32);
 #endif
-  __builtin_memcpy(out, &pairs, sizeof pairs);
+}
+inline __attribute__((always_inline)) Lanes upper_halves(Lanes a, Lanes b) {
+#if defined(__AVX512F__)
+  return (Lanes)_mm512_mask_shuffle_epi32((__m512i)b, 0x5555, (__m512i)a, (_MM_PERM_ENUM)0xf5);
+#elif defined(__AVX2__)
+  return (Lanes)_mm256_blend_epi32(_mm256_shuffle_epi32((__m256i)a, 0xf5), (__m256i)b, 0xaa);
+#else
+  return (a >> 32) | (b & broadcast(0xffffffff00000000u));
+#endif
 }
 
-inline __attribute__((always_inline)) Lanes lane_numbers() {
-  Lanes numbers;
-  for (int lane = 0; lane < kLanes; ++lane) numbers[lane] = (uint64_t)lane;
-  return numbers;
+inline __attribute__((always_inline)) void store(Lanes a, uint32_t* out) { __builtin_memcpy(out, &a, sizeof a); }
+
+// kMultiplier0 * i for the numbers i of the lanes of group g: with kMultiplier0 * block0 added, the first products of Philox.
+inline __attribute__((always_inline)) Lanes first_products(int g) {
+  Lanes products = {};
+  for (int lane = 0; lane < kLanes; ++lane) products[lane] = (uint64_t)kMultiplier0 * (uint32_t)(g * kLanes + lane);
+  return products;
 }
 
 // The ten round keys, kept in memory for many chunks: broadcast from there they cost a load, not an arithmetic slot.
 struct Schedule {
   uint64_t key0[10], key1[10];
+  uint64_t last;  // those of the last round side by side
 
   Schedule() = default;
   Schedule(uint32_t k0, uint32_t k1) {
     for (int round = 0; round < 10; ++round) {
-      key0[round] = k0 + 0x9E3779B9u * (uint32_t)round;
-      key1[round] = k1 + 0xBB67AE85u * (uint32_t)round;
+      key0[round] = k0 + kKeyStep0 * (uint32_t)round;
+      key1[round] = k1 + kKeyStep1 * (uint32_t)round;
     }
+    last = key0[9] | key1[9] << 32;
   }
 };
 
-// Ten rounds of core/philox.h on kGroups * kLanes counters; only the lower halves of the lanes mean anything.
-// Independent groups side by side hide the latency of the ten dependent rounds.
-inline __attribute__((always_inline)) void philox_lanes(Lanes (*c)[4], const Schedule& schedule) {
-  const Lanes m0 = broadcast(0xD2511F53u), m1 = broadcast(0xCD9E8D57u);
+// What counters have in common that differ in word 0 alone, the block: in round 1 the product of word 2, hence words 0 and
+// 1 after it, hence in round 2 the product of word 0. Of these a lane sees four words to be xored with its own:
+struct Common {
+  uint64_t round1_word2, round2_word0, round2_word2, round3_word2;
+
+  Common(uint32_t c1, uint32_t c2, uint32_t c3, const Schedule& schedule) {
+    const uint64_t first = (uint64_t)kMultiplier1 * c2;
+    const uint32_t word0 = (uint32_t)(first >> 32) ^ c1 ^ (uint32_t)schedule.key0[0], word1 = (uint32_t)first;
+    const uint64_t second = (uint64_t)kMultiplier0 * word0;
+    round1_word2 = c3 ^ schedule.key1[0];
+    round2_word0 = word1 ^ schedule.key0[1];
+    round2_word2 = (second >> 32) ^ schedule.key1[1];
+    round3_word2 = (uint32_t)second ^ schedule.key1[2];
+  }
+};
+
+// Ten rounds of core/philox.h on kGroups * kLanes counters, which come as their first products kMultiplier0 * word 0.
+// On the way only the lower halves of the lanes mean anything; at the end a lane of `even` holds the random words 0 and 2
+// side by side, one of `odd` the words 1 and 3. Independent groups hide the latency of the ten dependent rounds.
+inline __attribute__((always_inline)) void philox_lanes(const Lanes* products, const Common& common,
+                                                        const Schedule& schedule, Lanes* even, Lanes* odd) {
+  const Lanes m0 = broadcast(kMultiplier0), m1 = broadcast(kMultiplier1);
+  Lanes c[kGroups][4];
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {  // rounds 1 and 2; word 3 after them is the same everywhere
+    const Lanes p0 = products[g];
+    const Lanes p1 = product(m1, upper(p0) ^ broadcast(common.round1_word2));
+    c[g][0] = upper(p1) ^ broadcast(common.round2_word0);
+    c[g][1] = p1;
+    c[g][2] = p0 ^ broadcast(common.round2_word2);
+  }
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {  // round 3
+    const Lanes p0 = product(m0, c[g][0]), p1 = product(m1, c[g][2]);
+    c[g][0] = xor3(upper(p1), c[g][1], broadcast(schedule.key0[2]));
+    c[g][1] = p1;
+    c[g][2] = upper(p0) ^ broadcast(common.round3_word2);
+    c[g][3] = p0;
+  }
 #pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
-    const Lanes key0 = Lanes{} + schedule.key0[round];
-    const Lanes key1 = Lanes{} + schedule.key1[round];
+  for (int round = 3; round < 9; ++round) {  // rounds 4 to 9
+    const Lanes key0 = broadcast(schedule.key0[round]), key1 = broadcast(schedule.key1[round]);
 #pragma GCC unroll 8
     for (int g = 0; g < kGroups; ++g) {
       const Lanes p0 = product(m0, c[g][0]), p1 = product(m1, c[g][2]);
@@ -106,6 +155,12 @@ inline __attribute__((always_inline)) void philox_lanes(Lanes (*c)[4], const Sch
       c[g][2] = xor3(upper(p0), c[g][3], key1);
       c[g][3] = p0;
     }
+  }
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {  // round 10
+    const Lanes p0 = product(m0, c[g][0]), p1 = product(m1, c[g][2]);
+    even[g] = xor3(upper_halves(p1, p0), lower_halves(c[g][1], c[g][3]), broadcast(schedule.last));
+    odd[g] = lower_halves(p1, p0);
   }
 }
 

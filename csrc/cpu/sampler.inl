@@ -34,22 +34,15 @@ struct Words {
 
 void random_words(const ChipKey& key, uint32_t slice, uint64_t block0, Words& words) {
   // 64 consecutive blocks that start at a multiple of 64 share their high bits.
-  const Lanes c1 = broadcast(counter1(block0, slice, key.domain));
-  const Lanes stream = broadcast(key.stream), draw = broadcast(key.draw);
-  Lanes block = broadcast(counter0(block0)) + lane_numbers();
+  const Common common(counter1(block0, slice, key.domain), key.stream, key.draw, key.schedule);
   for (int b = 0; b < kBlocks; b += kGroups * kLanes) {
-    Lanes w[kGroups][4];
+    Lanes products[kGroups], even[kGroups], odd[kGroups];
+    const Lanes first = broadcast((uint64_t)kMultiplier0 * counter0(block0 + b));
+    for (int g = 0; g < kGroups; ++g) products[g] = first + first_products(g);
+    philox_lanes(products, common, key.schedule, even, odd);
     for (int g = 0; g < kGroups; ++g) {
-      w[g][0] = block;
-      w[g][1] = c1;
-      w[g][2] = stream;
-      w[g][3] = draw;
-      block += broadcast(kLanes);
-    }
-    philox_lanes(w, key.schedule);
-    for (int g = 0; g < kGroups; ++g) {
-      store_pairs(w[g][0], w[g][2], words.radius + 2 * (b + g * kLanes));
-      store_pairs(w[g][1], w[g][3], words.angle + 2 * (b + g * kLanes));
+      store(even[g], words.radius + 2 * (b + g * kLanes));
+      store(odd[g], words.angle + 2 * (b + g * kLanes));
     }
   }
 }
@@ -60,7 +53,7 @@ void normals_of_chunk(const ChipKey& key, uint32_t slice, uint64_t block0, float
   random_words(key, slice, block0, words);
   for (int i = 0; i < kChunk / 2; i += kWideLanes) {
     Floats z0, z1;
-    point_on_circle(normal_radius(load(words.radius + i)), load(words.angle + i), z0, z1);
+    point_on_circle(normal_half_radius(load(words.radius + i)), load(words.angle + i), z0, z1);
     store_alternating(z0, z1, z + 2 * i);
   }
 }
@@ -294,15 +287,21 @@ void normals_of(const int64_t* row, uint32_t stream, uint32_t slice, int64_t n, 
   }
 }
 
-// Through the same lanes as the noise, so that the published known answers hold for what the sampler really runs.
+// Through the same lanes as the noise, so that the published known answers hold for what the sampler really runs: counter i in
+// lane i modulo their number, among its neighbours.
 void philox_of(const uint32_t* counters, const uint32_t* key, int64_t n, uint32_t* words) {
   constexpr int kAtOnce = kGroups * kLanes;
-  for (int64_t first = 0; first < n; first += kAtOnce) {
-    const int count = n - first < kAtOnce ? (int)(n - first) : kAtOnce;
-    Lanes c[kGroups][4] = {};
-    for (int i = 0; i < 4 * count; ++i) c[i / 4 / kLanes][i % 4][i / 4 % kLanes] = counters[4 * first + i];
-    philox_lanes(c, Schedule(key[0], key[1]));
-    for (int i = 0; i < 4 * count; ++i) words[4 * first + i] = (uint32_t)c[i / 4 / kLanes][i % 4][i / 4 % kLanes];
+  const Schedule schedule(key[0], key[1]);
+  for (int64_t i = 0; i < n; ++i, counters += 4, words += 4) {
+    const int place = (int)(i % kAtOnce), g = place / kLanes, lane = place % kLanes;
+    const Lanes first = broadcast((uint64_t)kMultiplier0 * counters[0] - (uint64_t)kMultiplier0 * (uint32_t)place);
+    Lanes products[kGroups], even[kGroups], odd[kGroups];
+    for (int k = 0; k < kGroups; ++k) products[k] = first + first_products(k);
+    philox_lanes(products, Common(counters[1], counters[2], counters[3], schedule), schedule, even, odd);
+    words[0] = (uint32_t)even[g][lane];
+    words[1] = (uint32_t)odd[g][lane];
+    words[2] = (uint32_t)(even[g][lane] >> 32);
+    words[3] = (uint32_t)(odd[g][lane] >> 32);
   }
 }
 

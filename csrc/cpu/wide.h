@@ -17,7 +17,7 @@ namespace NFT_ISA {
 #if defined(__AVX512F__)
 constexpr int kVector = 16, kWide = 8;
 #elif defined(__AVX2__)
-constexpr int kVector = 8, kWide = 2;
+constexpr int kVector = 8, kWide = 4;
 #else
 constexpr int kVector = 4, kWide = 2;
 #endif
@@ -74,27 +74,44 @@ NFT_FN Floats from_int(Ints32 a) { NFT_WIDE(Floats, __builtin_convertvector(a.v[
 NFT_FN Words32 operator+(Words32 a, uint32_t b) { NFT_WIDE(Words32, a.v[i] + b) }
 NFT_FN Words32 operator-(Words32 a, uint32_t b) { NFT_WIDE(Words32, a.v[i] - b) }
 NFT_FN Words32 operator&(Words32 a, uint32_t b) { NFT_WIDE(Words32, a.v[i] & b) }
+NFT_FN Words32 operator^(Words32 a, uint32_t b) { NFT_WIDE(Words32, a.v[i] ^ b) }
 NFT_FN Words32 operator>>(Words32 a, int n) { NFT_WIDE(Words32, a.v[i] >> n) }
 NFT_FN Words32 operator<<(Words32 a, int n) { NFT_WIDE(Words32, a.v[i] << n) }
 NFT_FN Ints32 operator>>(Ints32 a, int n) { NFT_WIDE(Ints32, a.v[i] >> n) }
 
+NFT_FN Floats with_sign(Floats a, Words32 sign) {
+  NFT_WIDE(Floats, (FloatVector)((WordVector)a.v[i] ^ (sign.v[i] & 0x80000000u)))
+}
+
+// Which lanes: a mask, or where blends look at the top bit alone, a vector of those bits.
 #if defined(__AVX512F__)
 struct Choices {
   __mmask16 v[kWide];
 };
-NFT_FN Choices any_bit(Words32 a, uint32_t mask) {
-  NFT_WIDE(Choices, _mm512_test_epi32_mask((__m512i)a.v[i], _mm512_set1_epi32((int)mask)))
+NFT_FN Choices has_bit(Words32 a, int bit) {
+  NFT_WIDE(Choices, _mm512_test_epi32_mask((__m512i)a.v[i], _mm512_set1_epi32(1 << bit)))
 }
 NFT_FN Floats choose(Choices first, Floats a, Floats b) {
   NFT_WIDE(Floats, (FloatVector)_mm512_mask_blend_ps(first.v[i], (__m512)b.v[i], (__m512)a.v[i]))
 }
+NFT_FN Floats choose_negative(Choices first, Floats a, Floats b) {
+  NFT_WIDE(Floats, (FloatVector)_mm512_mask_xor_ps((__m512)b.v[i], first.v[i], (__m512)a.v[i], _mm512_set1_ps(-0.0f)))
+}
+#elif defined(__AVX2__)
+NFT_FN Words32 has_bit(Words32 a, int bit) { return a << (31 - bit); }
+NFT_FN Floats choose(Words32 first, Floats a, Floats b) {
+  NFT_WIDE(Floats, (FloatVector)_mm256_blendv_ps((__m256)b.v[i], (__m256)a.v[i], (__m256)first.v[i]))
+}
 #else
-NFT_FN Ints32 any_bit(Words32 a, uint32_t mask) { NFT_WIDE(Ints32, (a.v[i] & mask) != 0) }
+NFT_FN Ints32 has_bit(Words32 a, int bit) { return as_signed(a << (31 - bit)) >> 31; }
 NFT_FN Floats choose(Ints32 first, Floats a, Floats b) { NFT_WIDE(Floats, first.v[i] ? a.v[i] : b.v[i]) }
 #endif
-NFT_FN Floats with_sign(Floats a, Words32 sign) {
-  NFT_WIDE(Floats, (FloatVector)((WordVector)a.v[i] ^ (sign.v[i] & 0x80000000u)))
+#if !defined(__AVX512F__)
+template <class Chosen>
+NFT_FN Floats choose_negative(Chosen first, Floats a, Floats b) {
+  return choose(first, float_of(bits_of(a) ^ 0x80000000u), b);
 }
+#endif
 
 NFT_FN Words32 load(const uint32_t* from) {
   Words32 r;

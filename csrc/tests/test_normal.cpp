@@ -17,6 +17,9 @@ namespace {
 constexpr double kLogUlps = 0.85, kCircleUlps = 2.4, kQuantileError = 1e-6;
 constexpr double kHalfPi = 1.57079632679489661923, kLn2 = 0.693147180559945309417;
 
+// The point of radius one at angle x.
+void circle(uint32_t x, float& cosine, float& sine) { point_on_circle(0.5f, x, cosine, sine); }
+
 double larger(double a, double b) { return a > b ? a : b; }
 
 double ulps(float value, double truth) {
@@ -40,7 +43,7 @@ void logarithm() {
     for (int e = -33; e <= 0; ++e) {
       const float u = float_of(0x3f3504f3u + i + ((uint32_t)e << 23));
       if (u < 0x1p-32f || u > 1.0f) continue;
-      const float got = minus_two_log(u);
+      const float got = 4.0f * half_radius_squared(u);
       ++count;
       finite = finite && got >= 0.0f && got < 45.0f;  // so its root exists
       const double truth = -2.0 * (e * kLn2 + ln_c);
@@ -51,10 +54,10 @@ void logarithm() {
       }
     }
   }
-  printf("minus_two_log: %.4f ULP at most, at u = %a (%ld values)\n", worst, worst_u, count);
-  expect(count == 32 * (1l << 23) + 1, "minus_two_log: saw %ld values, not all of [2^-32, 1]", count);
-  expect(worst <= kLogUlps, "minus_two_log: %.4f ULP at u = %a, stated %.2f", worst, worst_u, kLogUlps);
-  expect(finite, "minus_two_log: negative, infinite or NaN somewhere");
+  printf("-2 ln u: %.4f ULP at most, at u = %a (%ld values)\n", worst, worst_u, count);
+  expect(count == 32 * (1l << 23) + 1, "-2 ln u: saw %ld values, not all of [2^-32, 1]", count);
+  expect(worst <= kLogUlps, "-2 ln u: %.4f ULP at u = %a, stated %.2f", worst, worst_u, kLogUlps);
+  expect(finite, "-2 ln u: negative, infinite or NaN somewhere");
 }
 
 // Every angle of half a quarter; the upper half is the same arithmetic on -t, and the other quarters only exchange and negate.
@@ -125,10 +128,10 @@ void uniforms() {
   }
   expect(rising, "uniform_open: not rising from above 0 to 1");
   expect(exact, "uniform_open or uniform_24: another value than the formula's");
-  const float longest = normal_radius(0);
+  const float longest = 2.0f * normal_half_radius(0);
   expect(fabs(longest - sqrt(64 * kLn2)) < 1e-6, "the longest radius is %.9g, not sqrt(64 ln 2)", longest);
   expect(longest <= 6.661f, "the longest radius is %.9g", longest);
-  expect(normal_radius(0xffffffffu) == 0.0f, "the shortest radius is %.9g", normal_radius(0xffffffffu));
+  expect(normal_half_radius(0xffffffffu) == 0.0f, "the shortest radius is %.9g", 2.0f * normal_half_radius(0xffffffffu));
 }
 
 // A pair of normals is the point of that radius at that angle: r cos, r sin, each product rounded.
@@ -139,7 +142,7 @@ void pairs() {
     float z0, z1, c, s;
     box_muller(a, b, z0, z1);
     circle(b, c, s);
-    const float r = sqrtf(minus_two_log(uniform_open(a)));
+    const float r = sqrtf(4.0f * half_radius_squared(uniform_open(a)));
     expect(same_bits(z0, r * c) && same_bits(z1, r * s), "box_muller(%08x, %08x): not (r cos, r sin)", a, b);
     const double length = sqrt((double)z0 * z0 + (double)z1 * z1), u = ((a >> 1) + 0.5) * 0x1p-31;
     expect(fabs(length - sqrt(-2 * log(u))) <= 1e-6 * length + 1e-7 / (length + 1e-3), "box_muller(%08x, %08x): radius %g", a, b,

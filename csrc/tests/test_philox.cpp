@@ -47,11 +47,11 @@ void core_function(const std::vector<Answer>& answers) {
   }
 }
 
-// Each answer in every lane: at every position of arrays of 1 .. 40 counters, random ones around it.
+// Each answer in every lane: at every position of arrays of 1 .. 72 counters, random ones around it.
 void kernel_lanes(const nft::Kernels& k, const std::vector<Answer>& answers) {
   nft_test::Words random(3);
   for (const Answer& a : answers) {
-    for (int n = 1; n <= 40; ++n) {
+    for (int n = 1; n <= 72; ++n) {
       const int place = (int)(random.next() % (uint32_t)n);
       std::vector<uint32_t> counters(4 * n), words(4 * n + 1, 0xabababab);
       for (uint32_t& c : counters) c = random.next();
