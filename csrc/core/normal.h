@@ -32,7 +32,7 @@ NFT_FN auto uniform_open(Word x) {
 NFT_FN float uniform_24(uint32_t x) { return mul(from_int((int32_t)(x >> 8)), 5.9604644775390625e-08f /* 2^-24 */); }
 
 // (r/2)^2 = -ln(u) / 2 for u in [2^-32, 1]: u = 2^e (1 + 2f), 1 + 2f in [sqrt(1/2), sqrt(2)), and
-// -ln(1 + 2f) / 2 = -f + f^2 + f^3 P(f).
+// -ln(1 + 2f) / 2 = -f + f^2 + f^3 P(f). The fit's coefficients (of f there) times powers of two.
 template <class Float>
 NFT_FN Float half_radius_squared(Float u) {
   const auto shifted = bits_of(u) - 0x3f3504f3u;
