@@ -114,6 +114,21 @@ def test_the_best_epoch_is_kept_not_the_last(net):
     assert float(found) == history.best["val_accuracy"]
 
 
+def test_the_last_epoch_is_kept_where_asked_for_and_the_training_is_the_same(net):
+    def spoil_from_third_epoch(x, steps=[0]):  # noqa: B006  6 steps an epoch
+        steps[0] += 1
+        return x if steps[0] % 24 in range(1, 13) else 20 * torch.randn_like(x)
+
+    options = {"epochs": 4, "lr": 3e-2, "schedule": "constant", "augment": spoil_from_third_epoch}
+    best, last = (run(net, methods.Vanilla(), keep=keep, **options) for keep in ("best", "last"))
+    assert best.best_epoch in (1, 2) and last.best_epoch == 4
+    assert [row["val_accuracy"] for row in best.rows] == [row["val_accuracy"] for row in last.rows]
+    images, labels = VALIDATION
+    with torch.no_grad():
+        found = (last.model(images).argmax(1) == labels).double().mean()
+    assert float(found) == last.rows[-1]["val_accuracy"] < best.best["val_accuracy"]
+
+
 def test_selection_prefers_accuracy_then_loss_then_the_earlier_epoch():
     best = Validation(accuracy=0.9, loss=0.5, clean=1.0)
     assert best.better_than(None)
@@ -265,6 +280,7 @@ def test_a_compiled_model_trains_alike(net, method):
     ({"schedule": "step"}, "schedule: must be one of cosine, constant"),
     ({"seed": -1}, "seed: must be an integer >= 0"),
     ({"validation_chips": 0}, "validation_chips: must be an integer >= 1"),
+    ({"keep": "first"}, "keep: must be one of best, last; got first"),
     ({"log": "/nowhere/at/all/log.csv"}, "log: must lie in an existing folder"),
     ({"checkpoint": "/nowhere/at/all/best.safetensors"}, "checkpoint: must lie in an existing folder"),
     ({"method": "ovf"}, "method: must be a method of nft_ext.methods; got str"),

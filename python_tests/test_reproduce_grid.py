@@ -1,6 +1,7 @@
 """Which cells an experiment consists of, what identifies one, and what is refused before any work."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -79,8 +80,32 @@ def test_the_ablations_hold_every_published_variant_with_the_control_of_each_num
     assert {c.sigma for c in found.values()} == {None, 0.3} and found["ovf"].panel.name == "resnet18-cifar10"
 
 
+def test_the_protocol_study_changes_one_setting_at_a_time():
+    found = {c.variant: c for c in cells("protocol", None, QUICK, seeds=1)}
+    assert {c.panel.name for c in found.values()} == {"vgg8-mnist"} and {c.sigma for c in found.values()} == {0.35}
+    base = {name: found[name].config() for name in ("noise", "control", "ovf", "irs")}
+    expected = {"lr x4": {"lr": 0.008}, "lr /4": {"lr": 0.0005}, "epochs x3": {"epochs": 15}, "last epoch": {"selection": "last"},
+                "test selection": {"selection": "test"}}
+    for setting, change in expected.items():
+        for name, config in base.items():
+            variant = f"{name} {setting}"
+            assert found.pop(variant).config() == config | change | {"variant": variant}
+    statistics = found.pop("ovf feedback statistics").config()
+    assert statistics["method"] == base["ovf"]["method"] | {"feedback_updates_statistics": True}
+    assert set(found) == set(base)  # and nothing else
+
+
+def test_the_protocol_study_shares_the_figures_cells_and_takes_the_papers_rate_where_none_is_given():
+    figure = {c.key for c in cells("figure3", None, QUICK, sigmas=(0.35,), seeds=1)}
+    study = cells("protocol", None, QUICK, seeds=1)
+    assert {c.key for c in study if " " not in c.variant} <= figure
+    (faster,) = of(cells("protocol", "resnet18-mnist", PRESETS["paper"], sigmas=(0.3,), seeds=1), "irs lr x4", 0.3)
+    assert faster.config()["lr"] == 4e-2
+    assert not [c for c in cells("protocol", None, QUICK, control=False) if c.method["name"] == "control"]
+
+
 def test_every_cell_of_every_experiment_builds_its_method():
-    for experiment in ("figure3", "convergence", "ablations"):
+    for experiment in ("figure3", "convergence", "ablations", "protocol"):
         for panel in PANELS:
             for cell in cells(experiment, panel, PRESETS["smoke"], sigmas=(0.1,), seeds=1):
                 assert methods.build(**cell.method).config() == cell.method
@@ -94,10 +119,15 @@ def test_the_key_is_of_the_whole_configuration_but_not_of_the_lines_name():
         dataclasses.replace(cell, pretrained=3), dataclasses.replace(cell, method=cell.method | {"beta": 0.5}),
         *(dataclasses.replace(cell, scale=cell.scale.replace(**{name: value})) for name, value in (
             ("width", 0.5), ("batch_size", 7), ("lr", 0.5), ("train_images", 99), ("test_images", 99), ("runs", 9),
-            ("validation", 0.2), ("validation_chips", 9)))]
+            ("validation", 0.2), ("validation_chips", 9), ("selection", "last"), ("selection", "test")))]
     keys = {c.key for c in changed}
     assert len(keys) == len(changed) and cell.key not in keys
     assert dataclasses.replace(cell, variant="another name").key == cell.key
+
+
+def test_the_committed_cells_are_still_those_of_their_command():
+    folder = Path(__file__).parents[1] / "docs" / "results" / "reproduce-vgg8-mnist" / "cells"
+    assert {path.stem for path in folder.glob("*.json")} >= {c.key for c in cells("figure3", "vgg8-mnist", QUICK)}
 
 
 def test_the_paper_preset_is_the_papers_protocol():
@@ -122,7 +152,8 @@ def test_bad_input_names_the_argument_and_the_near_ones(arguments, words):
         cells(*arguments)
 
 
-@pytest.mark.parametrize("name, value", [("width", 0.0), ("epochs", 0), ("runs", 1), ("train_images", 5), ("batch_size", 0)])
+@pytest.mark.parametrize("name, value", [("width", 0.0), ("epochs", 0), ("runs", 1), ("train_images", 5), ("batch_size", 0),
+                                         ("selection", "tset")])
 def test_a_scale_out_of_range_is_refused(name, value):
     with pytest.raises(ValueError, match=name):
         QUICK.replace(**{name: value})

@@ -284,6 +284,9 @@ def test_what_differs_from_the_papers_protocol_comes_from_the_settings():
         "3000 training images (the paper all)",
         "2 chips a point (the paper 200)"]
     assert "no such panel" in differences([cell(panel="vgg8-digits")])[0]
+    usual, other = cell(), cell("ovf test selection", selection="test")
+    assert "on chips of its own; the published" in differences([usual])[-3]
+    assert "(but for 'test selection'); the published" in differences([usual, other])[-3]
 
 
 # ---- the page -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Working a grid off: nothing twice, nothing lost, several processes at once, and a training that diverges."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -123,6 +124,22 @@ def test_a_training_that_diverges_is_a_result_and_the_others_go_on(store, monkey
     monkeypatch.setattr(at_work, "fit", fit)
     assert grid_run.run(grid, store, None).computed == 2
     assert "NaN" in store.read(grid[0])["training"]["diverged"] and store.read(grid[1])["training"]["diverged"] is None
+
+
+@pytest.mark.parametrize("selection, images, chips, keep", [
+    ("validation", 6, 2, "best"), ("last", 6, 2, "last"), ("test", 20, 1, "best")])
+def test_the_epoch_is_selected_as_the_scale_says_on_the_same_training_images(store, monkeypatch, selection, images, chips, keep):
+    (cell,) = tiny(("noise",))
+    seen, real = [], at_work.fit
+
+    def fit(model, method, train, validation, **options):
+        seen.append((len(train), len(validation), options["validation_chips"], options.get("keep", "best")))
+        return real(model, method, train, validation, **options)
+
+    monkeypatch.setattr(at_work, "fit", fit)
+    other = dataclasses.replace(cell, scale=cell.scale.replace(selection=selection))
+    assert grid_run.run([other], store, None).computed == 1
+    assert seen == [(54, images, chips, keep)]
 
 
 def test_pretrained_networks_begin_from_one_vanilla_training(store, counted):

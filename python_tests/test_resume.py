@@ -184,6 +184,7 @@ def test_a_stop_around_the_rename_changes_nothing(tmp_path, monkeypatch, moment)
     ({"nvm": nft.NVMDevice(weight_bits=6, device_bits=3)}, "nvm.weight_bits: 8 there, 6 here"),
     ({"batch_norm": False}, r"model.1.weight: float32\[8\] there, nothing here"),
     ({"augment": None}, "augment: jitter there, None here"),
+    ({"keep": "last"}, "keep: nothing there, last here"),
     ({"epochs": 4, "accumulate": 2}, "recipe.epochs: 3 there, 4 here; recipe.accumulate: 1 there, 2 here"),
 ])
 def test_another_configuration_is_refused_and_the_difference_shown(tmp_path, options, words):

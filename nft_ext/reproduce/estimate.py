@@ -33,7 +33,9 @@ def seconds(cells: Sequence[Cell], data_dir: str | None) -> dict[str, float]:
         step, image = known[kind]
         trained = round(len(train) * (1 - cell.scale.validation))
         steps = -(-trained // cell.scale.batch_size) * (cell.epochs + cell.pretrained)
-        validated = (len(train) - trained) * (cell.scale.validation_chips + 1) * cell.epochs
+        on_test = cell.scale.selection == "test"
+        judged = 2 * len(test) if on_test else (len(train) - trained) * (cell.scale.validation_chips + 1)
+        validated = judged * cell.epochs
         measured = len(test) * cell.scale.runs * len(cell.sigmas)
         found[cell.key] = steps * step + (validated + measured) * image
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nft_ext.reproduce.convergence import Converged
+from nft_ext.reproduce.settings import SETTINGS
 from nft_ext.reproduce.summary import Row, rank
 from nft_ext.reproduce.tables import label
 
@@ -51,7 +52,8 @@ DARK = Theme("#16181C", "#E8E8E8", "#9A9A9A", "#33363C", {
 def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Theme, suffix: str) -> bytes:
     """A plot as the bytes of a PNG or SVG file (`suffix`); the same input gives the same bytes.
 
-    kind: "accuracy" and "ekl" (against sigma), "convergence" (a dot a training), "variants" (a line a variant).
+    kind: "accuracy" and "ekl" (against sigma), "convergence" (a dot a training), "variants" (a line a variant),
+    "settings" (a group a setting of the protocol study).
 
     Raises:
         ImportError: no matplotlib (the message has the command that mends it).
@@ -61,7 +63,7 @@ def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Th
         import matplotlib.figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install matplotlib") from error
-    draw = {"accuracy": _accuracy, "ekl": _ekl, "variants": _variants}.get(kind)
+    draw = {"accuracy": _accuracy, "ekl": _ekl, "variants": _variants, "settings": _settings}.get(kind)
     with matplotlib.rc_context(_style(theme)):
         figure = matplotlib.figure.Figure(layout="constrained")
         draw(figure, rows, theme) if draw else _convergence(figure, counts, theme)
@@ -254,3 +256,34 @@ def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
     interval = _with_seeds(rows)
     figure.suptitle(f"Accuracy over programmed chips. Filled: ours ({interval};\n"
                     "small dots: the seeds). Hollow: published.", fontsize=11, x=0.01, ha="left")
+
+
+def _settings(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
+    """A group a setting: each method's mean with its interval, a faint dot a seed."""
+    places = list(dict.fromkeys((row.panel, row.sigma) for row in rows))
+    figure.set_size_inches(9.6, 4.8 * len(places))
+    plots = figure.subplots(len(places), 1, squeeze=False).ravel()
+    for (panel, sigma), axes in zip(places, plots):
+        lines = {row.variant: row for row in rows if (row.panel, row.sigma) == (panel, sigma)}
+        methods = sorted({variant.partition(" ")[0] for variant in lines}, key=rank)
+        for place, method in enumerate(methods):
+            colour, marker = theme.colour(method), MARKERS.get(method, "o")
+            for group, setting in enumerate(("", *SETTINGS)):
+                row = lines.get(f"{method} {setting}".rstrip())
+                if row is None:
+                    continue
+                x = group + 0.18 * (place - (len(methods) - 1) / 2)
+                axes.plot([x + 0.06] * len(row.per_seed), row.per_seed, "o", color=colour, alpha=0.5, markersize=2.6,
+                          markeredgewidth=0)
+                if math.isfinite(row.seed_ci95):
+                    axes.vlines(x, max(0.0, row.accuracy - row.seed_ci95), min(100.0, row.accuracy + row.seed_ci95),
+                                color=colour, linewidth=1.6, alpha=0.8)
+                axes.plot(x, row.accuracy, marker, color=colour, markersize=6.5, label=NAMES.get(method, method))
+        axes.set_xticks(range(1 + len(SETTINGS)), ["as it is", *SETTINGS])
+        axes.set(xlim=(-0.55, len(SETTINGS) + 0.55), ylabel="accuracy over chips, %")
+        axes.set_title(f"{panel}, sigma {sigma:g}", fontsize=10, loc="left")
+    handles, names = plots[0].get_legend_handles_labels()
+    unique = dict(zip(names, handles))
+    figure.legend(unique.values(), unique, loc="outside lower center", ncols=4, fontsize=9)
+    figure.suptitle(f"Accuracy under each setting ({_with_seeds(rows)}; small dots: the seeds)", fontsize=11, x=0.01,
+                    ha="left")

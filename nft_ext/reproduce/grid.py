@@ -13,10 +13,11 @@ from nft_ext import methods
 from nft_ext.checks import fail, integer, number
 from nft_ext.methods import BETAS, Method
 from nft_ext.reproduce.panels import Panel, Scale, known, panel_named
+from nft_ext.reproduce.settings import METHODS, SETTINGS
 
 SNAPSHOTS = {"vgg8": 3, "resnet18": 4}  # N of IRS, the paper's points
 FIGURE_METHODS = ("vanilla", "noise", "control", "censored", "correctnet", "correctnet+noise", "ovf", "irs")
-EXPERIMENTS = ("figure3", "figure4", "table1", "table2", "convergence", "ablations")
+EXPERIMENTS = ("figure3", "figure4", "table1", "table2", "convergence", "ablations", "protocol")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Cell:
             **dataclasses.asdict(recipe), "train_images": self.scale.train_images, "test_images": self.scale.test_images,
             "runs": self.scale.runs, "validation": self.scale.validation, "validation_chips": self.scale.validation_chips,
             "pretrained": self.pretrained,
+            # Said only where it is not the usual one: the keys of finished cells stay what they are.
+            **({} if self.scale.selection == "validation" else {"selection": self.scale.selection}),
         }
 
     @property
@@ -141,7 +144,7 @@ def cells(experiment: str, panel: str | None, scale: Scale, sigmas: Sequence[flo
     figure3, figure4: accuracy and EKL against sigma, the same networks; every noisy method is a network of its own at each sigma,
     vanilla and CorrectNet are one network, measured at all. table1: number of feedbacks N; table2: pretrained start (our source
     does not number the paper's tables: these are two of the tables its text gives). convergence: one sigma, ten seeds. ablations: both
-    tables and the reversed, noise-free and published variants.
+    tables and the reversed, noise-free and published variants. protocol: one sigma, one setting of the training changed at a time.
 
     Wherever OVF or IRS stands, so does its control (the same factor 1/(N+1), no feedback, equal epochs), unless `control` is False.
 
@@ -150,8 +153,9 @@ def cells(experiment: str, panel: str | None, scale: Scale, sigmas: Sequence[flo
     """
     known("experiment", experiment, EXPERIMENTS)
     figures = experiment in ("figure3", "figure4")
-    where = panel_named(panel or ("vgg8-mnist" if figures or experiment == "convergence" else "resnet18-cifar10"))
-    usual = scale.sigmas if figures else (0.35,) if experiment == "convergence" else (0.3,)
+    of_vgg8 = figures or experiment in ("convergence", "protocol")
+    where = panel_named(panel or ("vgg8-mnist" if of_vgg8 else "resnet18-cifar10"))
+    usual = scale.sigmas if figures else (0.35,) if of_vgg8 else (0.3,)
     at = tuple(number("sigma", sigma, low=0.0) for sigma in (sigmas or usual))
     count = integer("seeds", seeds, 1) if seeds is not None else 10 if experiment == "convergence" else scale.seeds
     if names is not None and not figures and experiment != "convergence":
@@ -168,6 +172,8 @@ def cells(experiment: str, panel: str | None, scale: Scale, sigmas: Sequence[flo
             found += _pretrained(where, control, at, seed, scale)
         if experiment == "ablations":
             found += _each(where, other_variants(where, control), at, seed, scale)
+        if experiment == "protocol":
+            found += _settings(where, control, at, seed, scale)
     return list({(cell.variant, cell.key): cell for cell in found}.values())
 
 
@@ -193,3 +199,15 @@ def _pretrained(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: in
                 epochs = max(1, round(share * scale.epochs))
                 yield Cell(panel, f"{name} pretrained, {200 * share:g}/200 epochs", make(sigma).config(), sigma, (sigma,), seed, scale,
                            epochs, scale.epochs)
+
+
+def _settings(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: int, scale: Scale) -> Iterator[Cell]:
+    """The methods as they are, then under each setting; variants are called "METHOD SETTING"."""
+    def named(names: Sequence[str]) -> Variants:
+        return figure_variants(panel, [name for name in names if control or name != "control"])
+
+    yield from _each(panel, named(METHODS), sigmas, seed, scale)
+    for name, setting in SETTINGS.items():
+        variants = {f"{method} {name}": lambda sigma, make=make: dataclasses.replace(make(sigma), **setting.options)
+                    for method, make in named(setting.methods).items()}
+        yield from _each(panel, variants, sigmas, seed, setting.change(scale, panel))

@@ -10,6 +10,7 @@ from typing import Any
 from nft_ext.checks import fail, integer, number
 from nft_ext.training import Recipe
 
+SELECTIONS = ("validation", "last", "test")
 SIGMAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 
 
@@ -51,8 +52,10 @@ class Scale:
     """How large a run is. All of it is recorded in every cell.
 
     width: factor on the networks' channels. epochs, batch_size: of a training; lr: None for the paper's. train_images, test_images:
-    evenly spaced over the sets, None: all. runs: chips a point. validation: share of the training images. sigmas, methods: a
-    figure's, where the command names none.
+    evenly spaced over the sets, None: all. runs: chips a point. validation: share of the training images. selection: the
+    epoch kept is the best on the validation split, the last, or, as in the published code and only to see what that does, the
+    best on the test images under one noisy pass (on one chip, the same each epoch). sigmas, methods: a figure's, where the
+    command names none.
     """
 
     width: float = 1.0
@@ -64,6 +67,7 @@ class Scale:
     runs: int = 200
     validation: float = 0.1
     validation_chips: int = 4
+    selection: str = "validation"
     seeds: int = 1
     sigmas: tuple[float, ...] = SIGMAS
     methods: tuple[str, ...] = ("vanilla", "noise", "control", "correctnet", "ovf", "irs")
@@ -78,6 +82,7 @@ class Scale:
         for argument in ("train_images", "test_images"):
             if getattr(self, argument) is not None:
                 integer(argument, getattr(self, argument), 20)
+        known("selection", self.selection, SELECTIONS)
         for sigma in self.sigmas:
             number("sigma", sigma, low=0.0)
 

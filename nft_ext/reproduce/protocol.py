@@ -48,11 +48,18 @@ def differences(cells: Sequence[dict[str, Any]]) -> list[str]:
         found.append(f"{_words(runs)} chips a point (the paper {RUNS})")
     return found + [
         "an interval over training seeds, and one over chips; the paper's +-0.01 is over chips alone",
-        "the best epoch is chosen on a validation split of the training images, on chips of its own; the "
-        "published code chooses on the test set",
+        "the best epoch is chosen on a validation split of the training images, on chips of its own"
+        f"{_otherwise_selected(cells)}; the published code chooses on the test set",
         "the weights are quantized to their codes; the published code does not quantize them",
         "OVF's larger sigma reaches every layer (but for the line \"ovf published\")",
     ]
+
+
+def _otherwise_selected(cells: Sequence[dict[str, Any]]) -> str:
+    """The lines of the protocol study that are about this, by the name of their setting."""
+    others = dict.fromkeys(cell["config"]["variant"].partition(" ")[2] for cell in cells
+                           if cell["config"].get("selection", "validation") != "validation")
+    return f" (but for {' and '.join(map(repr, others))})" if others else ""
 
 
 def _of_panel(panel: str, cells: Sequence[dict[str, Any]]) -> list[str]:

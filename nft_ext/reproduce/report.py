@@ -13,6 +13,7 @@ from nft_ext.reproduce.convergence import Converged, converged
 from nft_ext.reproduce.figures import DARK, LIGHT, drawn
 from nft_ext.reproduce.html import Picture, Section, page
 from nft_ext.reproduce.protocol import check_cells, conditions, differences, machines, seconds
+from nft_ext.reproduce.ranking import contrasts, ranked, ranking_tables
 from nft_ext.reproduce.summary import NO_CLAIM, Comparison, Row, comparisons, rows
 from nft_ext.reproduce.tables import (Table, accuracy_tables, comparison_tables, convergence_tables, write_csv,
                                       write_json)
@@ -22,9 +23,11 @@ WIDTH = 108
 TITLES = {
     "figure3": "Accuracy against device sigma (Figure 3)", "figure4": "EKL against device sigma (Figure 4)",
     "table1": "Number of feedbacks N", "table2": "Pretrained start", "convergence": "Convergence of training",
-    "ablations": "Ablations"}
+    "ablations": "Ablations", "protocol": "The methods under other settings of the training"}
 # experiment -> plots, the first one being the PNG
-PLOTS = {"figure3": ("accuracy", "ekl"), "figure4": ("ekl", "accuracy"), "convergence": ("convergence",)}
+PLOTS = {"figure3": ("accuracy", "ekl"), "figure4": ("ekl", "accuracy"), "convergence": ("convergence",),
+         "protocol": ("settings",)}
+LEADS = {"convergence": "Convergence", "protocol": "One setting changed at a time"}  # of the page's first section
 CAPTIONS = {
     "accuracy": "Mean accuracy over programmed chips against the device sigma. Bars or bands: 95 % interval over "
                 "training seeds. Hollow markers: published.",
@@ -32,6 +35,8 @@ CAPTIONS = {
            "to highest training seed. Hollow markers: published, of a model and data set that the paper does not name.",
     "convergence": "Accuracy of every training. Crosses lie more than 5 points below their method's mean (short line); "
                    "the dashed line is 90 % of the highest clean accuracy.",
+    "settings": "Mean accuracy over programmed chips under each setting, with its 95 % interval over training seeds; "
+                "small dots: the seeds.",
     "variants": "Mean accuracy over programmed chips of each variant, with its 95 % interval over training seeds; "
                 "small dots: the seeds. Hollow: published."}
 
@@ -55,12 +60,14 @@ def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, comman
     """
     check_cells(cells)
     table = rows(cells)
-    found = comparisons(table)
-    counts = converged(table) if experiment == "convergence" else []
+    counts = converged(table) if experiment in ("convergence", "protocol") else []
+    order = ranked(table) if experiment == "protocol" else []
+    found = contrasts(order) if order else comparisons(table)
     plots, unplotted = _plots(experiment, table, counts)
     notes = _notes(experiment, cells, table, found, settings) + unplotted
     results = accuracy_tables(table, paper_ekl=experiment == "figure4")
-    tests, shares = comparison_tables(found), convergence_tables(counts)
+    tests = [] if order else comparison_tables(found)
+    shares = ranking_tables(order, counts) if order else convergence_tables(counts)
     title = f"{TITLES.get(experiment, experiment)}, ours and the paper's"
     text = _text(title, [*shares, *results, *tests], notes, cells)
     if plots:
@@ -69,9 +76,11 @@ def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, comman
     write_json({"format": "nft_ext.reproduce/1", "experiment": experiment, "command": command, "settings": settings,
                 "reference": published.REFERENCE, "conditions": conditions(cells), "differences": differences(cells),
                 "versions": machines(cells), "notes": notes, "rows": table, "comparisons": found,
-                "convergence": counts},
+                "convergence": counts, "ranking": [{"setting": one.setting, "method": one.method, "place": one.place,
+                                                    "variant": one.row.variant} for one in order]},
                out / f"{experiment}.json")
-    sections = _sections(cells, [picture for _, picture in plots], results, tests, shares, notes, command, settings)
+    sections = _sections(experiment, cells, [picture for _, picture in plots], results, tests, shares, notes, command,
+                         settings)
     lead = [f"Published numbers: {published.REFERENCE}.", f"{_progress(cells, settings)}."]
     write_atomically(out / f"{experiment}.html", page(title, lead, sections).encode())
     write_atomically(out / f"{experiment}.txt", (text + "\n").encode())
@@ -121,6 +130,10 @@ def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row
     if experiment == "convergence":
         notes.append("the paper's criterion compares a method with itself: one that fails every time passes it. p "
                      "against noise: Fisher's exact test, two-sided")
+    if experiment == "protocol":
+        notes.append("differences in points with 95 % half-widths; minus noise, minus control: under the same setting; "
+                     "*: p, adjusted for all differences of this report (Holm), below 0.05. place: by mean accuracy "
+                     "over the seeds that all methods have. fail: trainings below 90 % of the highest clean accuracy")
     if experiment in ("table2", "ablations") and any("pretrained" in row.variant for row in table):
         notes.append("pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all "
                      "of them; the line without it starts from scratch and has had fewer epochs in all")
@@ -137,10 +150,10 @@ def _text(title: str, tables: Sequence[Table], notes: Sequence[str], cells: Sequ
     return "\n".join(parts)
 
 
-def _sections(cells: Sequence[dict[str, Any]], pictures: Sequence[Picture], results: Sequence[Table],
-              tests: Sequence[Table],
-              shares: Sequence[Table], notes: Sequence[str], command: str, settings: dict[str, Any]) -> list[Section]:
-    sections = [Section("Convergence", tables=shares)] if shares else []
+def _sections(experiment: str, cells: Sequence[dict[str, Any]], pictures: Sequence[Picture],
+              results: Sequence[Table], tests: Sequence[Table], shares: Sequence[Table], notes: Sequence[str],
+              command: str, settings: dict[str, Any]) -> list[Section]:
+    sections = [Section(LEADS.get(experiment, ""), tables=shares)] if shares else []
     sections.append(Section("Ours and the paper's", tables=results))
     if tests:
         sections.append(Section("OVF and IRS against noise injection and the control", tables=tests, paragraphs=[

@@ -164,14 +164,17 @@ def comparisons(table: Sequence[Row]) -> list[Comparison]:
     found = []
     for row in table:
         for name in standards(row.variant):
-            other = at.get((row.panel, row.sigma, name))
-            shared = tuple(seed for seed in row.seeds if other is not None and seed in other.seeds)
-            if shared:
-                found.append(_compared(row, other, shared))
-    return _holm(found)
+            one = compared(row, at.get((row.panel, row.sigma, name)))
+            if one is not None:
+                found.append(one)
+    return holm(found)
 
 
-def _compared(row: Row, other: Row, shared: tuple[int, ...]) -> Comparison:
+def compared(row: Row, other: Row | None) -> Comparison | None:
+    """`row` minus `other`, None where there is no other or no training seed that both have."""
+    shared = tuple(seed for seed in row.seeds if other is not None and seed in other.seeds)
+    if not shared:
+        return None
     a, b = ([of.per_seed[of.seeds.index(seed)] for seed in shared] for of in (row, other))
     where = (row.panel, row.sigma, row.variant, other.variant, shared)
     if len(shared) < 2:
@@ -180,7 +183,7 @@ def _compared(row: Row, other: Row, shared: tuple[int, ...]) -> Comparison:
     return Comparison(*where, difference.mean, difference.ci95, difference.p)
 
 
-def _holm(found: list[Comparison]) -> list[Comparison]:
+def holm(found: Sequence[Comparison]) -> list[Comparison]:
     """Adjusted p-values: the k-th smallest of m times m - k + 1, made monotone (Holm, Scand. J. Statist. 1979)."""
     tested = sorted((i for i, one in enumerate(found) if math.isfinite(one.p)), key=lambda i: found[i].p)
     adjusted, highest = list(found), 0.0

@@ -34,7 +34,7 @@ class Table:
 
 def label(variant: str) -> str:
     """A variant's name, short enough for a column."""
-    return variant.replace("pretrained, ", "pretrained ").replace(" epochs", "")
+    return variant.replace("pretrained, ", "pretrained ").removesuffix(" epochs")
 
 
 def fixed(value: float | None, decimals: int = 2, sign: bool = False) -> str:

@@ -60,8 +60,9 @@ def work(cell: Cell, store: Store, data_dir: str | None, device: str | None, pro
     recipe = cell.scale.replace(epochs=cell.epochs).recipe(cell.panel)
     diverged = None
     try:
-        history = fit(model, method, train, validation, recipe=recipe, seed=cell.seed, nvm=nvm, device=device,
-                      augment=data.augment_for(train), validation_chips=cell.scale.validation_chips, progress=progress,
+        judged, selected = _selection(cell.scale, validation, test)
+        history = fit(model, method, train, judged, recipe=recipe, seed=cell.seed, nvm=nvm, device=device,
+                      augment=data.augment_for(train), progress=progress, **selected,
                       state=store.state(cell), checkpoint=store.checkpoint(cell) if keep_checkpoint else None,
                       meta={"dataset": cell.panel.dataset})
     except NonFiniteLoss as error:  # a result as well: this training does not converge, and the others go on
@@ -78,6 +79,13 @@ def work(cell: Cell, store: Store, data_dir: str | None, device: str | None, pro
         "config": cell.config(), "training": {"best": best, "epochs_done": len(history.rows), "seconds": history.seconds, "diverged": diverged},
         "points": points, "clean": clean_accuracy(noisy, test), "versions": _versions(), "seconds": time.monotonic() - began,
     }
+
+
+def _selection(scale: Scale, validation: ImageSet, test: ImageSet) -> tuple[ImageSet, dict[str, Any]]:
+    """(images that epochs are judged on, options of `fit`); the images trained on are the same for every selection."""
+    if scale.selection == "test":
+        return test, {"validation_chips": 1}
+    return validation, {"validation_chips": scale.validation_chips, "keep": "last" if scale.selection == "last" else "best"}
 
 
 def _point(model: nn.Module, test: ImageSet, sigma: float, runs: int, device: str | None, progress: bool | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`fit`: trains a plain model by any method, and keeps the epoch that validates best."""
+"""`fit`: trains a plain model by any method, and keeps the epoch that validates best, or the last."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from nft_ext.training.outputs import Outputs
 from nft_ext.training.randomness import own_randomness
 from nft_ext.training.ranks import Ranks
 from nft_ext.training.recipe import Recipe
+from nft_ext.training.selection import KEEP
 from nft_ext.training.state import StateFile
 from nft_ext.training.step import Gradient
 
@@ -40,6 +41,7 @@ def fit(
     device: str | torch.device | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
     validation_chips: int = 4,
+    keep: str = "best",
     compile: bool = False,
     chip_per_rank: bool = False,
     progress: bool | None = True,
@@ -85,6 +87,8 @@ def fit(
         device: where to train; None: where the model is.
         augment: maps a batch of images `[B, C, H, W]` to another, drawing from torch's generator.
         validation_chips: chips an epoch is judged on, in float32 whatever the recipe's precision.
+        keep: "best", the epoch chosen as above, or "last": the weights of the last epoch that ended, however it
+            validates.
         compile: run the training forward and backward through torch.compile (the model, not the step; the
             validation stays eager).
         chip_per_rank: under torchrun, each rank programs chips of its own.
@@ -114,6 +118,10 @@ def fit(
         fail("method", "must be a method of nft_ext.methods", type(method).__name__, kind=TypeError)
     integer("seed", seed, 0)
     integer("validation_chips", validation_chips, 1)
+    if keep not in KEEP:
+        fail("keep", f"must be one of {', '.join(KEEP)}", keep)
+    # Left out of the usual run's description: states and checkpoints written before there was a choice stay valid.
+    kept = {} if keep == "best" else {"keep": keep}
     parameter = next(model.parameters(), None)
     if parameter is None:
         fail("model", "must have parameters to train", type(model).__name__)
@@ -131,6 +139,7 @@ def fit(
             "recipe": dataclasses.asdict(recipe),
             "seed": seed,
             "validation_chips": validation_chips,
+            **kept,
             "versions": versions(),
             **(meta or {}),
         }
@@ -141,7 +150,7 @@ def fit(
             run = configuration(
                 prepared, method, nvm, recipe, {"train": train, "validation": validation}, augment, seed=seed,
                 validation_chips=validation_chips, compile=compile, device=device.type, ranks=ranks.size,
-                chip_per_rank=chip_per_rank,
+                chip_per_rank=chip_per_rank, **kept,
             )
             ranks.agree_with_first("fit", run | {"state": None if state is None else str(state)})
             ranks.share_weights(prepared)
@@ -151,7 +160,7 @@ def fit(
         if compile:
             prepared.compile()
         gradient = Gradient(prepared, method, recipe, train, augment, seed, ranks, chip_per_rank)
-        loop = Loop(gradient, validation, validation_chips, compile, history)
+        loop = Loop(gradient, validation, validation_chips, keep, compile, history)
         loop.run(progress if ranks.first else False, outputs, keeper)
     return history
 

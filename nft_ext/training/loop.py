@@ -26,12 +26,14 @@ class Loop:
     """One training under way: `epoch` epochs are over, and `step` steps of the next."""
 
     def __init__(
-        self, gradient: Gradient, validation: Batches, validation_chips: int, compiled: bool, history: History
+        self, gradient: Gradient, validation: Batches, validation_chips: int, keep: str, compiled: bool,
+        history: History,
     ) -> None:
         self.gradient, self.history = gradient, history
         self.prepared, self.method, self.recipe = gradient.prepared, gradient.method, gradient.recipe
         self.ranks, self.seed, self.device = gradient.ranks, gradient.seed, gradient.ranks.device
-        self.validation, self.validation_chips, self.compiled = validation, validation_chips, compiled
+        self.validation, self.validation_chips = validation, validation_chips
+        self.keep, self.compiled = keep, compiled
         self.optimizer = self.recipe.build_optimizer(self.prepared.parameters())
         self.best: Validation | None = None
         self.epoch = self.step = 0
@@ -101,7 +103,7 @@ class Loop:
         now = time.monotonic()
         self.history.rows.append(row | {"seconds": self.epoch_seconds + now - self._resumed})
         bar.update(0, note=f"loss {row['train_loss']:.3f}, validation {found.accuracy:.4f}")
-        better = found.better_than(self.best)
+        better = self.keep == "last" or found.better_than(self.best)
         if better:
             self.best = found
             self.history.model = self._plain()

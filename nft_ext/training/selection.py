@@ -14,6 +14,9 @@ from nft_ext.training.batches import Batches
 from nft_ext.training.ranks import Ranks
 
 
+KEEP = ("best", "last")  # epochs whose weights a training may end with
+
+
 @dataclass(frozen=True)
 class Validation:
     """Mean accuracy and cross-entropy over images and chips, and the accuracy with the noise off."""
