@@ -17,7 +17,7 @@ from nft_ext.reproduce.figures import DARK, LIGHT, drawn
 from nft_ext.reproduce.protocol import differences
 from nft_ext.reproduce.report import write_report
 from nft_ext.reproduce.summary import NO_CLAIM, comparisons, rank, rows, standards
-from nft_ext.reproduce.tables import accuracy_tables
+from nft_ext.reproduce.tables import accuracy_tables, calibration_tables
 
 T4 = 2.7764451051977987  # 97.5 % quantile of Student's t, 4 degrees of freedom
 T1 = 12.706204736432095
@@ -115,6 +115,21 @@ def test_networks_with_nothing_right_are_left_out_of_ekl_only():
     assert row.ekl == pytest.approx(0.04) and math.isnan(row.ekl_per_seed[1]) and row.accuracy == pytest.approx(42.5)
     (row,) = rows([wrong])
     assert math.isnan(row.ekl)
+
+
+def test_figures_at_the_fitted_temperature_are_means_over_the_seeds_if_all_were_measured_so():
+    """T of 2 and 8: geometric mean 4. A figure that one seed lacks is of other networks than its neighbours."""
+    cells = line("ovf", [0.80, 0.82])
+    for one, temperature, ekl in zip(cells, (2.0, 8.0), (0.1, 0.3)):
+        one["points"][0]["at_temperature"] = {"temperature": temperature, "ekl": ekl, "nll": 2 * ekl, "ece": 0.04}
+    (row,) = rows(cells)
+    assert (row.temperature, row.ekl_fitted, row.nll_fitted) == (pytest.approx(4), pytest.approx(0.2), pytest.approx(0.4))
+    assert row.nll == pytest.approx(0.3) and row.ece_fitted == pytest.approx(0.04)
+    (table,) = calibration_tables([row])
+    assert table.body == [["ovf", "0.050", "0.300", "0.02", "4", "0.040", "0.400", "0.2"]]
+    cells[1]["points"][0]["at_temperature"] = None
+    (row,) = rows(cells)
+    assert math.isnan(row.temperature) and math.isnan(row.ekl_fitted) and row.nll == pytest.approx(0.3)
 
 
 def test_two_cells_of_one_place_and_a_line_of_two_configurations_are_refused():

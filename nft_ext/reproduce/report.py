@@ -15,8 +15,8 @@ from nft_ext.reproduce.html import Picture, Section, page
 from nft_ext.reproduce.protocol import check_cells, conditions, differences, machines, seconds
 from nft_ext.reproduce.ranking import contrasts, ranked, ranking_tables
 from nft_ext.reproduce.summary import NO_CLAIM, Comparison, Row, comparisons, rows
-from nft_ext.reproduce.tables import (Table, accuracy_tables, comparison_tables, convergence_tables, write_csv,
-                                      write_json)
+from nft_ext.reproduce.tables import (Table, accuracy_tables, calibration_tables, comparison_tables,
+                                      convergence_tables, write_csv, write_json)
 from nft_ext.training.files import write_atomically
 
 WIDTH = 108
@@ -65,7 +65,7 @@ def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, comman
     found = contrasts(order) if order else comparisons(table)
     plots, unplotted = _plots(experiment, table, counts)
     notes = _notes(experiment, cells, table, found, settings) + unplotted
-    results = accuracy_tables(table, paper_ekl=experiment == "figure4")
+    results = accuracy_tables(table, paper_ekl=experiment == "figure4") + ([] if order else calibration_tables(table))
     tests = [] if order else comparison_tables(found)
     shares = ranking_tables(order, counts) if order else convergence_tables(counts)
     title = f"{TITLES.get(experiment, experiment)}, ours and the paper's"
@@ -121,7 +121,11 @@ def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row
         notes.append("comparisons: the replicates are training seeds, paired (same initial weights, same batches); p "
                      "two-sided, paired t; p (Holm) adjusts it for all comparisons of this report")
     notes.append("+-seeds: 95 % half-width over training seeds, about the method. +-chips: the same over chips, "
-                 "about these networks only; the paper's interval is of that kind. EKL in nat, pooled over chips.")
+                 "about these networks only; the paper's interval is of that kind. EKL and NLL in nat, pooled over "
+                 "chips.")
+    if any(row.temperature == row.temperature for row in table):
+        notes.append("a method's factor on the logits is a temperature of its own, which moves ECE, NLL and EKL; at T, "
+                     "fitted to each network on validation images and selection chips, it plays no part")
     if blank := sum(value != value for row in table for value in row.ekl_per_seed):
         notes.append(f"{blank} networks had nothing right and so no EKL; means leave them out")
     if experiment == "figure4":

@@ -25,7 +25,9 @@ class Row:
     accuracy: mean over seeds and chips. seed_ci95: half-width of its 95 % interval over training seeds, NaN with one.
     noise_ci95: the same over chips, for the networks at hand. per_seed: mean over chips, one a seed.
     clean: noise off, quantized weights. ekl, ece: means over seeds; ekl over those with anything right. ekl_per_seed:
-    NaN where nothing was right. published, published_ekl: the paper's, or None (its EKL is of an unstated model).
+    NaN where nothing was right. nll: mean negative log-likelihood, nat. temperature: geometric mean of those fitted on
+    validation images; ekl_fitted, nll_fitted, ece_fitted: means with each network's logits divided by its own; NaN
+    unless all seeds were measured so. published, published_ekl: the paper's, or None (its EKL is of an unstated model).
     trained_sigma: None without noise.
     """
 
@@ -43,6 +45,11 @@ class Row:
     ekl: float
     ekl_per_seed: tuple[float, ...]
     ece: float
+    nll: float
+    temperature: float
+    ekl_fitted: float
+    nll_fitted: float
+    ece_fitted: float
     chips: int
     images: int
     published: float | None
@@ -126,6 +133,7 @@ def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]])
     clean = [100 * cell["clean"] for cell, _ in found]
     ekl = [math.nan if point["ekl"] is None else point["ekl"] for _, point in found]
     known = [value for value in ekl if math.isfinite(value)]
+    fitted = [point.get("at_temperature") or {} for _, point in found]
     return Row(
         panel=panel, variant=variant, sigma=sigma, trained_sigma=first["config"]["sigma"],
         seeds=tuple(cell["config"]["seed"] for cell, _ in found), accuracy=100 * accuracy.mean,
@@ -133,10 +141,17 @@ def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]])
         per_seed=tuple(100 * mean for mean in accuracy.seed_means), clean=float(np.mean(clean)),
         clean_per_seed=tuple(clean),
         ekl=float(np.mean(known)) if known else math.nan, ekl_per_seed=tuple(ekl),
-        ece=float(np.mean([point["ece"] for _, point in found])), chips=accuracy.runs,
-        images=found[0][1]["images"], published=published.accuracy(panel, variant, sigma),
+        ece=float(np.mean([point["ece"] for _, point in found])), nll=_mean([point["nll"] for _, point in found]),
+        temperature=math.exp(_mean([math.log(one["temperature"]) if one else None for one in fitted])),
+        ekl_fitted=_mean([one.get("ekl") for one in fitted]), nll_fitted=_mean([one.get("nll") for one in fitted]),
+        ece_fitted=_mean([one.get("ece") for one in fitted]), chips=accuracy.runs, images=found[0][1]["images"], published=published.accuracy(panel, variant, sigma),
         published_ekl=published.ekl(variant, sigma),
     )
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """NaN where one is missing."""
+    return math.nan if None in values else float(np.mean(values))
 
 
 def _but_seed(cell: dict[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,20 @@ def _accuracy_line(variant: str, row: Row | None, paper_ekl: bool, columns: int)
     return line
 
 
+def calibration_tables(rows: Sequence[Row]) -> list[Table]:
+    """One table a panel and sigma: calibration as trained, and with the logits at the fitted temperature T."""
+    header = ["", "ECE", "NLL", "EKL", "T", "ECE at T", "NLL at T", "EKL at T"]
+    places = dict.fromkeys((row.panel, row.sigma) for row in rows)
+    return [
+        Table(f"{panel}, sigma {sigma:g}: calibration; at T: with the logits divided by the T that fits validation images",
+              header,
+              [[label(row.variant), fixed(row.ece, 3), fixed(row.nll, 3), short(row.ekl), short(row.temperature),
+                fixed(row.ece_fitted, 3), fixed(row.nll_fitted, 3), short(row.ekl_fitted)]
+               for row in rows if (row.panel, row.sigma) == (panel, sigma)])
+        for panel, sigma in places
+    ]
+
+
 def comparison_tables(found: Sequence[Comparison]) -> list[Table]:
     """One table a panel and sigma: a minus b in points, interval, p and Holm's p."""
     header = ["", "minus", "seeds", "points", "+-95 %", "p", "p (Holm)"]
@@ -127,10 +141,11 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["panel", "variant", "sigma", "trained_sigma", "seeds", "accuracy", "seed_ci95", "noise_ci95",
                      "clean", "ekl",
-                     "ece", "chips", "images", "published", "difference", "published_ekl", "per_seed"])
+                     "ece", "nll", "temperature", "ekl_fitted", "nll_fitted", "ece_fitted", "chips", "images",
+                     "published", "difference", "published_ekl", "per_seed"])
     for row in rows:
-        numbers = [row.accuracy, row.seed_ci95, row.noise_ci95, row.clean, row.ekl, row.ece,
-                   row.chips, row.images, row.published, row.difference, row.published_ekl]
+        numbers = [row.accuracy, row.seed_ci95, row.noise_ci95, row.clean, row.ekl, row.ece, row.nll,
+                   row.temperature, row.ekl_fitted, row.nll_fitted, row.ece_fitted, row.chips, row.images, row.published, row.difference, row.published_ekl]
         writer.writerow([row.panel, row.variant, row.sigma, "" if row.trained_sigma is None else row.trained_sigma,
                          " ".join(map(str, row.seeds)), *(_plain(x, "") for x in numbers),
                          " ".join(f"{value:.6g}" for value in row.per_seed)])
