@@ -27,7 +27,7 @@ figure { margin: 1rem 0; }
 figure img { display: block; width: 100%; min-width: 32rem; height: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { padding: .22rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .22rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); }
 thead th { font-weight: 600; color: var(--faint); }
 td.text { text-align: left; white-space: normal; }
