@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nft_ext.reproduce.convergence import Converged
 from nft_ext.reproduce.settings import SETTINGS
 from nft_ext.reproduce.summary import Comparison, Row, compared, holm, rank
 from nft_ext.reproduce.tables import ABSENT, Table, fixed
@@ -84,24 +83,19 @@ def contrasts(found: Sequence[Ranked]) -> list[Comparison]:
     return [getattr(one, name) for one in found for name in AGAINST if getattr(one, name) is not None]
 
 
-def ranking_tables(found: Sequence[Ranked], counts: Sequence[Converged]) -> list[Table]:
+def ranking_tables(found: Sequence[Ranked]) -> list[Table]:
     """One table a panel and sigma: accuracy, place, and differences in points with their 95 % half-widths.
 
-    A star marks a difference whose p, adjusted for all of the study, is below 0.05. fail: trainings below 90 % of the
-    highest clean accuracy.
+    A star marks a difference whose p, adjusted for all of the study, is below 0.05.
     """
-    failing = {(one.panel, one.sigma, one.variant): one.absolute for one in counts}
-    header = ["setting", "method", "seeds", "fail", "accuracy %", "+-95 %", "place", "minus base", "minus noise",
-              "minus control"]
+    header = ["setting", "method", "seeds", "accuracy %", "+-95 %", "place", "minus base", "minus noise", "minus control"]
     tables = []
     for panel, sigma in dict.fromkeys((one.row.panel, one.row.sigma) for one in found):
         body = []
         for one in found:
             if (one.row.panel, one.row.sigma) == (panel, sigma):
                 first = not body or all(line[0] != one.setting for line in body)
-                fail = failing.get((panel, sigma, one.row.variant))
-                body.append([one.setting if first else "", one.method, str(len(one.row.seeds)),
-                             ABSENT if fail is None else str(fail.non_converging), fixed(one.row.accuracy),
+                body.append([one.setting if first else "", one.method, str(len(one.row.seeds)), fixed(one.row.accuracy),
                              fixed(one.row.seed_ci95), str(one.place),
                              *map(_points, (one.base, one.noise, one.control))])
         tables.append(Table(f"{panel}, sigma {sigma:g}: one setting changed at a time, paired over training seeds",

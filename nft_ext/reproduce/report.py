@@ -60,14 +60,14 @@ def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, comman
     """
     check_cells(cells)
     table = rows(cells)
-    counts = converged(table) if experiment in ("convergence", "protocol") else []
+    counts = converged(table) if experiment == "convergence" else []
     order = ranked(table) if experiment == "protocol" else []
     found = contrasts(order) if order else comparisons(table)
     plots, unplotted = _plots(experiment, table, counts)
     notes = _notes(experiment, cells, table, found, settings) + unplotted
     results = accuracy_tables(table, paper_ekl=experiment == "figure4") + ([] if order else calibration_tables(table))
     tests = [] if order else comparison_tables(found)
-    shares = ranking_tables(order, counts) if order else convergence_tables(counts)
+    shares = ranking_tables(order) if order else convergence_tables(counts)
     title = f"{TITLES.get(experiment, experiment)}, ours and the paper's"
     text = _text(title, [*shares, *results, *tests], notes, cells)
     if plots:
@@ -137,7 +137,7 @@ def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row
     if experiment == "protocol":
         notes.append("differences in points with 95 % half-widths; minus noise, minus control: under the same setting; "
                      "*: p, adjusted for all differences of this report (Holm), below 0.05. place: by mean accuracy "
-                     "over the seeds that all methods have. fail: trainings below 90 % of the highest clean accuracy")
+                     "over the seeds that all methods have")
     if experiment in ("table2", "ablations") and any("pretrained" in row.variant for row in table):
         notes.append("pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all "
                      "of them; the line without it starts from scratch and has had fewer epochs in all")
