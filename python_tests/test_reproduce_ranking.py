@@ -61,6 +61,14 @@ def test_one_seed_and_missing_lines_are_shown_without_an_interval():
     assert table.body[1] == ["lr x4", "ovf", "1", "90.00", "-", "1", "+10.00 +- -", "-", "-"]
 
 
+def test_a_method_that_is_still_to_be_trained_under_a_setting_has_no_place_there():
+    cells = [c for c in study() if c["config"]["variant"] != "ovf lr x4"]
+    by = found(cells)
+    assert ("lr x4", "ovf") not in by and (by["lr x4", "noise"].place, by["lr x4", "control"].place) == (1, 2)
+    worst = found(cells + line("noise lr /4", [0.1], sigma=0.35))
+    assert worst["lr /4", "noise"].place == 1 and worst["lr /4", "noise"].control is None
+
+
 def test_networks_with_two_factors_have_two_controls():
     cells = [c for name, level in {"noise": 0.7, "control-ovf": 0.8, "control-irs": 0.75, "ovf": 0.82, "irs": 0.83}.items()
              for c in line(name, [level, level + 0.01], sigma=0.3, panel="resnet18-mnist")]

@@ -48,9 +48,12 @@ def ranked(table: Sequence[Row]) -> list[Ranked]:
 
 def _of_setting(setting: str, lines: dict[str, Row]) -> list[Ranked]:
     def under(method: str) -> Row | None:
-        return lines.get(f"{method} {setting}".rstrip(), lines.get(method))
+        concerned = not setting or method.partition("-")[0] in SETTINGS[setting].methods
+        return lines.get(f"{method} {setting}".rstrip() if concerned else method)
 
     own = [v for v in lines if v.partition(" ")[2] == setting]
+    if not own:
+        return []
     # All methods take part in the ranking, those that the setting does not concern as they are.
     means = _means([r for m in dict.fromkeys(v.partition(" ")[0] for v in lines) if (r := under(m)) is not None])
     found = []

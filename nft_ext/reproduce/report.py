@@ -123,7 +123,7 @@ def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row
     notes.append("+-seeds: 95 % half-width over training seeds, about the method. +-chips: the same over chips, "
                  "about these networks only; the paper's interval is of that kind. EKL and NLL in nat, pooled over "
                  "chips.")
-    if any(row.temperature == row.temperature for row in table):
+    if experiment != "protocol" and any(row.temperature == row.temperature for row in table):
         notes.append("a method's factor on the logits is a temperature of its own, which moves ECE, NLL and EKL; at T, "
                      "fitted to each network on validation images and selection chips, it plays no part")
     if blank := sum(value != value for row in table for value in row.ekl_per_seed):
