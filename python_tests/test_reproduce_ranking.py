@@ -58,7 +58,7 @@ def test_one_seed_and_missing_lines_are_shown_without_an_interval():
     by = found(line("ovf lr x4", [0.9], sigma=0.35) + line("ovf", [0.8], sigma=0.35))
     assert by["lr x4", "ovf"].place == 1 and by["lr x4", "ovf"].noise is None
     (table,) = ranking_tables(list(by.values()))
-    assert table.body[1] == ["lr x4", "ovf", "1", "90.00", "-", "1", "+10.00 +- -", "-", "-"]
+    assert table.body[1] == ["lr x4", "ovf", "1", "90.00", "-", "1", "+10.00", "-", "-"]
 
 
 def test_a_method_that_is_still_to_be_trained_under_a_setting_has_no_place_there():

@@ -109,5 +109,7 @@ def ranking_tables(found: Sequence[Ranked]) -> list[Table]:
 def _points(one: Comparison | None) -> str:
     if one is None:
         return ABSENT
+    if len(one.seeds) < 2:
+        return fixed(one.mean, sign=True)
     star = "*" if one.p_holm < SIGNIFICANT else ""
     return f"{fixed(one.mean, sign=True)} +- {fixed(one.ci95)}{star}"
