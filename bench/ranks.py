@@ -20,8 +20,8 @@ from bench.measure import Contention, warning
 from nft_ext.montecarlo import MonteCarloReport
 
 PROTOCOLS = {
-    "whole sets": ["--runs", "12"],
-    "slices of 16 images": ["--protocol", "stratified", "--slice-images", "16", "--runs", "3000"],
+    "whole sets": ["--runs", "6"],
+    "slices of 16 images": ["--protocol", "stratified", "--slice-images", "16", "--runs", "2000"],
 }
 
 
