@@ -1,6 +1,7 @@
 """How much faster two processes are than one, a thread each: python -m bench.ranks CHECKPOINT [--out FILE].
 
-Times the evaluation alone (`report.seconds`, not Python's start), in interleaved rounds under torchrun, by both protocols.
+Times the evaluation alone (`report.seconds`, not Python's start), in interleaved rounds under torchrun, by both protocols. Beside
+it the machine's own limit: two processes that know nothing of each other, each doing the whole evaluation at the same time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,6 +39,12 @@ def evaluate(checkpoint: Path, ranks: int, options: list[str]) -> MonteCarloRepo
         return MonteCarloReport.from_json(report)
 
 
+def apart(checkpoint: Path, options: list[str]) -> float:
+    """Seconds of two evaluations at once, each by a process of its own; the longer one."""
+    with ThreadPoolExecutor(2) as pool:
+        return max(report.seconds for report in pool.map(lambda _: evaluate(checkpoint, 1, options), range(2)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a network that nft-ext train wrote")
@@ -50,15 +58,18 @@ def main() -> int:
     with Contention() as contention:
         for name, options in PROTOCOLS.items():
             seconds: dict[int, list[float]] = {1: [], 2: []}
-            figures = set()
+            figures, both = set(), []
             for _ in range(arguments.rounds):
                 for ranks, times in seconds.items():
                     report = evaluate(arguments.checkpoint, ranks, [*data, *options])
                     times.append(report.seconds)
                     figures.add(report.accuracy.mean)
+                both.append(apart(arguments.checkpoint, [*data, *options]))
             speedup = median(seconds[1]) / median(seconds[2])
-            results[name] = {"seconds": seconds, "speedup": speedup, "same_figures": len(figures) == 1}
-            print(f"{name:20s} 1 process {median(seconds[1]):.2f} s, 2 processes {median(seconds[2]):.2f} s: {speedup:.2f}x"
+            limit = 2 * median(seconds[1]) / median(both)
+            results[name] = {"seconds": seconds, "apart": both, "speedup": speedup, "limit": limit, "same_figures": len(figures) == 1}
+            print(f"{name:20s} 1 process {median(seconds[1]):.2f} s, 2 processes {median(seconds[2]):.2f} s: {speedup:.2f}x; "
+                  f"two apart {limit:.2f}x"
                   f"{'' if len(figures) == 1 else '   FIGURES DIFFER'}", flush=True)
     if (said := warning(contention.share)) is not None:
         print(said)
