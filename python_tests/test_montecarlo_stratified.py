@@ -116,10 +116,8 @@ def test_auto_chooses_a_size_once_and_the_number_reproduces_it(model, data, monk
 
 @pytest.mark.parametrize("between, images", [(0.05, 5), (1e-3, 12)])
 def test_the_pilot_looks_at_more_images_only_where_chips_differ_little(model, data, monkeypatch, between, images):
-    from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
-
     monkeypatch.setattr(pilot, "PILOT_IMAGES", (5, 12))
-    evaluator = ChipEvaluator(model.eval(), *data, seed=1, batch_size=16, device=torch.device("cpu"))
+    evaluator = chip_evaluator.ChipEvaluator(model.eval(), *data, seed=1, batch_size=16, device=torch.device("cpu"))
     monkeypatch.setattr(pilot, "components", lambda correct, n: pilot.Components(0.9, between, 0.1, 0.05))
     with torch.no_grad():
         found = pilot.pilot(evaluator, several=True)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nft_ext.checks import fail
+
 REPEATS = 3  # timed passes of a shape; the median counts
 ENOUGH = 2.0  # seconds a shape, after which one timed pass is enough
 EMPHASIS = 4.0  # weight of the first shape, the one that the work will consist of
@@ -46,7 +48,7 @@ def fit(shapes: Sequence[Shape], seconds: Sequence[float], weights: Sequence[flo
     is right for shapes like these. Raises ValueError without a shape.
     """
     if not shapes:
-        raise ValueError("shapes: must name at least one pass; got none")
+        fail("shapes", "must name at least one pass", "none")
     terms = np.array([[1.0, chips, chips * images] for chips, images in shapes])
     times = np.asarray(seconds, dtype=float)
     root = np.sqrt(np.ones(len(times)) if weights is None else np.asarray(weights, dtype=float))

@@ -34,7 +34,7 @@ class CostEstimate:
 
     chips: expected; chips_range: the same, 95 %, where a target decides. images_a_chip: n, or all I. images: of the set.
     chips_per_pass, batch_size: of a pass. ranks: processes that share the passes. cost: what was measured.
-    preparing: seconds before the first chip: reading, probing and, for slices or a target, a pilot.
+    preparing: seconds before the first chip, once the data are read: probing and, for slices or a target, a pilot.
     slice_images: the number that repeats the slices ("auto" may choose otherwise at another moment); None: whole sets.
     reachable: whether max_runs are expected to reach the target.
     """
