@@ -196,3 +196,11 @@ def test_evaluate_estimates_before_it_begins_and_dry_run_stops_there(checkpoint,
     assert main([*arguments, "--estimate"]) == 0
     text = capsys.readouterr().out
     assert text.index("Estimate") < text.index("accuracy")
+
+
+def test_the_slices_that_were_estimated_are_those_of_the_run(checkpoint, capsys, tmp_path):
+    arguments = ["evaluate", str(checkpoint), "--sigma", "0.1", "--protocol", "stratified", "--runs", "60", "--estimate"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "noise-sigma0.1.json").read_text())
+    assert f"60 chips x {content['slice_images']} images" in capsys.readouterr().out
+    assert content["pilot"] is None, "one pilot, before the estimate"

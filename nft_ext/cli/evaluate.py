@@ -79,7 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
     noisy = convert(model, options.device_of(arguments, arguments.sigma[0]))
     test, asked = test_set(arguments), settings(arguments)
     if arguments.estimate or arguments.dry_run:
-        _estimate(noisy, test, arguments.sigma, asked)
+        slices = _estimate(noisy, test, arguments.sigma, asked)
+        if len(arguments.sigma) == 1 and arguments.resume is None and slices is not None:
+            asked["slice_images"] = slices  # what was estimated is what is run; a resume file has settled its own
         if arguments.dry_run:
             return 0
     reports = sigma_sweep(noisy, test, arguments.sigma, resume=arguments.resume, **asked)
@@ -102,8 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _estimate(noisy, test, sigmas: list[float], asked: dict) -> None:
-    """Prints what each sigma will cost, and the sum."""
+def _estimate(noisy, test, sigmas: list[float], asked: dict) -> int | None:
+    """Prints what each sigma will cost, and the sum; gives the last one's images of a slice (None: whole sets)."""
     from ..montecarlo import estimate_cost
     from ..montecarlo.ranks import is_main
     from ..progress import duration
@@ -116,6 +118,7 @@ def _estimate(noisy, test, sigmas: list[float], asked: dict) -> None:
             print(f"sigma {sigma:g}: {found}", flush=True)
     if is_main() and len(sigmas) > 1:
         print(f"all {len(sigmas)} sigmas: {duration(total)}", flush=True)
+    return found.slice_images
 
 
 def _count(text: str) -> int | str:
