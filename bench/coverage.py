@@ -128,6 +128,7 @@ def synthetic_settings() -> list[Setting]:
     high, high_strong = Synthetic(1000, 0.98, 0.3), Synthetic(1000, 0.98, 0.6)
     equal, few, odd = Synthetic(1000, 0.9, 0.0), Synthetic(360, 0.9, 0.3), Synthetic(997, 0.85, 0.2)
     large, skewed = Synthetic(2000, 0.9, 0.3), Synthetic(1000, 0.85, 0.4, skewed=True)
+    rare = Synthetic(10_000, 0.977, 0.33, skewed=True)
     return [
         Setting("10 tilings", strong, 50, runs=200),
         Setting("little chip variance, 5 tilings", weak, 17, runs=295),
@@ -137,6 +138,8 @@ def synthetic_settings() -> list[Setting]:
         Setting("360 images, 20 tilings", few, 36, runs=200),
         Setting("unequal slices, incomplete third tiling", odd, 30, runs=97),
         Setting("skewed chips, 10 tilings", skewed, 50, runs=200),
+        Setting("one tiling and 64 chips", large, 10, runs=264),
+        Setting("98 %, 1.7 tilings", high, 10, runs=170),
         Setting("1.25 tilings", large, 25, runs=100),
         Setting("half a tiling", large, 10, runs=100),
         Setting("98 %, 1.5 tilings", high, 10, runs=150),
@@ -148,8 +151,9 @@ def synthetic_settings() -> list[Setting]:
         Setting("target, unequal slices", odd, 30, target=0.008),
         Setting("target met soon after the pilot", few, 36, target=0.012),
         Setting("target, skewed chips", skewed, 50, target=0.012),
-        Setting("target, two tilings are the pilot", large, 20, target=0.005),
-        Setting("target met below two tilings", large, 10, target=0.02),
+        Setting("target, one tiling and 64 chips decide", large, 20, target=0.005),
+        Setting("target, skewed chips that differ little", rare, 14, target=0.00195),
+        Setting("target met below one tiling", large, 10, target=0.02),
         Setting("target not reachable", strong, 50, target=0.002, most=200),
         Setting("target, whole sets", few, 360, target=0.005),
     ]
@@ -162,8 +166,9 @@ def recorded_settings(correct: np.ndarray) -> list[Setting]:
     sizes = (population.images // 20, population.images // 10, population.images // 4)
     settings = [Setting(f"real network, n = {n}", population, n, runs=200) for n in sizes]
     settings += [Setting("real network, 1.5 tilings", population, 5, runs=108)]
+    settings += [Setting("real network, one tiling and 64 chips", population, 2, runs=(population.images + 1) // 2 + 64)]
     settings += [Setting("real network, whole sets", population, population.images, runs=200)]
-    settings += [Setting(f"real network, target, n = {n}", population, n, target=half / 2) for n in sizes]
+    settings += [Setting(f"real network, target, n = {n}", population, n, target=half / 2) for n in (5, *sizes)]
     return settings + [Setting("real network, target, whole sets", population, population.images, target=half / 2)]
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from nft_ext.montecarlo import pilot
+from nft_ext.montecarlo import pilot, strata
 from nft_ext.montecarlo.intervals import student_t_quantile
 from nft_ext.montecarlo.slice_statistic import logit_interval
 from nft_ext.montecarlo.stopping import Goal, precision_of, until
@@ -68,6 +68,32 @@ def test_an_incomplete_tiling_adds_what_the_design_says():
     expected = (POPULATION.b2 + k * POPULATION.x2) / 3 + POPULATION.p2 * (1 / 3) ** 2 * (1 / 2 - 1 / 4)
     assert found.mean.var() == pytest.approx(expected, rel=1e-12)
     assert found.conservative and found.variance.mean() > expected
+
+
+def test_slices_shown_twice_are_enough_for_the_variance_of_a_chip_and_that_of_images(monkeypatch):
+    monkeypatch.setattr(strata, "LEAST_PAIRS", 1)
+    right, sizes = evaluations(POPULATION, count=2, runs=3)
+    found = estimate(right, np.broadcast_to(sizes, right.shape), count=2)
+    k = 1 / 2 - 1 / 4
+    assert (found.df, found.conservative) == (1, False)
+    assert found.per_chip.mean() == pytest.approx(POPULATION.b2 + k * POPULATION.x2, rel=1e-12)
+    assert found.within.mean() - found.per_chip.mean() == pytest.approx(POPULATION.p2 / 2, rel=1e-12)
+    # Hence the variance of the mean, but for what is cut at zero.
+    uncut = found.per_chip / 3 + (found.within - found.per_chip) * (1 / 3) ** 2 * (1 - 1 / 2)
+    assert uncut.mean() == pytest.approx(found.mean.var(), rel=1e-12)
+
+
+def test_every_slice_shown_twice_counts_and_no_other():
+    assert strata.pairs(runs=9, count=10).tolist() == []
+    assert strata.pairs(runs=13, count=10).tolist() == [0, 1, 2]
+    assert strata.pairs(runs=26, count=10).tolist() == [*range(10)], "the third tiling is of another permutation"
+    assert strata.pairs(runs=36, count=10).tolist() == [*range(10), *range(20, 26)]
+
+
+@pytest.mark.parametrize("runs", [2, 3, 63, 64, 127, 128, 129, 200, 1000])
+def test_the_most_slices_are_those_that_leave_the_exact_variance(runs):
+    most = strata.most_slices(runs)
+    assert strata.least_exact(most) <= runs < strata.least_exact(most + 1)
 
 
 def test_the_added_term_is_the_design_s_with_more_tilings():
@@ -157,9 +183,9 @@ def test_a_target_out_of_reach_gives_what_all_runs_give():
     assert precision.half_width == precision_of(found()).half_width
 
 
-def test_many_slices_make_two_tilings_the_pilot_unless_fewer_chips_do():
+def test_many_slices_make_a_tiling_and_64_chips_the_pilot_unless_fewer_chips_do():
     values = np.random.default_rng(6).normal(0.8, 0.05, 5000)
     seen, more, found = collect(values, count=100)
-    assert until(Goal(0.005, 64, 5000), 100, more, found).pilot_runs == 200 and seen[0] > 200
+    assert until(Goal(0.005, 64, 5000), 100, more, found).pilot_runs == 164 and seen[0] > 164
     seen, more, found = collect(values, count=100)
     assert until(Goal(0.05, 64, 5000), 100, more, found).pilot_runs == 64 and seen[0] == 64

@@ -20,6 +20,7 @@ from nft_ext.montecarlo.protocols import Plan, plan
 from nft_ext.montecarlo.session import Session
 from nft_ext.montecarlo.slices import Slices
 from nft_ext.montecarlo.stopping import PILOT_RUNS
+from nft_ext.montecarlo.strata import least_exact
 from nft_ext.montecarlo.text import WIDTH, align
 from nft_ext.progress import duration
 
@@ -177,7 +178,7 @@ def _chips(asked: Arguments, found: dict[str, Any] | None, n: int, images: int) 
         if slices == 1 or 2 * slices <= start:
             return max(start, exact)
         cautious = math.ceil((between + rest + (1 / n - 1 / images) * found["P2"]) / largest**2)
-        return max(start, cautious) if cautious <= 2 * slices else max(2 * slices, exact)
+        return max(start, cautious) if cautious <= least_exact(slices) else max(least_exact(slices), exact)
 
     within = [min(needed(factor), goal.high) for factor in (1.0, *VARIANCE_RANGE)]
     return *within, needed(1.0) <= goal.high

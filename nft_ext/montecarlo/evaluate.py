@@ -24,6 +24,7 @@ from nft_ext.montecarlo.report import MonteCarloReport
 from nft_ext.montecarlo.session import Session
 from nft_ext.montecarlo.slices import Slices
 from nft_ext.montecarlo.stopping import PILOT_RUNS, Precision
+from nft_ext.montecarlo.strata import least_exact
 from nft_ext.montecarlo.subject import devices_in_use, layers_without_noise
 from nft_ext.montecarlo.tallies import Tallies
 
@@ -193,7 +194,8 @@ def _notes(model: nn.Module, tallies: Tallies, asked: Arguments, planned: Plan, 
     elif fixed is not None and not fixed.reached:
         notes.append(f"the target half-width {asked.goal.target:g} is not reached with max_runs = {asked.goal.high}")
     if planned.slices is not None and statistics["accuracy"].conservative:
-        notes.append(f"{done / planned.count:.2f} tilings of {planned.count} slices: below two, the intervals are too wide on average")
+        notes.append(f"{done} chips, {done / planned.count:.2f} tilings of {planned.count} slices: below {least_exact(planned.count)} chips "
+                     "the intervals are too wide on average")
     if planned.pilot is not None:
         notes.append(f"slices of {planned.slices.size} images come from times measured here; slice_images="
                      f"{planned.slices.most} gives the same elsewhere")

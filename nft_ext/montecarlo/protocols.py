@@ -13,6 +13,7 @@ from nft_ext.montecarlo.estimates import accuracy_estimate
 from nft_ext.montecarlo.pilot import pilot
 from nft_ext.montecarlo.slices import Slices
 from nft_ext.montecarlo.stopping import Precision, until
+from nft_ext.montecarlo.strata import most_slices
 from nft_ext.montecarlo.tallies import Tallies
 
 
@@ -36,7 +37,7 @@ class Plan:
 def plan(asked: Arguments, evaluator: ChipEvaluator, several: bool) -> Plan:
     """The protocol's plan. several: whether chips may share a pass of this model.
 
-    "auto" takes n* from a pilot; where `runs` is given, at least as many images as make two tilings of it.
+    "auto" takes n* from a pilot; where `runs` is given, at least as many images as leave it the exact variance (strata.py).
     """
     images = len(evaluator.labels)
     if asked.protocol == "full":
@@ -46,7 +47,7 @@ def plan(asked: Arguments, evaluator: ChipEvaluator, several: bool) -> Plan:
     if images < 4:
         return Plan(Slices(asked.seed, images, images))
     found = pilot(evaluator, several)
-    least = -(-images // max(1, asked.runs // 2)) if asked.goal is None else 2
+    least = -(-images // most_slices(asked.runs)) if asked.goal is None else 2
     return Plan(Slices(asked.seed, images, max(found.best, least)), found.to_dict())
 
 

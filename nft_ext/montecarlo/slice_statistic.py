@@ -25,7 +25,7 @@ class SliceStatistic:
     pooled: over all chips and images seen, the ratio of the summed numerator and denominator; also the mean.
     higher_is_better: of the metric. std: standard deviation over chips of the metric on all images, estimated from slices;
     NaN where it is not (EKL, NLL, one image a slice). standard_error: of the mean. ci95: half-width of its 95 % interval,
-    t(df) * standard_error. conservative: True if the interval is too wide on average, there being under two tilings.
+    t(df) * standard_error. conservative: True if the interval is too wide on average, too few chips having shared a slice.
     """
 
     per_run: np.ndarray

@@ -9,7 +9,7 @@ import numpy as np
 from numpy import ndarray
 
 from nft_ext.montecarlo.intervals import CONFIDENCE, student_t_quantile
-from nft_ext.montecarlo.strata import SliceEstimate, rest_variance
+from nft_ext.montecarlo.strata import SliceEstimate, least_exact, rest_variance
 
 PILOT_RUNS = 64  # fewer would cost more in Student's factor than they save
 LEAST_GROWTH = 0.05  # of the chips so far, when they have to be more: not one by one
@@ -54,8 +54,8 @@ def until(goal: Goal, count: int, more: Callable[[int, int], None], estimate: Ca
     the stated coverage (Stein 1945) if chips are normal, since the mean of a normal sample is independent of its variance.
     Chips are often skewed: a pilot without a bad one then has both a high mean and a low variance. So the interval of all R
     chips has to be within the target too, or R grows until it is; the wider of the two intervals is the answer.
-    Slices need two tilings for their exact variance. If the pilot is shorter, the plain variance of slices,
-    which is on the safe side, decides, unless it asks for more than two tilings: then two tilings are the pilot.
+    The exact variance of slices takes `least_exact` chips. If the pilot has fewer, the plain variance of slices, which is
+    on the safe side, decides, unless it asks for more than those: then they are the pilot.
     """
     pilot = max(PILOT_RUNS, goal.low)
     if 2 * count <= pilot:
@@ -64,9 +64,10 @@ def until(goal: Goal, count: int, more: Callable[[int, int], None], estimate: Ca
     more(0, done)
     found = first = estimate()
     needed = runs_for(goal, first, done, count)
-    if first.conservative and needed > 2 * count and 2 * count <= goal.high:
-        more(done, 2 * count)
-        done = pilot = 2 * count
+    exact = least_exact(count)
+    if first.conservative and needed > exact and exact <= goal.high:
+        more(done, exact)
+        done = pilot = exact
         found = first = estimate()
         needed = runs_for(goal, first, done, count)
     while done < min(needed, goal.high):

@@ -10,13 +10,16 @@ from numpy import ndarray
 from nft_ext.montecarlo.slices import TILINGS_A_PERMUTATION
 
 
+LEAST_PAIRS = 64  # of chips on the same slice, if there are so many slices: they are the degrees of freedom of the variance
+
+
 @dataclass(frozen=True)
 class SliceEstimate:
     """A ratio over chips and images, and the variance of its estimate; arrays have the leading shape of the input.
 
     mean: sum of numerators / sum of denominators. variance: of `mean`, estimated; per_chip: the part of it that falls as 1/R,
-    times R. df: degrees of freedom of `per_chip`. within: variance of slices within a tiling (or over all, below two tilings).
-    conservative: True where `variance` is too large on average, for lack of complete tilings.
+    times R. df: degrees of freedom of `per_chip`. within: variance of slices within a tiling (or over all, where conservative).
+    conservative: True where `variance` is too large on average, for lack of chips on the same slices.
     """
 
     mean: ndarray
@@ -25,6 +28,22 @@ class SliceEstimate:
     within: ndarray
     df: int
     conservative: bool
+
+
+def pairs(runs: int, count: int) -> ndarray:
+    """The chips r of the first `runs` whose slice is shown again, to chip r + m: in tilings 0, 2, 4, ... (slices.py)."""
+    first = np.arange(max(0, runs - count))
+    return first[first // count % TILINGS_A_PERMUTATION == 0]
+
+
+def least_exact(count: int) -> int:
+    """The fewest chips whose variance is estimated without that of images: one tiling and LEAST_PAIRS of the next, or two tilings."""
+    return 1 if count == 1 else count + min(count, LEAST_PAIRS)
+
+
+def most_slices(runs: int) -> int:
+    """The largest m whose `least_exact` is within `runs` chips; at least 1."""
+    return max(1, runs // 2, runs - LEAST_PAIRS)
 
 
 def estimate(numerator: ndarray, denominator: ndarray, count: int) -> SliceEstimate:
@@ -41,16 +60,15 @@ def estimate(numerator: ndarray, denominator: ndarray, count: int) -> SliceEstim
     mean = numerator.sum(-1) / denominator.sum(-1)
     # Linearized: the ratio's error is the mean of u, to first order. For accuracy with equal slices, exactly.
     u = (numerator - mean[..., None] * denominator) / denominator.mean(-1)[..., None]
-    tilings, rest = divmod(runs, count)
-    if count == 1 or tilings < 2:
+    if count == 1 or runs < least_exact(count):
         spread = np.square(u).sum(-1) / (runs - 1)
         return SliceEstimate(mean, spread / runs, spread, spread, runs - 1, conservative=count > 1)
-    blocks = tilings // TILINGS_A_PERMUTATION
-    pairs = u[..., : blocks * 2 * count].reshape(*u.shape[:-1], blocks, 2, count)
-    per_chip = np.square(pairs[..., 0, :] - pairs[..., 1, :]).mean((-1, -2)) / 2
+    first = pairs(runs, count)
+    per_chip = np.square(u[..., first] - u[..., first + count]).mean(-1) / 2
+    tilings, rest = divmod(runs, count)
     tiled = u[..., : tilings * count].reshape(*u.shape[:-1], tilings, count)
     within = np.square(tiled - tiled.mean(-1, keepdims=True)).sum((-1, -2)) / (tilings * (count - 1))
-    found = SliceEstimate(mean, per_chip / runs, per_chip, within, blocks * count, conservative=False)
+    found = SliceEstimate(mean, per_chip / runs, per_chip, within, len(first), conservative=False)
     return replace(found, variance=found.variance + rest_variance(found, np.array(runs), count)) if rest else found
 
 
