@@ -186,6 +186,7 @@ def main() -> int:
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with settings of its own (default 1)")
     parser.add_argument("--recorded", type=Path, metavar="NPZ", help="a matrix that python -m bench.record_chips wrote")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="settings whose name holds one of these; the others stay as --out has them")
     parser.add_argument("--out", type=Path, metavar="JSON")
     arguments = parser.parse_args()
     settings = synthetic_settings()
@@ -193,12 +194,19 @@ def main() -> int:
         with np.load(arguments.recorded) as file:
             chips, images = file["shape"]
             settings = recorded_settings(np.unpackbits(file["bits"], axis=1, count=images)[:chips].astype(bool))
+    names = [setting.name for setting in settings]
+    if arguments.only is not None:
+        settings = [setting for setting in settings if any(text in setting.name for text in arguments.only)]
     results = []
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for result in pool.map(study, settings, [arguments.evaluations] * len(settings)):
             results.append(result)
             print(line(result), flush=True)
     if arguments.out is not None:
+        if arguments.only is not None and arguments.out.exists():
+            kept = json.loads(arguments.out.read_text())["results"]
+            found = {result["name"]: result for result in kept + results}
+            results = [found[name] for name in names if name in found]
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps({"band": BAND, "results": results}, indent=1) + "\n")
     return 0 if all(result["within_band"] for result in results) else 1
