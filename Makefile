@@ -14,7 +14,9 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: demo test test-fast native-test bench env build clean
 
-demo: build
+# The CUDA library takes minutes to compile and the demonstration has no use for it where torch has no CUDA: `make test` adds it.
+demo:
+	@$(MAKE) -q build || $(MAKE) --no-print-directory $(VENV)/.build-demo
 	$(BIN)/nft-ext demo $(ARGS)
 
 test: build native-test
@@ -46,6 +48,12 @@ $(VENV)/.build: $(VENV)/.env $(SOURCES)
 	@echo "building the extension ..."
 	@$(PIP) install -q --no-build-isolation -e ".[test]"
 	@$(BIN)/nft-ext info
+	@touch $@
+
+$(VENV)/.build-demo: $(VENV)/.env $(SOURCES)
+	@if $(BIN)/python -c "import sys, torch; sys.exit(torch.version.cuda is None)"; then $(MAKE) --no-print-directory build; else \
+		echo "building the extension for the CPU ..."; \
+		NFT_EXT_CUDA=$${NFT_EXT_CUDA:-0} $(PIP) install -q --no-build-isolation -e ".[test]" && $(BIN)/nft-ext info; fi
 	@touch $@
 
 clean:
