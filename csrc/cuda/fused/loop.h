@@ -28,7 +28,7 @@ NFT_FN void begin(State<T>& state) {
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int i = 0; i < 4 * T::kDown * T::kAcross; ++i) state.sum[i / 4 / T::kAcross][i / 4 % T::kAcross][i % 4] = 0.0f;
+  for (int i = 0; i < 4 * T::kDown * T::kAcross; ++i) state.sum[i / 4 / T::kAcross][i / 4 % T::kAcross][i % 4] = 0;
 }
 
 // Register i of a fragment: its word, or its word's two tf32 parts. An infinite float32 leaves NaN: so do its products.
