@@ -33,6 +33,8 @@ class NoisyLayer(nn.Module):
     state_dict stays that of the plain layer.
     """
 
+    int8 = False  # whether products are those of docs/int8.md; nft_ext.int8 sets it
+
     def attach(self, nvm: NVMDevice, name: str | None = None, stream: int = 0) -> None:
         """Give the layer its device, its qualified name in the model and its random stream."""
         if not isinstance(nvm, NVMDevice):
@@ -47,11 +49,11 @@ class NoisyLayer(nn.Module):
         self.register_buffer("_programmed", None, persistent=False)
 
     def noise_state(self) -> tuple:
-        """What a context saves and puts back: (table, key, programmed weights, enabled, spec)."""
-        return self._table, self._key, self._programmed, self.noise_enabled, self._spec
+        """What a context saves and puts back: (table, key, programmed weights, enabled, spec, int8)."""
+        return self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.int8
 
     def set_noise_state(self, state: tuple) -> None:
-        self._table, self._key, self._programmed, self.noise_enabled, self._spec = state
+        self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.int8 = state
 
     def set_key(self, key: Tensor) -> None:
         """Other chips from here on."""
@@ -76,6 +78,10 @@ class NoisyLayer(nn.Module):
         self.noise_enabled, self._programmed = enabled, None
         path = self.nvm.operator_spec(enabled)[2]
         self._spec = [*self._spec[:2], path, self._spec[3]]
+
+    def set_int8(self, enabled: bool) -> None:
+        """Products of 8-bit numbers from here on, or those of x's type; what stands programmed is not for the former."""
+        self.int8, self._programmed = enabled, None
 
     def crossbar(self) -> Crossbar:
         """The operator arguments of this layer for one forward."""

@@ -173,27 +173,27 @@ NFT_FN uint32_t packed(const float* v) { return word_of(v[0]); }
 NFT_FN uint32_t packed(const uint16_t* v) { return word_of(v[0], v[1]); }
 NFT_FN uint32_t packed(const int8_t* v) { return word_of(v[0], v[1], v[2], v[3]); }
 
-// A thread's part of one step's input, still in registers.
-template <class T>
+// kWords words of a thread's part of one step's input, still in registers.
+template <class T, int kWords>
 NFT_FN void gather(const cuda::Fused& f, const Sizes& s, const Column& seen, const Tap* taps, uint32_t* words) {
+  constexpr int kCount = kWords * T::kPerWord;
   const Column c = seen;
-  if (s.dense && is_inside(f, c, taps[0]) && is_inside(f, c, taps[T::kPart - 1])) {
+  if (s.dense && is_inside(f, c, taps[0]) && is_inside(f, c, taps[kCount - 1])) {
     const typename T::Element* from = (const typename T::Element*)f.x + c.start + taps[0].offset;
     if (is_vector<T>(from)) {
-      four_words_at(from, words);
-      four_words_at(from + 4 * T::kPerWord, words + 4);
+      for (int i = 0; i < kWords; i += 4) four_words_at(from + i * T::kPerWord, words + i);
       return;
     }
   }
-  typename T::Element v[T::kPart];
+  typename T::Element v[kCount];
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int i = 0; i < T::kPart; ++i) v[i] = gathered<T>(f, c, taps[i]);
+  for (int i = 0; i < kCount; ++i) v[i] = gathered<T>(f, c, taps[i]);
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int i = 0; i < T::kPartWords; ++i) words[i] = packed(v + i * T::kPerWord);
+  for (int i = 0; i < kWords; ++i) words[i] = packed(v + i * T::kPerWord);
 }
 
 template <class T>
@@ -201,6 +201,21 @@ NFT_FN void put_input(int thread, const uint32_t* words, typename T::Element* ti
   typename T::Element* to = tile + column_of_thread<T>(thread) * T::kPitch + part_of_thread<T>(thread);
   put_four(to, words[0], words[1], words[2], words[3]);
   put_four(to + 4 * T::kPerWord, words[4], words[5], words[6], words[7]);
+}
+
+// The same at once, in halves: a step has as many bytes of a column as its half has registers for.
+template <class T>
+NFT_FN void gather_bytes(const cuda::Fused& f, const Sizes& s, const Column& column, const Tap* taps, int thread,
+                         typename T::Element* tile) {
+  typename T::Element* const to = tile + column_of_thread<T>(thread) * T::kPitch + part_of_thread<T>(thread);
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+  for (int from = 0; from < T::kPart; from += 4 * T::kPerWord) {
+    uint32_t words[4];
+    gather<T, 4>(f, s, column, taps + from, words);
+    put_four(to + from, words[0], words[1], words[2], words[3]);
+  }
 }
 
 }  // namespace NFT_ISA
