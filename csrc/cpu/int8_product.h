@@ -45,8 +45,9 @@ class Int8Product {
 
  private:
   static constexpr int64_t kAlone = 1 << 13;   // weights, or 64 multiplications each: some ten microseconds
-  static constexpr int64_t kRows = 64;         // of a piece of work
+  static constexpr int64_t kRows = 64;         // of a piece of work, where tiles of columns are few
   static constexpr int64_t kTile = 1 << 16;    // numbers of a tile of columns: 128 KB, in the cache beside rows that pass by
+  static constexpr int64_t kColumns = 256;     // of a tile at most
 
   int64_t images_of_input() const { return shared_ ? w_.images : w_.images * c_.chips(); }
   int64_t image_size() const { return w_.channels * w_.height * w_.width; }
@@ -86,11 +87,14 @@ class Int8Product {
   }
 
   Phase products_of(int64_t chip) const {
-    const int64_t across = std::max<int64_t>(1, kTile / pitch_), columns = w_.columns();
-    const int64_t tiles = (columns + across - 1) / across, downs = (w_.group_rows() + kRows - 1) / kRows;
+    const int64_t across = std::max<int64_t>(1, std::min(kColumns, kTile / pitch_)), columns = w_.columns();
+    const int64_t tiles = (columns + across - 1) / across;
+    // Columns are gathered once for each piece.
+    const int64_t rows = w_.groups * tiles >= 4 * torch::stable::get_num_threads() ? std::max<int64_t>(1, w_.group_rows()) : kRows;
+    const int64_t downs = (w_.group_rows() + rows - 1) / rows;
     return {w_.groups * tiles * downs, [=](int64_t i) {
               const int64_t down = i % downs, tile = i / downs % tiles, group = i / downs / tiles;
-              multiply(chip, group, down * kRows, std::min(kRows, w_.group_rows() - down * kRows), tile * across,
+              multiply(chip, group, down * rows, std::min(rows, w_.group_rows() - down * rows), tile * across,
                        std::min(across, columns - tile * across));
             }};
   }

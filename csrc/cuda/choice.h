@@ -16,7 +16,7 @@ class FusedColumns {
  public:
   static constexpr int64_t kDefault = 256;  // counted from instructions, not measured
   static constexpr int kDevices = 64;       // those beyond keep the default
-  static constexpr int kTypes = 3;          // float32, bfloat16, float16, as in OutType
+  static constexpr int kTypes = 3;          // float32, bfloat16, float16, as in OutType; int8 keeps the default
 
   FusedColumns() {
     for (auto& device : columns_)

@@ -51,7 +51,7 @@ inline cuda::Fused part_of(const cuda::Fused& f, int64_t first, int64_t count, i
 inline Tensor int8_product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p, bool shared,
                            const Epilogue& epilogue, int64_t most) {
   check_product(c, x, epilogue);
-  auto layer = layer_of(c, x, p, shared);
+  auto layer = product_of(c, x, p, shared);
   check(layer && cuda::can_fuse(layer->f), c.op, "x", "must have sizes below 2^29 but for dim 0", x.sizes());
   cuda::Fused& f = layer->f;
   f.program = program_of(c, layer->weight);

@@ -88,7 +88,7 @@ inline float* floats_of(const std::optional<Tensor>& t) { return t ? static_cast
 constexpr int64_t kMostSize = int64_t(1) << 29;  // coordinates are 32-bit
 
 // As the kernels take it, and what its pointers need to live.
-struct Layer {
+struct LayerProduct {
   cuda::Fused f = {};
   int64_t columns = 0;  // that a chip sees
   Ints sizes;           // of the result
@@ -104,13 +104,13 @@ inline void check_product(const Crossbar& c, const Tensor& x, const Epilogue& ep
 }
 
 // Sizes and geometry; nothing where a size is out of reach, or where there is no result.
-inline std::optional<Layer> layer_of(const Crossbar& c, const Tensor& x, const aten::Convolution& p, bool shared) {
+inline std::optional<LayerProduct> product_of(const Crossbar& c, const Tensor& x, const aten::Convolution& p, bool shared) {
   const bool image = x.dim() == 4;
   bool fits = c.weight.size(0) < kMostSize;
   for (int i = 1; i < x.dim(); ++i) fits = fits && x.size(i) < kMostSize;
   for (int i = 0; i < 2; ++i) fits = fits && p.stride[i] < kMostSize && p.padding[i] < kMostSize && p.dilation[i] < kMostSize;
   if (!fits) return std::nullopt;
-  Layer layer;
+  LayerProduct layer;
   layer.weight = c.weight;
   cuda::Fused& f = layer.f;
   f.images = rows_per_chip(c.op, x, c.chips(), shared);
@@ -136,7 +136,7 @@ inline std::optional<Layer> layer_of(const Crossbar& c, const Tensor& x, const a
 }
 
 // What follows the product.
-inline void follow(Layer& layer, const Crossbar& c, const std::optional<Tensor>& bias, const Epilogue& epilogue) {
+inline void follow(LayerProduct& layer, const Crossbar& c, const std::optional<Tensor>& bias, const Epilogue& epilogue) {
   cuda::Epilogue& e = layer.f.epilogue;
   if (bias) {
     check_beside(c.op, "bias", *bias, c.weight);

@@ -79,7 +79,7 @@ struct Cuda {
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
                                        bool shared, const Epilogue& epilogue) {
     check_product(c, x, epilogue);
-    auto layer = layer_of(c, x, p, shared);
+    auto layer = product_of(c, x, p, shared);
     const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kForward, out_type(x));
     if (!layer || c.weight.size(0) / p.groups < kLeastRows || layer->columns > most || !cuda::can_fuse(layer->f)) return std::nullopt;
     cuda::Fused& f = layer->f;
