@@ -26,5 +26,6 @@ from .version import __version__
 __all__ = [
     "CostEstimate", "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",
     "chips", "convert", "data", "estimate_cost", "fit", "fuse", "info", "int8", "methods", "metrics", "models", "monte_carlo", "noise",
-    "noise_key", "noisy_conv2d", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep", "sweep",
+    "noise_key", "noisy_conv2d", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep",
+    "sweep",
 ]

@@ -71,7 +71,8 @@ def test_any_layout_gives_the_same_bits_in_its_own_memory_format(layout, chips, 
     x = LAYOUTS[layout](torch.float32)
 
     def run(x, residual=None):
-        return nft.noisy_conv2d(x, weight, nvm=NVM, key=nft.noise_key(1, range(chips)), shared=shared, int8=True, residual=residual, **options)
+        return nft.noisy_conv2d(x, weight, nvm=NVM, key=nft.noise_key(1, range(chips)), shared=shared, int8=True, residual=residual,
+                                **options)
 
     y = run(x)
     assert torch.equal(y, run(x.contiguous()))
@@ -161,7 +162,8 @@ def test_empty_tensors(rows):
     assert nft.noisy_linear(torch.empty(0, 3), random(5, 3), nvm=NVM, key=key, int8=True).shape == (0, 5)
     assert nft.noisy_linear(torch.empty(rows, 3), torch.empty(0, 3), nvm=NVM, key=key, int8=True).shape == (2 * rows, 0)
     bias = random(4)
-    assert torch.equal(nft.noisy_linear(torch.empty(rows, 0), torch.empty(4, 0), bias, nvm=NVM, key=key, int8=True), bias.expand(2 * rows, 4))
+    y = nft.noisy_linear(torch.empty(rows, 0), torch.empty(4, 0), bias, nvm=NVM, key=key, int8=True)
+    assert torch.equal(y, bias.expand(2 * rows, 4))
 
 
 # ---- what torch must know, and bad input

@@ -11,8 +11,9 @@ import nft_ext as nft
 from nft_ext import reference
 
 FILE = Path(__file__).resolve().parents[1] / "csrc" / "tests" / "int8_known_answers.txt"
-HEADER = """# Known answers of the 8-bit products (docs/int8.md). value(i) = (i * 2654435761 mod 2^32 >> 8) * 2^-23 - 1; weight[i] = value(i),
-# x[i] = value(1000 + i) * 2^image, bias[i] = value(2000 + i); chips of seed 5, draws 0, 1, ...; stream 7; sums plus bias, contiguous.
+HEADER = """# Known answers of the 8-bit products (docs/int8.md). value(i) = (i * 2654435761 mod 2^32 >> 8) * 2^-23 - 1;
+# weight[i] = value(i), x[i] = value(1000 + i) * 2^image, bias[i] = value(2000 + i); chips of seed 5, draws 0, 1, ...;
+# stream 7; results with their bias, contiguous.
 #
 # case name images channels height width rows groups kernel*2 stride*2 padding*2 dilation*2 chips weight_bits device_bits path mapping
 # table: the operators' device table; y: results; both as bits of float32

@@ -111,7 +111,8 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
             x, padding = torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         x, geometry, shape = conv2d_operands(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared)
         if residual is None or not single and _fits(residual, shape, x):
-            y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu), self.int8)
+            e = Epilogue(self.scale, self.shift, residual, self.ends_in_relu)
+            y = conv2d_product(x, self.bias, bar, *geometry, shared, e, self.int8)
             return y.squeeze(0) if single else y, (*geometry, shared) if x is given else None
         y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift), self.int8)
         return self.finish(y.squeeze(0) if single else y, residual), None
