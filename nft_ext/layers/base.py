@@ -33,14 +33,13 @@ class NoisyLayer(nn.Module):
     state_dict stays that of the plain layer.
     """
 
-    int8 = False  # whether products are those of docs/int8.md; nft_ext.int8 sets it
-
     def attach(self, nvm: NVMDevice, name: str | None = None, stream: int = 0) -> None:
         """Give the layer its device, its qualified name in the model and its random stream."""
         if not isinstance(nvm, NVMDevice):
             fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
         self.nvm, self.name, self.stream = nvm, name, stream
         self.noise_enabled = True
+        self.int8 = False  # whether products are those of docs/int8.md
         self._quantized: tuple | None = None
         # Plain copies of what is static in a graph; the tensors of a compiled graph are the buffers.
         self._spec = nvm.operator_spec()
