@@ -27,7 +27,7 @@ CONV = (  # rows, C, H, W; out, kernel; options
     ((1, 9, 10, 10), (2, (9, 9)), dict(padding=4)),
 )
 # In 8 bits, weights are programmed first for so many columns.
-MANY_ROWS, MANY_PIXELS = (270, 33, 9), ((3, 5, 10, 10), (11, (3, 3)), dict(padding=1))
+MANY_ROWS, MANY_PIXELS = (140, 33, 9), ((2, 5, 9, 9), (11, (3, 3)), dict(padding=1))
 
 Case = Callable[[], None]
 
