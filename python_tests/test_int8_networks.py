@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import nft_ext as nft
 from nft_ext import data
+from nft_ext.methods.injected import injecting, with_injection
 
 NVM = nft.NVMDevice(sigma=0.1)
 X = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -138,6 +139,12 @@ def test_training_is_refused():
             model(X)
         with torch.no_grad():
             assert model(X).shape == (5, 3)
+
+
+def test_a_method_that_injects_noise_of_its_own_is_refused():
+    model = with_injection(nft.convert(Net(), NVM), lambda z: 0.1 * z)
+    with nft.int8(model), injecting(model), pytest.raises(RuntimeError, match="int8: must be off where a method injects noise of its own"):
+        model(X)
 
 
 def test_a_plain_copy_keeps_nothing_of_it(model):

@@ -33,7 +33,7 @@ class _Injected(NoisyLayer):
         """`W_d + max|W| * noise(z)`, [*weight.shape], z from the key in force; gradients pass straight through to W.
 
         Raises:
-            ValueError: several chips in one pass.
+            ValueError: several chips in one pass. RuntimeError: int8 is on, which is for inference.
         """
         weight, key = self.weight, self._key
         if key is None:
