@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from bench import baselines
 
 ERRORS = 5.0
-# Rounding: of the result, relative to its largest entry; and of the noise's std (bfloat16 rounds W_p and y).
-TOLERANCE = {"fp32": 2e-5, "bf16": 3e-2}
-STD_SLACK = {"fp32": 1e-4, "bf16": 2e-2}
+# Rounding: of the result, relative to its largest entry; and of the noise's std (bfloat16 rounds W_p and y, int8 W_p and x).
+TOLERANCE = {"fp32": 2e-5, "bf16": 3e-2, "int8": 3e-2}
+STD_SLACK = {"fp32": 1e-4, "bf16": 2e-2, "int8": 2e-2}
 
 
 def equal(what: str, found: Tensor, expected: Tensor) -> str | None:

@@ -1,7 +1,7 @@
 // The operators' C++ signatures, as the schemas of ops.cpp spell them, for any backend: what they check and whom they call.
 #pragma once
 
-#include "product.h"
+#include "int8_products.h"
 
 namespace nft {
 
@@ -69,6 +69,13 @@ struct Operators {
                                  {scale, shift, residual, relu});
   }
 
+  static Tensor linear_int8(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,
+                            int64_t stream, Ints device, bool shared, std::optional<Tensor> scale, std::optional<Tensor> shift,
+                            std::optional<Tensor> residual, bool relu) {
+    return noisy_linear_int8<Backend>({"noisy_linear_int8", weight, codes, step, table, key, stream, device}, x, bias, shared,
+                                      {scale, shift, residual, relu});
+  }
+
   static std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Step step,
                                                             Tensor table, Tensor key, int64_t stream, Ints device, bool shared,
                                                             int64_t wanted) {
@@ -87,6 +94,13 @@ struct Operators {
                              std::optional<Tensor> scale, std::optional<Tensor> shift, std::optional<Tensor> residual, bool relu) {
     return noisy_conv2d<Backend>({"noisy_conv2d_fused", weight, codes, step, table, key, stream, device}, x, bias,
                                  {stride, padding, dilation, groups}, shared, {scale, shift, residual, relu});
+  }
+
+  static Tensor conv2d_int8(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,
+                            int64_t stream, Ints device, Ints stride, Ints padding, Ints dilation, int64_t groups, bool shared,
+                            std::optional<Tensor> scale, std::optional<Tensor> shift, std::optional<Tensor> residual, bool relu) {
+    return noisy_conv2d_int8<Backend>({"noisy_conv2d_int8", weight, codes, step, table, key, stream, device}, x, bias,
+                                      {stride, padding, dilation, groups}, shared, {scale, shift, residual, relu});
   }
 
   static std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Step step,

@@ -11,7 +11,7 @@ docs/noise.md defines the noise; nft_ext.reference says in plain PyTorch what ev
 
 from . import data, methods, metrics, models, reference
 from .build_info import info
-from .contexts import checkpoint_contexts, chips, noise
+from .contexts import checkpoint_contexts, chips, int8, noise
 from .conversion import convert, program, restore
 from .cuda_graphs import MonteCarloGraph
 from .device import NVMDevice
@@ -25,6 +25,7 @@ from .version import __version__
 
 __all__ = [
     "CostEstimate", "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",
-    "chips", "convert", "data", "estimate_cost", "fit", "fuse", "info", "methods", "metrics", "models", "monte_carlo", "noise", "noise_key",
-    "noisy_conv2d", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep", "sweep",
+    "chips", "convert", "data", "estimate_cost", "fit", "fuse", "info", "int8", "methods", "metrics", "models", "monte_carlo", "noise",
+    "noise_key", "noisy_conv2d", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep",
+    "sweep",
 ]

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from . import build_info, operators
 from .checks import fail, integer
 from .contexts import chips as chips_of
-from .contexts import hold
+from .contexts import hold, int8
 from .keys import noise_key
 from .layers import base, noisy_layers
 from .montecarlo.subject import check_model, eval_mode
 
 WARM_UPS = 3  # libraries choose algorithms and get their workspaces before the capture, where they may not
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "int8": None}  # autocast's dtypes
 
 
 class MonteCarloGraph:
@@ -37,9 +37,9 @@ class MonteCarloGraph:
         model: a converted model on one CUDA device whose forward reads nothing back to the host.
         inputs: [B, ...], an example; its shape and dtype are those of every later batch.
         chips: S, chips a replay.
-        precision: "float32", or "bfloat16" for products under autocast.
+        precision: "float32", "bfloat16" for products under autocast, or "int8" for those of nft_ext.int8.
         programmed: whether a replay programs all layers first, in one launch, and multiplies with torch's products (many rows a
-            chip), instead of layer by layer. Costs S times the weights' memory.
+            chip), instead of layer by layer. Costs S times the weights' memory. Not with int8.
         after: None, or a function of the logits [S, B, ...] that is captured too; its result is then the step's.
 
     Attributes:
@@ -56,7 +56,9 @@ class MonteCarloGraph:
         check_model(model)
         chips = integer("chips", chips, 1)
         if precision not in PRECISIONS:
-            fail("precision", "must be float32 or bfloat16", precision)
+            fail("precision", "must be float32, bfloat16 or int8", precision)
+        if programmed and precision == "int8":
+            fail("programmed", "must be False with precision int8, whose products torch has not", programmed)
         if not isinstance(inputs, Tensor):
             fail("inputs", "must be a torch.Tensor", type(inputs).__name__, TypeError)
         if inputs.dim() == 0 or inputs.shape[0] == 0:
@@ -118,7 +120,8 @@ class MonteCarloGraph:
 
     def _capture(self) -> Any:
         # One context for all of it: layers then quantize in the first warm-up, and the graph reads what they keep.
-        with eval_mode(self.model), torch.no_grad(), chips_of(self.model, key=self.key):
+        with (eval_mode(self.model), torch.no_grad(), chips_of(self.model, key=self.key),
+              int8(self.model, enabled=self._precision == "int8")):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):

@@ -6,6 +6,7 @@ Arguments are those of csrc/ops.cpp. Public calls go through the autograd Functi
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -61,12 +62,14 @@ def _(weights, codes, steps, tables, key, streams, devices, scales, dtype):
 
 @torch.library.register_fake("nft_ext::noisy_linear")
 @torch.library.register_fake("nft_ext::noisy_linear_fused")
+@torch.library.register_fake("nft_ext::noisy_linear_int8")
 def _(x, weight, bias, codes, step, table, key, stream, device, shared, *epilogue):
     return x.new_empty((_rows(x, key, shared), weight.shape[0]))
 
 
 @torch.library.register_fake("nft_ext::noisy_conv2d")
 @torch.library.register_fake("nft_ext::noisy_conv2d_fused")
+@torch.library.register_fake("nft_ext::noisy_conv2d_int8")
 def _(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared, *epilogue):
     size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
     return torch.empty((_rows(x, key, shared), weight.shape[0], *size), dtype=x.dtype, device=x.device,
@@ -145,11 +148,12 @@ torch.library.register_autograd("nft_ext::noisy_linear", _backward_linear, setup
 torch.library.register_autograd("nft_ext::noisy_conv2d", _backward_conv2d, setup_context=_setup_product)
 
 
-_NO_GRADIENT = "must not require a gradient, the fused operators have none: call them under torch.no_grad(), or use the plain ones"
+_NO_GRADIENT = "must not require a gradient, the {} operators have none: call them under torch.no_grad(), or use the plain ones"
+_FOR_INFERENCE = ("noisy_linear_fused", "noisy_conv2d_fused", "noisy_linear_int8", "noisy_conv2d_int8")
 
 
-def _refuse_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    raise RuntimeError(f"nft_ext: the arguments of noisy_linear_fused and noisy_conv2d_fused {_NO_GRADIENT}; got one that does")
+def _refuse_gradient(ctx: Any, inputs: tuple, output: Tensor, *, name: str) -> None:
+    raise RuntimeError(f"nft_ext::{name}: arguments {_NO_GRADIENT.format(name.rpartition('_')[2])}; got one that does")
 
 
 def _backward_of_nothing(ctx: Any, grad: Tensor) -> None:
@@ -157,8 +161,9 @@ def _backward_of_nothing(ctx: Any, grad: Tensor) -> None:
 
 
 # Without these torch would warn only, and hand out gradients of zero.
-for _name in ("noisy_linear_fused", "noisy_conv2d_fused"):
-    torch.library.register_autograd(f"nft_ext::{_name}", _backward_of_nothing, setup_context=_refuse_gradient)
+for _name in _FOR_INFERENCE:
+    torch.library.register_autograd(f"nft_ext::{_name}", _backward_of_nothing,
+                                    setup_context=functools.partial(_refuse_gradient, name=_name))
 
 
 @torch.library.register_vmap("nft_ext::program")
@@ -228,7 +233,9 @@ def call_fused(operator: Any, *arguments: Any) -> Tensor:
         RuntimeError: an argument requires a gradient, and gradients are on.
     """
     if torch.is_grad_enabled() and (wanting := [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]):
-        fail("x, weight, bias, scale, shift and residual", _NO_GRADIENT, f"a tensor {list(wanting[0].shape)} that does", RuntimeError)
+        kind = str(getattr(operator, "overloadpacket", operator)).rpartition("_")[2]
+        fail("x, weight, bias, scale, shift and residual", _NO_GRADIENT.format(kind), f"a tensor {list(wanting[0].shape)} that does",
+             RuntimeError)
     if torch.compiler.is_compiling():
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():

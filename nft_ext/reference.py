@@ -217,3 +217,69 @@ def noisy_conv2d_fused(x, weight, bias, table, key, stream, device, stride, padd
     """As the operator, rounding after every operation; x may be float64."""
     y = noisy_conv2d(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared)
     return epilogue(y, scale, shift, residual, relu)
+
+
+# ---- products of 8-bit numbers (docs/int8.md)
+
+
+def to_int8(a: Tensor, unit: Tensor) -> Tensor:
+    """The whole numbers within +-127 nearest to fl(a / unit), in float32; NaN gives 0."""
+    return (a / unit).clamp(-127.0, 127.0).round().nan_to_num(0.0)
+
+
+def reach(table: Tensor, device: list[int]) -> Tensor:
+    """How far the weights of a layer lie from zero at most, in steps, but for the tails beyond four standard deviations."""
+    bits, device_bits, path, mapping = device
+    q, levels, top = torch.arange(1 << bits), 1 << device_bits, 2.0**bits - 1
+    if path == 0:
+        return _f32(top)
+    if path == 1:
+        mean, std = table.reshape(2, -1)
+        return (mean.abs() + 4.0 * std).max()
+    mean, variance = torch.zeros(len(q)), torch.zeros(len(q))
+    for shift in range(0, bits, device_bits):
+        level, place = (q >> shift) & (levels - 1), float(1 << shift)
+        mean = mean + table[level] * place
+        variance = variance + (table[levels + level] * place).square()
+        if mapping:
+            mean = mean - table[0] * place
+            variance = variance + (table[levels] * place).square()
+    _, g_min, g_max, _, stuck_any, _ = table[2 * levels :].unbind()
+    bound = g_max - g_min if mapping else torch.maximum(g_min.abs(), g_max.abs())
+    found = torch.minimum((mean.abs() + 4.0 * _sqrt(variance)).max(), bound * (top / (levels - 1.0)))
+    return found.clamp_min(top) if stuck_any > 0 else found
+
+
+def _int8_operands(x: Tensor, weight: Tensor, table: Tensor, key: Tensor, stream: int, device: list[int]) -> tuple:
+    """(x in 8 bits, weights [S, *weight.shape] in 8 bits, units [N of x]), the 8-bit numbers in float64."""
+    x = x.float()
+    unit_x = x.abs().amax(dim=tuple(range(1, x.dim()))) / 127.0 if x.numel() else torch.zeros(len(x))
+    bits = device[0]
+    unit_w = quantize(weight.detach().float().contiguous(), bits)[2] * reach(table, device) / 127.0
+    x8 = to_int8(x, unit_x.view(-1, *[1] * (x.dim() - 1)))
+    return x8.double(), to_int8(program(weight, table, key, stream, device), unit_w).double(), unit_w * unit_x
+
+
+def _int8_result(sums: list[Tensor], units: Tensor, shared: bool, bias, scale, shift, residual, relu: bool, dtype: torch.dtype) -> Tensor:
+    """What sums of 8-bit products are worth, and what follows, every operation rounded to float32, and once to `dtype`."""
+    units = units.repeat(len(sums)) if shared else units
+    total = torch.cat(sums)
+    column = [-1, *[1] * (total.dim() - 1)]
+    y = total.float() * units.view(column)
+    y = y if bias is None else y + bias.float().view(1, -1, *[1] * (total.dim() - 2))
+    return epilogue(y, scale, shift, None if residual is None else residual.float(), relu).to(dtype)
+
+
+def noisy_linear_int8(x, weight, bias, table, key, stream, device, shared, scale, shift, residual, relu) -> Tensor:
+    """As the operator, bit for bit."""
+    x8, w8, units = _int8_operands(x, weight, table, key, stream, device)
+    sums = [F.linear(rows, chip) for rows, chip in zip(_per_chip(x8, len(key), shared), w8)]
+    return _int8_result(sums, units, shared, bias, scale, shift, residual, relu, x.dtype)
+
+
+def noisy_conv2d_int8(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared, scale, shift, residual,
+                      relu) -> Tensor:
+    """As the operator, bit for bit."""
+    x8, w8, units = _int8_operands(x, weight, table, key, stream, device)
+    sums = [F.conv2d(rows, chip, None, stride, padding, dilation, groups) for rows, chip in zip(_per_chip(x8, len(key), shared), w8)]
+    return _int8_result(sums, units, shared, bias, scale, shift, residual, relu, x.dtype)

@@ -69,8 +69,10 @@ def test_chips_must_be_a_positive_integer(chips):
     refusal(ValueError, "chips: must be an integer >= 1; got ", net(), images(), chips)
 
 
-def test_the_precision_must_be_one_of_two():
-    refusal(ValueError, "precision: must be float32 or bfloat16; got half", net(), images(), precision="half")
+def test_the_precision_must_be_one_of_three():
+    refusal(ValueError, "precision: must be float32, bfloat16 or int8; got half", net(), images(), precision="half")
+    refusal(ValueError, "programmed: must be False with precision int8, whose products torch has not; got True", net(), images(),
+            precision="int8", programmed=True)
 
 
 def test_the_example_must_be_a_batch():

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import gpu_check, measure  # noqa: E402
 from bench.case import Ready, Variant, Work  # noqa: E402
-from bench.gpu import child, floors, marked, report, sanitize, small, stages, targets, timing  # noqa: E402
+from bench.gpu import child, floors, int8, marked, report, sanitize, small, stages, targets, timing  # noqa: E402
 from bench.gpu.child import NotHere, Task, Wrong  # noqa: E402
 from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, SKIPPED, Outcome, Stage  # noqa: E402
 
@@ -79,7 +79,7 @@ def test_every_stage_but_the_build_is_a_module_and_all_fit_in_eight_minutes():
     for s in gpu_check.STAGES:
         assert s.name == "build" or (ROOT / "bench" / "gpu" / f"{s.name}.py").exists()
     assert sum(s.least for s in gpu_check.STAGES) <= 8 * 60
-    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "tune", "sampler", "layers", "gradients",
+    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "tune", "sampler", "layers", "int8", "gradients",
                                                                          "network", "training"]
 
 
@@ -132,6 +132,15 @@ def test_skipped_stages_are_said_to_be_skipped(monkeypatch, tmp_path):
     status, found = whole_run(monkeypatch, tmp_path, {}, "--skip", "build,memcheck")
     assert status == 0
     assert [name for name, s in found["stages"].items() if s["state"] == SKIPPED] == ["build", "memcheck"]
+
+
+def test_int8_stands_beside_bfloat16_where_both_are_right():
+    rows = [{"precision": p, "right": True, "variant": f"nft {p}", "median_s": s, "floor_s": 1e-6, "bound_by": "bytes"}
+            for p, s in (("int8", 2e-6), ("bf16", 3e-6))]
+    (found,) = int8.beside(rows)
+    assert found["ratio"] == pytest.approx(1.5) and found["ours"] == "nft int8"
+    assert "1.50" in "\n".join(report.case_lines({"name": "a layer", "rows": rows, "compared": [found]}))
+    assert int8.beside([rows[0], {"precision": "bf16", "right": False, "variant": "nft bf16", "failure": "wrong"}]) == []
 
 
 def test_no_number_is_shown_that_was_not_measured(monkeypatch, tmp_path, capsys):

@@ -25,7 +25,7 @@ from nft_ext.functional import Crossbar, conv2d_product, linear_product
 # (shape, images): 16 rows a chip at one image of conv2d-512x4, 64 of conv2d-256x8, 1024 of conv2d-64x32
 SIZES = {"linear-8192x1024": (1, 32, 256), "conv2d-512x4": (1, 16), "conv2d-256x8": (1, 4), "conv2d-64x32": (1,)}
 CHIPS = (1, 8)
-ELEMENT = {"bf16": 2, "fp32": 4}
+ELEMENT = {"bf16": 2, "fp32": 4, "int8": 4}  # bytes; under int8 x is float32 between layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +101,8 @@ def ours(point: Point, draws: str, precision: str, mode: str) -> Ready:
 
     def product(bar: Crossbar) -> Tensor:
         if isinstance(p, nn.Linear):
-            return linear_product(x, p.bias, bar, True)
-        return conv2d_product(x, p.bias, bar, p.stride, p.padding, p.dilation, p.groups, True)
+            return linear_product(x, p.bias, bar, True, int8=precision == "int8")
+        return conv2d_product(x, p.bias, bar, p.stride, p.padding, p.dilation, p.groups, True, int8=precision == "int8")
 
     def call() -> Tensor:
         # Another chip in each call, as the checks want: the draws move on, on the device.

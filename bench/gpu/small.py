@@ -26,7 +26,8 @@ CONV = (  # rows, C, H, W; out, kernel; options
     ((1, 67, 4, 3), (3, (1, 1)), dict(stride=2)),
     ((1, 9, 10, 10), (2, (9, 9)), dict(padding=4)),
 )
-
+# In 8 bits, weights are programmed first for so many columns.
+MANY_ROWS, MANY_PIXELS = (140, 33, 9), ((2, 5, 9, 9), (11, (3, 3)), dict(padding=1))
 
 Case = Callable[[], None]
 
@@ -37,7 +38,7 @@ def finish(*tensors: torch.Tensor) -> None:
 
 
 def cases() -> list[list[Case]]:
-    """Programmed weights one layer at a time, all layers at once, linear layers, convolutions."""
+    """Programmed weights one layer at a time, all layers at once, linear layers, convolutions, both of these in 8 bits."""
     import nft_ext as nft
     from nft_ext import choice
 
@@ -76,12 +77,30 @@ def cases() -> list[list[Case]]:
         y = nft.noisy_conv2d(leaf, weight, nvm=nvm, key=key, shared=shared, **options)
         finish(y, *torch.autograd.grad(y.float().sum(), (leaf, weight)))
 
+    @torch.no_grad()
+    def int8_linear(nvm, dtype, key, shared, sizes):
+        rows, features, out = sizes
+        x = torch.randn(rows * (1 if shared else len(key)), features, device="cuda").to(dtype)
+        weight, bias = torch.randn(out, features, device="cuda"), torch.randn(out, device="cuda")
+        finish(nft.noisy_linear(x, weight, bias, nvm=nvm, key=key, shared=shared, int8=True))
+
+    @torch.no_grad()
+    def int8_conv(nvm, dtype, key, shared, sizes, layout):
+        (rows, channels, *side), (out, kernel), options = sizes
+        weight = torch.randn(out, channels // options.get("groups", 1), *kernel, device="cuda")
+        x = torch.randn(rows * (1 if shared else len(key)), channels, *side, device="cuda").to(dtype).to(memory_format=layout)
+        y = nft.noisy_conv2d(x, weight, nvm=nvm, key=key, shared=shared, int8=True, **options)
+        finish(y, nft.noisy_conv2d(x, weight, nvm=nvm, key=key, shared=shared, int8=True, residual=y, relu=True, **options))
+
     def each(function: Callable[..., None], *values: Sequence) -> list[Case]:
         return [lambda chosen=chosen: function(*chosen) for chosen in itertools.product(*values)]
 
     return [each(one_layer, devices.values(), dtypes, keys, (1, 5, 129, 1027)), each(all_layers, dtypes, keys),
             each(linear, product_devices, dtypes, keys, (True, False), LINEAR),
             each(conv, product_devices, dtypes, keys, (True, False), CONV,
+                 (torch.contiguous_format, torch.channels_last)),
+            each(int8_linear, product_devices, dtypes, keys, (True, False), (*LINEAR, MANY_ROWS)),
+            each(int8_conv, product_devices, dtypes, keys, (True, False), (*CONV, MANY_PIXELS),
                  (torch.contiguous_format, torch.channels_last))]
 
 

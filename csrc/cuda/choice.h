@@ -15,6 +15,9 @@ enum class Direction { kForward = 0, kInputGradient = 1 };
 class FusedColumns {
  public:
   static constexpr int64_t kDefault = 256;  // counted from instructions, not measured
+  // Beyond, weights of 8 bits are programmed first, for the same kernel: one tile of columns, by counting, as a weight
+  // costs 60 instructions to make and a few to store and read again. Not measured either, and the same on all devices.
+  static constexpr int64_t kInt8 = 128;
   static constexpr int kDevices = 64;       // those beyond keep the default
   static constexpr int kTypes = 3;          // float32, bfloat16, float16, as in OutType
 
@@ -25,6 +28,7 @@ class FusedColumns {
   }
 
   int64_t most(int device, Direction direction, OutType type) const {
+    if (type == OutType::kInt8) return kInt8;
     if (device < 0 || device >= kDevices || (int)type >= kTypes) return kDefault;
     return columns_[device][(int)direction][(int)type].load(std::memory_order_relaxed);
   }

@@ -17,39 +17,10 @@ __global__ void finish_kernel(const Results r, const Epilogue e) {
   for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < r.count; at += step) finish_result<kY>(r, e, at);
 }
 
-// Tiles of all number types are alike here.
-template <bool kWide>
-__global__ void add_parts_kernel(const __grid_constant__ Fused f, const __grid_constant__ Sizes sizes,
-                                 const __grid_constant__ Tiling tiling, const __grid_constant__ Split split,
-                                 const float* sums) {
-  typedef Tile<OutType::kFloat32, kWide> T;
-  const int64_t count = tiling.count * (sums_of_tile<T>() / 4), step = (int64_t)gridDim.x * blockDim.x;
-  for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += step) {
-    if (f.y_type == OutType::kBFloat16)
-      generic::add_parts<T, OutType::kBFloat16>(f, sizes, tiling, split, sums, at);
-    else if (f.y_type == OutType::kFloat16)
-      generic::add_parts<T, OutType::kFloat16>(f, sizes, tiling, split, sums, at);
-    else
-      generic::add_parts<T, OutType::kFloat32>(f, sizes, tiling, split, sums, at);
-  }
-}
-
-template <bool kWide>
-cudaError_t launch_add_parts(const Fused& f, const Split& split, const float* sums, cudaStream_t stream) {
-  typedef Tile<OutType::kFloat32, kWide> T;
-  constexpr int kThreads = 64;  // few, for many thread blocks: there are few results
-  const Sizes sizes = sizes_of(f);
-  const Tiling tiling = tiling_of(f, sizes, T::kRows, T::kColumns);
-  const int64_t count = tiling.count * (sums_of_tile<T>() / 4);
-  const unsigned grid = (unsigned)std::min<int64_t>((count + kThreads - 1) / kThreads, 0x7fffffff);
-  add_parts_kernel<kWide><<<grid, kThreads, 0, stream>>>(f, sizes, tiling, split, sums);
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 cudaError_t add_parts(const Fused& f, const Plan& plan, const float* sums, cudaStream_t stream) {
-  return with_tile(f, [&](auto, auto wide) { return launch_add_parts<wide>(f, plan.split, sums, stream); });
+  return with_tile(f, [&](auto, auto wide) { return launch_add_parts<OutType::kFloat32, wide>(f, plan.split, sums, stream); });
 }
 
 cudaError_t multiprocessors(int* count) {

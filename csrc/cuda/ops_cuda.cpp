@@ -1,43 +1,13 @@
 // The operators on CUDA: sampler and fused product on the current stream of the weight's device. No value is read back,
 // no call waits.
-#include "../operators.h"
 #include "choice.h"
-#include "fused.h"
-#include "on_device.h"
-#include "sampler.h"
+#include "int8_product.h"
+#include "operands.h"
 
 namespace nft {
 namespace {
 
 cuda::FusedColumns fused_columns;
-
-void check_beside(const char* op, const char* argument, const Tensor& t, const Tensor& weight) {
-  check(t.is_cuda() && t.get_device_index() == weight.get_device_index(), op, argument, "must be on the weight's device",
-        "another device");
-}
-
-const float* floats(const Tensor& t) { return static_cast<const float*>(t.data_ptr()); }
-
-cuda::OutType out_type(const Tensor& out) {
-  switch (out.scalar_type()) {
-    case ScalarType::BFloat16: return cuda::OutType::kBFloat16;
-    case ScalarType::Half: return cuda::OutType::kFloat16;
-    case ScalarType::Char: return cuda::OutType::kInt8;
-    default: return cuda::OutType::kFloat32;
-  }
-}
-
-// s = fl(max|W| / (2^M - 1)); NaN where a weight is not finite: an error would have to wait for the device.
-Tensor weight_step(Tensor weight, int64_t weight_bits) {
-  check(weight.scalar_type() == ScalarType::Float, "weight_step", "weight", "must be float32", "another dtype");
-  check(weight_bits >= 1 && weight_bits <= 16, "weight_step", "weight_bits", "must be in 1..16", weight_bits);
-  const OnDevice here(weight);
-  const Tensor dense = torch::stable::contiguous(weight);
-  Tensor step = aten::empty({}, ScalarType::Float, weight);
-  STD_CUDA_CHECK(cuda::weight_step(floats(dense), dense.numel(), (int)weight_bits, static_cast<float*>(step.data_ptr()),
-                                   here.stream()));
-  return step;
-}
 
 // The same for several weights, in one pass over all of them.
 Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
@@ -61,53 +31,6 @@ Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
                                         here.stream()));
   return steps;
 }
-
-// The sampler's view of a crossbar with its step found, without its result. `dense` keeps what must live as long.
-cuda::Program program_of(Crossbar& c, Tensor& dense) {
-  check(c.weight.is_cuda(), c.op, "weight", "must be on CUDA like the other tensors", "another device");
-  if (!c.step) c.step = weight_step(c.weight, c.device[0]);
-  check_beside(c.op, "step", *c.step, c.weight);
-  check_beside(c.op, "table", c.table, c.weight);
-  check_beside(c.op, "key", c.key, c.weight);
-  if (c.codes) check_beside(c.op, "codes", *c.codes, c.weight);
-  dense = c.codes ? c.weight : torch::stable::contiguous(c.weight);
-  cuda::Program p = {};
-  p.n = c.weight.numel();
-  p.weight = c.codes ? nullptr : floats(dense);
-  p.codes = c.codes ? c.codes->data_ptr() : nullptr;
-  p.weight_bits = (int)c.device[0];
-  p.device_bits = (int)c.device[1];
-  p.code_bytes = p.weight_bits <= 15 ? 2 : 4;
-  p.path = (int)c.device[2];
-  p.mapping = (int)c.device[3];
-  p.step = floats(*c.step);
-  p.table = floats(c.table);
-  p.keys = static_cast<const int64_t*>(c.key.data_ptr());
-  p.chips = c.chips();
-  p.stream = (uint32_t)c.stream;
-  return p;
-}
-
-// A row of float32 numbers, dense in `holder`; null where there is none.
-const float* dense_floats(const std::optional<Tensor>& t, std::optional<Tensor>& holder) {
-  if (!t) return nullptr;
-  holder = torch::stable::contiguous(*t);
-  return floats(*holder);
-}
-
-// [chips, images, channels, y, x] of a tensor [chips * images or images, channels(, y, x)].
-cuda::Strides strides_of(const Tensor& t, int64_t images, bool shared) {
-  const bool image = t.dim() == 4;
-  return {shared ? 0 : images * t.stride(0), t.stride(0), t.stride(1), image ? t.stride(2) : 0, image ? t.stride(3) : 0};
-}
-
-// The sums of parts of a fused product's tiles.
-std::optional<Tensor> memory_for(const cuda::Plan& plan, const Tensor& like) {
-  if (plan.floats == 0) return std::nullopt;
-  return aten::empty({plan.floats}, ScalarType::Float, like);
-}
-
-float* floats_of(const std::optional<Tensor>& t) { return t ? static_cast<float*>(t->data_ptr()) : nullptr; }
 
 struct Cuda {
   // torch's caching allocator reuses the memory of the last call, in the order of the stream.
@@ -150,61 +73,20 @@ struct Cuda {
     STD_CUDA_CHECK(cuda::program_many(programs.data(), (int)programs.size(), here.stream()));
   }
 
-  // A tile holds rows of one group only, so few of them leave it empty; and coordinates are 32-bit.
-  static constexpr int64_t kLeastRows = 8, kMostSize = int64_t(1) << 29;
+  // A tile holds rows of one group only, so few of them leave it empty.
+  static constexpr int64_t kLeastRows = 8;
 
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
                                        bool shared, const Epilogue& epilogue) {
-    for (const auto& t : {epilogue.scale, epilogue.shift, epilogue.residual})
-      if (t) check_beside(c.op, "scale, shift and residual", *t, c.weight);
-    check(x.is_cuda() && c.weight.is_cuda() && x.get_device_index() == c.weight.get_device_index(), c.op, "x",
-          "must be on the weight's device", "another device");
-    const bool image = x.dim() == 4;
-    bool fits = c.weight.size(0) / p.groups >= kLeastRows;
-    for (int i = 0; i < x.dim(); ++i) fits = fits && (i == 0 || x.size(i) < kMostSize);
-    for (int i = 0; i < 2; ++i) fits = fits && p.stride[i] < kMostSize && p.padding[i] < kMostSize && p.dilation[i] < kMostSize;
-    if (!fits || c.weight.size(0) >= kMostSize) return std::nullopt;
-    cuda::Fused f = {};
-    f.images = rows_per_chip(c.op, x, c.chips(), shared);
-    f.channels = (int)x.size(1);
-    f.rows = (int)c.weight.size(0);
-    f.groups = (int)p.groups;
-    int64_t columns = f.images;
-    Ints sizes{c.chips() * f.images, c.weight.size(0)};
-    for (int i = 0; i < 2; ++i) {
-      const int64_t size = image ? x.size(2 + i) : 1, kernel = image ? c.weight.size(2 + i) : 1;
-      const int64_t out = (size + 2 * p.padding[i] - p.dilation[i] * (kernel - 1) - 1) / p.stride[i] + 1;
-      if (out <= 0) return std::nullopt;  // the library says what is wrong
-      (i ? f.width : f.height) = (int)size;
-      f.kernel[i] = (int)kernel;
-      f.stride[i] = (int)p.stride[i];
-      f.padding[i] = (int)p.padding[i];
-      f.dilation[i] = (int)p.dilation[i];
-      f.out[i] = (int)out;
-      columns *= out;
-      if (image) sizes.push_back(out);
-    }
+    check_product(c, x, epilogue);
+    auto layer = product_of(c, x, p, shared);
     const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kForward, out_type(x));
-    if (columns > most || !cuda::can_fuse(f)) return std::nullopt;
-
-    Tensor dense = c.weight;
-    f.program = program_of(c, dense);
+    if (!layer || c.weight.size(0) / p.groups < kLeastRows || layer->columns > most || !cuda::can_fuse(layer->f)) return std::nullopt;
+    cuda::Fused& f = layer->f;
+    f.program = program_of(c, layer->weight);
     const OnDevice here(c.weight);
-    const Tensor y = aten::empty(sizes, x.scalar_type(), x, aten::is_channels_last(x));
-    std::optional<Tensor> float_bias;
-    if (bias) {
-      check_beside(c.op, "bias", *bias, c.weight);
-      float_bias = torch::stable::contiguous(aten::cast(*bias, ScalarType::Float));
-      f.epilogue.bias = floats(*float_bias);
-    }
-    std::optional<Tensor> scale, shift;
-    f.epilogue.scale = dense_floats(epilogue.scale, scale);
-    f.epilogue.shift = dense_floats(epilogue.shift, shift);
-    if (epilogue.residual) {
-      f.epilogue.residual = epilogue.residual->data_ptr();
-      f.epilogue.residual_strides = strides_of(*epilogue.residual, f.images, false);
-    }
-    f.epilogue.relu = epilogue.relu;
+    const Tensor y = aten::empty(layer->sizes, x.scalar_type(), x, aten::is_channels_last(x));
+    follow(*layer, c, bias, epilogue);
     f.x = x.data_ptr();
     f.y = y.data_ptr();
     f.x_type = f.y_type = out_type(x);
@@ -215,6 +97,12 @@ struct Cuda {
     const auto sums = memory_for(plan, c.weight);
     STD_CUDA_CHECK(cuda::fused(f, plan, floats_of(sums), here.stream()));
     return y;
+  }
+
+  static Tensor int8_product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p, bool shared,
+                             const Epilogue& epilogue) {
+    const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kForward, cuda::OutType::kInt8);
+    return nft::int8_product(c, x, bias, p, shared, epilogue, most);
   }
 
   // Every chip's gradient with respect to its x, chip-major, in x's memory format.
@@ -320,8 +208,10 @@ STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
   m.impl("program", TORCH_BOX(&nft::CudaOperators::program));
   m.impl("noisy_linear", TORCH_BOX(&nft::CudaOperators::linear));
   m.impl("noisy_linear_fused", TORCH_BOX(&nft::CudaOperators::linear_fused));
+  m.impl("noisy_linear_int8", TORCH_BOX(&nft::CudaOperators::linear_int8));
   m.impl("noisy_linear_backward", TORCH_BOX(&nft::CudaOperators::linear_backward));
   m.impl("noisy_conv2d", TORCH_BOX(&nft::CudaOperators::conv2d));
   m.impl("noisy_conv2d_fused", TORCH_BOX(&nft::CudaOperators::conv2d_fused));
+  m.impl("noisy_conv2d_int8", TORCH_BOX(&nft::CudaOperators::conv2d_int8));
   m.impl("noisy_conv2d_backward", TORCH_BOX(&nft::CudaOperators::conv2d_backward));
 }

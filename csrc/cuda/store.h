@@ -2,7 +2,7 @@
 // number formats that programmed weights are stored in.
 #pragma once
 
-#include "../core/macros.h"
+#include "../core/int8.h"
 
 namespace nft {
 namespace cuda {
@@ -70,16 +70,6 @@ NFT_FN uint16_t to_float16(float a) {
   if (u < 0x38800000u)                                               // below 2^-14: a half without leading one; the sum
     return (uint16_t)(sign | (bits_of(add(float_of(u), 0.5f)) - 0x3f000000u));  // with 1/2 rounds at its last place, 2^-24
   return (uint16_t)(sign | ((u - 0x38000000u + 0xfffu + ((u >> 13) & 1u)) >> 13));  // 65520 and more carry into infinity
-}
-
-// The 8-bit number nearest to fl(a / scale), ties to even, clamped to +-127; a division, as in Eq. 4. NaN, which 8 bits
-// cannot say, becomes 0: a layer whose step is NaN shows it in its scale. The sum with 1.5 * 2^23 rounds to an integer,
-// which its lowest bits then hold.
-NFT_FN int8_t to_int8(float a, float scale) {
-  const float quotient = div(a, scale);
-  const float bounded = least(most(quotient, -127.0f), 127.0f);
-  const int32_t rounded = as_signed(bits_of(add(bounded, 12582912.0f)) - 0x4b400000u);
-  return (int8_t)(quotient == quotient ? rounded : 0);
 }
 
 // One number as it is stored. On the device the processor's conversions do it; they round alike (a NaN's payload

@@ -94,6 +94,8 @@ void with_path(int path, const Run& run) {
   if (path == kPathOff) run(T(), std::integral_constant<int, kPathOff>());
   if (path == kPathFast) run(T(), std::integral_constant<int, kPathFast>());
   if (path == kPathDevice) run(T(), std::integral_constant<int, kPathDevice>());
+  if constexpr (kX == OutType::kInt8)
+    if (path == kPathStored) run(T(), std::integral_constant<int, kPathStored>());
 }
 
 template <class Run>
@@ -101,6 +103,7 @@ void with_tile(OutType x, bool wide, int path, const Run& run) {
   if (x == OutType::kFloat32) wide ? with_path<OutType::kFloat32, true>(path, run) : with_path<OutType::kFloat32, false>(path, run);
   if (x == OutType::kBFloat16) wide ? with_path<OutType::kBFloat16, true>(path, run) : with_path<OutType::kBFloat16, false>(path, run);
   if (x == OutType::kFloat16) wide ? with_path<OutType::kFloat16, true>(path, run) : with_path<OutType::kFloat16, false>(path, run);
+  if (x == OutType::kInt8) wide ? with_path<OutType::kInt8, true>(path, run) : with_path<OutType::kInt8, false>(path, run);
 }
 
 // All tiles of a product, in turn, their steps dealt to about `parts` thread blocks and the sums added up afterwards.
@@ -125,7 +128,8 @@ void run_tiles(const Fused& f, const S& sizes, bool constant, bool reversed, int
                               sums ? sums + place_of_sums<T>(split, tile, part, 0, 0) : nullptr, *shared, team);
   if (!sums) return;
   expect(isnan(sums[-1]) && isnan(sums[memory.size() - 12]), "parts' sums lie in their memory");
-  typedef Tile<OutType::kFloat32, (T::kColumns > 32)> Adder;  // as in csrc/cuda/fused.cu, whatever the tile's numbers
+  constexpr OutType kAdded = T::kType == OutType::kInt8 ? OutType::kInt8 : OutType::kFloat32;
+  typedef Tile<kAdded, (T::kColumns > 32)> Adder;  // as in csrc/cuda/fused.cu and int8.cu, whatever the tile's numbers
   for (int64_t at = 0; at < tiling.count * sums_of_tile<T>() / 4; ++at) {
     if (f.y_type == OutType::kBFloat16) add_parts<Adder, OutType::kBFloat16>(f, sizes, tiling, split, sums, at);
     else if (f.y_type == OutType::kFloat16) add_parts<Adder, OutType::kFloat16>(f, sizes, tiling, split, sums, at);
@@ -147,5 +151,25 @@ struct Sum {
     magnitude += fabs(product);
   }
 };
+
+// One result without its epilogue; w [chips, n] are the programmed weights.
+inline Sum definition(const Fused& f, const std::vector<double>& w, int64_t chip, int64_t image, int r, int oy, int ox) {
+  const int channels = f.channels / f.groups, first = r / (f.rows / f.groups) * channels;
+  Sum sum = {0, 0};
+  for (int c = 0; c < channels; ++c)
+    for (int ky = 0; ky < f.kernel[0]; ++ky)
+      for (int kx = 0; kx < f.kernel[1]; ++kx) {
+        const int y = oy * f.stride[0] - f.padding[0] + ky * f.dilation[0];
+        const int x = ox * f.stride[1] - f.padding[1] + kx * f.dilation[1];
+        const bool inside = y >= 0 && y < f.height && x >= 0 && x < f.width;
+        const nft::cuda::Strides& t = f.x_strides;
+        const int64_t at = chip * t.chip + image * t.image + (first + c) * t.channel + y * t.y + x * t.x;
+        const int64_t weight = (((int64_t)r * channels + c) * f.kernel[0] + ky) * f.kernel[1] + kx;
+        const double product = w[(size_t)(chip * f.program.n + weight)] *
+                               (inside ? number_at(f.x_type, (const char*)f.x + at * (int64_t)size_of(f.x_type)) : 0.0);
+        sum.add(product);
+      }
+  return sum;
+}
 
 }  // namespace nft_test

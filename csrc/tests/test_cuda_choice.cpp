@@ -28,6 +28,7 @@ int main() {
   for (int bad : {-1, 2}) bounds.set(0, bad, 0, 1);
   for (int bad : {-1, 3}) bounds.set(0, 0, bad, 1);
   for (OutType t : types) expect(bounds.most(0, Direction::kForward, t) == FusedColumns::kDefault, "after indices out of range");
-  expect(bounds.most(0, Direction::kForward, OutType::kInt8) == FusedColumns::kDefault, "a type without a product");
+  for (int device : {-1, 0, 3})
+    expect(bounds.most(device, Direction::kForward, OutType::kInt8) == FusedColumns::kInt8, "8 bits, device %d", device);
   return nft_test::finish("cuda_choice");
 }

@@ -10,6 +10,7 @@
 using namespace nft::generic;
 using nft::cuda::Fused;
 using nft::cuda::OutType;
+using nft_test::definition;
 using nft_test::expect;
 using nft_test::kFormats;
 using nft_test::kTypes;
@@ -21,25 +22,6 @@ using nft_test::Sum;
 using nft_test::Words;
 
 namespace {
-
-Sum definition(const Fused& f, const std::vector<double>& w, int64_t chip, int64_t image, int r, int oy, int ox) {
-  const int channels = f.channels / f.groups, first = r / (f.rows / f.groups) * channels;
-  Sum sum = {0, 0};
-  for (int c = 0; c < channels; ++c)
-    for (int ky = 0; ky < f.kernel[0]; ++ky)
-      for (int kx = 0; kx < f.kernel[1]; ++kx) {
-        const int y = oy * f.stride[0] - f.padding[0] + ky * f.dilation[0];
-        const int x = ox * f.stride[1] - f.padding[1] + kx * f.dilation[1];
-        const bool inside = y >= 0 && y < f.height && x >= 0 && x < f.width;
-        const nft::cuda::Strides& t = f.x_strides;
-        const int64_t at = chip * t.chip + image * t.image + (first + c) * t.channel + y * t.y + x * t.x;
-        const int64_t weight = (((int64_t)r * channels + c) * f.kernel[0] + ky) * f.kernel[1] + kx;
-        const double product = w[(size_t)(chip * f.program.n + weight)] *
-                               (inside ? number_at(f.x_type, (const char*)f.x + at * (int64_t)size_of(f.x_type)) : 0.0);
-        sum.add(product);
-      }
-  return sum;
-}
 
 // ---- cases
 

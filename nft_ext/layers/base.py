@@ -39,6 +39,7 @@ class NoisyLayer(nn.Module):
             fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
         self.nvm, self.name, self.stream = nvm, name, stream
         self.noise_enabled = True
+        self.int8 = False  # whether products are those of docs/int8.md
         self._quantized: tuple | None = None
         # Plain copies of what is static in a graph; the tensors of a compiled graph are the buffers.
         self._spec = nvm.operator_spec()
@@ -47,11 +48,11 @@ class NoisyLayer(nn.Module):
         self.register_buffer("_programmed", None, persistent=False)
 
     def noise_state(self) -> tuple:
-        """What a context saves and puts back: (table, key, programmed weights, enabled, spec)."""
-        return self._table, self._key, self._programmed, self.noise_enabled, self._spec
+        """What a context saves and puts back: (table, key, programmed weights, enabled, spec, int8)."""
+        return self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.int8
 
     def set_noise_state(self, state: tuple) -> None:
-        self._table, self._key, self._programmed, self.noise_enabled, self._spec = state
+        self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.int8 = state
 
     def set_key(self, key: Tensor) -> None:
         """Other chips from here on."""
@@ -76,6 +77,10 @@ class NoisyLayer(nn.Module):
         self.noise_enabled, self._programmed = enabled, None
         path = self.nvm.operator_spec(enabled)[2]
         self._spec = [*self._spec[:2], path, self._spec[3]]
+
+    def set_int8(self, enabled: bool) -> None:
+        """Products of 8-bit numbers from here on, or those of x's type; what stands programmed is not for the former."""
+        self.int8, self._programmed = enabled, None
 
     def crossbar(self) -> Crossbar:
         """The operator arguments of this layer for one forward."""

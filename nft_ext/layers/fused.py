@@ -44,14 +44,14 @@ class FusedLayer(NoisyLayer):
             return self.checked(x, residual, bar)[0]
         x = in_autocast(x)
         # Checked once for all calls with the same shapes, types and devices.
-        stamp = (type(x), x.shape, x.dtype, x.device, x.layout, bar.weight.shape, bar.weight.device, bar.key.shape[0])
+        stamp = (type(x), x.shape, x.dtype, x.device, x.layout, bar.weight.shape, bar.weight.device, bar.key.shape[0], self.int8)
         if residual is not None:
             stamp += (type(residual), *_facts(residual))
         static = self._known.get(stamp)
         if static is not None:
             rows, own = self._buffers, self._parameters
             bias = own["bias"] if "bias" in own else self.bias
-            return operators.call_fused(self.operator, x, bar.weight, bias, *bar[1:], *static, rows["scale"], rows["shift"],
+            return operators.call_fused(self._operators[self.int8], x, bar.weight, bias, *bar[1:], *static, rows["scale"], rows["shift"],
                                         residual, self.ends_in_relu)
         y, static = self.checked(x, residual, bar)
         if static is not None:
@@ -99,7 +99,7 @@ def _fits(residual: Any, shape: list[int], x: Tensor) -> bool:
 class FusedConv2d(FusedLayer, NoisyConv2d):
     """A NoisyConv2d, BatchNorm2d in eval mode, a residual, ReLU: each but the first may be missing."""
 
-    operator = operators.ops.noisy_conv2d_fused.default
+    _operators = operators.ops.noisy_conv2d_fused.default, operators.ops.noisy_conv2d_int8.default  # by whether int8 is on
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         check_tensor("x", x)
@@ -111,28 +111,29 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
             x, padding = torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         x, geometry, shape = conv2d_operands(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared)
         if residual is None or not single and _fits(residual, shape, x):
-            y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu))
+            e = Epilogue(self.scale, self.shift, residual, self.ends_in_relu)
+            y = conv2d_product(x, self.bias, bar, *geometry, shared, e, self.int8)
             return y.squeeze(0) if single else y, (*geometry, shared) if x is given else None
-        y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift))
+        y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift), self.int8)
         return self.finish(y.squeeze(0) if single else y, residual), None
 
 
 class FusedLinear(FusedLayer, NoisyLinear):
     """A NoisyLinear, BatchNorm1d in eval mode, a residual, ReLU: each but the first may be missing."""
 
-    operator = operators.ops.noisy_linear_fused.default
+    _operators = operators.ops.noisy_linear_fused.default, operators.ops.noisy_linear_int8.default
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         check_tensor("x", x)
         shared = bar.key.shape[0] == 1
         if self.scale is not None and x.dim() != 2:  # BatchNorm1d's channels are dimension 1, here not the product's rows
-            y = linear_product(x, self.bias, bar, shared, Epilogue())
+            y = linear_product(x, self.bias, bar, shared, Epilogue(), self.int8)
             if y.dim() != 3 or y.shape[1] != len(self.scale):
                 fail("x", f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the "
                      "BatchNorm1d that follows", list(x.shape))
             return self.finish(finished(y, Epilogue(self.scale, self.shift)), residual), None
         x = in_autocast(x)
         if _fits(residual, [*x.shape[:-1], self.out_features], x):
-            y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu))
+            y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu), self.int8)
             return y, (shared,) if x.dim() == 2 else None
-        return self.finish(linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift)), residual), None
+        return self.finish(linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift), self.int8), residual), None

@@ -17,7 +17,7 @@ from nft_ext.layers import noisy_layers
 from nft_ext.montecarlo.arguments import Arguments
 
 SETTING = (bool, int, float, str, tuple, type(None))
-NO_SETTINGS = ("training", "name", "stream", "noise_enabled")  # set by evaluation, or with fields of their own
+NO_SETTINGS = ("training", "name", "stream", "noise_enabled", "int8")  # set by evaluation, or with fields of their own
 
 
 def configuration(

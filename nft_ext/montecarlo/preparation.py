@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext.checks import fail
-from nft_ext.contexts import noise
+from nft_ext.contexts import int8, noise
 from nft_ext.layers import noisy_layers
 from nft_ext.montecarlo.arguments import Arguments
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
@@ -19,7 +19,7 @@ from nft_ext.montecarlo.images import check_label_range
 from nft_ext.montecarlo.passes import Probe, chips_that_fit, images_that_suit, probe, why_one_chip
 from nft_ext.montecarlo.protocols import Plan
 from nft_ext.montecarlo.session import Session
-from nft_ext.montecarlo.subject import check_model, check_sigma_is_known, eval_mode, on_device
+from nft_ext.montecarlo.subject import check_model, check_not_int8, check_sigma_is_known, eval_mode, on_device
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Prepared:
 def check(model, asked: Arguments) -> None:
     """Raises TypeError or ValueError for a model that cannot be evaluated; needs no data and no other ranks."""
     check_model(model)
+    check_not_int8(model)
     if asked.sigma is None:
         check_sigma_is_known(model)
 
@@ -59,7 +60,7 @@ def check(model, asked: Arguments) -> None:
 def prepared(
     session: Session, model: nn.Module, data, asked: Arguments, device: torch.device | str | None
 ) -> Iterator[Prepared]:
-    """The network is in eval mode, without gradients and under autocast as asked for; afterwards as it was.
+    """The network is in eval mode, without gradients, in the precision asked for; afterwards as it was.
 
     model: one that `check` has passed. Raises TypeError or ValueError for bad data, slice or device, before any chip is evaluated.
     """
@@ -76,6 +77,7 @@ def prepared(
         # no_grad, not inference_mode: what a layer caches of its weight must serve training later.
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=asked.precision == "bfloat16"))
+        stack.enter_context(int8(model, enabled=asked.precision == "int8"))
         stack.enter_context(noise(model, sigma=asked.sigma))  # held throughout, so that the layers' codes are made once
         evaluator = ChipEvaluator(model, inputs, labels, asked.seed, min(asked.batch_size, len(labels)), device)
         found = probe(model, evaluator.logits, evaluator.inputs)

@@ -50,6 +50,13 @@ def check_sigma_is_known(model: nn.Module) -> None:
                  f"None, with another sigma in force in {name!r}")
 
 
+def check_not_int8(model: nn.Module) -> None:
+    """Raises ValueError inside `nft.int8(model)`: the report would name another precision."""
+    for name, layer in noisy_layers(model).items():
+        if layer.int8:
+            fail("precision", "must be given to monte_carlo itself, not by nft.int8 around it", f"8-bit products in force in {name!r}")
+
+
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; outside, every module's own training flag again."""

@@ -28,7 +28,7 @@ NFT_FN void begin(State<T>& state) {
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int i = 0; i < 4 * T::kDown * T::kAcross; ++i) state.sum[i / 4 / T::kAcross][i / 4 % T::kAcross][i % 4] = 0.0f;
+  for (int i = 0; i < 4 * T::kDown * T::kAcross; ++i) state.sum[i / 4 / T::kAcross][i / 4 % T::kAcross][i % 4] = 0;
 }
 
 // Register i of a fragment: its word, or its word's two tf32 parts. An infinite float32 leaves NaN: so do its products.
@@ -153,13 +153,16 @@ NFT_FN void multiply_tile(const cuda::Fused& f, const Table& table, const S& s, 
     team.each([&](int thread, State<T>&) {
       // Gathered first, the loads are under way while the weights are made; the per-device path has no registers to
       // hold them.
-      uint32_t words[T::kPartWords];
       const Column& column = shared.column[column_of_thread<T>(thread)];
       const Tap* const taps = shared.tap[half] + part_of_thread<T>(thread);
-      if (kPath != kPathDevice) gather<T>(f, s, column, taps, words);
+      uint32_t words[T::kPartWords];
+      if constexpr (T::kPerWord == 4) gather_bytes<T>(f, s, column, taps, thread, shared.input[half]);
+      else if constexpr (kPath != kPathDevice) gather<T, T::kPartWords>(f, s, column, taps, words);
       fill_weights<T, kPath>(f.program, table, s, shared.place, step, thread, shared.weight[half]);
-      if (kPath == kPathDevice) gather<T>(f, s, column, taps, words);
-      put_input<T>(thread, words, shared.input[half]);
+      if constexpr (T::kPerWord != 4) {
+        if (kPath == kPathDevice) gather<T, T::kPartWords>(f, s, column, taps, words);
+        put_input<T>(thread, words, shared.input[half]);
+      }
       fill_taps<T>(f, s, step + 1, thread, shared.tap[1 - half]);
     });
     team.barrier();

@@ -37,7 +37,7 @@ struct Results {
 
 // Pairs are (y, x). On CUDA all pointers are the device's.
 struct Fused {
-  Program program;            // n = rows * inner; `out` and `out_type` are not used: weights never reach memory
+  Program program;            // n = rows * inner; weights never reach memory: `out` is read on kPathStored, else not used
   int64_t images;             // that one chip sees
   int channels, height, width;
   int rows, groups;           // output channels; both rows and channels are multiples of groups
@@ -47,6 +47,9 @@ struct Fused {
   void* y;
   Strides x_strides, y_strides;
   Epilogue epilogue;
+  // Of 8-bit products, whose sums are worth fl(*program.scale * image_unit(largest)) a unit (csrc/core/int8.h).
+  const float* x_largest;     // [chips, images] or [images], max|x| of each image
+  int64_t x_largest_chip;     // from chip to chip of it; 0: every chip sees the same images
 };
 
 }  // namespace cuda
