@@ -14,7 +14,8 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: demo test test-fast native-test bench env build clean
 
-# The CUDA library takes minutes to compile and the demonstration has no use for it where torch has no CUDA: `make test` adds it.
+# The native tests and, where torch has no CUDA, the CUDA library take minutes to compile and are of no use to the demonstration:
+# `make test` adds them.
 demo:
 	@$(MAKE) -q build || $(MAKE) --no-print-directory $(VENV)/.build-demo
 	$(BIN)/nft-ext demo $(ARGS)
@@ -46,7 +47,7 @@ $(VENV)/.env: pyproject.toml
 
 $(VENV)/.build: $(VENV)/.env $(SOURCES)
 	@echo "building the extension ..."
-	@$(PIP) install -q --no-build-isolation -e ".[test]"
+	@NFT_EXT_TESTS=1 $(PIP) install -q --no-build-isolation -e ".[test]"
 	@$(BIN)/nft-ext info
 	@touch $@
 

@@ -1,6 +1,6 @@
 """Builds the compiled part with CMake and Ninja: pip install --no-build-isolation .
 
-NFT_EXT_CUDA=auto|0|1 chooses whether the CUDA library is built (auto: where nvcc works).
+NFT_EXT_CUDA=auto|0|1 chooses whether the CUDA library is built (auto: where nvcc works); NFT_EXT_TESTS=1 builds the native tests too.
 """
 
 import importlib.util
@@ -51,7 +51,8 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         configure = [
             tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
-            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DNFT_EXT_TORCH={torch}", "-DNFT_EXT_PYTHON=ON", "-DNFT_EXT_TESTS=ON",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DNFT_EXT_TORCH={torch}", "-DNFT_EXT_PYTHON=ON",
+            f"-DNFT_EXT_TESTS={os.environ.get('NFT_EXT_TESTS', '0')}",
             f"-DNFT_EXT_CUDA={os.environ.get('NFT_EXT_CUDA', 'auto')}", f"-DNFT_EXT_OUTPUT={output}",
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
