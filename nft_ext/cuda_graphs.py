@@ -105,7 +105,7 @@ class MonteCarloGraph:
             RuntimeError: a weight has moved in memory (the model was moved, or a parameter replaced).
         """
         stamp = self._stamp()
-        for (name, layer), then, now in zip(self._layers.items(), self._captured[1], stamp[1]):
+        for name, then, now in zip(self._layers, self._captured[1], stamp[1]):
             if then[:2] != now[:2]:
                 fail(f"{name}.weight", "must stay where it was at the capture; capture the model again", "another tensor",
                      RuntimeError)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-import nft_ext as nft
 from bench import baselines, checks
 from bench.case import Ready, Variant, Work
 from bench.gpu import plain, timing
