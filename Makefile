@@ -17,7 +17,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 # The native tests and, where torch has no CUDA, the CUDA library take minutes to compile and are of no use to the demonstration:
 # `make test` adds them.
 demo:
-	@$(MAKE) -q build || $(MAKE) --no-print-directory $(VENV)/.build-demo
+	@$(MAKE) -q --no-print-directory build || $(MAKE) --no-print-directory $(VENV)/.build-demo
 	$(BIN)/nft-ext demo $(ARGS)
 
 test: build native-test
