@@ -52,7 +52,7 @@ $(VENV)/.build: $(VENV)/.env $(SOURCES)
 	@touch $@
 
 $(VENV)/.build-demo: $(VENV)/.env $(SOURCES)
-	@if $(BIN)/python -c "import sys, torch; sys.exit(torch.version.cuda is None)"; then $(MAKE) --no-print-directory build; else \
+	@if $(BIN)/python -W ignore -c "import sys, torch; sys.exit(torch.version.cuda is None)"; then $(MAKE) --no-print-directory build; else \
 		echo "building the extension for the CPU ..."; \
 		NFT_EXT_CUDA=$${NFT_EXT_CUDA:-0} $(PIP) install -q --no-build-isolation -e ".[test]" && $(BIN)/nft-ext info; fi
 	@touch $@

@@ -186,7 +186,8 @@ def main() -> int:
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with settings of its own (default 1)")
     parser.add_argument("--recorded", type=Path, metavar="NPZ", help="a matrix that python -m bench.record_chips wrote")
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="settings whose name holds one of these; the others stay as --out has them")
+    parser.add_argument("--only", nargs="+", metavar="TEXT",
+                        help="settings whose name holds one of these; the others stay as --out has them")
     parser.add_argument("--out", type=Path, metavar="JSON")
     arguments = parser.parse_args()
     settings = synthetic_settings()

@@ -12,7 +12,8 @@ chips of a pilot are too few where bad chips are rare. In interleaved rounds, ea
   nft target   monte_carlo, protocol "stratified", until its 95 % half-width is that of the 200 runs, pilot and all
 
 Everything that passes through the network is counted, pilots, probes and padding too. 200 plain runs are extrapolated from the
-median of the timed ones. Chips and images of the target are means over the rounds, for a stop depends on the chips drawn; times are medians.
+median of the timed ones. Chips and images of the target are means over the rounds, for a stop depends on the chips
+drawn; times are medians.
 """
 
 from __future__ import annotations

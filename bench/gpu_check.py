@@ -74,8 +74,8 @@ def is_built() -> bool:
 def environment(out: Path) -> dict[str, str]:
     """For the stages: the toolkit's programs on PATH, this checkout first among modules, CUDA asked of the build,
     and bounds of the fused product kept in `out`: what a stage measures holds for those after it, and for nobody else."""
-    found = dict(os.environ) | {"NFT_EXT_CUDA": "1", "NFT_EXT_TUNING": str(out.resolve() / "fused_columns.json"), "PYTHONPATH": os.pathsep.join(
-        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    modules = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    found = dict(os.environ) | {"NFT_EXT_CUDA": "1", "NFT_EXT_TUNING": str(out.resolve() / "fused_columns.json"), "PYTHONPATH": modules}
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
     if shutil.which("nvcc") is None and toolkit.is_dir():
         found["PATH"] = os.pathsep.join([found.get("PATH", ""), str(toolkit)])

@@ -83,7 +83,8 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
 
     Raises:
         ValueError: no noisy layers, draws out of range; at the forward: BatchNorm that uses batch statistics with S > 1, which
-            would mix chips, or with repeat=False an input that is not S times as long as a chip's. RuntimeError: another thread is inside a context of this model.
+            would mix chips, or with repeat=False an input that is not S times as long as a chip's. RuntimeError: another
+            thread is inside a context of this model.
     """
     with _swapped(model) as layers:
         device = next(iter(layers.values())).weight.device

@@ -15,7 +15,7 @@ from .contexts import chips as chips_of
 from .contexts import hold, int8
 from .keys import noise_key
 from .layers import base, noisy_layers
-from .montecarlo.subject import check_model, eval_mode
+from .montecarlo.subject import check_model, check_not_int8, eval_mode
 
 WARM_UPS = 3  # libraries choose algorithms and get their workspaces before the capture, where they may not
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "int8": None}  # autocast's dtypes
@@ -54,6 +54,7 @@ class MonteCarloGraph:
     def __init__(self, model: nn.Module, inputs: Tensor, chips: int = 1, *, precision: str = "float32",
                  programmed: bool = False, after: Callable[[Tensor], Any] | None = None) -> None:
         check_model(model)
+        check_not_int8(model)
         chips = integer("chips", chips, 1)
         if precision not in PRECISIONS:
             fail("precision", "must be float32, bfloat16 or int8", precision)

@@ -214,5 +214,5 @@ def test_the_model_is_afterwards_as_it_was(trained):
 
 def test_a_report_must_be_able_to_name_the_precision(trained):
     model = nft.convert(trained[0], NVM)
-    with nft.int8(model), pytest.raises(ValueError, match="precision: must be given to monte_carlo itself, not by nft.int8 around it"):
+    with nft.int8(model), pytest.raises(ValueError, match="precision: must be given as an argument, not by nft.int8 around the call"):
         nft.monte_carlo(model, trained[1], runs=2, progress=False)

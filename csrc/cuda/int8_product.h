@@ -52,7 +52,7 @@ inline Tensor int8_product(Crossbar& c, const Tensor& x, const std::optional<Ten
                            const Epilogue& epilogue, int64_t most) {
   check_product(c, x, epilogue);
   auto layer = product_of(c, x, p, shared);
-  check(layer && cuda::can_fuse(layer->f), c.op, "x", "must have sizes below 2^29 but for dim 0", x.sizes());
+  check(layer && cuda::can_fuse(layer->f), c.op, "x and the geometry", "must have sizes below 2^29 but for dim 0", x.sizes());
   cuda::Fused& f = layer->f;
   f.program = program_of(c, layer->weight);
   const OnDevice here(c.weight);

@@ -28,7 +28,8 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", default="auto", metavar="B", help="images a pass, or auto (default)")
     parser.add_argument("--chips-per-pass", default="auto", help="a number, or auto (default)")
-    parser.add_argument("--protocol", choices=("full", "stratified"), default="full", help="images of a chip: all, or a slice (default full)")
+    parser.add_argument("--protocol", choices=("full", "stratified"), default="full",
+                        help="images of a chip: all, or a slice (default full)")
     parser.add_argument("--slice-images", default="auto", metavar="N", help="images of a slice, or auto (default; stratified only)")
     parser.add_argument("--target-ci", type=float, metavar="H", help="run until the 95 %% half-width of the accuracy is H, a fraction")
     parser.add_argument("--max-runs", type=int, default=20_000, help="chips at most with --target-ci (default 20000)")

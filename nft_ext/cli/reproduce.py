@@ -21,7 +21,8 @@ def add_parser(commands) -> None:
     parser.add_argument("--sigma", type=float, nargs="+", help="device sigmas (default: the preset's)")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"among {', '.join(FIGURE_METHODS)} (default: the preset's)")
     parser.add_argument("--seeds", type=int, help="training seeds, 0 .. N-1 (default: the preset's; convergence: 10)")
-    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="folder of cells and results (default reproduce)")
+    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR",
+                        help="folder of cells and results (default reproduce)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the published files (default: NFT_EXT_DATA)")
     parser.add_argument("--device", help="cpu or cuda (default cpu)")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work and the cores (default 1)")
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     a = arguments
     scale = PRESETS[known("preset", a.preset, PRESETS)].replace(
-        width=a.width, epochs=a.epochs, lr=a.lr, batch_size=a.batch_size, train_images=a.train_images, test_images=a.test_images, runs=a.runs)
+        width=a.width, epochs=a.epochs, lr=a.lr, batch_size=a.batch_size, train_images=a.train_images, test_images=a.test_images,
+        runs=a.runs)
     grid = cells(a.experiment, a.panel, scale, a.sigma, a.methods, a.seeds, not a.no_control)
     integer("--jobs", a.jobs, 1)
     mine = grid if a.shard is None else _shard(a.shard, grid)

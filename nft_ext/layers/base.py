@@ -33,6 +33,8 @@ class NoisyLayer(nn.Module):
     state_dict stays that of the plain layer.
     """
 
+    int8 = False  # of a whole model that was pickled before there was such a thing
+
     def attach(self, nvm: NVMDevice, name: str | None = None, stream: int = 0) -> None:
         """Give the layer its device, its qualified name in the model and its random stream."""
         if not isinstance(nvm, NVMDevice):

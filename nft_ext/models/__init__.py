@@ -1,7 +1,8 @@
 """The networks of the experiments (design, section 7): plain nn.Modules for 32x32 images, with a width factor.
 
 Each has `snapshot_points`, a tuple of (module name, pooled side), shallowest first: the modules whose output
-feeds an IRS classifier, and `further_snapshot_points` for those who want more. A tapped output is what follows batch-norm and ReLU (and the pool, where one comes next).
+feeds an IRS classifier, and `further_snapshot_points` for those who want more. A tapped output is what follows
+batch-norm and ReLU (and the pool, where one comes next).
 """
 
 from __future__ import annotations

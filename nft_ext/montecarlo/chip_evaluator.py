@@ -67,7 +67,8 @@ class ChipEvaluator:
         return total
 
     def pilot_correct(self, chips_: int, first: int, last: int) -> ndarray:
-        """Whether chips of the key domain "selection" are right, bool [chips_, last - first], on images first .. last - 1 of a random order."""
+        """Whether chips of the key domain "selection" are right, bool [chips_, last - first], on images
+        first .. last - 1 of a random order."""
         images = torch.from_numpy(permutation(self.seed, LAST_PERMUTATION, len(self.labels))[first:last].copy())
         rows = []
         for draw in range(chips_):

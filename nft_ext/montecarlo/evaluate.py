@@ -83,7 +83,7 @@ def monte_carlo(
     device: where to evaluate; a model that lives elsewhere is copied there. None: where it is.
     progress: True, False, or None for a terminal only.
     precision: "float32"; "bfloat16" for products under autocast, or "int8" for the noisy layers' products of 8-bit numbers
-        (docs/int8.md): faster on a GPU, and less exact.
+        (docs/int8.md): less exact, and meant for GPUs, where it has not been timed.
     resume: a file that every finished chip is written to, one line each, as soon as its pass is done. Where it exists,
         its chips are taken from it and only the others are run; more runs may be asked for than before. A file of
         another configuration is refused, and the error names the fields that differ. `report.seconds` then holds the
@@ -195,8 +195,8 @@ def _notes(model: nn.Module, tallies: Tallies, asked: Arguments, planned: Plan, 
     elif fixed is not None and not fixed.reached:
         notes.append(f"the target half-width {asked.goal.target:g} is not reached with max_runs = {asked.goal.high}")
     if planned.slices is not None and statistics["accuracy"].conservative:
-        notes.append(f"{done} chips, {done / planned.count:.2f} tilings of {planned.count} slices: below {least_exact(planned.count)} chips "
-                     "the intervals are too wide on average")
+        notes.append(f"{done} chips, {done / planned.count:.2f} tilings of {planned.count} slices: below "
+                     f"{least_exact(planned.count)} chips the intervals are too wide on average")
     if planned.pilot is not None:
         notes.append(f"slices of {planned.slices.size} images come from times measured here; slice_images="
                      f"{planned.slices.most} gives the same elsewhere")

@@ -24,7 +24,8 @@ from nft_ext.montecarlo.subject import check_model, check_not_int8, check_sigma_
 
 @dataclass(frozen=True)
 class Prepared:
-    """asked: with a number for batch_size. evaluator: the network in eval mode at the sigma asked for, with inputs and `labels`. probe: what one small pass told.
+    """asked: with a number for batch_size. evaluator: the network in eval mode at the sigma asked for, with inputs and `labels`.
+    probe: what one small pass told.
     alone: why only one chip may share a pass, or None. hardware: the device's name. began: time.perf_counter() at the start."""
 
     asked: Arguments

@@ -51,10 +51,11 @@ def check_sigma_is_known(model: nn.Module) -> None:
 
 
 def check_not_int8(model: nn.Module) -> None:
-    """Raises ValueError inside `nft.int8(model)`: the report would name another precision."""
+    """Raises ValueError inside `nft.int8(model)`, and for a copy made there: the precision named would be another."""
     for name, layer in noisy_layers(model).items():
         if layer.int8:
-            fail("precision", "must be given to monte_carlo itself, not by nft.int8 around it", f"8-bit products in force in {name!r}")
+            fail("precision", "must be given as an argument, not by nft.int8 around the call (or around the copy of a model)",
+                 f"8-bit products in force in {name!r}")
 
 
 @contextlib.contextmanager

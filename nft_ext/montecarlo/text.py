@@ -34,7 +34,8 @@ def images_a_chip(report) -> str:
 def report_table(report) -> str:
     """The table of `MonteCarloReport.table`."""
     lines = [
-        f"Monte Carlo over programmed chips: {report.runs} runs x {images_a_chip(report)}" + (" (interrupted)" if report.interrupted else ""),
+        f"Monte Carlo over programmed chips: {report.runs} runs x {images_a_chip(report)}"
+        + (" (interrupted)" if report.interrupted else ""),
         f"  noise     {report.conditions()}",
         f"  chips     seed {report.seed}, draws 0 .. {report.runs - 1}, protocol {report.protocol}",
         f"  computed  {report.precision} on {report.hardware}, {report.chips_per_pass} chip(s) a pass, "

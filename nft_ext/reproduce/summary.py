@@ -144,7 +144,8 @@ def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]])
         ece=float(np.mean([point["ece"] for _, point in found])), nll=_mean([point["nll"] for _, point in found]),
         temperature=math.exp(_mean([math.log(one["temperature"]) if one else None for one in fitted])),
         ekl_fitted=_mean([one.get("ekl") for one in fitted]), nll_fitted=_mean([one.get("nll") for one in fitted]),
-        ece_fitted=_mean([one.get("ece") for one in fitted]), chips=accuracy.runs, images=found[0][1]["images"], published=published.accuracy(panel, variant, sigma),
+        ece_fitted=_mean([one.get("ece") for one in fitted]), chips=accuracy.runs, images=found[0][1]["images"],
+        published=published.accuracy(panel, variant, sigma),
         published_ekl=published.ekl(variant, sigma),
     )
 

@@ -145,7 +145,8 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
                      "published", "difference", "published_ekl", "per_seed"])
     for row in rows:
         numbers = [row.accuracy, row.seed_ci95, row.noise_ci95, row.clean, row.ekl, row.ece, row.nll,
-                   row.temperature, row.ekl_fitted, row.nll_fitted, row.ece_fitted, row.chips, row.images, row.published, row.difference, row.published_ekl]
+                   row.temperature, row.ekl_fitted, row.nll_fitted, row.ece_fitted,
+                   row.chips, row.images, row.published, row.difference, row.published_ekl]
         writer.writerow([row.panel, row.variant, row.sigma, "" if row.trained_sigma is None else row.trained_sigma,
                          " ".join(map(str, row.seeds)), *(_plain(x, "") for x in numbers),
                          " ".join(f"{value:.6g}" for value in row.per_seed)])

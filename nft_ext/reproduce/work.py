@@ -75,7 +75,8 @@ def work(cell: Cell, store: Store, data_dir: str | None, device: str | None, pro
                       | {"at_temperature": _at_temperature(noisy, validation, test, sigma, cell, device, progress)})
     best = history.best
     return {
-        "config": cell.config(), "training": {"best": best, "epochs_done": len(history.rows), "seconds": history.seconds, "diverged": diverged},
+        "config": cell.config(),
+        "training": {"best": best, "epochs_done": len(history.rows), "seconds": history.seconds, "diverged": diverged},
         "points": points, "clean": clean_accuracy(noisy, test), "versions": _versions(), "seconds": time.monotonic() - began,
     }
 
