@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import gpu_check, measure  # noqa: E402
 from bench.case import Ready, Variant, Work  # noqa: E402
-from bench.gpu import child, floors, int8, marked, report, sanitize, small, stages, targets, timing  # noqa: E402
+from bench.gpu import child, floors, int8, layers, marked, report, sanitize, small, stages, targets, timing  # noqa: E402
 from bench.gpu.child import NotHere, Task, Wrong  # noqa: E402
 from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, SKIPPED, Outcome, Stage  # noqa: E402
 
@@ -141,6 +141,14 @@ def test_int8_stands_beside_bfloat16_where_both_are_right():
     assert found["ratio"] == pytest.approx(1.5) and found["ours"] == "nft int8"
     assert "1.50" in "\n".join(report.case_lines({"name": "a layer", "rows": rows, "compared": [found]}))
     assert int8.beside([rows[0], {"precision": "bf16", "right": False, "variant": "nft bf16", "failure": "wrong"}]) == []
+    assert int8.beside([{**rows[0], "right": False}, {**rows[0], "variant": "nft int8, channels_last"}, rows[1]])[0]["ours"].endswith("last")
+
+
+def test_int8_is_timed_in_both_memory_formats():
+    for point in layers.points():
+        notes = [(v.precision, v.note) for v in int8.variants(point)]
+        assert notes == [("int8", ""), *([] if point.shape.is_linear else [("int8", "channels_last")]), ("bf16", "")]
+        assert len({v.name for v in int8.variants(point)}) == len(notes)
 
 
 def test_no_number_is_shown_that_was_not_measured(monkeypatch, tmp_path, capsys):

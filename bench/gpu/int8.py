@@ -20,19 +20,26 @@ from bench.gpu.floors import Ceilings
 
 
 def variants(point: layers.Point) -> list[Variant]:
-    return [Variant("nft", "one", functools.partial(layers.ours, point, "one", precision, "graph"), point.work("one", precision), precision,
-                    "graph", True) for precision in ("int8", "bf16")]
+    """8-bit convolutions in both memory formats, since their input is gathered byte by byte."""
+
+    def variant(precision: str, channels_last: bool | None = None, note: str = "") -> Variant:
+        make = functools.partial(layers.ours, point, "one", precision, "graph", channels_last)
+        return Variant("nft", "one", make, point.work("one", precision), precision, "graph", True, note)
+
+    return [variant("int8"), *([] if point.shape.is_linear else [variant("int8", True, "channels_last")]), variant("bf16")]
 
 
 def beside(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """int8 against bfloat16, where both are right: as report.case_lines shows it."""
-    found = {row["precision"]: row for row in rows if row["right"]}
-    if not {"int8", "bf16"} <= set(found):
-        return []
-    ours, against = found["int8"], found["bf16"]
-    return [{"what": "int8 against bf16, ours both", "ours": ours["variant"], "ours_s": ours["median_s"], "against": against["variant"],
-             "against_s": against["median_s"], "ratio": against["median_s"] / ours["median_s"], "floor_s": ours["floor_s"],
-             "bound_by": ours["bound_by"]}]
+    right = [row for row in rows if row["right"]]
+    against = next((row for row in right if row["precision"] == "bf16"), None)
+    return [] if against is None else [_compared(ours, against) for ours in right if ours["precision"] == "int8"]
+
+
+def _compared(ours: Mapping[str, Any], against: Mapping[str, Any]) -> dict[str, Any]:
+    return {"what": "int8 against bf16, ours both", "ours": ours["variant"], "ours_s": ours["median_s"], "against": against["variant"],
+            "against_s": against["median_s"], "ratio": against["median_s"] / ours["median_s"], "floor_s": ours["floor_s"],
+            "bound_by": ours["bound_by"]}
 
 
 @torch.no_grad()

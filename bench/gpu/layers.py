@@ -59,10 +59,12 @@ def layer(shape: Shape) -> nn.Conv2d | nn.Linear:
     return shape.plain().eval().requires_grad_(False).cuda()
 
 
-def images(point: Point, precision: str) -> Tensor:
+def images(point: Point, precision: str, channels_last: bool | None = None) -> Tensor:
+    """x; None: in the memory format that suits plain PyTorch."""
     torch.manual_seed(1)
     x = point.shape.input(point.images).cuda().to(plain.DTYPES[precision])
-    return x.to(memory_format=torch.channels_last) if precision == "bf16" and x.dim() == 4 else x
+    channels_last = precision == "bf16" if channels_last is None else channels_last
+    return x.to(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
 
 
 def scores(shape: Shape, x: Tensor, y: Tensor) -> Tensor:
@@ -91,8 +93,8 @@ def ready(point: Point, precision: str, mode: str, call: Callable[[], Tensor], o
     return Ready(run, check)
 
 
-def ours(point: Point, draws: str, precision: str, mode: str) -> Ready:
-    p, x, nvm, ops = layer(point.shape), images(point, precision), NVM[draws], torch.ops.nft_ext
+def ours(point: Point, draws: str, precision: str, mode: str, channels_last: bool | None = None) -> Ready:
+    p, x, nvm, ops = layer(point.shape), images(point, precision, channels_last), NVM[draws], torch.ops.nft_ext
     step = ops.weight_step(p.weight, nvm.weight_bits)
     key = torch.cat((torch.zeros(point.chips, 1), torch.arange(point.chips)[:, None]), 1).long().cuda()
     codes, table = ops.quantize(p.weight, step, nvm.weight_bits), torch.from_numpy(nvm.operator_table()).cuda()
