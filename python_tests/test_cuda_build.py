@@ -34,9 +34,9 @@ MOST_REGISTERS = {r"fused_kernel\w*OutTypeE\dELb1": 128, r"fused_kernel\w*OutTyp
                   r"program_kernelILi1\w*Lb0": 40, r"": 32}
 FILES = 4  # of kernels: sampler.cu, fused.cu, gradient.cu and int8.cu
 KERNELS = {"program_kernel": 40, "quantize_kernel": 2, "largest_kernel": 2, "step_kernel": 2, "add_parts_kernel": 4,
-           "measure_images_kernel": 3, "round_images_kernel": 3,
+           "measure_images_kernel": 3, "round_images_kernel": 3, "turn_images_kernel": 3, "turn_weights_kernel": 1,
            # instances; types x tiles x paths, and those of bytes, which may also be stored
-           "fused_kernelINS_7generic5Sizes": 3 * 2 * 3 + 2 * 4, "fused_kernelINS_7generic13GradientSizes": 3 * 2 * 3}
+           "fused_kernelINS_7generic8TapSizes": 2, "fused_kernelINS_7generic5Sizes": 3 * 2 * 3 + 2 * 4, "fused_kernelINS_7generic13GradientSizes": 3 * 2 * 3}
 
 
 def output_of(*command: object) -> str:

@@ -76,6 +76,23 @@ def test_conv2d_past_one_tile(rows, channels, out, side, kernel, layout):
     assert operator().is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels, out, side, kernel, options", [
+    (64, 70, 8, (3, 3), dict(stride=1, padding=1, dilation=1, groups=1)),
+    (32, 6, 13, (3, 2), dict(stride=(2, 1), padding=(1, 2), dilation=1, groups=2)),
+    (48, 33, 11, (2, 3), dict(stride=1, padding=(2, 0), dilation=(2, 1), groups=1)),
+    (144, 24, 9, (1, 1), dict(stride=1, padding=0, dilation=1, groups=3))])
+@pytest.mark.parametrize("shared", [True, False])
+def test_conv2d_of_sixteen_channels_at_once(channels, out, side, kernel, options, layout, dtype, shared):
+    """More than 128 columns a chip, and groups of a multiple of 16 channels: the inner index in its other order."""
+    x = random(5 if shared else 10, channels, side, side, seed=2, dtype=dtype).contiguous(memory_format=layout)
+    weight = random(out, channels // options["groups"], *kernel)
+    operator, definition = conv_pair(x, weight, random(out, seed=3), nft.noise_key(1, range(2)), shared, options)
+    assert_same(operator, definition)
+    assert operator().is_contiguous(memory_format=layout)
+
+
 @pytest.mark.parametrize("layout", on_cpu.LAYOUTS)
 def test_any_layout(layout):
     weight, options = others.convolution(padding=1, stride=(2, 1))

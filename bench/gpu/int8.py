@@ -20,7 +20,7 @@ from bench.gpu.floors import Ceilings
 
 
 def variants(point: layers.Point) -> list[Variant]:
-    """8-bit convolutions in both memory formats, since their input is gathered byte by byte."""
+    """8-bit convolutions in both memory formats, of which the contiguous one may be turned on its way to bytes."""
 
     def variant(precision: str, channels_last: bool | None = None, note: str = "") -> Variant:
         make = functools.partial(layers.ours, point, "one", precision, "graph", channels_last)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fused/epilogue.h"
+#include "turned.h"
 
 namespace nft {
 namespace cuda {
@@ -14,6 +15,8 @@ struct Images {
   int64_t images, size;
   float* largest;   // [images] max|x|; NaN where there is one
   int8_t* rounded;  // [images, size]
+  // Where given, x is [images, channels, places] and `rounded` [images, places, channels], channels a multiple of sixteen.
+  int64_t channels = 0, places = 0;
 };
 
 }  // namespace cuda
@@ -49,6 +52,15 @@ NFT_FN void round_four(const cuda::Images& m, int64_t image, int64_t quad) {
   Quad<int8_t> q;
   for (int i = 0; i < 4; ++i) q.v[i] = to_int8(a.v[i], unit);
   store(m.rounded + image * m.size + 4 * quad, count_of(m.size, quad), q);
+}
+
+// The same of sixteen channels of a place, to where they are neighbours.
+template <cuda::OutType kX>
+NFT_FN void round_sixteen(const cuda::Images& m, int64_t image, int64_t nth) {
+  const Turn turn = turn_of(nth, m.channels, m.places);
+  const auto* const x = (const typename Stored<kX>::Type*)m.x + image * m.size + turn.from;
+  const float unit = image_unit(m.largest[image]);
+  put_sixteen(m.rounded + image * m.size + turn.to, [&](int i) { return to_int8(loaded<kX>(x[i * m.places]), unit); });
 }
 
 }  // namespace NFT_ISA

@@ -8,7 +8,7 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kPiece = 16 * kThreads;  // numbers of an image that one thread block looks at, about
+constexpr int64_t kPiece = kVector * kThreads;  // numbers of an image that one thread block looks at, about
 
 int64_t pieces_of(const Images& m) { return std::max<int64_t>(1, (m.size + kPiece - 1) / kPiece); }
 
@@ -59,6 +59,21 @@ __global__ void __launch_bounds__(kThreads, 8) round_images_kernel(const __grid_
   }
 }
 
+template <OutType kX>
+__global__ void __launch_bounds__(kThreads, 8) turn_images_kernel(const __grid_constant__ Images m, int64_t pieces) {
+  for (int64_t at = blockIdx.x; at < m.images * pieces; at += gridDim.x) {
+    const int64_t image = at / pieces, nth = (at - image * pieces) * kThreads + threadIdx.x;
+    if (nth < m.size / kVector) round_sixteen<kX>(m, image, nth);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 8)
+    turn_weights_kernel(const int8_t* from, int8_t* to, int64_t count, int channels, int places) {
+  const int64_t step = (int64_t)gridDim.x * kThreads;
+  for (int64_t nth = (int64_t)blockIdx.x * kThreads + threadIdx.x; nth < count; nth += step)
+    turn_sixteen(from, to, nth, channels, places);
+}
+
 }  // namespace
 
 cudaError_t measure_images(const Images& m, const Program& p, float* unit, cudaStream_t stream) {
@@ -81,12 +96,23 @@ cudaError_t round_images(const Images& m, cudaStream_t stream) {
   if (m.images == 0 || m.size == 0) return cudaSuccess;
   const int64_t pieces = pieces_of(m);
   const unsigned grid = grid_for(m.images * pieces);
-  if (m.type == OutType::kBFloat16)
-    round_images_kernel<OutType::kBFloat16><<<grid, kThreads, 0, stream>>>(m, pieces);
-  else if (m.type == OutType::kFloat16)
-    round_images_kernel<OutType::kFloat16><<<grid, kThreads, 0, stream>>>(m, pieces);
-  else
-    round_images_kernel<OutType::kFloat32><<<grid, kThreads, 0, stream>>>(m, pieces);
+  const auto launch = [&](auto type) {
+    if (m.places) turn_images_kernel<type><<<grid, kThreads, 0, stream>>>(m, pieces);
+    else round_images_kernel<type><<<grid, kThreads, 0, stream>>>(m, pieces);
+  };
+  if (m.type == OutType::kBFloat16) launch(std::integral_constant<OutType, OutType::kBFloat16>());
+  else if (m.type == OutType::kFloat16) launch(std::integral_constant<OutType, OutType::kFloat16>());
+  else launch(std::integral_constant<OutType, OutType::kFloat32>());
+  return cudaGetLastError();
+}
+
+cudaError_t turn_weights(const Fused& f, void* to, cudaStream_t stream) {
+  const Program& p = f.program;
+  if (!channels_fill_vectors(f) || !is_aligned(to)) return cudaErrorInvalidValue;
+  const int64_t count = p.chips * p.n / kVector;
+  if (count == 0) return cudaSuccess;
+  turn_weights_kernel<<<grid_for((count + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
+      static_cast<const int8_t*>(p.out), static_cast<int8_t*>(to), count, f.channels / f.groups, f.kernel[0] * f.kernel[1]);
   return cudaGetLastError();
 }
 
@@ -98,7 +124,7 @@ cudaError_t int8_plan(const Fused& f, Plan* plan) {
 }
 
 cudaError_t int8_product(const Fused& f, const Plan& plan, float* sums, cudaStream_t stream) {
-  if (!can_fuse(f)) return cudaErrorInvalidValue;
+  if (!can_fuse(f) || (f.by_tap && !goes_by_tap(f))) return cudaErrorInvalidValue;
   const cudaError_t error = launch_tiles<Sizes, true>(f, plan, sums, stream);
   if (error != cudaSuccess || plan.floats == 0 || is_empty(f)) return error;
   return with_tile<true>(f, [&](auto type, auto wide) { return launch_add_parts<type, wide>(f, plan.split, sums, stream); });

@@ -90,7 +90,7 @@ NFT_FN bool gradient_coordinates_fit(const cuda::Fused& f) {
 template <class T, class S>
 NFT_FN S sizes_for(const cuda::Fused& f) {
   if constexpr (std::is_same<S, GradientSizes>::value) return gradient_sizes_of(f, T::kInner);
-  else return sizes_of(f);
+  else return S{sizes_of(f)};
 }
 
 template <class T>

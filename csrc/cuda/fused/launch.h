@@ -73,7 +73,7 @@ struct OneThread {
   }
 };
 
-// S: Sizes for the layer's product, GradientSizes for its input's gradient.
+// S: Sizes or TapSizes for the layer's product, GradientSizes for its input's gradient.
 template <class S, OutType kX, bool kWide, int kPath>
 __global__ void __launch_bounds__((Tile<kX, kWide>::kThreads), resident_blocks(kWide))
     fused_kernel(const __grid_constant__ Fused f, const __grid_constant__ S sizes,
@@ -176,8 +176,10 @@ cudaError_t launch_tiles(const Fused& f, const Plan& plan, float* sums, cudaStre
   if (plan.floats == 0) sums = nullptr;
   else if (sums == nullptr) return cudaErrorInvalidValue;
   return with_tile<kBytes>(f, [&](auto type, auto wide) {
-    if constexpr (kBytes)
+    if constexpr (kBytes) {
+      if (f.by_tap) return launch<TapSizes, type, wide, kPathStored>(f, plan.split, sums, stream);
       if (f.program.out) return launch<S, type, wide, kPathStored>(f, plan.split, sums, stream);
+    }
     if (f.program.path == kPathFast) return launch<S, type, wide, kPathFast>(f, plan.split, sums, stream);
     if (f.program.path == kPathDevice) return launch<S, type, wide, kPathDevice>(f, plan.split, sums, stream);
     return launch<S, type, wide, kPathOff>(f, plan.split, sums, stream);
