@@ -198,6 +198,8 @@ def main() -> int:
     names = [setting.name for setting in settings]
     if arguments.only is not None:
         settings = [setting for setting in settings if any(text in setting.name for text in arguments.only)]
+        if not settings:
+            parser.error(f"--only: must hold a part of a setting's name ({'; '.join(names)}); got {' '.join(arguments.only)}")
     results = []
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for result in pool.map(study, settings, [arguments.evaluations] * len(settings)):

@@ -73,6 +73,9 @@ def test_the_precision_must_be_one_of_three():
     refusal(ValueError, "precision: must be float32, bfloat16 or int8; got half", net(), images(), precision="half")
     refusal(ValueError, "programmed: must be False with precision int8, whose products torch has not; got True", net(), images(),
             precision="int8", programmed=True)
+    model = net()
+    with nft.int8(model):
+        refusal(ValueError, "precision: must be given as an argument, not by nft.int8 around the call", model, images(), precision="int8")
 
 
 def test_the_example_must_be_a_batch():

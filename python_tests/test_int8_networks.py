@@ -79,6 +79,13 @@ def test_it_holds_inside_only_and_may_be_switched_off_inside(model):
         pass
 
 
+def test_a_whole_model_pickled_before_there_was_int8_is_one_without(model):
+    expected = run(model)
+    for layer in nft.noisy_layers(model).values():
+        del layer.__dict__["int8"]
+    assert torch.equal(run(model), expected)
+
+
 def test_neither_the_batch_nor_the_number_of_chips_changes_a_bit(model):
     together = under_int8(model).unflatten(0, (3, 5))
     assert torch.equal(together[1, 2:4], under_int8(model, X[2:4], draws=[1]))

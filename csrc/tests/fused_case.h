@@ -1,6 +1,7 @@
 // Tensors and shapes for the tests of the fused CUDA kernel: numbers of any storage type in poisoned memory of any strides.
 #pragma once
 
+#include <initializer_list>
 #include <vector>
 
 #include "../cuda/fused/epilogue.h"
@@ -88,6 +89,26 @@ inline nft::cuda::Fused shape(int64_t images, int channels, int height, int widt
     f.out[i] = room < 0 ? 0 : room / f.stride[i] + 1;
   }
   return f;
+}
+
+// Every small convolution of these sizes that has a result: check(product, n), n counting from 1. Gives their number.
+template <class Check>
+int each_small_shape(std::initializer_list<int> heights, std::initializer_list<int> channels, const Check& check) {
+  int n = 0;
+  for (int images : {1, 3})
+    for (int height : heights)
+      for (int width : {1, 4, 7})
+        for (int kernel : {1, 2, 3})
+          for (int strides : {0, 1, 2, 3})
+            for (int padding : {0, 1, 2})
+              for (int dilations : {0, 1, 2})
+                for (int groups : {1, 2})
+                  for (int each : channels) {
+                    if (kernel == 1 && dilations) continue;
+                    const auto f = shape(images, each, height, width, 1 + n % 18, groups, kernel, strides, padding, dilations);
+                    if (f.out[0] > 0 && f.out[1] > 0) check(f, ++n);
+                  }
+  return n;
 }
 
 }  // namespace nft_test

@@ -93,24 +93,11 @@ Options rotated(int n) {
 }
 
 void every_small_shape() {
-  int n = 0;
-  for (int images : {1, 3})
-    for (int height : {1, 2, 5})
-      for (int width : {1, 4, 7})
-        for (int kernel : {1, 2, 3})
-          for (int strides : {0, 1, 2, 3})
-            for (int padding : {0, 1, 2})
-              for (int dilations : {0, 1, 2})
-                for (int groups : {1, 2})
-                  for (int channels : {1, 4, 5}) {
-                    if (kernel == 1 && dilations) continue;
-                    const int rows = 1 + n % 18;
-                    const Fused f = shape(images, channels, height, width, rows, groups, kernel, strides, padding, dilations);
-                    if (f.out[0] <= 0 || f.out[1] <= 0) continue;
-                    Options o = rotated(++n);
-                    o.wide = n % 16 == 0;
-                    check(f, o);
-                  }
+  nft_test::each_small_shape({1, 2, 5}, {1, 4, 5}, [](const Fused& f, int n) {
+    Options o = rotated(n);
+    o.wide = n % 16 == 0;
+    check(f, o);
+  });
 }
 
 // Several tiles down and across, several steps; both tile shapes.

@@ -146,23 +146,11 @@ Options rotated(int n) {
 }
 
 void every_geometry() {
-  int n = 0;
-  for (int images : {1, 3})
-    for (int height : {1, 5})
-      for (int width : {1, 4, 7})
-        for (int kernel : {1, 2, 3})
-          for (int strides : {0, 1, 2, 3})
-            for (int padding : {0, 1, 2})
-              for (int dilations : {0, 1, 2})
-                for (int groups : {1, 2}) {
-                  if (kernel == 1 && dilations) continue;
-                  const int channels = (n % 5 == 0 ? 48 : n % 3 == 0 ? 32 : 16);
-                  const Fused f = shape(images, channels, height, width, 1 + n % 18, groups, kernel, strides, padding, dilations);
-                  if (f.out[0] <= 0 || f.out[1] <= 0) continue;
-                  Options o = rotated(++n);
-                  o.wide = n % 8 == 0;
-                  check(f, o);
-                }
+  const int n = nft_test::each_small_shape({1, 5}, {16, 48}, [](const Fused& f, int n) {
+    Options o = rotated(n);
+    o.wide = n % 8 == 0;
+    check(f, o);
+  });
   expect(n > 500, "%d cases", n);
 }
 

@@ -13,8 +13,7 @@ from nft_ext.outputs import logits_of
 
 PROBE_IMAGES = 8
 # Rows (chips x images) of a pass that fill the machine: more would buy memory traffic, not speed. CPU: VGG-8 at widths 0.125 and
-# 0.25 took 10 to 30 % longer an image with 256 rows than with 128
-# on two AVX2 cores; 64 were no better. GPU: by reasoning.
+# 0.25 took 10 to 30 % longer an image with 256 rows than with 128 on two AVX2 cores; 64 were no better. GPU: by reasoning.
 ROWS = {"cpu": 128, "cuda": 4096}
 # Images of a batch, where none is given.
 IMAGES = {"cpu": 128, "cuda": 256}
