@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 SLICE_IDLE, SLICE_FAULT, SLICE_IDLE_FAULT, SLICE_WEIGHT = 32, 64, 96, 255
 _LOG = [
-    0.15272878110408783, -0.25524434447288513, 0.26319220662117004, -0.28403159976005554, 0.332468181848526,
-    -0.4000248312950134, 0.5000163912773132, -0.6666666269302368,
+    -0.17400802671909332, 0.2853386402130127, -0.2982901632785797, 0.33155304193496704,
+    -0.399262011051178, 0.5000267028808594, -0.6666781902313232, 1.0,
 ]
 _SIN = [-0.004685971885919571, 0.07971252501010895, -0.645966649055481, 1.5707963705062866]
-_COS = [0.0008944863802753389, -0.020855596289038658, 0.25366854667663574, -1.2337005138397217, 1.0]
+_COS = [-0.020414529368281364, 0.25360238552093506, -1.2336976528167725, 1.0]
 
 
 def _f32(value: float) -> Tensor:
@@ -69,9 +69,8 @@ def minus_two_log(u: Tensor) -> Tensor:
     shifted = u.view(torch.int32) - 0x3F3504F3
     e = (shifted >> 23).float()
     f = ((shifted & 0x7FFFFF) + 0x3F3504F3).view(torch.float32) - 1.0
-    f2 = f * f
-    p = _polynomial(f, _LOG) * f * f2 + e * _f32(4.24388880e-4) + f2
-    return (p - (f + f)) - e * 1.38671875
+    p = _polynomial(f, _LOG) * (f * f) - (f + f)
+    return p - e * _f32(1.3862943649291992)
 
 
 def uniform_open(x: Tensor) -> Tensor:
@@ -83,14 +82,12 @@ def normals(key_row: Tensor, stream: int, slice_: int, n: int) -> Tensor:
     """Standard normals float32 [n] of elements 0 .. n-1 (Box-Muller on neighbouring words)."""
     x = words(key_row, stream, slice_, (n + 3) // 4 * 4).reshape(-1, 2)
     radius = _sqrt(minus_two_log(uniform_open(x[:, 0])))
-    t = ((x[:, 1] & 0x3FFFFFFF) - 0x20000000).float() * 2.0**-30
+    t = (x[:, 1] & 0x7FFFFF).float() * 2.0**-23 - 0.5
     t2 = t * t
     sine, cosine = _polynomial(t2, _SIN) * t, _polynomial(t2, _COS)
-    quarter = x[:, 1] >> 30
-    odd = quarter % 2 == 1
-    c, s = torch.where(odd, sine, cosine), torch.where(odd, cosine, sine)
-    c = torch.where((quarter == 1) | (quarter == 2), -c, c)
-    s = torch.where(quarter >= 2, -s, s)
+    mirrored, opposite = x[:, 1] >> 30 & 1 == 1, x[:, 1] >> 31 == 1
+    c, s = torch.where(mirrored, sine, cosine), torch.where(mirrored, cosine, sine)
+    radius = torch.where(opposite, -radius, radius)
     return torch.stack([radius * c, radius * s], -1).reshape(-1)[:n]
 
 

@@ -62,9 +62,6 @@ NFT_FN float most(float a, float b) { return b > a ? b : a; }
 NFT_FN int32_t as_signed(uint32_t a) { return (int32_t)a; }
 NFT_FN bool has_bit(uint32_t a, int bit) { return (a >> bit & 1u) != 0; }
 NFT_FN float choose(bool first, float a, float b) { return first ? a : b; }
-NFT_FN float choose_negative(bool first, float a, float b) {  // -a or b
-  return choose(first, float_of(bits_of(a) ^ 0x80000000u), b);
-}
 
 // Sign bit of `sign` onto the magnitude and sign of `a`: a or -a, exactly.
 NFT_FN float with_sign(float a, uint32_t sign) { return float_of(bits_of(a) ^ (sign & 0x80000000u)); }

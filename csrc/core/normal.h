@@ -5,10 +5,11 @@
 // place in the random sequence. The radius uniform never is 0 (it is at least 2^-32), so log(0) cannot happen and
 // |z| <= sqrt(64 ln 2) = 6.66.
 //
-// The polynomials are our own (csrc/tests/fit_polynomials.py). Maximal errors against the true function of the exact
-// argument, in units of the last place of the result; csrc/tests/test_normal.cpp asserts them over every argument:
-//   half_radius_squared  every float32 u in [2^-32, 1]  0.85 ULP
-//   half_circle          every angle x, both results    2.4 ULP (rounding the 30-bit angle to float32 included)
+// The polynomials are our own (csrc/tests/fit_polynomials.py), of the least degree that adds about half a unit to what rounding
+// costs anyway. Maximal errors against the true function of the exact argument, in units of the last place of the result;
+// csrc/tests/test_normal.cpp asserts them over every argument:
+//   half_radius_squared  every float32 u in [2^-32, 1]  1.23 ULP
+//   half_circle          every angle, both results      1.57 ULP
 //
 // The radius is kept in halves, and the circle has radius two. docs/noise.md writes the same numbers without: a power of
 // two changes no rounding, and this one lets f below enter the logarithm as itself.
@@ -21,62 +22,56 @@
 namespace nft {
 namespace NFT_ISA {
 
-// A uniform in [2^-32, 1]: (x >> 1) * 2^-31 + 2^-32 in float32. The half is added before the (exact) scaling, which is a
-// subtraction from the exponent.
+// Half a uniform u in [2^-32, 1], u = (x >> 1) * 2^-31 + 2^-32 in float32. The half is added before the (exact) scaling, which
+// is a subtraction from the exponent.
 template <class Word>
-NFT_FN auto uniform_open(Word x) {
-  return float_of(bits_of(add(from_int(as_signed(x >> 1)), 0.5f)) - (31u << 23));
+NFT_FN auto half_uniform(Word x) {
+  return float_of(bits_of(add(from_int(as_signed(x >> 1)), 0.5f)) - (32u << 23));
 }
 
 // A uniform in [0, 1) with 24 bits, exact in float32: for comparisons with a probability.
 NFT_FN float uniform_24(uint32_t x) { return mul(from_int((int32_t)(x >> 8)), 5.9604644775390625e-08f /* 2^-24 */); }
 
-// (r/2)^2 = -ln(u) / 2 for u in [2^-32, 1]: u = 2^e (1 + 2f), 1 + 2f in [sqrt(1/2), sqrt(2)), and
-// -ln(1 + 2f) / 2 = -f + f^2 + f^3 P(f). The fit's coefficients (of f there) times powers of two.
+// (r/2)^2 = -ln(u) / 2 from u/2, for u in [2^-32, 1]: u = 2^e (1 + 2f), 1 + 2f in [sqrt(1/2), sqrt(2)), and
+// -ln(1 + 2f) / 2 = -f + f^2 (1 + f P(f)). The fit's coefficients (of f there) times powers of two.
 template <class Float>
-NFT_FN Float half_radius_squared(Float u) {
-  const auto shifted = bits_of(u) - 0x3f3504f3u;
-  const Float e = from_int(as_signed(shifted) >> 23);
-  const Float f = sub(float_of((shifted & 0x007fffffu) + 0x3eb504f3u), 0.5f);
-  const Float f2 = mul(f, f);
-  Float p = add(mul(f, 0x1.38c9dep+5f), -0x1.055ec6p+5f);
-  p = add(mul(p, f), 0x1.0d8242p+4f);
-  p = add(mul(p, f), -0x1.22d92ep+3f);
-  p = add(mul(p, f), 0x1.54728ap+2f);
-  p = add(mul(p, f), -0x1.99a01cp+1f);
-  p = add(mul(p, f), 0x1.000226p+1f);
-  p = add(mul(p, f), -0x1.555554p+0f);
-  p = mul(mul(p, f), f2);
-  p = add(p, mul(e, 1.06097220e-4f));  // e * (355/512 - ln 2) / 2
-  p = add(p, f2);
-  p = sub(p, f);
-  return sub(p, mul(e, 0.3466796875f));  // e * 355/512 / 2, exact
+NFT_FN Float half_radius_squared(Float half_u) {
+  const auto exponent = (bits_of(half_u) - 0x3eb504f3u) & 0xff800000u;  // e, where floats keep it
+  const Float f = sub(float_of(bits_of(half_u) - exponent), 0.5f);
+  Float p = add(mul(f, -0x1.645e52p+4f), 0x1.242fd0p+4f);
+  p = add(mul(p, f), -0x1.3172fap+3f);
+  p = add(mul(p, f), 0x1.5382a4p+2f);
+  p = add(mul(p, f), -0x1.98d824p+1f);
+  p = add(mul(p, f), 0x1.000380p+1f);
+  p = add(mul(p, f), -0x1.5556d8p+0f);
+  p = add(mul(p, f), 1.0f);
+  p = sub(mul(p, mul(f, f)), f);
+  return sub(p, mul(from_int(as_signed(exponent)), 0x1.62e430p-25f));  // e ln 2 / 2
 }
 
-// Twice cosine and sine of a uniform angle on half a circle: bit 30 of x chooses one of two quarters, bits 0..29 the angle
-// pi/2 * t inside it, |t| <= 1/2. (The circle is turned by pi/4 against the plain reading of x, which changes no distribution.)
+// Twice cosine and sine of a uniform angle on half a circle: bits 0..22 of x are the angle pi/2 * t on a quarter, t in
+// [-1/2, 1/2) and exact, and bit 30 mirrors it into the other quarter.
 template <class Word, class Float>
 NFT_FN void half_circle(Word x, Float& cosine, Float& sine) {
-  const Float t = mul(from_int(as_signed((x & 0x3fffffffu) - 0x20000000u)), 9.313225746154785e-10f /* 2^-30 */);
+  const Float t = sub(float_of((x & 0x007fffffu) | 0x3f800000u), 1.5f);
   const Float t2 = mul(t, t);
   Float s = add(mul(t2, -0x1.331990p-7f), 0x1.4680a4p-3f);
   s = add(mul(s, t2), -0x1.4abc24p+0f);
   s = add(mul(s, t2), 0x1.921fb6p+1f);
   s = mul(s, t);
-  Float c = add(mul(t2, 0x1.d4f7eep-10f), -0x1.55b2b6p-5f);
-  c = add(mul(c, t2), 0x1.03c1b0p-1f);
-  c = add(mul(c, t2), -0x1.3bd3ccp+1f);
+  Float c = add(mul(t2, -0x1.4e78bep-5f), 0x1.03b058p-1f);
+  c = add(mul(c, t2), -0x1.3bd39cp+1f);
   c = add(mul(c, t2), 2.0f);
-  const auto second = has_bit(x, 30);  // a quarter turn: (c, s) becomes (-s, c)
-  cosine = choose_negative(second, s, c);
-  sine = choose(second, c, s);
+  const auto mirrored = has_bit(x, 30);
+  cosine = choose(mirrored, s, c);
+  sine = choose(mirrored, c, s);
 }
 
 // Box-Muller, in two halves: half the radius sqrt(-2 ln u), and the point of that radius on the circle, whose other half
 // (bit 31 of the angle) lies opposite: minus the radius.
 template <class Word>
 NFT_FN auto normal_half_radius(Word word) {
-  return root(half_radius_squared(uniform_open(word)));
+  return root(half_radius_squared(half_uniform(word)));
 }
 
 template <class Word, class Float>
@@ -97,7 +92,8 @@ NFT_FN void box_muller(uint32_t radius_word, uint32_t angle_word, float& z0, flo
 // p = 1/2 - v * half_mass with v uniform and half_mass = Phi(c) - 1/2; the sign comes from the lowest bit. Inverse
 // of Phi: Wichura's PPND7 (AS 241, Applied Statistics 37, 1988), relative error below 1e-6 here; needs c <= 5.
 NFT_FN float truncated_normal(uint32_t x, float half_mass) {
-  const float p = sub(0.5f, mul(uniform_open(x), half_mass));
+  const float half_u = half_uniform(x);
+  const float p = sub(0.5f, mul(add(half_u, half_u), half_mass));
   const float q = sub(0.5f, p);
   const float r = sub(0.180625f, mul(q, q));
   float n = add(mul(5.9109374720e+01f, r), 1.5929113202e+02f);
@@ -107,7 +103,7 @@ NFT_FN float truncated_normal(uint32_t x, float half_mass) {
   d = add(mul(d, r), 1.7895169469e+01f);
   d = add(mul(d, r), 1.0f);
   const float central = div(mul(q, n), d);
-  const float t = sub(root(mul(2.0f, half_radius_squared(most(p, 2.3283064365386963e-10f)))), 1.6f);
+  const float t = sub(root(mul(2.0f, half_radius_squared(mul(0.5f, most(p, 2.3283064365386963e-10f))))), 1.6f);
   n = add(mul(1.7023821103e-01f, t), 1.3067284816e+00f);
   n = add(mul(n, t), 2.7568153900e+00f);
   n = add(mul(n, t), 1.4234372777e+00f);

@@ -71,10 +71,10 @@ NFT_FN Floats float_of(Words32 a) { NFT_WIDE(Floats, (FloatVector)a.v[i]) }
 NFT_FN Ints32 as_signed(Words32 a) { NFT_WIDE(Ints32, (IntVector)a.v[i]) }
 NFT_FN Floats from_int(Ints32 a) { NFT_WIDE(Floats, __builtin_convertvector(a.v[i], FloatVector)) }
 
-NFT_FN Words32 operator+(Words32 a, uint32_t b) { NFT_WIDE(Words32, a.v[i] + b) }
 NFT_FN Words32 operator-(Words32 a, uint32_t b) { NFT_WIDE(Words32, a.v[i] - b) }
 NFT_FN Words32 operator&(Words32 a, uint32_t b) { NFT_WIDE(Words32, a.v[i] & b) }
-NFT_FN Words32 operator^(Words32 a, uint32_t b) { NFT_WIDE(Words32, a.v[i] ^ b) }
+NFT_FN Words32 operator|(Words32 a, uint32_t b) { NFT_WIDE(Words32, a.v[i] | b) }
+NFT_FN Words32 operator-(Words32 a, Words32 b) { NFT_WIDE(Words32, a.v[i] - b.v[i]) }
 NFT_FN Words32 operator>>(Words32 a, int n) { NFT_WIDE(Words32, a.v[i] >> n) }
 NFT_FN Words32 operator<<(Words32 a, int n) { NFT_WIDE(Words32, a.v[i] << n) }
 NFT_FN Ints32 operator>>(Ints32 a, int n) { NFT_WIDE(Ints32, a.v[i] >> n) }
@@ -94,9 +94,6 @@ NFT_FN Choices has_bit(Words32 a, int bit) {
 NFT_FN Floats choose(Choices first, Floats a, Floats b) {
   NFT_WIDE(Floats, (FloatVector)_mm512_mask_blend_ps(first.v[i], (__m512)b.v[i], (__m512)a.v[i]))
 }
-NFT_FN Floats choose_negative(Choices first, Floats a, Floats b) {
-  NFT_WIDE(Floats, (FloatVector)_mm512_mask_xor_ps((__m512)b.v[i], first.v[i], (__m512)a.v[i], _mm512_set1_ps(-0.0f)))
-}
 #elif defined(__AVX2__)
 NFT_FN Words32 has_bit(Words32 a, int bit) { return a << (31 - bit); }
 NFT_FN Floats choose(Words32 first, Floats a, Floats b) {
@@ -105,12 +102,6 @@ NFT_FN Floats choose(Words32 first, Floats a, Floats b) {
 #else
 NFT_FN Ints32 has_bit(Words32 a, int bit) { return as_signed(a << (31 - bit)) >> 31; }
 NFT_FN Floats choose(Ints32 first, Floats a, Floats b) { NFT_WIDE(Floats, first.v[i] ? a.v[i] : b.v[i]) }
-#endif
-#if !defined(__AVX512F__)
-template <class Chosen>
-NFT_FN Floats choose_negative(Chosen first, Floats a, Floats b) {
-  return choose(first, float_of(bits_of(a) ^ 0x80000000u), b);
-}
 #endif
 
 NFT_FN Words32 load(const uint32_t* from) {
