@@ -6,7 +6,7 @@ sizes (a call's own cost drops out). The sampler writes to the layers' scratch m
     load, store      noise off, codes kept; or weights, which it quantizes on the way
     normals          one normal a weight, less the above: Philox, Box-Muller, and their scaling by the device's table
     Philox           what stuck-at faults add to a device: one word a weight (and a comparison, so slightly too much)
-    abs-max          the step
+    abs-max          the step; only where it cannot be foreseen (csrc/cpu/foreseen.h), so in no account of repeated calls
 
 Limits: the time of the normals alone, shared perfectly by all threads, and the time to read every weight and write
 every result once at the bandwidth of a large copy. What remains after the pieces is threads waiting for each other and
@@ -122,7 +122,7 @@ def _account(kind: str, whole: dict[str, measure.Timing], core: dict[str, float]
              bandwidth: float) -> dict[str, Any]:
     """Milliseconds of the sampler with codes fresh or kept, piece by piece."""
     ms = {name: timing.median * 1e3 for name, timing in whole.items()}
-    unused = ("load, quantize, store", "abs-max") if kind == "kept" else ("load codes, store",)
+    unused = ("abs-max", "load, quantize, store" if kind == "kept" else "load codes, store")
     share = {name: 1e-6 * weights * ns / threads for name, ns in core.items() if name not in unused}
     in_bytes = 2 if kind == "kept" else 4
     limits = {"normals": share["Philox"] + share["Box-Muller and scaling"], "memory": 1e3 * (in_bytes + 4) * weights / bandwidth}

@@ -80,7 +80,7 @@ def program_weights(weight: Tensor, nvm: NVMDevice, seed: int = 0, stream: int =
     key = noise_key(seed, draws, device=weight.device) if key is None else key
     if dtype not in (torch.float32, torch.bfloat16) and not (dtype == torch.float16 and weight.device.type == "cuda"):
         fail("dtype", "must be torch.float32 or torch.bfloat16 (or float16 on CUDA)", str(dtype))
-    return operators.call(operators.Program, operators.ops.program, *crossbar(weight, nvm, key, stream, enabled=enabled), dtype)
+    return operators.call(operators.Program, operators.ops.program.default, *crossbar(weight, nvm, key, stream, enabled=enabled), dtype)
 
 
 def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, nvm: NVMDevice, key: Tensor, stream: int = 0,
@@ -132,12 +132,12 @@ def linear_product(x: Tensor, bias: Tensor | None, bar: Crossbar, shared: bool, 
         check_int8(bar.weight)
         epilogue = epilogue or Epilogue()
     if epilogue is None:
-        y = operators.call(operators.NoisyLinear, operators.ops.noisy_linear, rows, bar.weight, bias, *bar[1:], shared)
+        y = operators.call(operators.NoisyLinear, operators.ops.noisy_linear.default, rows, bar.weight, bias, *bar[1:], shared)
     else:
         check_epilogue(epilogue, x, bar.weight, [*lead, bar.weight.shape[0]])
         if epilogue.residual is not None:
             epilogue = epilogue._replace(residual=epilogue.residual.reshape(-1, bar.weight.shape[0]))
-        operator = operators.ops.noisy_linear_int8 if int8 else operators.ops.noisy_linear_fused
+        operator = operators.ops.noisy_linear_int8.default if int8 else operators.ops.noisy_linear_fused.default
         y = operators.call_fused(operator, rows, bar.weight, bias, *bar[1:], shared, *epilogue)
     return y if x.dim() == 2 else y.reshape(*lead, y.shape[-1])
 
@@ -182,14 +182,14 @@ def conv2d_product(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, p
         check_int8(bar.weight)
         epilogue = epilogue or Epilogue()
     elif _in_pieces(x, bar):
-        w_p = operators.ops.program(*bar, x.dtype)[0]
+        w_p = operators.ops.program.default(*bar, x.dtype)[0]
         y = torch.nn.functional.conv2d(x, w_p, bias if bias is None else bias.to(x.dtype), *geometry)
         return y if epilogue is None else finished(y, epilogue)
     arguments = (x, bar.weight, bias, *bar[1:], *geometry, shared)
     if epilogue is not None:
-        operator = operators.ops.noisy_conv2d_int8 if int8 else operators.ops.noisy_conv2d_fused
+        operator = operators.ops.noisy_conv2d_int8.default if int8 else operators.ops.noisy_conv2d_fused.default
         return operators.call_fused(operator, *arguments, *epilogue)
-    return operators.call(operators.NoisyConv2d, operators.ops.noisy_conv2d, *arguments)
+    return operators.call(operators.NoisyConv2d, operators.ops.noisy_conv2d.default, *arguments)
 
 
 def conv2d_operands(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, padding: Any, dilation: Any, groups: Any,

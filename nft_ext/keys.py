@@ -37,9 +37,12 @@ def noise_key(seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "e
     seed = integer("seed", seed, 0, 2**64 - 1)
     if domain not in DOMAINS:
         fail("domain", f"must be one of {', '.join(DOMAINS)}", domain)
-    if not isinstance(draws, (numbers.Integral, Iterable)):
+    if type(draws) is int:  # the common case
+        draws = [draws]
+    elif not isinstance(draws, (numbers.Integral, Iterable)):
         fail("draws", "must be an integer or several", draws)
-    draws = [draws] if isinstance(draws, numbers.Integral) else list(draws)
+    else:
+        draws = [draws] if isinstance(draws, numbers.Integral) else list(draws)
     if not draws:
         fail("draws", "must name at least one chip", draws)
     high = DOMAINS[domain] << 32

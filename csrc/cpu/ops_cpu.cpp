@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "../operators.h"
+#include "foreseen.h"
 #include "fused.h"
 #include "int8_product.h"
 #include "program.h"
@@ -9,6 +10,11 @@
 
 namespace nft {
 namespace {
+
+Foreseen& foreseen() {
+  static Foreseen only;
+  return only;
+}
 
 struct Cpu {
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return Recycled::empty(sizes, dtype, like); }
@@ -20,19 +26,38 @@ struct Cpu {
     p.chips = (int)chips;
     p.out_type = out.scalar_type() == ScalarType::Float ? OutType::kFloat32 : OutType::kBFloat16;
     p.out = out.data_ptr();
-    const Kernels& k = kernels();
     if (c.step) {
-      deal(chunks_of(p.n), kChunksPerPiece, [&](int64_t begin, int64_t end) { k.program(p, begin, end); });
+      deal({programming(p)});
       return;
     }
     Largest largest(p.weight, p.n);
-    deal({largest.phase(), Phase::tiles(chunks_of(p.n), kChunksPerPiece, [&](int64_t begin, int64_t end) {
-            Program known = p;
-            known.step = largest.finite() ? largest.step(p.weight_bits) : 0.0f;
-            k.program(known, begin, end);
-          })});
+    if (const uint32_t guess = foreseen().largest(p.weight, p.n)) {
+      Program guessed = p;
+      guessed.step = step_of(guess, p.weight_bits);
+      deal({programming(guessed, &largest)});
+      if (largest.bits() != guess && largest.finite()) {
+        p.step = largest.step(p.weight_bits);
+        deal({programming(p)});
+      }
+    } else {
+      deal({largest.phase(), Phase::tiles(chunks_of(p.n), kChunksPerPiece, [&](int64_t begin, int64_t end) {
+              Program known = p;
+              known.step = largest.finite() ? largest.step(p.weight_bits) : 0.0f;
+              kernels().program(known, begin, end);
+            })});
+    }
     largest.check_finite(c.op);
+    foreseen().found(p.weight, p.n, largest.bits());
     c.step = scalar(largest.step(p.weight_bits), c.weight);
+  }
+
+  // Programs a crossbar whose step is known, or guessed: then `looking` sees all weights on the way.
+  static Phase programming(const Program& p, Largest* looking = nullptr) {
+    return Phase::tiles(chunks_of(p.n), kChunksPerPiece, [p, looking](int64_t begin, int64_t end) {
+      Program piece = p;
+      if (looking) piece.largest = looking->part(begin * kChunk);
+      kernels().program(piece, begin, end);
+    });
   }
 
   // One parallel region for all layers: all steps that are not known, then all weights.

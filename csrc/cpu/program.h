@@ -12,7 +12,8 @@ namespace nft {
 
 // About 16,000 weights a piece: tens of microseconds, well above the cost of taking it.
 constexpr int64_t kChunksPerPiece = 64;
-constexpr int64_t kWeightsPerPiece = 1 << 16;
+constexpr int64_t kWeightsPerPiece = 1 << 16;  // where they are only read
+static_assert(kWeightsPerPiece % (kChunksPerPiece * kChunk) == 0, "pieces lie in one another");
 
 // What of the table needs no gather.
 inline void look_at_table(Program& p) {
@@ -31,23 +32,37 @@ inline const float* weights(const Crossbar& c, Tensor& holder) {
   return static_cast<const float*>(holder.data_ptr());
 }
 
+// s = fl(max|W| / (2^M - 1)) from the bit pattern of max|W|.
+inline float step_of(uint32_t largest, int64_t weight_bits) {
+  float value;
+  memcpy(&value, &largest, sizeof value);
+  return kernels().step(value, (int)weight_bits);
+}
+
 // The largest |weight|, found in pieces by several threads, and the step that follows from it.
 class Largest {
  public:
   Largest(const float* weight, int64_t n)
-      : weight_(weight), n_(n), parts_((size_t)((n + kWeightsPerPiece - 1) / kWeightsPerPiece), 0u) {}
+      : weight_(weight), n_(n), parts_((size_t)((n + kLeastPiece - 1) / kLeastPiece), 0u) {}
 
   // Looks at all weights; the other functions hold once it is done.
   Phase phase() {
     return Phase::tiles(n_, kWeightsPerPiece, [this](int64_t begin, int64_t end) {
-      parts_[(size_t)(begin / kWeightsPerPiece)] = kernels().abs_max_bits(weight_ + begin, end - begin);
+      *part(begin) = kernels().abs_max_bits(weight_ + begin, end - begin);
     });
   }
 
+  // Where the piece that begins with weight `begin` notes its largest.
+  uint32_t* part(int64_t begin) { return &parts_[(size_t)(begin / kLeastPiece)]; }
+
+  uint32_t bits() const {
+    uint32_t most = 0;
+    for (uint32_t part : parts_) most = std::max(most, part);
+    return most;
+  }
   bool finite() const { return bits() < 0x7f800000u; }
 
-  // s = fl(max|W| / (2^M - 1)).
-  float step(int64_t weight_bits) const { return kernels().step(largest(), (int)weight_bits); }
+  float step(int64_t weight_bits) const { return step_of(bits(), weight_bits); }
 
   // Non-finite weights are an error here, where reading the result is free.
   void check_finite(const char* op) const {
@@ -55,11 +70,8 @@ class Largest {
   }
 
  private:
-  uint32_t bits() const {
-    uint32_t most = 0;
-    for (uint32_t part : parts_) most = std::max(most, part);
-    return most;
-  }
+  static constexpr int64_t kLeastPiece = kChunksPerPiece * kChunk;
+
   float largest() const {
     const uint32_t u = bits();
     float value;

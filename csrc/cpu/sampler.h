@@ -23,6 +23,7 @@ struct Program {
   uint32_t stream;
   OutType out_type;
   void* out;              // [chips, n]
+  uint32_t* largest;      // raised to the largest |weight| among the chunks programmed (as abs_max_bits); null: nobody asks
 };
 
 // Work is cut into chunks of this many weights; any split of the chunk range gives the same bits.

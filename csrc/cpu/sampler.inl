@@ -127,15 +127,27 @@ void fast_chunk(const Program& p, const ChipKey& key, uint64_t block0, const Pac
   }
 }
 
-// Fast path from weights for one chip: no code is stored. The divisions come first, in a loop with nothing else, so that the
-// divider works through them while the random words are made.
-void fresh_chunk(const Program& p, const ChipKey& key, uint64_t block0, const float* __restrict weight, float* __restrict w) {
+// |weight| / step of a chunk; returns the largest |weight|.
+uint32_t divided(const float* __restrict weight, float step, float* __restrict quotient) {
+  int32_t largest = 0;  // signed, as SSE2 compares
+  for (int i = 0; i < kChunk; ++i) {
+    quotient[i] = quotient_of(weight[i], step);
+    const int32_t u = (int32_t)(bits_of(weight[i]) & 0x7fffffffu);
+    largest = u > largest ? u : largest;
+  }
+  return (uint32_t)largest;
+}
+
+// Fast path from weights for one chip: no code is stored. The divisions come first, in a loop with little else, so that the
+// divider works through them while the random words are made. Returns the largest |weight|.
+uint32_t fresh_chunk(const Program& p, const ChipKey& key, uint64_t block0, const float* __restrict weight, float* __restrict w) {
   alignas(64) Lane quotient, z;
   const float std = p.table[1 << p.weight_bits], step = p.step, top = from_int((1 << p.weight_bits) - 1);
-  for (int i = 0; i < kChunk; ++i) quotient[i] = quotient_of(weight[i], step);
+  const uint32_t largest = divided(weight, step, quotient);
   normals_of_chunk(key, kSliceWeight, block0, z);
   for (int i = 0; i < kChunk; ++i)
     w[i] = programmed(weight_in_steps(round_quotient(quotient[i], top), std, z[i]), step, sign_of(weight[i]));
+  return largest;
 }
 
 // sum += direction * 2^(jK) * g_j for device j of every weight of the chunk; `idle` devices hold level 0.
@@ -185,6 +197,20 @@ void device_chunk(const Program& p, const ChipKey& key, uint64_t block0, const P
   for (int i = 0; i < kChunk; ++i) w[i] = programmed(sum[i], p.step, code_sign(codes[i]));
 }
 
+uint32_t largest_bits(const float* weight, int64_t n) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t u = bits_of(weight[i]) & 0x7fffffffu;
+    largest = u > largest ? u : largest;
+  }
+  return largest;
+}
+
+void look(const Program& p, int64_t first, int64_t count) {
+  const uint32_t found = largest_bits(p.weight + first, count);
+  if (found > *p.largest) *p.largest = found;
+}
+
 // One chunk on one chip into w [kChunk].
 template <class Packed>
 void chunk_on_chip(const Program& p, const ChipKey& key, int64_t chunk, const Packed* codes, float* w) {
@@ -211,9 +237,12 @@ void program_packed(const Program& p, const ChipKey* keys, int first_chip, int c
     const int64_t first = chunk * kChunk;
     const int count = p.n - first < kChunk ? (int)(p.n - first) : (int)kChunk;
     if (fresh && count == kChunk) {
-      fresh_chunk(p, keys[0], (uint64_t)chunk * kBlocks, p.weight + first, (float*)p.out + first_chip * p.n + first);
+      const uint32_t found =
+          fresh_chunk(p, keys[0], (uint64_t)chunk * kBlocks, p.weight + first, (float*)p.out + first_chip * p.n + first);
+      if (p.largest && found > *p.largest) *p.largest = found;
       continue;
     }
+    if (p.largest && first_chip == 0) look(p, first, count);
     const Packed* codes = codes_of_chunk(p, first, count, packed);
     for (int chip = 0; chip < chips; ++chip) {
       const int64_t at = (first_chip + chip) * p.n + first;
@@ -245,6 +274,7 @@ void program_chunks(const Program& p, int64_t begin, int64_t end) {
   if (step_is_zero(p.step)) {
     const int64_t first = begin * kChunk, last = end * kChunk < p.n ? end * kChunk : p.n;
     const int64_t bytes = p.out_type == OutType::kFloat32 ? 4 : 2;
+    if (p.largest) look(p, first, last - first);
     for (int chip = 0; chip < p.chips; ++chip)
       memset((char*)p.out + (chip * p.n + first) * bytes, 0, (size_t)((last - first) * bytes));
   } else if (p.weight_bits <= 15) {
@@ -252,15 +282,6 @@ void program_chunks(const Program& p, int64_t begin, int64_t end) {
   } else {
     program_packed<int32_t>(p, begin, end);
   }
-}
-
-uint32_t largest_bits(const float* weight, int64_t n) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t u = bits_of(weight[i]) & 0x7fffffffu;
-    largest = u > largest ? u : largest;
-  }
-  return largest;
 }
 
 float step_from(float abs_max, int weight_bits) { return step_of(abs_max, weight_bits); }

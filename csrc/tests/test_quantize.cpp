@@ -44,6 +44,16 @@ void ties_go_to_even(const nft::Kernels& k) {
   expect_codes(k, "just off ties", {nextafterf(0.5f, 1), nextafterf(1.5f, 0), nextafterf(2.5f, 3)}, 1.0f, 8, {1, 1, 3});
 }
 
+// Weights that are not finite, or far above the step they are divided by: the largest code, in range of any table.
+void codes_stay_in_range(const nft::Kernels& k) {
+  for (int bits : {1, 8, 15, 16}) {
+    const int32_t top = (1 << bits) - 1;
+    expect_codes(k, "not finite", {INFINITY, -INFINITY, 3e38f, -3e38f}, 1e-6f, bits, {top, ~top, top, ~top});
+    for (int32_t code : codes_of(k, {NAN, -NAN}, 1e-6f, bits, 4))
+      expect(code == top || code == ~top, "%s: NaN has the %d-bit code %d", k.name, bits, code);
+  }
+}
+
 // q = rint(fl(|W| / s)): the quotient is rounded to float32 first, and it is a quotient, not a product with 1 / s. The
 // weights here tell these readings apart.
 void the_quotient_is_rounded_first(const nft::Kernels& k) {
@@ -147,6 +157,7 @@ void abs_max_bits(const nft::Kernels& k) {
 int main() {
   nft_test::each_instruction_set([](const nft::Kernels& k) {
     ties_go_to_even(k);
+    codes_stay_in_range(k);
     the_quotient_is_rounded_first(k);
     zeros_and_signs(k);
     all_widths(k);

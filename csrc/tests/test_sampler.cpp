@@ -288,6 +288,36 @@ void zero_step() {
     });
 }
 
+// The largest |weight| of the chunks programmed, and of no others, wherever it stands; the results are the same bits.
+void largest_on_the_way() {
+  constexpr int64_t kCount = 2 * nft::kChunk + 77;
+  for (const Case& c : cases())
+    nft_test::each_instruction_set([&](const nft::Kernels& k) {
+      for (int chips : {1, kChips})
+        for (int64_t at : {int64_t(0), int64_t(63), nft::kChunk - 1, nft::kChunk, 2 * nft::kChunk - 5, 2 * nft::kChunk, kCount - 1}) {
+          std::vector<float> w = weights(kCount);
+          w[(size_t)at] = at % 2 ? 0.75f : -0.75f;
+          std::vector<float> want((size_t)(chips * kCount), kPoison), out = want;
+          for (float step : {0.01f, 0.0f}) {
+            nft::Program p = program_of(c, w.data(), kCount, step, want.data());
+            p.chips = chips;
+            k.program(p, 0, 3);
+            p.out = out.data();
+            const int64_t its = at / nft::kChunk;
+            uint32_t with = 0, without = 0;
+            p.largest = &without;
+            k.program(p, 0, its);
+            k.program(p, its + 1, 3);
+            p.largest = &with;
+            k.program(p, its, its + 1);
+            expect(with == bits_of(0.75f), "%s, %s: largest %08x at %ld", k.name, c.name, with, (long)at);
+            expect(without < bits_of(0.41f), "%s, %s: largest %08x without %ld", k.name, c.name, without, (long)at);
+            expect_same(k, c, "looking on the way", out, want);
+          }
+        }
+    });
+}
+
 // Rounding to bfloat16 at its corners: ties, carries into the exponent and to infinity, denormals, NaN.
 void bfloat16() {
   const uint32_t corners[][2] = {{0x3f800000, 0x3f80}, {0x3f808000, 0x3f80}, {0x3f808001, 0x3f81}, {0x3f818000, 0x3f82},
@@ -304,6 +334,7 @@ int main() {
   tails();
   far_blocks();
   zero_step();
+  largest_on_the_way();
   bfloat16();
   return nft_test::finish("sampler");
 }
