@@ -58,7 +58,10 @@ def _run_case(case: Case, options: argparse.Namespace, title: str) -> measure.Me
     variants = _variants(case, not options.no_compile)
     rounds = options.rounds or case.rounds
     if not options.no_compile:
-        torch.compiler.reset()  # torch allows only so many graphs for one source line, across cases
+        torch.compiler.reset()
+        # All variants of a case compile the same source lines, more than torch allows by default; beyond that it runs eager code.
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     with Progress(len(variants) + rounds, title, "steps") as progress:
         return measure.measure(variants, rounds, lambda note: progress.update(1, note))
 
