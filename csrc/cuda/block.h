@@ -2,7 +2,7 @@
 //
 // Host and device compile the same templates, so csrc/tests/test_cuda_block.cpp can hold every path against the CPU
 // kernels bit for bit on a machine without a GPU; csrc/cuda/sampler.cu only deals blocks out to threads. The steps and
-// their order are those of csrc/cpu/sampler.inl.
+// their order are those of csrc/cpu/chunk.h.
 #pragma once
 
 #include "../core/conductance.h"

@@ -103,6 +103,9 @@ std::vector<Case> cases() {
       {"fast, 16 bits", 16, 2, kPathFast, 0, table_of(1 << 16, true), true},
       {"devices", 8, 2, kPathDevice, 0, table_of(4, true, gaussian), true},
       {"devices, table", 8, 2, kPathDevice, 0, table_of(4, false, gaussian), false},
+      {"devices of 1 bit, table", 4, 1, kPathDevice, 0, table_of(2, false, gaussian), false},
+      {"devices of 4 bits, table", 8, 4, kPathDevice, 1, table_of(16, false, gaussian), false},
+      {"devices of 5 bits, table", 15, 5, kPathDevice, 0, table_of(32, false, gaussian), false},
       {"one device of 8 bits", 8, 8, kPathDevice, 0, table_of(256, false, gaussian), false},
       {"16 devices of 1 bit, differential", 16, 1, kPathDevice, 1, table_of(2, true, all), true},
   };

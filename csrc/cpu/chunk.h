@@ -1,0 +1,157 @@
+// One chunk of weights on one chip, for the current instruction set: from weights or codes to programmed weights, on either path.
+//
+// Plain loops of constant length, which the compiler vectorises; the results are the same bits everywhere.
+#pragma once
+
+#include "draws.h"
+#include "look_up.h"
+
+namespace nft {
+namespace NFT_ISA {
+namespace {
+
+// Packed codes of one chunk (core/quantize.h): those given, or the weights' own, quantized into `local`. Short last chunks are
+// padded with zeros there. Codes are two or four bytes: reading them again for every chip is cheaper than keeping floats.
+template <class Packed>
+const Packed* codes_of_chunk(const Program& p, int64_t first, int count, Packed* local) {
+  if (p.codes) {
+    const Packed* codes = (const Packed*)p.codes + first;
+    if (count == kChunk) return codes;
+    memset(local, 0, kChunk * sizeof(Packed));
+    memcpy(local, codes, count * sizeof(Packed));
+    return local;
+  }
+  const float top = from_int((1 << p.weight_bits) - 1);
+  alignas(64) float padded[kChunk];
+  const float* w = p.weight + first;
+  if (count < kChunk) {
+    memset(padded, 0, sizeof padded);
+    memcpy(padded, w, count * sizeof(float));
+    w = padded;
+  }
+  for (int i = 0; i < kChunk; ++i) local[i] = (Packed)pack_code(code_of(w[i], p.step, top), sign_of(w[i]));
+  return local;
+}
+
+// Mean and deviation of every index of a chunk: a code on the fast path, a level of one device on the other.
+void look_up_table(const Program& p, int entries, const int32_t* index, float* mean, float* std) {
+  if (p.plain_means)
+    for (int i = 0; i < kChunk; ++i) mean[i] = from_int(index[i]);
+  else
+    look_up(p.table, entries, index, kChunk, mean);
+  look_up(p.table + entries, entries, index, kChunk, std);
+}
+
+// Fast path: one normal a weight.
+template <class Packed>
+void fast_chunk(const Program& p, const ChipKey& key, uint64_t block0, const Packed* codes, float* __restrict w) {
+  alignas(64) Lane z;
+  normals_of_chunk(key, kSliceWeight, block0, z);
+  const float step = p.step;
+  if (p.constant_table) {
+    const float std = p.table[1 << p.weight_bits];
+    for (int i = 0; i < kChunk; ++i)
+      w[i] = programmed(weight_in_steps(from_int(code_magnitude(codes[i])), std, z[i]), step, code_sign(codes[i]));
+    return;
+  }
+  alignas(64) int32_t q[kChunk];
+  alignas(64) Lane mean, std;
+  for (int i = 0; i < kChunk; ++i) q[i] = code_magnitude(codes[i]);
+  look_up_table(p, 1 << p.weight_bits, q, mean, std);
+  for (int i = 0; i < kChunk; ++i) w[i] = programmed(weight_in_steps(mean[i], std[i], z[i]), step, code_sign(codes[i]));
+}
+
+// |weight| / step of a chunk; returns the largest |weight|.
+uint32_t divided(const float* __restrict weight, float step, float* __restrict quotient) {
+  int32_t largest = 0;  // signed, as SSE2 compares
+  for (int i = 0; i < kChunk; ++i) {
+    quotient[i] = quotient_of(weight[i], step);
+    const int32_t u = (int32_t)(bits_of(weight[i]) & 0x7fffffffu);
+    largest = u > largest ? u : largest;
+  }
+  return (uint32_t)largest;
+}
+
+// Fast path from weights for one chip: no code is stored. The divisions come first, in a loop with little else, so that the
+// divider works through them while the random words are made. Returns the largest |weight|.
+uint32_t fresh_chunk(const Program& p, const ChipKey& key, uint64_t block0, const float* __restrict weight, float* __restrict w) {
+  alignas(64) Lane quotient, z;
+  const float step = p.step, top = from_int((1 << p.weight_bits) - 1);
+  const uint32_t largest = divided(weight, step, quotient);
+  normals_of_chunk(key, kSliceWeight, block0, z);
+  if (p.constant_table) {
+    const float std = p.table[1 << p.weight_bits];
+    for (int i = 0; i < kChunk; ++i)
+      w[i] = programmed(weight_in_steps(round_quotient(quotient[i], top), std, z[i]), step, sign_of(weight[i]));
+    return largest;
+  }
+  alignas(64) int32_t q[kChunk];
+  alignas(64) Lane mean, std;
+  for (int i = 0; i < kChunk; ++i) q[i] = to_int(round_quotient(quotient[i], top));
+  look_up_table(p, 1 << p.weight_bits, q, mean, std);
+  for (int i = 0; i < kChunk; ++i) w[i] = programmed(weight_in_steps(mean[i], std[i], z[i]), step, sign_of(weight[i]));
+  return largest;
+}
+
+// sum += direction * 2^(jK) * g_j for device j of every weight of the chunk; `idle` devices hold level 0.
+template <class Packed>
+void add_device(const Program& p, const ChipKey& key, uint64_t block0, int j, bool idle, const Limits& limits, const Packed* codes,
+                float* sum) {
+  alignas(64) Lane z;
+  const uint32_t slice = (idle ? kSliceIdle : kSliceActive) + (uint32_t)j;
+  if (limits.half_mass > 0.0f)
+    truncated_of_chunk(key, slice, block0, limits.half_mass, z);
+  else
+    normals_of_chunk(key, slice, block0, z);
+  const int levels = 1 << p.device_bits;
+  const int shift = j * p.device_bits;
+  const int32_t mask = idle ? 0 : levels - 1;
+  alignas(64) Lane g;
+  if (p.constant_table) {
+    const float sd = p.table[levels];
+    for (int i = 0; i < kChunk; ++i)
+      g[i] = conductance(from_int((code_magnitude(codes[i]) >> shift) & mask), sd, z[i], limits);
+  } else {
+    alignas(64) int32_t level[kChunk];
+    alignas(64) Lane mean, sd;
+    for (int i = 0; i < kChunk; ++i) level[i] = (code_magnitude(codes[i]) >> shift) & mask;
+    look_up_table(p, levels, level, mean, sd);
+    for (int i = 0; i < kChunk; ++i) g[i] = conductance(mean[i], sd[i], z[i], limits);
+  }
+  if (limits.stuck_any > 0.0f)
+    faults_of_chunk(key, slice + (kSliceFault - kSliceActive), block0, from_int(levels - 1), limits, g);
+  const float place = from_int(1 << shift);  // 2^(jK): the product is exact
+  if (idle)
+    for (int i = 0; i < kChunk; ++i) sum[i] = sub(sum[i], mul(g[i], place));
+  else
+    for (int i = 0; i < kChunk; ++i) sum[i] = add(sum[i], mul(g[i], place));
+}
+
+// Per-device path: M/K devices a weight (twice that many in a differential pair).
+template <class Packed>
+void device_chunk(const Program& p, const ChipKey& key, uint64_t block0, const Packed* codes, float* __restrict w) {
+  const Limits limits = limits_of(p.table, p.device_bits);
+  const int devices = p.weight_bits / p.device_bits;
+  alignas(64) Lane sum = {};
+  for (int j = 0; j < devices; ++j) add_device(p, key, block0, j, false, limits, codes, sum);
+  if (p.mapping == kMappingDifferential)
+    for (int j = 0; j < devices; ++j) add_device(p, key, block0, j, true, limits, codes, sum);
+  for (int i = 0; i < kChunk; ++i) w[i] = programmed(sum[i], p.step, code_sign(codes[i]));
+}
+
+// One chunk on one chip into w [kChunk].
+template <class Packed>
+void chunk_on_chip(const Program& p, const ChipKey& key, int64_t chunk, const Packed* codes, float* w) {
+  const uint64_t block0 = (uint64_t)chunk * kBlocks;
+  if (p.path == kPathFast)
+    fast_chunk(p, key, block0, codes, w);
+  else if (p.path == kPathDevice)
+    device_chunk(p, key, block0, codes, w);
+  else
+    for (int i = 0; i < kChunk; ++i)
+      w[i] = programmed(from_int(code_magnitude(codes[i])), p.step, code_sign(codes[i]));
+}
+
+}  // namespace
+}  // namespace NFT_ISA
+}  // namespace nft
