@@ -54,8 +54,9 @@ NFT_FN float with_fault(float g, uint32_t word, float top, const Limits& limits)
   return u < limits.stuck_any ? stuck : g;
 }
 
-// Back to weight units, on the crossbar of its sign.
-NFT_FN float programmed(float in_steps, float step, uint32_t sign) { return with_sign(mul(step, in_steps), sign); }
+// Back to weight units, on the crossbar of its sign. The sign goes to the step, which is positive: one vector operation less on AVX-512
+// than after the product, and the same bits.
+NFT_FN float programmed(float in_steps, float step, uint32_t sign) { return mul(copy_sign(step, sign), in_steps); }
 
 }  // namespace NFT_ISA
 }  // namespace nft

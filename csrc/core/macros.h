@@ -63,6 +63,15 @@ NFT_FN int32_t as_signed(uint32_t a) { return (int32_t)a; }
 NFT_FN bool has_bit(uint32_t a, int bit) { return (a >> bit & 1u) != 0; }
 NFT_FN float choose(bool first, float a, float b) { return first ? a : b; }
 
+// The magnitude of `a` with the sign bit of `sign`.
+NFT_FN float copy_sign(float a, uint32_t sign) {
+#if defined(__CUDA_ARCH__)
+  return copysignf(a, float_of(sign));
+#else
+  return __builtin_copysignf(a, float_of(sign));
+#endif
+}
+
 // Sign bit of `sign` onto the magnitude and sign of `a`: a or -a, exactly.
 NFT_FN float with_sign(float a, uint32_t sign) { return float_of(bits_of(a) ^ (sign & 0x80000000u)); }
 

@@ -22,15 +22,15 @@ NFT_FN float quotient_of(float weight, float step) { return div(float_of(bits_of
 NFT_FN float round_quotient(float quotient, float top) { return sub(add(least(top, quotient), 8388608.0f), 8388608.0f); }
 NFT_FN float code_of(float weight, float step, float top) { return round_quotient(quotient_of(weight, step), top); }
 
-// Either zero is positive: -0 + 0 is +0.
-NFT_FN uint32_t sign_of(float weight) { return bits_of(add(weight, 0.0f)) & 0x80000000u; }
+// Signs are words of which only the top bit means anything. Either zero is positive: -0 + 0 is +0.
+NFT_FN uint32_t sign_of(float weight) { return bits_of(add(weight, 0.0f)); }
 
 NFT_FN int32_t pack_code(float code, uint32_t sign) {
   const int32_t q = to_int(code);
-  return sign ? ~q : q;
+  return sign >> 31 ? ~q : q;
 }
 NFT_FN int32_t code_magnitude(int32_t packed) { return packed < 0 ? ~packed : packed; }
-NFT_FN uint32_t code_sign(int32_t packed) { return (uint32_t)packed & 0x80000000u; }
+NFT_FN uint32_t code_sign(int32_t packed) { return (uint32_t)packed; }
 
 }  // namespace NFT_ISA
 }  // namespace nft

@@ -78,7 +78,7 @@ void zeros_and_signs(const nft::Kernels& k) {
   for (int32_t packed : {0, ~0, 7, ~7, 65535, ~65535}) {
     const bool negative = packed < 0;
     expect(code_magnitude(packed) == (negative ? -packed - 1 : packed), "code_magnitude(%d)", packed);
-    expect(code_sign(packed) == (negative ? 0x80000000u : 0u), "code_sign(%d)", packed);
+    expect(code_sign(packed) >> 31 == (negative ? 1u : 0u), "code_sign(%d)", packed);
     expect(pack_code((float)code_magnitude(packed), code_sign(packed)) == packed, "pack_code does not undo %d", packed);
   }
 }
