@@ -3,8 +3,9 @@
 The pieces are told apart by switching them off, one core, data within its second-level cache, as the slope between two
 sizes (a call's own cost drops out). The sampler writes to the layers' scratch memory here: a product with no rows.
 
-    load, store      noise off, codes kept; or weights, which it quantizes on the way
+    load, store      noise off, codes kept
     normals          one normal a weight, less the above: Philox, Box-Muller, and their scaling by the device's table
+    quantize         one normal a weight from weights whose step is foreseen, less the normals
     Philox           what stuck-at faults add to a device: one word a weight (and a comparison, so slightly too much)
     abs-max          the step; only where it cannot be foreseen (csrc/cpu/foreseen.h), so in no account of repeated calls
 
@@ -50,7 +51,7 @@ def _pieces(n: int) -> dict[str, Run]:
     one, device = sampler.SAMPLING["one"], sampler.SAMPLING["device"]
     return {
         "load codes, store": _program(weight, one, kept=True, noise=False),
-        "load, quantize, store": _program(weight, one, kept=False, noise=False),
+        "fresh": _program(weight, one, kept=False, step_known=False),
         "kept": _program(weight, one, kept=True),
         "device": _program(weight, device, kept=True),
         "stuck": _program(weight, device.replace(stuck=(STUCK, 0.0)), kept=True),
@@ -77,8 +78,8 @@ def _per_core(rounds: int) -> dict[str, float]:
     devices = sampler.DEVICE.devices
     philox = (t["stuck"] - t["device"]) / devices
     normals = t["kept"] - t["load codes, store"]
-    same = ("load codes, store", "load, quantize, store", "abs-max")
-    return {name: t[name] for name in same} | {"Philox": philox, "Box-Muller and scaling": normals - philox}
+    return {"load codes, store": t["load codes, store"], "load, quantize, store": t["fresh"] - normals, "abs-max": t["abs-max"],
+            "Philox": philox, "Box-Muller and scaling": normals - philox}
 
 
 def _per_isa(rounds: int) -> dict[str, float]:

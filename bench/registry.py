@@ -11,12 +11,16 @@ _EITHER = {"mode": ("eager", "compile")}
 _ONE = {"family": "torch", "draws": "one"} | _EITHER
 _DEVICE = {"family": "torch", "draws": "device"} | _EITHER
 _OURS = {"family": "nft", "draws": "one", "precision": "fp32"}
+_FRESH, _NEW = {"cached": False, "note": ""}, {"cached": False, "note": sampler.NEW}
 
 # Ours is the exact one-normal path in float32. For Gaussian devices it is the same distribution as one normal a device
 # (a test holds the two paths against each other), hence the comparison with both ways of writing it in PyTorch.
 TARGETS = (
-    Target("sampler", "quantize and sample, one normal a weight", _OURS | {"cached": False}, _ONE | {"cached": False}, 7.0),
-    Target("sampler", "quantize and sample, one normal a device", _OURS | {"cached": False}, _DEVICE | {"cached": False}, 20.0),
+    Target("sampler", "quantize and sample, one normal a weight", _OURS | _FRESH, _ONE | {"cached": False}, 7.0),
+    Target("sampler", "quantize and sample, one normal a device", _OURS | _FRESH, _DEVICE | {"cached": False}, 20.0),
+    # The same where nothing of an earlier call is of use: PyTorch keeps nothing either.
+    Target("sampler", "weights new at each call, one normal a weight", _OURS | _NEW, _ONE | {"cached": False}, 7.0),
+    Target("sampler", "weights new at each call, one normal a device", _OURS | _NEW, _DEVICE | {"cached": False}, 20.0),
     # PyTorch at its best: the faster of fp32 and bf16, of eager and compiled, of kept and fresh codes.
     Target("resnet18-1", "1 image, one normal a weight", _OURS, _ONE, 4.0),
     Target("resnet18-1", "1 image, one normal a device", _OURS, _DEVICE, 10.0),

@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from bench import baselines, checks
 from bench.case import Case, Ready, Variant, Work
 
 DEVICE = nft.NVMDevice(weight_bits=baselines.WEIGHT_BITS, device_bits=baselines.DEVICE_BITS, sigma=baselines.SIGMA)
+NEW = "weights new"
 SAMPLING = {"one": DEVICE.replace(sampling="fast"), "device": DEVICE.replace(sampling="per_device")}
 
 
@@ -72,14 +74,19 @@ def _program_new(draws: str) -> Ready:
     """The same with the largest entry of every weight changed before each call, as training changes it: the step is found first."""
     nvm, numbers = SAMPLING[draws], itertools.count()
     changing = [w.clone() for w in weights()]
-    largest = [w.view(-1).numpy()[at:at + 1] for w in changing for at in [int(w.abs().argmax())]]
+    places = [w.view(-1).numpy()[at:at + 1] for w in changing for at in [int(w.abs().argmax())]]
+    values = [(place[0], np.nextafter(place[0], 2 * place[0])) for place in places]
 
     def sample(i: int) -> Tensor:
         number = next(numbers) % 2**20
-        largest[i][0] *= 1 - 2e-7 if number % 2 else 1 + 2e-7  # back and forth between neighbouring numbers
+        places[i][0] = values[i][number // len(changing) % 2]
         return nft.program_weights(changing[i], nvm, stream=i, draws=number)
 
-    return _ready(sample, lambda i: nft.program_weights(weights()[i], nvm, stream=i, enabled=False))
+    def noise_free(i: int) -> Tensor:
+        places[i][0] = values[i][0]
+        return nft.program_weights(changing[i], nvm, stream=i, enabled=False)
+
+    return _ready(sample, noise_free)
 
 
 def _program_cached(draws: str, dtype: torch.dtype, precision: str) -> Ready:
@@ -153,7 +160,7 @@ def case() -> Case:
             Variant("torch", draws, functools.partial(_compiled, draws), fresh, mode="compile"),
         ]
     variants += [
-        Variant("nft", "one", functools.partial(_program_new, "one"), work("one"), note="weights new"),
+        Variant("nft", "one", functools.partial(_program_new, "one"), work("one"), note=NEW),
         Variant("nft", "one", functools.partial(_program_cached, "one", torch.bfloat16, "bf16"), work("one", True, out=2),
                 precision="bf16", cached=True),
         Variant("torch", "device", _stacked, work("device"), note="stacked"),

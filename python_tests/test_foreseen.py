@@ -7,7 +7,7 @@ import torch
 import nft_ext as nft
 from nft_ext import reference
 
-CALLS = 6  # more than it takes to be guessed at: csrc/tests/test_foreseen.cpp
+CALLS = 6  # twice what it takes to be guessed at: csrc/tests/test_foreseen.cpp
 SHAPE = (70, 301)  # two pieces of the sampler and a short chunk
 DEVICES = {
     "fast": nft.NVMDevice(sigma=0.1),
@@ -26,9 +26,13 @@ def expected(weight, nvm, draws):
     return reference.program(weight, table, nft.noise_key(3, draws), 5, nvm.operator_spec(True))
 
 
+ALL = []  # kept alive: at an address that was another weight's, what is remembered of that one may forbid a guess
+
+
 def programmed_often(nvm):
     """A weight whose largest entry will be guessed at the next call."""
     weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)) * 0.1
+    ALL.append(weight)
     for draw in range(CALLS):
         program(weight, nvm, draw)
     return weight
@@ -83,6 +87,13 @@ def test_other_bits_of_the_same_weight():
     weight = programmed_often(DEVICES["fast"])
     for nvm in (nft.NVMDevice(4, 2, 0.1), DEVICES["16 bits"], DEVICES["fast"]):
         assert torch.equal(program(weight, nvm, 2), expected(weight, nvm, 2))
+
+
+def test_a_step_is_not_negative():
+    nvm, weight = DEVICES["tables"], torch.ones(4)
+    table = torch.from_numpy(nvm.operator_table())
+    with pytest.raises(RuntimeError, match="step: must not be negative; got -1"):
+        torch.ops.nft_ext.program(weight, None, torch.tensor(-1.0), table, nft.noise_key(0, 0), 0, nvm.operator_spec(), torch.float32)
 
 
 def test_bfloat16_and_no_noise():

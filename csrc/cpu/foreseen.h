@@ -18,43 +18,57 @@ class Foreseen {
   // Bit pattern of the largest |weight| to be expected; 0 where a guess is not worth its risk.
   uint32_t largest(const float* weight, int64_t n) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const Seen& seen = place(weight, n);
-    return seen.weight == weight && seen.n == n && seen.score >= kTrusted ? seen.largest : 0;
+    const Seen* seen = find(weight, n);
+    return seen && seen->trusted() ? seen->largest : 0;
   }
 
   // What a call found, whether it had guessed or not.
   void found(const float* weight, int64_t n, uint32_t largest) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    Seen& seen = place(weight, n);
-    if (seen.weight != weight || seen.n != n) {
-      seen = {weight, n, largest, 0};
-    } else if (seen.largest == largest) {
-      seen.score += seen.score < kMost;
+    Seen* seen = find(weight, n);
+    if (!seen) {
+      *newcomers_place(weight, n) = {weight, n, largest, 0, kNeeded};
+    } else if (seen->largest == largest) {
+      seen->repeats += seen->repeats < kMostNeeded;
     } else {
-      seen.largest = largest;
-      seen.score = seen.score - kWrong < kLeast ? kLeast : seen.score - kWrong;
+      if (seen->trusted() && seen->needed < kMostNeeded) seen->needed *= 4;
+      seen->largest = largest;
+      seen->repeats = 0;
     }
   }
 
  private:
-  // A wrong guess costs a pass of sampling, five or six times what a right one spares, so it takes as many right ones to make up.
-  static constexpr int kTrusted = 2, kWrong = 6, kMost = 12, kLeast = -12;
-  static constexpr size_t kPlaces = 1024;
+  // How often a call must have found what the one before it found. A wrong guess costs a pass of sampling, several times what a right
+  // one spares, and asks for four times as many: weights that keep changing lose four passes altogether.
+  static constexpr int kNeeded = 2, kMostNeeded = 128;
+  static constexpr size_t kPlaces = 2048, kWays = 2;  // two weights that meet in one place stay there
 
   struct Seen {
     const float* weight;
     int64_t n;
     uint32_t largest;
-    int score;
+    int repeats, needed;
+
+    bool trusted() const { return repeats >= needed; }
   };
 
-  Seen& place(const float* weight, int64_t n) {
+  Seen* place(const float* weight, int64_t n) {
     const uint64_t mixed = ((uint64_t)(uintptr_t)weight ^ (uint64_t)n << 40) * 0x9e3779b97f4a7c15u;
-    return seen_[mixed >> 54];
+    return seen_[mixed >> 53];
+  }
+  Seen* find(const float* weight, int64_t n) {
+    Seen* ways = place(weight, n);
+    for (size_t i = 0; i < kWays; ++i)
+      if (ways[i].weight == weight && ways[i].n == n) return &ways[i];
+    return nullptr;
+  }
+  Seen* newcomers_place(const float* weight, int64_t n) {
+    Seen* ways = place(weight, n);
+    return ways[0].repeats <= ways[1].repeats ? &ways[0] : &ways[1];
   }
 
   std::mutex mutex_;
-  Seen seen_[kPlaces] = {};
+  Seen seen_[kPlaces][kWays] = {};
 };
 
 }  // namespace nft

@@ -101,6 +101,7 @@ inline Program program_of(const Crossbar& c, Tensor& holder) {
   p.path = (int)c.device[2];
   p.mapping = (int)c.device[3];
   p.step = c.step ? *static_cast<const float*>(c.step->data_ptr()) : 0.0f;
+  check(!(p.step < 0), c.op, "step", "must not be negative", p.step);
   p.table = static_cast<const float*>(c.table.data_ptr());
   p.keys = static_cast<const int64_t*>(c.key.data_ptr());
   p.chips = (int)c.chips();

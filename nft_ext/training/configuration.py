@@ -15,6 +15,7 @@ from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
 from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import versions
+from nft_ext.version import NOISE
 from nft_ext.training.recipe import Recipe
 
 CHUNK = 1 << 26  # bytes hashed at a time
@@ -41,6 +42,7 @@ def configuration(
         "model": {name: f"{_short(t.dtype)}{list(t.shape)}" for name, t in prepared.state_dict().items()},
         "data": {name: fingerprint(batches) for name, batches in data.items()},
         "augment": None if augment is None else _name(augment),
+        "noise": NOISE,
         **others,
     }
 
