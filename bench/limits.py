@@ -3,11 +3,11 @@
 The pieces are told apart by switching them off, one core, data within its second-level cache, as the slope between two
 sizes (a call's own cost drops out). The sampler writes to the layers' scratch memory here: a product with no rows.
 
-    load, store      noise off, codes kept
-    normals          one normal a weight, less the above: Philox, Box-Muller, and their scaling by the device's table
-    quantize         one normal a weight from weights whose step is foreseen, less the normals
-    Philox           what stuck-at faults add to a device: one word a weight (and a comparison, so slightly too much)
-    abs-max          the step; only where it cannot be foreseen (csrc/cpu/foreseen.h), so in no account of repeated calls
+    load codes, store       noise off, codes kept
+    normals                 one normal a weight, less the above: Philox, Box-Muller, and their scaling by the device's table
+    load, quantize, store   one normal a weight from weights whose step is foreseen, less the normals
+    Philox                  what stuck-at faults add to a device: one word a weight (and a comparison, so slightly too much)
+    abs-max                 the step; only where it cannot be foreseen (csrc/cpu/foreseen.h), so in no account of repeated calls
 
 Limits: the time of the normals alone, shared perfectly by all threads, and the time to read every weight and write
 every result once at the bandwidth of a large copy. What remains after the pieces is threads waiting for each other and
