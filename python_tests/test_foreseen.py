@@ -8,7 +8,7 @@ import nft_ext as nft
 from nft_ext import reference
 
 CALLS = 6  # twice what it takes to be guessed at: csrc/tests/test_foreseen.cpp
-SHAPE = (70, 301)  # two pieces of the sampler and a short chunk
+SHAPE = (140, 301)  # three pieces of the sampler, a short chunk, enough weights for codes by products (csrc/cpu/reciprocal.h)
 DEVICES = {
     "fast": nft.NVMDevice(sigma=0.1),
     "tables": nft.NVMDevice.preset("fefet6", sigma=0.2),

@@ -5,7 +5,8 @@
 // be an illegal instruction). No standard-library templates in here for the same reason.
 //
 // Bit-identity rests on one rule: each multiply, add, divide and square root is rounded to float32 by itself. On the
-// host the build says -ffp-contract=off; on CUDA the intrinsics below say so. Nothing of the noise uses an fma.
+// host the build says -ffp-contract=off; on CUDA the intrinsics below say so. Nothing of the noise uses an fma; the quantizer does on
+// the CPU where its codes are proven to be those of the division (cpu/reciprocal.h).
 #pragma once
 
 #include <stdint.h>

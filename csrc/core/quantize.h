@@ -18,7 +18,8 @@ NFT_FN bool step_is_zero(float step) { return step == 0.0f; }
 // Code of one weight as a float in 0..top, top = 2^M - 1. The sum with 2^23 rounds to the nearest integer, ties to
 // even, on every machine and in every vector width; quotients are below 2^22, since W is bounded by the maximum. Where the step
 // was guessed (cpu/foreseen.h) they may be anything: a code is in range even for NaN.
-NFT_FN float quotient_of(float weight, float step) { return div(float_of(bits_of(weight) & 0x7fffffffu), step); }
+NFT_FN float magnitude_of(float weight) { return float_of(bits_of(weight) & 0x7fffffffu); }
+NFT_FN float quotient_of(float weight, float step) { return div(magnitude_of(weight), step); }
 NFT_FN float round_quotient(float quotient, float top) { return sub(add(least(top, quotient), 8388608.0f), 8388608.0f); }
 NFT_FN float code_of(float weight, float step, float top) { return round_quotient(quotient_of(weight, step), top); }
 

@@ -5,6 +5,7 @@
 
 #include "draws.h"
 #include "look_up.h"
+#include "reciprocal.h"
 
 namespace nft {
 namespace NFT_ISA {
@@ -61,36 +62,52 @@ void fast_chunk(const Program& p, const ChipKey& key, uint64_t block0, const Pac
   for (int i = 0; i < kChunk; ++i) w[i] = programmed(weight_in_steps(mean[i], std[i], z[i]), step, code_sign(codes[i]));
 }
 
-// |weight| / step of a chunk; returns the largest |weight|.
-uint32_t divided(const float* __restrict weight, float step, float* __restrict quotient) {
-  int32_t largest = 0;  // signed, as SSE2 compares
-  for (int i = 0; i < kChunk; ++i) {
-    quotient[i] = quotient_of(weight[i], step);
-    const int32_t u = (int32_t)(bits_of(weight[i]) & 0x7fffffffu);
-    largest = u > largest ? u : largest;
-  }
-  return (uint32_t)largest;
+// The larger bit pattern: `largest` or that of |weight|.
+NFT_FN int32_t larger(int32_t largest, float weight) {
+  const int32_t u = (int32_t)bits_of(magnitude_of(weight));
+  return u > largest ? u : largest;
 }
 
-// Fast path from weights for one chip: no code is stored. The divisions come first, in a loop with little else, so that the
-// divider works through them while the random words are made. Returns the largest |weight|.
-uint32_t fresh_chunk(const Program& p, const ChipKey& key, uint64_t block0, const float* __restrict weight, float* __restrict w) {
-  alignas(64) Lane quotient, z;
+// From quotients and normals to programmed weights; `quotient` (i) gives the i-th. Returns the largest |weight|.
+template <class Quotient>
+uint32_t fresh_weights(const Program& p, const float* __restrict weight, const float* __restrict z, const Quotient& quotient,
+                   float* __restrict w) {
   const float step = p.step, top = from_int((1 << p.weight_bits) - 1);
-  const uint32_t largest = divided(weight, step, quotient);
-  normals_of_chunk(key, kSliceWeight, block0, z);
+  int32_t largest = 0;  // signed, as SSE2 compares
   if (p.constant_table) {
     const float std = p.table[1 << p.weight_bits];
-    for (int i = 0; i < kChunk; ++i)
-      w[i] = programmed(weight_in_steps(round_quotient(quotient[i], top), std, z[i]), step, sign_of(weight[i]));
-    return largest;
+    for (int i = 0; i < kChunk; ++i) {
+      largest = larger(largest, weight[i]);
+      w[i] = programmed(weight_in_steps(round_quotient(quotient(i), top), std, z[i]), step, sign_of(weight[i]));
+    }
+    return (uint32_t)largest;
   }
   alignas(64) int32_t q[kChunk];
   alignas(64) Lane mean, std;
-  for (int i = 0; i < kChunk; ++i) q[i] = to_int(round_quotient(quotient[i], top));
+  for (int i = 0; i < kChunk; ++i) {
+    largest = larger(largest, weight[i]);
+    q[i] = to_int(round_quotient(quotient(i), top));
+  }
   look_up_table(p, 1 << p.weight_bits, q, mean, std);
   for (int i = 0; i < kChunk; ++i) w[i] = programmed(weight_in_steps(mean[i], std[i], z[i]), step, sign_of(weight[i]));
-  return largest;
+  return (uint32_t)largest;
+}
+
+// Fast path from weights for one chip: no code is stored. Returns the largest |weight|. Here alone a quotient may come from a fused
+// multiply-add, so that a test can tell from the machine code that nothing else does.
+__attribute__((noinline)) uint32_t fresh_chunk(const Program& p, const ChipKey& key, uint64_t block0, const float* __restrict weight,
+                                               float* __restrict w) {
+  alignas(64) Lane z;
+  if (p.reciprocal.high != 0.0f) {
+    const Reciprocal r = p.reciprocal;
+    normals_of_chunk(key, kSliceWeight, block0, z);
+    return fresh_weights(p, weight, z, [=](int i) { return quotient_by(magnitude_of(weight[i]), r); }, w);
+  }
+  // Divisions come first, in a loop with little else, so that the divider works through them while the random words are made.
+  alignas(64) Lane quotient;
+  for (int i = 0; i < kChunk; ++i) quotient[i] = quotient_of(weight[i], p.step);
+  normals_of_chunk(key, kSliceWeight, block0, z);
+  return fresh_weights(p, weight, z, [&](int i) { return quotient[i]; }, w);
 }
 
 // sum += direction * 2^(jK) * g_j for device j of every weight of the chunk; `idle` devices hold level 0.

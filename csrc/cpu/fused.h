@@ -89,6 +89,7 @@ class FusedProduct {
     finish_ = finish_of(bias_, epilogue_, channels_last_);
 
     Program program = program_of(c_, holder_);
+    set_step(program, program.step);
     std::optional<Largest> largest;
     std::vector<Phase> phases;
     if (!c_.step) {
@@ -189,10 +190,10 @@ class FusedProduct {
   // Rows of a block: few while all columns stay in the cache beside it, else as many as fit, so that columns pass by less often;
   // and always enough blocks for all threads.
   int64_t block_rows() const {
-    const int64_t step = kernel_.rows;
+    const int64_t blocks = 2 * torch::stable::get_num_threads() / c_.chips() / w_.groups + 1;
+    const int64_t step = vectors() == 1 && w_.group_rows() >= blocks * 2 * kernel_.rows ? 2 * kernel_.rows : kernel_.rows;
     const int64_t columns = order_ == Order::kPanels ? w_.columns() * w_.inner() : w_.images * w_.group_channels() * w_.plane();
     const int64_t most = columns <= kCacheFloats * 3 / 4 ? step : std::min<int64_t>(kCacheFloats / w_.inner(), 64);
-    const int64_t blocks = 2 * torch::stable::get_num_threads() / c_.chips() / w_.groups + 1;
     return std::max(step, std::min(most, w_.group_rows() / blocks) / step * step);
   }
 
@@ -210,7 +211,7 @@ class FusedProduct {
 
   void multiply_rows(Program& p, int64_t chip, int64_t group, int64_t row, int64_t rows) const {
     const int64_t inner = w_.inner(), first = row * inner / kChunk, last = ((row + rows) * inner + kChunk - 1) / kChunk;
-    const int64_t multiplied = (rows + kernel_.rows - 1) / kernel_.rows * kernel_.rows * inner;
+    const int64_t together = 2 * kernel_.rows, multiplied = (rows + together - 1) / together * together * inner;
     float* block = Block::of((size_t)((last - first) * kChunk + multiplied));
     p.out_type = OutType::kFloat32;
     p.out = block - first * kChunk;  // the sampler counts from the first weight of the layer

@@ -38,11 +38,11 @@ constexpr int64_t kIntegers = 32;  // a vector's, of the widest instruction set
 struct Multiply {
   const char* name;
   int lanes;   // columns a vector
-  int rows;    // rows served together: a block's rows should be a multiple
+  int rows;    // rows served together: a block's rows should be a multiple, where one vector holds all columns of twice as many
   // One vector's columns, starting at start [lanes] of x, into a panel [inner][lanes].
   void (*pack)(const float* x, const int32_t* start, const int32_t* offset, int64_t inner, float* panel);
-  // y[r, c] = finish(sum_k w[r, k] x[c, k]) for rows [0, rows) and all columns; w has memory for a multiple of Multiply::rows
-  // rows. Each result sums k in ascending order: the same bits for any number of rows, columns and threads.
+  // y[r, c] = finish(sum_k w[r, k] x[c, k]) for rows [0, rows) and all columns; w has memory for a multiple of twice
+  // Multiply::rows rows. Each result sums k in ascending order: the same bits for any number of rows, columns and threads.
   void (*rows_times_columns)(const float* w, int64_t rows, const Columns& columns, const Finish& finish, float* y);
   // sums[r, c] = sum_k w[r, k] x[c, k] of whole numbers, exactly: w [rows, pitch], x [count, pitch], sums [rows, count]. pitch: a
   // multiple of kIntegers, with zeros past the last k; the sums of the numbers' magnitudes fit 32 bits.

@@ -7,7 +7,8 @@ namespace nft {
 namespace NFT_ISA {
 namespace {
 
-// Results kept in registers: kRows x 2 vectors, with room left for two columns and a weight.
+// Results kept in registers: kRows x 2 vectors, with room left for two columns and a weight, or 2 kRows x 1. Fewer would
+// wait for one another: a sum's next product comes four or five cycles after the last, two products a cycle.
 #if defined(__AVX512F__)
 constexpr int kRows = 8;
 #else
@@ -64,37 +65,37 @@ NFT_FN void store(const Columns& c, int64_t vector, int64_t row, FloatVector sum
   for (int lane = 0; lane < lanes; ++lane) out[c.to[first + lane]] = sum[lane];
 }
 
-// kRows rows times kVectors vectors of columns from `vector` on.
-template <int kVectors>
+// kDown rows times kVectors vectors of columns from `vector` on.
+template <int kDown, int kVectors>
 NFT_FN void tile(const float* __restrict w, int64_t row, int64_t rows, const Columns& c, int64_t vector, const Finish& f,
                  float* y) {
-  FloatVector sum[kRows][kVectors] = {};
+  FloatVector sum[kDown][kVectors] = {};
   const float* from[kVectors];
   for (int v = 0; v < kVectors; ++v) from[v] = c.from + c.start[vector + v];
   const int64_t stride = c.inner;
-  const float* quad[kRows / 4];  // first rows of four: few enough pointers to stay in registers
-  for (int q = 0; q < kRows / 4; ++q) quad[q] = w + 4 * q * stride;
+  const float* quad[kDown / 4];  // first rows of four: few enough pointers to stay in registers
+  for (int q = 0; q < kDown / 4; ++q) quad[q] = w + 4 * q * stride;
   const int32_t* const end = c.offset + c.inner;
   for (const int32_t* at = c.offset; at < end; ++at) {
     const int64_t offset = *at;
     FloatVector x[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) x[v] = load_vector(from[v] + offset);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kDown; ++r) {
       const FloatVector weight = quad[r / 4][r % 4 * stride] - FloatVector{};  // a broadcast: x - 0 is x, also for -0
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sum[r][v] = multiply_add(weight, x[v], sum[r][v]);
     }
-#pragma GCC unroll 2
-    for (int q = 0; q < kRows / 4; ++q) {
+#pragma GCC unroll 4
+    for (int q = 0; q < kDown / 4; ++q) {
       ++quad[q];
       asm("" : "+r"(quad[q]));  // keeps the compiler from making eight pointers of two after all
     }
   }
-  FloatVector done[kRows][kVectors];  // a copy, written once: the sums themselves stay in registers, whatever the loop below does
+  FloatVector done[kDown][kVectors];  // a copy, written once: the sums themselves stay in registers, whatever the loop below does
   memcpy(done, sum, sizeof done);
-  for (int r = 0; r < kRows && row + r < rows; ++r)
+  for (int r = 0; r < kDown && row + r < rows; ++r)
     for (int v = 0; v < kVectors; ++v) store(c, vector + v, row + r, done[r][v], f, y);
 }
 
@@ -102,9 +103,11 @@ void rows_times_columns(const float* w, int64_t rows, const Columns& c, const Fi
   const int64_t vectors = (c.count + kVector - 1) / kVector;
   int64_t vector = 0;
   for (; vector + 2 <= vectors; vector += 2)
-    for (int64_t row = 0; row < rows; row += kRows) tile<2>(w + row * c.inner, row, rows, c, vector, f, y);
-  for (; vector < vectors; ++vector)
-    for (int64_t row = 0; row < rows; row += kRows) tile<1>(w + row * c.inner, row, rows, c, vector, f, y);
+    for (int64_t row = 0; row < rows; row += kRows) tile<kRows, 2>(w + row * c.inner, row, rows, c, vector, f, y);
+  if (vector == vectors) return;
+  int64_t row = 0;
+  for (; row + kRows < rows; row += 2 * kRows) tile<2 * kRows, 1>(w + row * c.inner, row, rows, c, vector, f, y);
+  if (row < rows) tile<kRows, 1>(w + row * c.inner, row, rows, c, vector, f, y);
 }
 
 typedef int16_t ShortVector __attribute__((vector_size(4 * kVector)));

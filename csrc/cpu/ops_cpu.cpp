@@ -27,24 +27,22 @@ struct Cpu {
     p.out_type = out.scalar_type() == ScalarType::Float ? OutType::kFloat32 : OutType::kBFloat16;
     p.out = out.data_ptr();
     if (c.step) {
+      set_step(p, p.step);
       deal({programming(p)});
       return;
     }
     Largest largest(p.weight, p.n);
     if (const uint32_t guess = foreseen().largest(p.weight, p.n)) {
       Program guessed = p;
-      guessed.step = step_of(guess, p.weight_bits);
+      set_step(guessed, step_of(guess, p.weight_bits));
       deal({programming(guessed, &largest)});
       if (largest.bits() != guess && largest.finite()) {
-        p.step = largest.step(p.weight_bits);
+        set_step(p, largest.step(p.weight_bits));
         deal({programming(p)});
       }
     } else {
-      deal({largest.phase(), Phase::tiles(chunks_of(p.n), kChunksPerPiece, [&](int64_t begin, int64_t end) {
-              Program known = p;
-              known.step = largest.finite() ? largest.step(p.weight_bits) : 0.0f;
-              kernels().program(known, begin, end);
-            })});
+      deal({largest.phase(), {1, [&](int64_t) { set_step(p, largest.finite() ? largest.step(p.weight_bits) : 0.0f); }},
+            Phase::tiles(chunks_of(p.n), kChunksPerPiece, [&](int64_t begin, int64_t end) { kernels().program(p, begin, end); })});
     }
     largest.check_finite(c.op);
     foreseen().found(p.weight, p.n, largest.bits());

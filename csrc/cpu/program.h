@@ -84,6 +84,13 @@ class Largest {
   std::vector<uint32_t> parts_;
 };
 
+// The step and, where that spares enough divisions (on the fast path, for one chip: more keep codes), its reciprocal.
+inline void set_step(Program& p, float step) {
+  constexpr int64_t kEnough = 1 << 15;  // weights that a microsecond's proof must serve
+  p.step = step;
+  p.reciprocal = !p.codes && p.chips == 1 && p.path == 1 && p.n >= kEnough ? kernels().reciprocal(step, p.weight_bits) : Reciprocal{};
+}
+
 inline Tensor scalar(float value, const Tensor& like) {
   Tensor t = aten::empty({}, ScalarType::Float, like);
   *static_cast<float*>(t.data_ptr()) = value;

@@ -8,12 +8,18 @@ namespace nft {
 
 enum class OutType : int { kFloat32 = 0, kBFloat16 = 1 };
 
+// 1/s as the sum of two floats (cpu/reciprocal.h); zeros: divide.
+struct Reciprocal {
+  float high = 0, low = 0;
+};
+
 // One weight tensor to be programmed onto `chips` chips. All arrays in row-major logical order.
 struct Program {
   const float* weight;    // [n], or null where codes are given
   const void* codes;      // [n] int16 (weight_bits <= 15) or int32 (16), packed as core/quantize.h says, or null
   int64_t n;              // number of weights
   float step;             // s of Eq. 4
+  Reciprocal reciprocal;  // 1/s, where it may stand for the division
   int weight_bits, device_bits, path, mapping;
   const float* table;     // see core/conductance.h
   bool plain_means;       // means are the codes (levels) themselves
@@ -35,6 +41,8 @@ struct Kernels {
   uint32_t (*abs_max_bits)(const float* weight, int64_t n);
   // Step s of Eq. 4 from the largest |weight|.
   float (*step)(float abs_max, int weight_bits);
+  // 1/s for `Program::reciprocal`, or zeros where products do not give the same codes as quotients, or no faster.
+  Reciprocal (*reciprocal)(float step, int weight_bits);
   // Codes of `n` weights, packed as core/quantize.h says, as int16 (code_bytes 2; weight_bits <= 15) or int32 (4).
   void (*quantize)(const float* weight, int64_t n, float step, int weight_bits, void* codes, int code_bytes);
   // Chunks [begin, end) of a Program.

@@ -128,7 +128,7 @@ void philox_of(const uint32_t* counters, const uint32_t* key, int64_t n, uint32_
 #define NFT_TEXT_(x) #x
 #define NFT_TEXT(x) NFT_TEXT_(x)
 extern const Kernels table;
-const Kernels table = {NFT_TEXT(NFT_ISA), largest_bits, step_from, quantize_all, program_chunks, normals_of, philox_of};
+const Kernels table = {NFT_TEXT(NFT_ISA), largest_bits, step_from, reciprocal_of, quantize_all, program_chunks, normals_of, philox_of};
 
 }  // namespace NFT_ISA
 }  // namespace nft

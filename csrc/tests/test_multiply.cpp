@@ -129,7 +129,8 @@ std::vector<float> fused(const Case& c, const Multiply& m, Order order, bool cha
     Columns columns{w.inner(), count, from, first.data(), step.data(), to.data(), channels_last ? 1 : w.pixels(),
                     !channels_last && order != Order::kImages && w.pixels() % lanes == 0};
     const int64_t row = group * w.group_rows(), rows = w.group_rows();
-    std::vector<float> block((size_t)((rows + m.rows - 1) / m.rows * m.rows * w.inner()), NAN);  // rows past the last are dropped
+    const int64_t together = 2 * m.rows;
+    std::vector<float> block((size_t)((rows + together - 1) / together * together * w.inner()), NAN);  // rows past the last are dropped
     std::copy(c.weight.begin() + row * w.inner(), c.weight.begin() + (row + rows) * w.inner(), block.begin());
     const int64_t start = row * columns.row_stride;
     m.rows_times_columns(block.data(), rows, columns, c.finish(parts, row, residual.data() + start), y.data() + start);
