@@ -28,7 +28,7 @@ import nft_ext as nft
 from nft_ext import _core, operators
 from bench import measure, sampler
 
-SMALL, LARGE = 1 << 14, 1 << 17   # weights; the larger with its result is one megabyte
+SMALL, LARGE = 1 << 15, 1 << 17   # weights; the smaller are enough for codes by products, the larger with their result one megabyte
 COPY_BYTES = 64 << 20
 STUCK = 1e-6                      # so rare that nothing else changes
 
