@@ -107,6 +107,9 @@ inline Tensor cast(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
 
+// `t` itself where it is dense and row-major: asking the dispatcher costs as much as a small layer.
+inline Tensor contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
 // Channels last in memory and not also plainly contiguous. The fake kernels use the same rule.
 inline bool is_channels_last(const Tensor& t) {
   if (t.dim() != 4 || t.is_contiguous()) return false;

@@ -21,6 +21,7 @@ struct Crossbar {
   Tensor table, key;
   int64_t stream;
   Ints device;  // weight_bits, device_bits, path, mapping
+  std::optional<float> found = {};  // the step, once the CPU has found it: no tensor is made for it
 
   int64_t chips() const { return key.size(0); }
 };

@@ -11,12 +11,12 @@ namespace nft {
 inline Finish finish_of(std::optional<Tensor>& bias, Epilogue& e, bool channels_last) {
   const auto floats = [](std::optional<Tensor>& t) -> const float* {
     if (!t) return nullptr;
-    t = torch::stable::contiguous(*t);
+    t = aten::contiguous(*t);
     return static_cast<const float*>(t->data_ptr());
   };
   Finish f = {floats(bias), floats(e.scale), floats(e.shift), nullptr, e.relu};
   if (e.residual) {
-    e.residual = e.residual->dim() == 4 ? aten::in_format(*e.residual, channels_last) : torch::stable::contiguous(*e.residual);
+    e.residual = e.residual->dim() == 4 ? aten::in_format(*e.residual, channels_last) : aten::contiguous(*e.residual);
     f.residual = e.residual->data_ptr();
   }
   return f;

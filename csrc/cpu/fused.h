@@ -92,7 +92,7 @@ class FusedProduct {
     set_step(program, program.step);
     std::optional<Largest> largest;
     std::vector<Phase> phases;
-    if (!c_.step) {
+    if (!has_step(c_)) {
       largest.emplace(program.weight, program.n);
       phases.push_back(largest->phase());
     }
@@ -102,7 +102,7 @@ class FusedProduct {
     deal(phases, program.n + w_.columns() * w_.inner() * w_.rows / 64 < kAlone);
     if (largest) {
       largest->check_finite(c_.op);
-      c_.step = scalar(largest->step(c_.device[0]), c_.weight);
+      c_.found = largest->step(c_.device[0]);
     }
     return y;
   }

@@ -17,7 +17,7 @@ class Int8Product {
   Int8Product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const Epilogue& epilogue, const Window& window, bool shared)
       : c_(c), w_(window), shared_(shared || c.chips() == 1), channels_last_(aten::is_channels_last(x)), type_(x.scalar_type()),
         pitch_(std::max(kIntegers, (w_.inner() + kIntegers - 1) / kIntegers * kIntegers)), bias_(bias), epilogue_(epilogue),
-        x_(torch::stable::contiguous(aten::cast(x, ScalarType::Float))) {}
+        x_(aten::contiguous(aten::cast(x, ScalarType::Float))) {}
 
   // program(c, memory [*weight], chip) writes a chip's weights in float32, and finds the step.
   template <class Program>
@@ -34,7 +34,7 @@ class Int8Product {
     const float reach = reach_of_weights();
     for (int64_t chip = 0; chip < c_.chips(); ++chip) {
       program(c_, chip_weights, chip);
-      unit_ = generic::weight_unit(*static_cast<const float*>(c_.step->data_ptr()), reach);
+      unit_ = generic::weight_unit(step_of(c_), reach);
       const float* from = static_cast<const float*>(chip_weights.data_ptr());
       const std::vector<Phase> phases = {
           Phase::tiles(w_.rows, kRows, [=](int64_t begin, int64_t end) { round_weights(from, begin, end); }), products_of(chip)};

@@ -26,7 +26,7 @@ struct Cpu {
     p.chips = (int)chips;
     p.out_type = out.scalar_type() == ScalarType::Float ? OutType::kFloat32 : OutType::kBFloat16;
     p.out = out.data_ptr();
-    if (c.step) {
+    if (has_step(c)) {
       set_step(p, p.step);
       deal({programming(p)});
       return;
@@ -46,7 +46,7 @@ struct Cpu {
     }
     largest.check_finite(c.op);
     foreseen().found(p.weight, p.n, largest.bits());
-    c.step = scalar(largest.step(p.weight_bits), c.weight);
+    c.found = largest.step(p.weight_bits);
   }
 
   // Programs a crossbar whose step is known, or guessed: then `looking` sees all weights on the way.
@@ -68,7 +68,7 @@ struct Cpu {
       Program p = program_of(layers[l], holders[l]);
       p.out_type = outs[l].scalar_type() == ScalarType::Float ? OutType::kFloat32 : OutType::kBFloat16;
       p.out = outs[l].data_ptr();
-      if (!layers[l].step) {
+      if (!has_step(layers[l])) {
         found[l].reset(new Largest(p.weight, p.n));
         looking.push_back(found[l]->phase());
       }
@@ -110,11 +110,13 @@ struct Cpu {
 Tensor weight_step(Tensor weight, int64_t weight_bits) {
   check(weight.scalar_type() == ScalarType::Float, "weight_step", "weight", "must be float32", "another dtype");
   check(weight_bits >= 1 && weight_bits <= 16, "weight_step", "weight_bits", "must be in 1..16", weight_bits);
-  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor dense = aten::contiguous(weight);
   Largest largest(static_cast<const float*>(dense.data_ptr()), dense.numel());
   deal({largest.phase()});
   largest.check_finite("weight_step");
-  return scalar(largest.step(weight_bits), weight);
+  Tensor step = aten::empty({}, ScalarType::Float, weight);
+  *static_cast<float*>(step.data_ptr()) = largest.step(weight_bits);
+  return step;
 }
 
 Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
@@ -130,7 +132,7 @@ Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   check(weight.scalar_type() == ScalarType::Float, "quantize", "weight", "must be float32", "another dtype");
   check(weight_bits >= 1 && weight_bits <= 16, "quantize", "weight_bits", "must be in 1..16", weight_bits);
   check(step.scalar_type() == ScalarType::Float && step.numel() == 1, "quantize", "step", "must be one float32", step.sizes());
-  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor dense = aten::contiguous(weight);
   const int bytes = weight_bits <= 15 ? 2 : 4;
   Tensor codes = aten::empty(sizes_of(weight), bytes == 2 ? ScalarType::Short : ScalarType::Int, weight);
   const float* w = static_cast<const float*>(dense.data_ptr());

@@ -27,8 +27,11 @@ inline void look_at_table(Program& p) {
   p.constant_table = plain && constant;
 }
 
+inline bool has_step(const Crossbar& c) { return c.step || c.found; }
+inline float step_of(const Crossbar& c) { return c.step ? *static_cast<const float*>(c.step->data_ptr()) : *c.found; }
+
 inline const float* weights(const Crossbar& c, Tensor& holder) {
-  holder = torch::stable::contiguous(c.weight);
+  holder = aten::contiguous(c.weight);
   return static_cast<const float*>(holder.data_ptr());
 }
 
@@ -91,12 +94,6 @@ inline void set_step(Program& p, float step) {
   p.reciprocal = !p.codes && p.chips == 1 && p.path == 1 && p.n >= kEnough ? kernels().reciprocal(step, p.weight_bits) : Reciprocal{};
 }
 
-inline Tensor scalar(float value, const Tensor& like) {
-  Tensor t = aten::empty({}, ScalarType::Float, like);
-  *static_cast<float*>(t.data_ptr()) = value;
-  return t;
-}
-
 // The sampler's view of a crossbar, without its chips and its result. `holder` keeps what must live as long.
 inline Program program_of(const Crossbar& c, Tensor& holder) {
   Program p{};
@@ -107,7 +104,7 @@ inline Program program_of(const Crossbar& c, Tensor& holder) {
   p.device_bits = (int)c.device[1];
   p.path = (int)c.device[2];
   p.mapping = (int)c.device[3];
-  p.step = c.step ? *static_cast<const float*>(c.step->data_ptr()) : 0.0f;
+  p.step = has_step(c) ? step_of(c) : 0.0f;
   check(!(p.step < 0), c.op, "step", "must not be negative", p.step);
   p.table = static_cast<const float*>(c.table.data_ptr());
   p.keys = static_cast<const int64_t*>(c.key.data_ptr());

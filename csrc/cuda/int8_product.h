@@ -16,7 +16,7 @@ struct RoundedInput {
 inline RoundedInput round_input(const cuda::Fused& f, const Tensor& x, cudaStream_t stream) {
   const bool channels_last = aten::is_channels_last(x), turns = f.by_tap && x.dim() == 4 && !channels_last;
   const int64_t images = x.size(0);
-  RoundedInput in = {x.dim() == 4 ? aten::in_format(x, channels_last) : torch::stable::contiguous(x),
+  RoundedInput in = {x.dim() == 4 ? aten::in_format(x, channels_last) : aten::contiguous(x),
                      aten::empty(sizes_of(x), ScalarType::Char, x, channels_last || turns), aten::empty({images}, ScalarType::Float, x),
                      aten::empty({}, ScalarType::Float, x)};
   cuda::Images m = {in.dense.data_ptr(), out_type(x), images, images ? x.numel() / images : 0,

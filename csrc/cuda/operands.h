@@ -29,7 +29,7 @@ inline Tensor weight_step(Tensor weight, int64_t weight_bits) {
   check(weight.scalar_type() == ScalarType::Float, "weight_step", "weight", "must be float32", "another dtype");
   check(weight_bits >= 1 && weight_bits <= 16, "weight_step", "weight_bits", "must be in 1..16", weight_bits);
   const OnDevice here(weight);
-  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor dense = aten::contiguous(weight);
   Tensor step = aten::empty({}, ScalarType::Float, weight);
   STD_CUDA_CHECK(cuda::weight_step(floats(dense), dense.numel(), (int)weight_bits, static_cast<float*>(step.data_ptr()),
                                    here.stream()));
@@ -44,7 +44,7 @@ inline cuda::Program program_of(Crossbar& c, Tensor& dense) {
   check_beside(c.op, "table", c.table, c.weight);
   check_beside(c.op, "key", c.key, c.weight);
   if (c.codes) check_beside(c.op, "codes", *c.codes, c.weight);
-  dense = c.codes ? c.weight : torch::stable::contiguous(c.weight);
+  dense = c.codes ? c.weight : aten::contiguous(c.weight);
   cuda::Program p = {};
   p.n = c.weight.numel();
   p.weight = c.codes ? nullptr : floats(dense);
@@ -65,7 +65,7 @@ inline cuda::Program program_of(Crossbar& c, Tensor& dense) {
 // A row of float32 numbers, dense in `holder`; null where there is none.
 inline const float* dense_floats(const std::optional<Tensor>& t, std::optional<Tensor>& holder) {
   if (!t) return nullptr;
-  holder = torch::stable::contiguous(*t);
+  holder = aten::contiguous(*t);
   return floats(*holder);
 }
 
@@ -140,7 +140,7 @@ inline void follow(LayerProduct& layer, const Crossbar& c, const std::optional<T
   cuda::Epilogue& e = layer.f.epilogue;
   if (bias) {
     check_beside(c.op, "bias", *bias, c.weight);
-    layer.bias = torch::stable::contiguous(aten::cast(*bias, ScalarType::Float));
+    layer.bias = aten::contiguous(aten::cast(*bias, ScalarType::Float));
     e.bias = floats(*layer.bias);
   }
   e.scale = dense_floats(epilogue.scale, layer.scale);

@@ -21,7 +21,7 @@ Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
     check(weights[l].scalar_type() == ScalarType::Float, op, "weights", "must be float32", "another dtype");
     check(weight_bits[l] >= 1 && weight_bits[l] <= 16, op, "weight_bits", "must be in 1..16", weight_bits[l]);
     check_beside(op, "weights", weights[l], weights[0]);
-    dense.push_back(torch::stable::contiguous(weights[l]));
+    dense.push_back(aten::contiguous(weights[l]));
     programs[l].weight = floats(dense[l]);
     programs[l].n = dense[l].numel();
     programs[l].weight_bits = (int)weight_bits[l];
@@ -167,7 +167,7 @@ struct Cuda {
     f.scale = dense_floats(e.scale, scale);
     f.shift = dense_floats(e.shift, shift);
     if (e.residual) {
-      residual = y.dim() == 4 ? aten::in_format(*e.residual, channels_last) : torch::stable::contiguous(*e.residual);
+      residual = y.dim() == 4 ? aten::in_format(*e.residual, channels_last) : aten::contiguous(*e.residual);
       f.residual = residual->data_ptr();
     }
     f.relu = e.relu;
@@ -182,7 +182,7 @@ Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   check(weight.is_cuda(), "quantize", "weight", "must be on CUDA like the step", "another device");
   check_beside("quantize", "step", step, weight);
   const OnDevice here(weight);
-  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor dense = aten::contiguous(weight);
   Tensor codes = aten::empty(sizes_of(weight), weight_bits <= 15 ? ScalarType::Short : ScalarType::Int, weight);
   STD_CUDA_CHECK(cuda::quantize(floats(dense), dense.numel(), floats(step), (int)weight_bits, codes.data_ptr(), here.stream()));
   return codes;
