@@ -320,6 +320,30 @@ def environment(**more):
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
 
 
+EXITS = """
+import json, os, sys, time
+import torch
+from nft_ext.montecarlo.ranks import Team
+
+statuses = []
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        Team(torch.distributed.TCPStore("127.0.0.1", 0, 1, True), 0, 1, timeout=5e-4)  # a beat every 0.1 ms
+        time.sleep(0.02)
+        sys.exit()
+    statuses.append(os.waitpid(child, 0)[1])
+print(json.dumps(statuses))
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_may_end_while_its_beat_is_under_way():
+    """An interpreter aborts that ends with a thread inside the store; every second one did before threads were joined."""
+    done = subprocess.run([sys.executable, "-c", EXITS], capture_output=True, text=True, timeout=120, env=environment())
+    assert json.loads(done.stdout) == [0] * 10, done.stderr
+
+
 def launch(folder, size, slow=0.0, options=None, second=False, gloo=False):
     """A process that forks the ranks and prints their process ids, then their exit statuses."""
     with socket.socket() as free:

@@ -10,6 +10,7 @@ Every rank counts up a key of its own, from a thread; one whose key stands still
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import json
 import os
@@ -28,6 +29,7 @@ ADDRESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 JOIN = 10  # timeouts a rank may take to arrive: its data and model have to be read
 POLL = 0.02  # seconds between looks
 ANSWER = 0.1  # seconds between rank 0's looks for newcomers
+LAST = 5  # seconds that a thread's call of the store may still take when the process ends
 CHUNK = 1 << 20  # bytes of one value; the store refuses a few times as many
 
 _team: Team | None = None
@@ -97,6 +99,9 @@ class Team:
     def __init__(self, store, rank: int, size: int, timeout: float | None = None):
         self.rank, self.size = rank, size
         self.timeout = _timeout() if timeout is None else timeout
+        self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
+        atexit.register(self._end_threads)
         self._store = torch.distributed.PrefixStore("nft_ext", store)
         self._store = torch.distributed.PrefixStore(self._open() if rank == 0 else self._knock(), self._store)
         self._calls = 0
@@ -104,29 +109,38 @@ class Team:
         now = time.monotonic()
         self._seen: dict[int, tuple[bytes | None, float]] = {r: (None, now) for r in range(size)}
         self._gone: set[int] = set()
-        self._beats = threading.Thread(target=self._beat, name="nft_ext ranks", daemon=True)
-        self._beats.start()
+        self._start(self._beat)
+
+    def _start(self, work, *arguments) -> None:
+        self._threads.append(threading.Thread(target=work, args=arguments, name="nft_ext ranks", daemon=True))
+        self._threads[-1].start()
+
+    def _end_threads(self) -> None:
+        """Before the interpreter ends: a thread that it finds inside a call of the store aborts the process."""
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(LAST)
 
     # torchrun keeps its store when it restarts ranks, with all that was in it. So rank 0 names each life of the team
     # anew, and tells the name to whoever asks with a word that was not there before.
 
     def _open(self) -> str:
         name = uuid.uuid4().hex
-        threading.Thread(target=self._answer, args=(name, self._store), name="nft_ext ranks' door", daemon=True).start()
+        self._start(self._answer, name, self._store)
         return name
 
     def _answer(self, name: str, store) -> None:
         places: set[int] = set()
         seen = 0
         try:
-            while True:
+            while not self._ended.is_set():
                 total = store.add("places", 0)
                 places |= set(range(seen + 1, total + 1))
                 seen = total
                 for place in [place for place in places if store.check([f"knock/{place}"])]:
                     store.set(f"name for {store.get(f'knock/{place}').decode()}", name)
                     places.discard(place)
-                time.sleep(ANSWER)
+                self._ended.wait(ANSWER)
         except RuntimeError:
             return  # the store is gone, and the main thread says so
 
@@ -190,13 +204,13 @@ class Team:
 
     def _beat(self) -> None:
         count = 0
-        while True:
-            try:
+        try:
+            while not self._ended.is_set():
                 self._store.set(f"beat/{self.rank}", str(count))
-            except RuntimeError:
-                return  # the main thread meets the same and says so
-            count += 1
-            time.sleep(self.timeout / 5)
+                count += 1
+                self._ended.wait(self.timeout / 5)
+        except RuntimeError:
+            return  # the main thread meets the same and says so
 
     def alive(self, rank: int) -> bool:
         """Whether `rank` was heard of lately; one not heard of yet has longer."""
