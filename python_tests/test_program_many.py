@@ -9,7 +9,7 @@ ops = torch.ops.nft_ext
 KEY = nft.noise_key(5, range(3))
 NVM = [nft.NVMDevice(sigma=0.1), nft.NVMDevice.preset("rram4", sigma=0.1), nft.NVMDevice(stuck=(0.1, 0.0)), nft.NVMDevice(16, 4),
        nft.NVMDevice(6, 3, sampling="per_device")]
-SHAPES = [(64, 32, 3, 3), (7,), (300, 401), (1,), (0, 4)]
+SHAPES = [(64, 64, 3, 3), (7,), (300, 401), (1,), (0, 4)]
 
 
 def layers():
@@ -21,14 +21,15 @@ def layers():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("given", ["nothing", "steps", "codes"])
-def test_each_layer_is_programmed_as_alone(given, dtype):
+@pytest.mark.parametrize("key", [KEY, KEY[1:2]], ids=["three chips", "one chip"])
+def test_each_layer_is_programmed_as_alone(key, given, dtype):
     weights, tables, streams, devices = layers()
     bits = [nvm.weight_bits for nvm in NVM]
     steps = [] if given == "nothing" else [ops.weight_step(w, b) for w, b in zip(weights, bits)]
     codes = [ops.quantize(w, s, b) for w, s, b in zip(weights, steps, bits)] if given == "codes" else [None] * len(weights)
-    many = ops.program_many(weights, codes, steps, tables, KEY, streams, devices, [], dtype)
+    many = ops.program_many(weights, codes, steps, tables, key, streams, devices, [], dtype)
     for w, table, stream, nvm, found in zip(weights, tables, streams, NVM, many, strict=True):
-        assert torch.equal(found, ops.program(w, None, None, table, KEY, stream, nvm.operator_spec(), dtype))
+        assert torch.equal(found, ops.program(w, None, None, table, key, stream, nvm.operator_spec(), dtype))
 
 
 def test_steps_of_all_layers():

@@ -89,16 +89,19 @@ class FusedProduct {
     finish_ = finish_of(bias_, epilogue_, channels_last_);
 
     Program program = program_of(c_, holder_);
-    set_step(program, program.step);
+    program.chips = 1;  // at a time
     std::optional<Largest> largest;
     std::vector<Phase> phases;
-    if (!has_step(c_)) {
+    if (has_step(c_)) {
+      set_step(program, program.step);
+    } else {
       largest.emplace(program.weight, program.n);
       phases.push_back(largest->phase());
+      phases.push_back({1, [&](int64_t) { set_step(program, *largest); }});
     }
     plan_input(phases);
     plan_columns(phases);
-    plan_rows(phases, program, largest);
+    plan_rows(phases, program);
     deal(phases, program.n + w_.columns() * w_.inner() * w_.rows / 64 < kAlone);
     if (largest) {
       largest->check_finite(c_.op);
@@ -197,14 +200,12 @@ class FusedProduct {
     return std::max(step, std::min(most, w_.group_rows() / blocks) / step * step);
   }
 
-  void plan_rows(std::vector<Phase>& phases, const Program& program, const std::optional<Largest>& largest) {
+  void plan_rows(std::vector<Phase>& phases, const Program& program) {
     const int64_t rows = block_rows(), blocks = (w_.group_rows() + rows - 1) / rows;
-    phases.push_back({c_.chips() * w_.groups * blocks, [=, &largest](int64_t i) {
+    phases.push_back({c_.chips() * w_.groups * blocks, [=, &program](int64_t i) {
                         const int64_t first = i % blocks * rows, group = i / blocks % w_.groups, chip = i / blocks / w_.groups;
                         Program p = program;
-                        if (largest) p.step = largest->finite() ? largest->step(p.weight_bits) : 0.0f;
                         p.keys += 2 * chip;
-                        p.chips = 1;
                         multiply_rows(p, chip, group, group * w_.group_rows() + first, std::min(rows, w_.group_rows() - first));
                       }});
   }

@@ -37,11 +37,11 @@ struct Cpu {
       set_step(guessed, step_of(guess, p.weight_bits));
       deal({programming(guessed, &largest)});
       if (largest.bits() != guess && largest.finite()) {
-        set_step(p, largest.step(p.weight_bits));
+        set_step(p, largest);
         deal({programming(p)});
       }
     } else {
-      deal({largest.phase(), {1, [&](int64_t) { set_step(p, largest.finite() ? largest.step(p.weight_bits) : 0.0f); }},
+      deal({largest.phase(), {1, [&](int64_t) { set_step(p, largest); }},
             Phase::tiles(chunks_of(p.n), kChunksPerPiece, [&](int64_t begin, int64_t end) { kernels().program(p, begin, end); })});
     }
     largest.check_finite(c.op);
@@ -60,26 +60,25 @@ struct Cpu {
 
   // One parallel region for all layers: all steps that are not known, then all weights.
   static void program_many(std::vector<Crossbar>& layers, const std::vector<Tensor>&, const std::vector<Tensor>& outs) {
-    const Kernels& k = kernels();
     std::vector<Tensor> holders(layers.size());
+    std::vector<Program> programs(layers.size());
     std::vector<std::unique_ptr<Largest>> found(layers.size());
-    std::vector<Phase> looking, programming;
+    std::vector<Phase> looking, steps, programming;
     for (size_t l = 0; l < layers.size(); ++l) {
-      Program p = program_of(layers[l], holders[l]);
+      Program& p = programs[l];
+      p = program_of(layers[l], holders[l]);
       p.out_type = outs[l].scalar_type() == ScalarType::Float ? OutType::kFloat32 : OutType::kBFloat16;
       p.out = outs[l].data_ptr();
-      if (!has_step(layers[l])) {
-        found[l].reset(new Largest(p.weight, p.n));
+      if (has_step(layers[l])) {
+        set_step(p, p.step);
+      } else {
+        const Largest& largest = *(found[l] = std::make_unique<Largest>(p.weight, p.n));
         looking.push_back(found[l]->phase());
+        steps.push_back({1, [&p, &largest](int64_t) { set_step(p, largest); }});
       }
-      const Largest* largest = found[l].get();
-      programming.push_back(Phase::tiles(chunks_of(p.n), kChunksPerPiece, [=, &k](int64_t begin, int64_t end) {
-        Program known = p;
-        if (largest) known.step = largest->finite() ? largest->step(p.weight_bits) : 0.0f;
-        k.program(known, begin, end);
-      }));
+      programming.push_back(Phase::tiles(chunks_of(p.n), kChunksPerPiece, [&p](int64_t begin, int64_t end) { kernels().program(p, begin, end); }));
     }
-    deal({Phase::joined(looking), Phase::joined(programming)});
+    deal({Phase::joined(looking), Phase::joined(steps), Phase::joined(programming)});
     for (size_t l = 0; l < layers.size(); ++l)
       if (found[l]) found[l]->check_finite(layers[l].op);
   }

@@ -94,6 +94,9 @@ inline void set_step(Program& p, float step) {
   p.reciprocal = !p.codes && p.chips == 1 && p.path == 1 && p.n >= kEnough ? kernels().reciprocal(step, p.weight_bits) : Reciprocal{};
 }
 
+// The same from weights looked at; non-finite ones, which are an error afterwards, get a step that harms nothing.
+inline void set_step(Program& p, const Largest& largest) { set_step(p, largest.finite() ? largest.step(p.weight_bits) : 0.0f); }
+
 // The sampler's view of a crossbar, without its chips and its result. `holder` keeps what must live as long.
 inline Program program_of(const Crossbar& c, Tensor& holder) {
   Program p{};
