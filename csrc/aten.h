@@ -2,10 +2,12 @@
 // argument.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <sstream>
@@ -17,7 +19,6 @@
 namespace nft {
 
 using torch::headeronly::IntHeaderOnlyArrayRef;
-using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
@@ -98,9 +99,31 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& gra
 
 inline Tensor empty_like(const Tensor& t) { return torch::stable::empty_like(t); }
 
+// Dense and uninitialised, on `like`'s device. Past the dispatcher: for a small layer that costs as much as its products.
 inline Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like, bool channels_last = false) {
-  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const size_t dims = sizes.size();
+  Ints strides(dims);
+  int64_t next = 1;
+  for (size_t i = dims; i-- > 0;) {
+    constexpr size_t kChannelsLast[] = {0, 2, 3, 1};
+    const size_t dim = channels_last ? kChannelsLast[i] : i;
+    strides[dim] = next;
+    next *= std::max<int64_t>(sizes[dim], 1);
+  }
+  int32_t kind, index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &kind));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided((int64_t)dims, sizes.data(), strides.data(), to<int32_t>(from(dtype)),
+                                                         kind, index, &made));
+  return Tensor(made);
+}
+
+// Numbers of `t`, integers, from 0 up to below `end`, drawn from torch's generator of its device.
+inline void random_(const Tensor& t, int64_t end) {
+  std::array<StableIValue, 4> stack{from(t), from(int64_t(0)), from(std::optional<int64_t>(end)), from(std::nullopt)};
+  call("aten::random_", "from", stack);
+  to<Tensor>(stack[0]);  // `t` again, counted once more
 }
 
 inline Tensor cast(const Tensor& t, ScalarType dtype) {

@@ -6,13 +6,13 @@ selected on and what is evaluated apart: a chip of one domain never occurs in an
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import numbers
 from collections.abc import Iterable
 
 import torch
 
+from . import build_info  # noqa: F401  (loads the libraries)
 from .checks import fail, integer
 
 DOMAINS = {"evaluation": 0, "training": 1, "selection": 2, "permutation": 3}
@@ -50,27 +50,23 @@ def noise_key(seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "e
     return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
-def fresh_key(like: torch.Tensor) -> torch.Tensor:
-    """A key [1, 2] in the training domain whose seed comes from torch's generator of `like`'s device (torch.manual_seed)."""
-    device = like.device
-    return torch.cat((torch.randint(2**63 - 1, (1, 1), device=device), _training_draw(device)), 1)
+# An operator (csrc/keys.h), for compiled graphs too: a plain randint in a graph takes its numbers from another place than eager
+# mode. Defined here, as the stable ABI of torch 2.11 knows no tags.
+torch.library.define("nft_ext::draw_key", "(Tensor like) -> Tensor",
+                     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
 
 
-@functools.cache
-def _training_draw(device: torch.device) -> torch.Tensor:
-    """Draw 0 of the training domain, [1, 1]; made once a device, since every forward outside `chips` asks for it."""
-    with torch.inference_mode(False):
-        return torch.tensor([[DOMAINS["training"] << 32]], dtype=torch.int64, device=device)
-
-
-# As an operator, for compiled graphs: a plain randint inside a graph takes its numbers from another place than eager mode.
-draw_key = torch.library.custom_op("nft_ext::draw_key", fresh_key, mutates_args=(), schema="(Tensor like) -> Tensor",
-                                   tags=(torch.Tag.nondeterministic_seeded,))
-
-
-@draw_key.register_fake
+@torch.library.register_fake("nft_ext::draw_key")
 def _(like: torch.Tensor) -> torch.Tensor:
     return torch.empty((1, 2), dtype=torch.int64, device=like.device)
+
+
+_draw_key = torch.ops.nft_ext.draw_key.default
+
+
+def fresh_key(like: torch.Tensor) -> torch.Tensor:
+    """A key [1, 2] in the training domain whose seed comes from torch's generator of `like`'s device (torch.manual_seed)."""
+    return _draw_key(like)
 
 
 def stream_of(name: str, taken: Iterable[int] = ()) -> int:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=WHY_NOT)
 
 # From libtorch_cuda.so; everything else of torch is in libtorch_cpu.so.
 CUDA_SYMBOLS = {"aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg"}
-OPERATORS = ["weight_step", "weight_step_many", "quantize", "program", "program_many", "noisy_linear", "noisy_linear_backward",
+OPERATORS = ["draw_key", "weight_step", "weight_step_many", "quantize", "program", "program_many", "noisy_linear", "noisy_linear_backward",
              "noisy_linear_int8", "noisy_conv2d", "noisy_conv2d_backward", "noisy_conv2d_int8"]
 # Registers a thread, by the first pattern that a kernel's name has: csrc/cuda/sampler.cu asks for 8 blocks of 256 threads a
 # multiprocessor, 4 on the per-device path, and 6 or 3 where the table is too large for shared memory; csrc/cuda/fused/launch.h for 2

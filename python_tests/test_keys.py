@@ -7,7 +7,7 @@ import torch
 
 import nft_ext as nft
 from nft_ext import reference
-from nft_ext.keys import DOMAINS, draw_key, fresh_key, stream_of
+from nft_ext.keys import DOMAINS, fresh_key, stream_of
 
 SLICES = [*range(16), *range(32, 48), *range(64, 80), *range(96, 112), 255]  # active, idle, faults, idle faults, whole weight
 STREAMS = {"": 1188227382, "fc": 681409183, "conv1": 3696644659, "features.0": 2794546619, "layer1.0.conv1": 2854247633}
@@ -122,12 +122,18 @@ def test_fresh_keys_are_chips_of_the_training_domain():
     assert key[0, 1] == DOMAINS["training"] << 32 and key[0, 0] >= 0
 
 
-def test_the_operator_draws_what_the_function_draws():
-    like = torch.zeros(1)
+@pytest.mark.parametrize("inference", [False, True])
+def test_fresh_seeds_are_torchs_random_integers(inference):
+    """One 64-bit draw of the generator each: the numbers and the generator's state afterwards are those of randint."""
+    like = torch.zeros(3, 2, requires_grad=True)
     torch.manual_seed(6)
-    wanted = [fresh_key(like) for _ in range(3)]
+    wanted = [torch.randint(2**63 - 1, ()).item() for _ in range(100)]
+    state = torch.get_rng_state()
     torch.manual_seed(6)
-    assert all(torch.equal(draw_key(like), key) for key in wanted)
+    with torch.inference_mode(inference):
+        keys = [fresh_key(like) for _ in range(100)]
+    assert [key[0, 0].item() for key in keys] == wanted and torch.equal(torch.get_rng_state(), state)
+    assert not any(key.requires_grad for key in keys)
 
 
 # ---- streams, as layers take them from their names

@@ -170,9 +170,9 @@ def test_manual_seed_reproduces_and_every_forward_is_a_fresh_chip():
 
 def test_training_forwards_never_meet_an_evaluated_chip():
     """The key of a fresh chip lies in the training domain, whatever the seed."""
-    from nft_ext.keys import DOMAINS, draw_key
+    from nft_ext.keys import DOMAINS, fresh_key
 
-    seed, draw = draw_key(torch.zeros(1))[0].tolist()
+    seed, draw = fresh_key(torch.zeros(1))[0].tolist()
     assert draw >> 32 == DOMAINS["training"] != DOMAINS["evaluation"]
     assert 0 <= seed < 2**63
 

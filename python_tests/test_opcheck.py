@@ -5,7 +5,6 @@ import torch
 from torch.library import opcheck
 
 import nft_ext as nft
-from nft_ext.keys import draw_key
 
 ops = torch.ops.nft_ext
 NVM = nft.NVMDevice(sigma=0.1)
@@ -87,7 +86,7 @@ def test_weight_step_and_quantize(bits, needs_grad):
 
 @pytest.mark.parametrize("needs_grad", [False, True])
 def test_draw_key(needs_grad):
-    opcheck(draw_key, (torch.randn(3, 4).requires_grad_(needs_grad),))
+    opcheck(ops.draw_key.default, (torch.randn(3, 4).requires_grad_(needs_grad),))
 
 
 # ---- vmap over keys

@@ -1,6 +1,7 @@
 // The operators on the CPU: the sampler over torch's own threads.
 #include <algorithm>
 
+#include "../keys.h"
 #include "../operators.h"
 #include "foreseen.h"
 #include "fused.h"
@@ -150,6 +151,7 @@ using CpuOperators = Operators<Cpu>;
 }  // namespace nft
 
 STABLE_TORCH_LIBRARY_IMPL(nft_ext, CPU, m) {
+  m.impl("draw_key", TORCH_BOX(&nft::draw_key));
   m.impl("weight_step", TORCH_BOX(&nft::weight_step));
   m.impl("weight_step_many", TORCH_BOX(&nft::weight_step_many));
   m.impl("program_many", TORCH_BOX(&nft::CpuOperators::program_many));

@@ -18,13 +18,15 @@ static_assert(kWeightsPerPiece % (kChunksPerPiece * kChunk) == 0, "pieces lie in
 // What of the table needs no gather.
 inline void look_at_table(Program& p) {
   const int64_t levels = int64_t(1) << (p.path == 2 ? p.device_bits : p.weight_bits);
-  bool plain = p.path != 0, constant = plain;
-  for (int64_t i = 0; i < levels && plain; ++i) {
-    plain = p.table[i] == (float)i;
-    constant = constant && p.table[levels + i] == p.table[levels];
+  p.plain_means = p.constant_table = p.path != 0;
+  if (p.path == 0) return;
+  int other_means = 0, other_deviations = 0;
+  for (int64_t i = 0; i < levels; ++i) {  // to the end, many levels at a time
+    other_means |= p.table[i] != (float)i;
+    other_deviations |= p.table[levels + i] != p.table[levels];
   }
-  p.plain_means = plain;
-  p.constant_table = plain && constant;
+  p.plain_means = !other_means;
+  p.constant_table = !other_means && !other_deviations;
 }
 
 inline bool has_step(const Crossbar& c) { return c.step || c.found; }

@@ -1,5 +1,6 @@
 // The operators on CUDA: sampler and fused product on the current stream of the weight's device. No value is read back,
 // no call waits.
+#include "../keys.h"
 #include "choice.h"
 #include "int8_product.h"
 #include "operands.h"
@@ -201,6 +202,7 @@ extern "C" __attribute__((visibility("default"))) void nft_ext_set_fused_columns
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
+  m.impl("draw_key", TORCH_BOX(&nft::draw_key));
   m.impl("weight_step", TORCH_BOX(&nft::weight_step));
   m.impl("weight_step_many", TORCH_BOX(&nft::weight_step_many));
   m.impl("program_many", TORCH_BOX(&nft::CudaOperators::program_many));

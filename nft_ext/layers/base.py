@@ -10,7 +10,7 @@ from .. import operators
 from ..checks import fail
 from ..device import NVMDevice
 from ..functional import Crossbar, device_table
-from ..keys import draw_key, fresh_key, stream_of
+from ..keys import fresh_key, stream_of
 from ..operands import check_tensor, is_ordinary
 
 
@@ -96,7 +96,7 @@ class NoisyLayer(nn.Module):
         if weight.dtype != torch.float32:
             weight = weight.float()
         if key is None:
-            key = draw_key(weight) if torch.compiler.is_compiling() else fresh_key(weight)
+            key = fresh_key(weight)
         codes, step = self._codes_and_step(weight, master)
         return Crossbar(weight, codes, step, buffers["_table"], key, self.stream, self._spec)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from nft_ext.checks import fail
 from nft_ext.device import NVMDevice
 from nft_ext.functional import program_weights
-from nft_ext.keys import draw_key, fresh_key
+from nft_ext.keys import fresh_key
 from nft_ext.layers import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
 
 # Noise in units of max|W| from standard normals: z [*weight.shape] -> [*weight.shape].
@@ -37,7 +37,7 @@ class _Injected(NoisyLayer):
         """
         weight, key = self.weight, self._key
         if key is None:
-            key = draw_key(weight) if torch.compiler.is_compiling() else fresh_key(weight)
+            key = fresh_key(weight)
         if self.int8:
             fail("int8", "must be off where a method injects noise of its own, for training", True, RuntimeError)
         if key.shape[0] != 1:

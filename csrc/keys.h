@@ -1,0 +1,26 @@
+// The key of a fresh chip from torch's generator of a device: what torch.randint(2**63 - 1, (1, 1)) draws, and draw 0 of the
+// training domain. Schema and fake kernel: nft_ext/keys.py.
+#pragma once
+
+#include "aten.h"
+
+namespace nft {
+
+// [1, 2] int64 on `like`'s device.
+inline Tensor draw_key(Tensor like) {
+  constexpr int64_t kTrainingDraw = int64_t(1) << 32;  // domain 1: core/philox.h
+  Tensor key = aten::empty({1, 2}, ScalarType::Long, like);
+  if (like.is_cpu()) {
+    const Tensor seed = aten::empty({1}, ScalarType::Long, like);
+    aten::random_(seed, INT64_MAX);
+    int64_t* row = static_cast<int64_t*>(key.data_ptr());
+    row[0] = *static_cast<const int64_t*>(seed.data_ptr());
+    row[1] = kTrainingDraw;
+  } else {
+    aten::random_(torch::stable::narrow(key, 1, 0, 1), INT64_MAX);
+    torch::stable::fill_(torch::stable::narrow(key, 1, 1, 1), (double)kTrainingDraw);
+  }
+  return key;
+}
+
+}  // namespace nft
