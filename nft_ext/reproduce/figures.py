@@ -241,12 +241,13 @@ def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
             axes.plot(row.per_seed, [height + 0.36] * len(row.per_seed), "o", color=colour, alpha=0.7, markersize=3.2,
                       markeredgewidth=0)
             if math.isfinite(row.seed_ci95):
-                axes.plot([row.accuracy - row.seed_ci95, row.accuracy + row.seed_ci95], [height, height], color=colour,
-                          linewidth=1.6,
-                          alpha=0.8)
+                axes.plot([max(0.0, row.accuracy - row.seed_ci95), min(100.0, row.accuracy + row.seed_ci95)], [height, height],
+                          color=colour, linewidth=1.6, alpha=0.8)
             axes.plot(row.accuracy, height, "o", color=colour, markersize=7)
             if row.published is not None:
                 axes.plot(row.published, height, "o", mfc="none", mec=colour, markersize=9, markeredgewidth=1.4)
+        seen = [v for row in here for v in (*row.per_seed, row.accuracy, row.published) if v is not None]
+        axes.set_xlim(max(0, min(seen) - 6), min(101.5, max(seen) + 6))  # of the marks: two seeds' intervals span everything
         axes.set_yticks(heights, [label(row.variant) for row in here])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(heights[-1] + 0.8, heights[0] - 0.8)
