@@ -155,17 +155,24 @@ def _with_seeds(rows: Sequence[Row], what: str = "95 %") -> str:
     return f"{what} over {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]}'} training seeds"
 
 
-def _accuracy(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
-    def interval(row: Row) -> tuple[float, float]:
-        if not math.isfinite(row.seed_ci95):
-            return math.nan, math.nan  # one seed: nothing is drawn
-        return max(0.0, row.accuracy - row.seed_ci95), min(100.0, row.accuracy + row.seed_ci95)
+def _interval(row: Row) -> tuple[float, float]:
+    """The 95 % interval over training seeds, within 0 and 100 %."""
+    if not math.isfinite(row.seed_ci95):
+        return math.nan, math.nan  # one seed: nothing is drawn
+    return max(0.0, row.accuracy - row.seed_ci95), min(100.0, row.accuracy + row.seed_ci95)
 
-    for panel, axes in _sweep(figure, rows, theme, "accuracy", interval, "published"):
+
+def _limits(seen: Sequence[float]) -> tuple[float, float]:
+    """An accuracy axis that shows the marks `seen`: intervals may leave it, two seeds' may span everything."""
+    return max(0.0, min(seen) - 6), min(101.5, max(seen) + 6)
+
+
+def _accuracy(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
+    for panel, axes in _sweep(figure, rows, theme, "accuracy", _interval, "published"):
         here = [row for row in rows if row.panel == panel]
         seen = [v for row in here for v in (row.accuracy, row.published) if v is not None]
         chance = CHANCE.get(panel.rpartition("-")[2])
-        axes.set_ylim(max(0, min(seen) - 6), min(101.5, max(seen) + 6))
+        axes.set_ylim(*_limits(seen))
         if chance is not None and axes.get_ylim()[0] < chance:
             axes.axhline(chance, color=theme.faint, linewidth=0.8, linestyle=(0, (2, 3)))
             axes.annotate("chance", (0, chance), xycoords=("axes fraction", "data"), xytext=(3, 2),
@@ -240,14 +247,12 @@ def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
             colour = theme.colour(row.variant)
             axes.plot(row.per_seed, [height + 0.36] * len(row.per_seed), "o", color=colour, alpha=0.7, markersize=3.2,
                       markeredgewidth=0)
-            if math.isfinite(row.seed_ci95):
-                axes.plot([max(0.0, row.accuracy - row.seed_ci95), min(100.0, row.accuracy + row.seed_ci95)], [height, height],
-                          color=colour, linewidth=1.6, alpha=0.8)
+            axes.plot(_interval(row), [height, height], color=colour, linewidth=1.6, alpha=0.8)
             axes.plot(row.accuracy, height, "o", color=colour, markersize=7)
             if row.published is not None:
                 axes.plot(row.published, height, "o", mfc="none", mec=colour, markersize=9, markeredgewidth=1.4)
         seen = [v for row in here for v in (*row.per_seed, row.accuracy, row.published) if v is not None]
-        axes.set_xlim(max(0, min(seen) - 6), min(101.5, max(seen) + 6))  # of the marks: two seeds' intervals span everything
+        axes.set_xlim(*_limits(seen))
         axes.set_yticks(heights, [label(row.variant) for row in here])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(heights[-1] + 0.8, heights[0] - 0.8)
@@ -276,9 +281,7 @@ def _settings(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
                 x = group + 0.18 * (place - (len(methods) - 1) / 2)
                 axes.plot([x + 0.06] * len(row.per_seed), row.per_seed, "o", color=colour, alpha=0.5, markersize=2.6,
                           markeredgewidth=0)
-                if math.isfinite(row.seed_ci95):
-                    axes.vlines(x, max(0.0, row.accuracy - row.seed_ci95), min(100.0, row.accuracy + row.seed_ci95),
-                                color=colour, linewidth=1.6, alpha=0.8)
+                axes.plot([x, x], _interval(row), color=colour, linewidth=1.6, alpha=0.8)
                 axes.plot(x, row.accuracy, marker, color=colour, markersize=6.5, label=NAMES.get(method, method))
         axes.set_xticks(range(1 + len(SETTINGS)), ["as it is", *SETTINGS])
         axes.set(xlim=(-0.55, len(SETTINGS) + 0.55), ylabel="accuracy over chips, %")
