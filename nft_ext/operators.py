@@ -216,18 +216,24 @@ class NoisyConv2d(torch.autograd.Function):
 
 
 def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any) -> Tensor:
-    """Through the autograd Function where a gradient can be asked for, else the operator itself, past torch's autograd layer:
-    evaluation calls it millions of times, and that layer costs more than a small product."""
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments[:3]):
-        return function.apply(*arguments)
-    if torch.compiler.is_compiling():
+    """Through the autograd Function where a gradient can be asked for, else the operator itself."""
+    if torch.is_grad_enabled():
+        for differentiable in arguments[:3]:  # x, weight, bias, or of `program` weight alone
+            if differentiable is not None and differentiable.requires_grad:
+                return function.apply(*arguments)
+    return _past_autograd(operator, *arguments)
+
+
+def _past_autograd(operator: Any, *arguments: Any) -> Tensor:
+    """The operator without torch's autograd layer, which costs more than a small product: evaluation calls it millions of times."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():  # a graph's own affair, or without it already
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
 
 
 def call_fused(operator: Any, *arguments: Any) -> Tensor:
-    """An operator for inference, past torch's autograd layer as above.
+    """An operator for inference.
 
     Raises:
         RuntimeError: an argument requires a gradient, and gradients are on.
@@ -236,7 +242,4 @@ def call_fused(operator: Any, *arguments: Any) -> Tensor:
         kind = str(getattr(operator, "overloadpacket", operator)).rpartition("_")[2]
         fail("x, weight, bias, scale, shift and residual", _NO_GRADIENT.format(kind), f"a tensor {list(wanting[0].shape)} that does",
              RuntimeError)
-    if torch.compiler.is_compiling():
-        return operator(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
+    return _past_autograd(operator, *arguments)

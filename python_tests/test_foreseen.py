@@ -1,5 +1,6 @@
 """A weight programmed again and again is read once a call: the step is guessed from the calls before and verified on the way
-(csrc/cpu/foreseen.h). Whatever happens to the weight in between, each call gives what the definition gives."""
+(csrc/cpu/foreseen.h), by the sampler alone and by the fused product. Whatever happens to the weight in between, each call gives what the
+definition gives."""
 
 import pytest
 import torch
@@ -45,12 +46,11 @@ def test_a_right_guess(name, draws):
     assert torch.equal(program(weight, DEVICES[name], draws), expected(weight, DEVICES[name], draws))
 
 
-@pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize("change", ["larger", "smaller", "last larger", "zero", "halved"])
-def test_a_wrong_guess(name, change):
+CHANGES = ["larger", "smaller", "last larger", "zero", "halved"]
+
+
+def change_values(weight, change):
     """Written past torch's version counter, as an optimizer of one's own may do."""
-    nvm = DEVICES[name]
-    weight = programmed_often(nvm)
     values = weight.numpy().reshape(-1)
     largest = abs(values).argmax()
     if change == "larger":
@@ -63,6 +63,14 @@ def test_a_wrong_guess(name, change):
         values[:] = 0
     else:
         values *= 0.5
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_wrong_guess(name, change):
+    nvm = DEVICES[name]
+    weight = programmed_often(nvm)
+    change_values(weight, change)
     for draw in range(50, 50 + CALLS):
         assert torch.equal(program(weight, nvm, draw), expected(weight, nvm, draw))
 
@@ -118,3 +126,75 @@ def test_a_product_from_weights_that_change():
         with torch.no_grad():
             weight -= 0.05 * weight.grad
         weight.grad = None
+
+
+# ---- the fused product: few images, weights enough (FusedProduct::worth)
+
+CONVOLUTIONS = {"plain": ((96, 32, 3, 3), 1), "groups": ((96, 48, 3, 3), 2), "one column of blocks": ((16, 512, 1, 1), 1)}
+DRAWS = [[4], [5, 6, 7]]
+
+
+def convolved_often(kind, name):
+    """(layer's weight, a function from draws to its product and that of the definition); the step will be guessed."""
+    shape, groups = CONVOLUTIONS[kind]
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(2)) * 0.1
+    ALL.append(weight)
+    nvm, x = DEVICES[name], torch.randn(1, shape[1] * groups, 4, 4, generator=torch.Generator().manual_seed(3))
+
+    def both(draws):
+        got = nft.noisy_conv2d(x, weight, nvm=nvm, key=nft.noise_key(3, draws), stream=5, padding=shape[2] // 2, groups=groups)
+        chips = expected(weight, nvm, draws)
+        return got, torch.cat([torch.nn.functional.conv2d(x, w_p, padding=shape[2] // 2, groups=groups) for w_p in chips])
+
+    for draw in range(CALLS):
+        both([draw])
+    return weight, both
+
+
+def assert_products_agree(both):
+    for draws in DRAWS:
+        got, want = both(draws)
+        torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_product_with_a_right_guess(kind, name):
+    assert_products_agree(convolved_often(kind, name)[1])
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["fast", "tables"])
+def test_a_product_with_a_wrong_guess(name, change, kind):
+    weight, both = convolved_often(kind, name)
+    change_values(weight, change)
+    for _ in range(CALLS):
+        assert_products_agree(both)
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+def test_a_product_of_weights_that_are_no_longer_finite(bad, kind):
+    """Wherever the weight is: every block of rows looks at its own."""
+    weight, both = convolved_often(kind, "tables")
+    for place in (0, 4000, -1):
+        good = weight.view(-1)[place].clone()
+        weight.view(-1)[place] = bad
+        for _ in range(CALLS):
+            with pytest.raises(RuntimeError, match="weight: must be finite"):
+                both([1])
+        weight.view(-1)[place] = good
+        for _ in range(CALLS):
+            assert_products_agree(both)
+
+
+def test_the_step_of_a_guess_reaches_the_backward():
+    """The backward programs the forward's chip again, by the step that the forward found."""
+    weight, both = convolved_often("plain", "fast")
+    rows = torch.randn(1, 32, 4, 4, requires_grad=True)
+    key = nft.noise_key(3, [9])
+    nft.noisy_conv2d(rows, weight, nvm=DEVICES["fast"], key=key, stream=5, padding=1).sum().backward()
+    w_p = expected(weight, DEVICES["fast"], [9])[0]
+    want = torch.nn.grad.conv2d_input(rows.shape, w_p, torch.ones(1, 96, 4, 4), padding=1)
+    torch.testing.assert_close(rows.grad, want, rtol=2e-5, atol=2e-4)

@@ -11,12 +11,21 @@ namespace nft {
 namespace NFT_ISA {
 namespace {
 
+// Asks for the memory of the next chunk while this one is computed: the processor's own prefetchers stop at the end of a page, which
+// is four chunks.
+template <class T>
+NFT_FN void ask_for_next(const T* chunk) {
+  constexpr int kLine = 64;
+  for (int i = 0; i < (int)(kChunk * sizeof(T)); i += kLine) __builtin_prefetch((const char*)(chunk + kChunk) + i, 0, 3);
+}
+
 // Packed codes of one chunk (core/quantize.h): those given, or the weights' own, quantized into `local`. Short last chunks are
 // padded with zeros there. Codes are two or four bytes: reading them again for every chip is cheaper than keeping floats.
 template <class Packed>
 const Packed* codes_of_chunk(const Program& p, int64_t first, int count, Packed* local) {
   if (p.codes) {
     const Packed* codes = (const Packed*)p.codes + first;
+    ask_for_next(codes);
     if (count == kChunk) return codes;
     memset(local, 0, kChunk * sizeof(Packed));
     memcpy(local, codes, count * sizeof(Packed));
@@ -25,6 +34,7 @@ const Packed* codes_of_chunk(const Program& p, int64_t first, int count, Packed*
   const float top = from_int((1 << p.weight_bits) - 1);
   alignas(64) float padded[kChunk];
   const float* w = p.weight + first;
+  ask_for_next(w);
   if (count < kChunk) {
     memset(padded, 0, sizeof padded);
     memcpy(padded, w, count * sizeof(float));
@@ -98,15 +108,18 @@ uint32_t fresh_weights(const Program& p, const float* __restrict weight, const f
 __attribute__((noinline)) uint32_t fresh_chunk(const Program& p, const ChipKey& key, uint64_t block0, const float* __restrict weight,
                                                float* __restrict w) {
   alignas(64) Lane z;
+  ask_for_next(weight);
   if (p.reciprocal.high != 0.0f) {
     const Reciprocal r = p.reciprocal;
     normals_of_chunk(key, kSliceWeight, block0, z);
+    ask_for_next(w);
     return fresh_weights(p, weight, z, [=](int i) { return quotient_by(magnitude_of(weight[i]), r); }, w);
   }
   // Divisions come first, in a loop with little else, so that the divider works through them while the random words are made.
   alignas(64) Lane quotient;
   for (int i = 0; i < kChunk; ++i) quotient[i] = quotient_of(weight[i], p.step);
   normals_of_chunk(key, kSliceWeight, block0, z);
+  ask_for_next(w);
   return fresh_weights(p, weight, z, [&](int i) { return quotient[i]; }, w);
 }
 

@@ -71,4 +71,10 @@ class Foreseen {
   Seen seen_[kPlaces][kWays] = {};
 };
 
+// The process's.
+inline Foreseen& foreseen() {
+  static Foreseen only;
+  return only;
+}
+
 }  // namespace nft

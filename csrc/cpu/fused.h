@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "finish.h"
+#include "foreseen.h"
 #include "program.h"
 #include "recycled.h"
 #include "window.h"
@@ -67,10 +68,10 @@ class FusedProduct {
     for (int i = 0; i < x.dim(); ++i) x_stride_[i] = x.stride(i);
   }
 
-  // Timed on two AVX-512 cores against sampler and library product, ten layers at 1 to 32 images (docs/decisions.md).
+  // Timed against sampler and library product: docs/decisions.md.
   bool worth() const {
-    if (w_.rows * w_.inner() < 8192) return false;
-    if (order_ == Order::kPanels) return w_.columns() >= 4 && w_.columns() * w_.inner() * w_.groups <= kCacheFloats;
+    if (w_.rows * w_.inner() < kFewWeights && w_.columns() > (w_.pixels() == 1 ? kMostRows : kMostPixels)) return false;
+    if (order_ == Order::kPanels) return w_.columns() * w_.inner() * w_.groups <= kCacheFloats;
     return w_.images * w_.channels * w_.plane() <= kCacheFloats / 2;
   }
 
@@ -90,30 +91,51 @@ class FusedProduct {
 
     Program program = program_of(c_, holder_);
     program.chips = 1;  // at a time
-    std::optional<Largest> largest;
     std::vector<Phase> phases;
-    if (has_step(c_)) {
-      set_step(program, program.step);
-    } else {
-      largest.emplace(program.weight, program.n);
-      phases.push_back(largest->phase());
-      phases.push_back({1, [&](int64_t) { set_step(program, *largest); }});
-    }
     plan_input(phases);
     plan_columns(phases);
-    plan_rows(phases, program);
-    deal(phases, program.n + w_.columns() * w_.inner() * w_.rows / 64 < kAlone);
-    if (largest) {
-      largest->check_finite(c_.op);
-      c_.found = largest->step(c_.device[0]);
+    if (has_step(c_)) {
+      set_step(program, program.step);
+      phases.push_back(rows(program));
+      deal(phases, alone());
+    } else {
+      run_and_find_step(phases, program);
     }
     return y;
   }
 
  private:
+  // The step is foreseen or found first. `phases`: what the rows need besides.
+  void run_and_find_step(std::vector<Phase>& phases, Program& program) {
+    const uint32_t guess = foreseen().largest(program.weight, program.n);
+    std::optional<Largest> largest;
+    if (guess) {
+      largest.emplace(program.weight, program.n, w_.groups * blocks());
+      set_step(program, step_of(guess, program.weight_bits));
+      phases.push_back(rows(program, &*largest));
+    } else {
+      largest.emplace(program.weight, program.n);
+      phases.push_back(largest->phase());
+      phases.push_back({1, [&](int64_t) { set_step(program, *largest); }});
+      phases.push_back(rows(program));
+    }
+    deal(phases, alone());
+    if (guess && largest->bits() != guess && largest->finite()) {
+      set_step(program, *largest);
+      deal({rows(program)}, alone());
+    }
+    largest->check_finite(c_.op);
+    foreseen().found(program.weight, program.n, largest->bits());
+    c_.found = largest->step(program.weight_bits);
+  }
+
+  static constexpr int64_t kFewWeights = 1 << 13;   // so few do not pay for gathering many columns:
+  static constexpr int64_t kMostRows = 1 << 6;      // of a linear layer, for which the library is quick to start
+  static constexpr int64_t kMostPixels = 1 << 13;   // of a convolution, for which it is slow
   static constexpr int64_t kAlone = 1 << 13;        // weights, or 64 multiplications each: some ten microseconds
   static constexpr int64_t kCacheFloats = 1 << 18;  // a megabyte: half of a second-level cache
 
+  bool alone() const { return (w_.inner() + w_.columns() * w_.inner() / 64) * w_.rows < kAlone; }
   int64_t chips_of_input() const { return shared_ ? 1 : c_.chips(); }
   int64_t vectors() const { return (w_.columns() + kernel_.lanes - 1) / kernel_.lanes; }
   int64_t panel_floats() const {
@@ -200,14 +222,18 @@ class FusedProduct {
     return std::max(step, std::min(most, w_.group_rows() / blocks) / step * step);
   }
 
-  void plan_rows(std::vector<Phase>& phases, const Program& program) {
-    const int64_t rows = block_rows(), blocks = (w_.group_rows() + rows - 1) / rows;
-    phases.push_back({c_.chips() * w_.groups * blocks, [=, &program](int64_t i) {
-                        const int64_t first = i % blocks * rows, group = i / blocks % w_.groups, chip = i / blocks / w_.groups;
-                        Program p = program;
-                        p.keys += 2 * chip;
-                        multiply_rows(p, chip, group, group * w_.group_rows() + first, std::min(rows, w_.group_rows() - first));
-                      }});
+  int64_t blocks() const { return (w_.group_rows() + block_rows() - 1) / block_rows(); }  // of a group
+
+  // The product, a block of rows a piece; `looking` sees all weights on the way.
+  Phase rows(const Program& program, Largest* looking = nullptr) const {
+    const int64_t rows = block_rows(), blocks = this->blocks();
+    return {c_.chips() * w_.groups * blocks, [=, &program](int64_t i) {
+              const int64_t first = i % blocks * rows, group = i / blocks % w_.groups, chip = i / blocks / w_.groups;
+              Program p = program;
+              p.keys += 2 * chip;
+              if (looking && chip == 0) p.largest = looking->numbered_part(i);
+              multiply_rows(p, chip, group, group * w_.group_rows() + first, std::min(rows, w_.group_rows() - first));
+            }};
   }
 
   void multiply_rows(Program& p, int64_t chip, int64_t group, int64_t row, int64_t rows) const {

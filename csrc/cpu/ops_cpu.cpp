@@ -3,7 +3,6 @@
 
 #include "../keys.h"
 #include "../operators.h"
-#include "foreseen.h"
 #include "fused.h"
 #include "int8_product.h"
 #include "program.h"
@@ -11,11 +10,6 @@
 
 namespace nft {
 namespace {
-
-Foreseen& foreseen() {
-  static Foreseen only;
-  return only;
-}
 
 struct Cpu {
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return Recycled::empty(sizes, dtype, like); }

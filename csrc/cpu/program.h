@@ -47,8 +47,10 @@ inline float step_of(uint32_t largest, int64_t weight_bits) {
 // The largest |weight|, found in pieces by several threads, and the step that follows from it.
 class Largest {
  public:
-  Largest(const float* weight, int64_t n)
-      : weight_(weight), n_(n), parts_((size_t)((n + kLeastPiece - 1) / kLeastPiece), 0u) {}
+  Largest(const float* weight, int64_t n) : Largest(weight, n, (n + kLeastPiece - 1) / kLeastPiece) {}
+
+  // For a division into other pieces, which note theirs by number.
+  Largest(const float* weight, int64_t n, int64_t parts) : weight_(weight), n_(n), parts_((size_t)parts, 0u) {}
 
   // Looks at all weights; the other functions hold once it is done.
   Phase phase() {
@@ -58,7 +60,8 @@ class Largest {
   }
 
   // Where the piece that begins with weight `begin` notes its largest.
-  uint32_t* part(int64_t begin) { return &parts_[(size_t)(begin / kLeastPiece)]; }
+  uint32_t* part(int64_t begin) { return numbered_part(begin / kLeastPiece); }
+  uint32_t* numbered_part(int64_t i) { return &parts_[(size_t)i]; }
 
   uint32_t bits() const {
     uint32_t most = 0;

@@ -45,12 +45,15 @@ void program_packed(const Program& p, const ChipKey* keys, int first_chip, int c
       const int64_t at = (first_chip + chip) * p.n + first;
       if (p.out_type == OutType::kFloat32) {
         float* out = (float*)p.out + at;
+        ask_for_next(out);
         chunk_on_chip(p, keys[chip], chunk, codes, count == kChunk ? out : local);
         if (count < kChunk) memcpy(out, local, count * sizeof(float));
       } else {
+        uint16_t* out = (uint16_t*)p.out + at;
+        ask_for_next(out);
         chunk_on_chip(p, keys[chip], chunk, codes, local);
         for (int i = 0; i < kChunk; ++i) half[i] = to_bfloat16(local[i]);
-        memcpy((uint16_t*)p.out + at, half, count * sizeof(uint16_t));
+        memcpy(out, half, count * sizeof(uint16_t));
       }
     }
   }

@@ -90,17 +90,17 @@ class NoisyLayer(nn.Module):
         buffers, weight = self._buffers, self._parameters.get("weight")
         if weight is None:
             weight = self.weight  # a parametrization's
-        master, key = weight, buffers["_key"]
-        if not torch.compiler.is_compiling() and not is_ordinary(weight):
+        master, key, compiling = weight, buffers["_key"], torch.compiler.is_compiling()
+        if not compiling and not is_ordinary(weight):
             check_tensor(f"{self.name or type(self).__name__}.weight", weight)
         if weight.dtype != torch.float32:
             weight = weight.float()
         if key is None:
             key = fresh_key(weight)
-        codes, step = self._codes_and_step(weight, master)
+        codes, step = (None, None) if compiling or weight is not master else self._codes_and_step(weight)
         return Crossbar(weight, codes, step, buffers["_table"], key, self.stream, self._spec)
 
-    def _codes_and_step(self, weight: Tensor, master: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The quantized weight, kept while the weight stays unchanged; nothing in training, where the operator finds the step.
 
         "Unchanged" is the same parameter at the same address, torch's version counter, and no optimizer's step. Writing through
@@ -108,7 +108,7 @@ class NoisyLayer(nn.Module):
         the outermost context.
         """
         bits = self.nvm.weight_bits
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.is_inference() or weight is not master:
+        if torch.is_grad_enabled() or weight.is_inference():
             return None, None
         stamp = (id(weight), weight.data_ptr(), weight._version, _optimizer_steps, bits, weight.device)
         if self._quantized is None or self._quantized[0] != stamp:
