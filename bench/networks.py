@@ -16,6 +16,7 @@ from bench.sampler import SAMPLING, network
 IMAGES = (1, 8, 128)
 ROUNDS = {1: 15, 8: 15, 128: 9}
 FOLDED = "folded batch-norm"
+FUSED = "fused epilogue"
 
 
 @functools.cache
@@ -58,7 +59,7 @@ def _ours(images: int, precision: str, draws: str, mode: str) -> Ready:
     return _ready(model, eager, check, images, precision, mode)
 
 
-def _fused(images: int, precision: str, draws: str) -> Ready:
+def _fused(images: int, precision: str, draws: str, mode: str) -> Ready:
     """nft.fuse: batch-norm, residual additions and ReLUs in the products' epilogues. Right where the unfused network, which
     is checked itself, gives the same logits on the same chip."""
     model = nft.convert(network(), SAMPLING[draws])
@@ -72,7 +73,7 @@ def _fused(images: int, precision: str, draws: str) -> Ready:
             quiet = checks.close("noise-free logits", run(), _forward(baselines.by_hand(network(), "none"), images, precision)(), precision)
         return checks.first(same, quiet, _check_noise(model, list(nft.noisy_layers(model).values()), images, precision))
 
-    return Ready(run, check)
+    return _ready(fused, run, check, images, precision, mode)
 
 
 def _by_hand(images: int, precision: str, draws: str, mode: str, cached: bool) -> Ready:
@@ -145,7 +146,7 @@ def _case(images: int) -> Case:
         variants.append(variant("torch", "none", precision, _plain))
         for draws in ("one", "device"):
             variants.append(variant("nft", draws, precision, _ours, draws, "eager", cached=True))
-            variants.append(variant("nft", draws, precision, _fused, draws, cached=True, note="fused epilogue"))
+            variants.append(variant("nft", draws, precision, _fused, draws, "eager", cached=True, note=FUSED))
             variants.append(variant("torch", draws, precision, _by_hand, draws, "eager", True, cached=True))
             folded = functools.partial(variant, "torch", draws, precision, _folded, draws)
             variants.append(folded("eager", cached=True, note=FOLDED))
@@ -153,6 +154,8 @@ def _case(images: int) -> Case:
                 variants.append(variant("torch", draws, precision, _by_hand, draws, "compile", True, cached=True, mode="compile"))
                 variants.append(folded("compile", cached=True, mode="compile", note=FOLDED))
     variants.append(variant("nft", "one", "fp32", _ours, "one", "compile", mode="compile"))
+    if images == 1:
+        variants.append(variant("nft", "one", "fp32", _fused, "one", "compile", mode="compile", note=FUSED))
     for draws in ("one", "device"):  # as it is usually written: quantizing at every forward
         variants.append(variant("torch", draws, "fp32", _by_hand, draws, "eager", False))
     return Case(f"resnet18-{images}", f"ResNet-18, {images} x 3 x 32 x 32, forward", tuple(variants), rounds=ROUNDS[images])

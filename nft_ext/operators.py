@@ -221,12 +221,13 @@ def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any
         for differentiable in arguments[:3]:  # x, weight, bias, or of `program` weight alone
             if differentiable is not None and differentiable.requires_grad:
                 return function.apply(*arguments)
-    return _past_autograd(operator, *arguments)
+    return operator(*arguments) if torch.compiler.is_compiling() else past_autograd(operator, *arguments)
 
 
-def _past_autograd(operator: Any, *arguments: Any) -> Tensor:
-    """The operator without torch's autograd layer, which costs more than a small product: evaluation calls it millions of times."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():  # a graph's own affair, or without it already
+def past_autograd(operator: Any, *arguments: Any) -> Tensor:
+    """The operator without torch's autograd layer, which costs more than a small product: evaluation calls it millions of times.
+    In eager mode, where no gradient can be asked for."""
+    if torch.is_inference_mode_enabled():  # without it already
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
@@ -242,4 +243,4 @@ def call_fused(operator: Any, *arguments: Any) -> Tensor:
         kind = str(getattr(operator, "overloadpacket", operator)).rpartition("_")[2]
         fail("x, weight, bias, scale, shift and residual", _NO_GRADIENT.format(kind), f"a tensor {list(wanting[0].shape)} that does",
              RuntimeError)
-    return _past_autograd(operator, *arguments)
+    return operator(*arguments) if torch.compiler.is_compiling() else past_autograd(operator, *arguments)

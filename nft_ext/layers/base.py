@@ -84,13 +84,15 @@ class NoisyLayer(nn.Module):
         """Products of 8-bit numbers from here on, or those of x's type; what stands programmed is not for the former."""
         self.int8, self._programmed = enabled, None
 
-    def crossbar(self) -> Crossbar:
-        """The operator arguments of this layer for one forward."""
+    def crossbar(self, compiling: bool | None = None) -> Crossbar:
+        """The operator arguments of this layer for one forward; `compiling`: torch's word on that, where it has been asked for."""
         # Straight from the dictionaries: nn.Module's __getattr__ comes after a failed search, and this is on the path of every call.
         buffers, weight = self._buffers, self._parameters.get("weight")
         if weight is None:
             weight = self.weight  # a parametrization's
-        master, key, compiling = weight, buffers["_key"], torch.compiler.is_compiling()
+        master, key = weight, buffers["_key"]
+        if compiling is None:
+            compiling = torch.compiler.is_compiling()
         if not compiling and not is_ordinary(weight):
             check_tensor(f"{self.name or type(self).__name__}.weight", weight)
         if weight.dtype != torch.float32:

@@ -39,8 +39,9 @@ class FusedLayer(NoisyLayer):
         if self.training:
             fail(self.name or type(self).__name__, "must be in eval mode, a fused model is for inference: train the model it was made "
                  "of, then fuse again", "training mode", RuntimeError)
-        bar = self.crossbar()
-        if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+        compiling = torch.compiler.is_compiling()
+        bar = self.crossbar(compiling)
+        if compiling or not isinstance(x, Tensor):
             return self.checked(x, residual, bar)[0]
         x = in_autocast(x)
         # Checked once for all calls with the same shapes, types and devices.
@@ -51,8 +52,9 @@ class FusedLayer(NoisyLayer):
         if static is not None:
             rows, own = self._buffers, self._parameters
             bias = own["bias"] if "bias" in own else self.bias
-            return operators.call_fused(self._operators[self.int8], x, bar.weight, bias, *bar[1:], *static, rows["scale"], rows["shift"],
-                                        residual, self.ends_in_relu)
+            call = operators.call_fused if torch.is_grad_enabled() else operators.past_autograd
+            return call(self._operators[self.int8], x, bar.weight, bias, *bar[1:], *static, rows["scale"], rows["shift"], residual,
+                        self.ends_in_relu)
         y, static = self.checked(x, residual, bar)
         if static is not None:
             if len(self._known) >= 64:
