@@ -8,7 +8,6 @@
 #include <stdlib.h>
 
 #include "finish.h"
-#include "foreseen.h"
 #include "program.h"
 #include "recycled.h"
 #include "window.h"
@@ -99,36 +98,17 @@ class FusedProduct {
       phases.push_back(rows(program));
       deal(phases, alone());
     } else {
-      run_and_find_step(phases, program);
+      c_.found = run_finding_step(c_.op, program, w_.groups * blocks(), [&](std::vector<Phase> first, Largest* looking) {
+        first.insert(first.end(), phases.begin(), phases.end());
+        first.push_back(rows(program, looking));
+        deal(first, alone());
+        phases.clear();  // the input stands ready, should this come again
+      });
     }
     return y;
   }
 
  private:
-  // The step is foreseen or found first. `phases`: what the rows need besides.
-  void run_and_find_step(std::vector<Phase>& phases, Program& program) {
-    const uint32_t guess = foreseen().largest(program.weight, program.n);
-    std::optional<Largest> largest;
-    if (guess) {
-      largest.emplace(program.weight, program.n, w_.groups * blocks());
-      set_step(program, step_of(guess, program.weight_bits));
-      phases.push_back(rows(program, &*largest));
-    } else {
-      largest.emplace(program.weight, program.n);
-      phases.push_back(largest->phase());
-      phases.push_back({1, [&](int64_t) { set_step(program, *largest); }});
-      phases.push_back(rows(program));
-    }
-    deal(phases, alone());
-    if (guess && largest->bits() != guess && largest->finite()) {
-      set_step(program, *largest);
-      deal({rows(program)}, alone());
-    }
-    largest->check_finite(c_.op);
-    foreseen().found(program.weight, program.n, largest->bits());
-    c_.found = largest->step(program.weight_bits);
-  }
-
   static constexpr int64_t kFewWeights = 1 << 13;   // so few do not pay for gathering many columns:
   static constexpr int64_t kMostRows = 1 << 6;      // of a linear layer, for which the library is quick to start
   static constexpr int64_t kMostPixels = 1 << 13;   // of a convolution, for which it is slow
@@ -231,7 +211,7 @@ class FusedProduct {
               const int64_t first = i % blocks * rows, group = i / blocks % w_.groups, chip = i / blocks / w_.groups;
               Program p = program;
               p.keys += 2 * chip;
-              if (looking && chip == 0) p.largest = looking->numbered_part(i);
+              if (looking && chip == 0) p.largest = looking->part(i);
               multiply_rows(p, chip, group, group * w_.group_rows() + first, std::min(rows, w_.group_rows() - first));
             }};
   }

@@ -26,29 +26,18 @@ struct Cpu {
       deal({programming(p)});
       return;
     }
-    Largest largest(p.weight, p.n);
-    if (const uint32_t guess = foreseen().largest(p.weight, p.n)) {
-      Program guessed = p;
-      set_step(guessed, step_of(guess, p.weight_bits));
-      deal({programming(guessed, &largest)});
-      if (largest.bits() != guess && largest.finite()) {
-        set_step(p, largest);
-        deal({programming(p)});
-      }
-    } else {
-      deal({largest.phase(), {1, [&](int64_t) { set_step(p, largest); }},
-            Phase::tiles(chunks_of(p.n), kChunksPerPiece, [&](int64_t begin, int64_t end) { kernels().program(p, begin, end); })});
-    }
-    largest.check_finite(c.op);
-    foreseen().found(p.weight, p.n, largest.bits());
-    c.found = largest.step(p.weight_bits);
+    const int64_t pieces = programming(p).pieces;
+    c.found = run_finding_step(c.op, p, pieces, [&](std::vector<Phase> phases, Largest* looking) {
+      phases.push_back(programming(p, looking));
+      deal(phases);
+    });
   }
 
-  // Programs a crossbar whose step is known, or guessed: then `looking` sees all weights on the way.
+  // Programs a crossbar; `looking` sees all weights on the way.
   static Phase programming(const Program& p, Largest* looking = nullptr) {
-    return Phase::tiles(chunks_of(p.n), kChunksPerPiece, [p, looking](int64_t begin, int64_t end) {
+    return Phase::tiles(chunks_of(p.n), kChunksPerPiece, [&p, looking](int64_t begin, int64_t end) {
       Program piece = p;
-      if (looking) piece.largest = looking->part(begin * kChunk);
+      if (looking) piece.largest = looking->part(begin / kChunksPerPiece);
       kernels().program(piece, begin, end);
     });
   }
@@ -71,7 +60,7 @@ struct Cpu {
         looking.push_back(found[l]->phase());
         steps.push_back({1, [&p, &largest](int64_t) { set_step(p, largest); }});
       }
-      programming.push_back(Phase::tiles(chunks_of(p.n), kChunksPerPiece, [&p](int64_t begin, int64_t end) { kernels().program(p, begin, end); }));
+      programming.push_back(Cpu::programming(p));
     }
     deal({Phase::joined(looking), Phase::joined(steps), Phase::joined(programming)});
     for (size_t l = 0; l < layers.size(); ++l)

@@ -6,6 +6,7 @@
 
 #include "../product.h"
 #include "deal.h"
+#include "foreseen.h"
 #include "sampler.h"
 
 namespace nft {
@@ -13,7 +14,6 @@ namespace nft {
 // About 16,000 weights a piece: tens of microseconds, well above the cost of taking it.
 constexpr int64_t kChunksPerPiece = 64;
 constexpr int64_t kWeightsPerPiece = 1 << 16;  // where they are only read
-static_assert(kWeightsPerPiece % (kChunksPerPiece * kChunk) == 0, "pieces lie in one another");
 
 // What of the table needs no gather.
 inline void look_at_table(Program& p) {
@@ -47,21 +47,19 @@ inline float step_of(uint32_t largest, int64_t weight_bits) {
 // The largest |weight|, found in pieces by several threads, and the step that follows from it.
 class Largest {
  public:
-  Largest(const float* weight, int64_t n) : Largest(weight, n, (n + kLeastPiece - 1) / kLeastPiece) {}
-
-  // For a division into other pieces, which note theirs by number.
+  // For pieces that `phase` looks at, or for `parts` that somebody else works on.
+  Largest(const float* weight, int64_t n) : Largest(weight, n, (n + kWeightsPerPiece - 1) / kWeightsPerPiece) {}
   Largest(const float* weight, int64_t n, int64_t parts) : weight_(weight), n_(n), parts_((size_t)parts, 0u) {}
 
-  // Looks at all weights; the other functions hold once it is done.
+  // Looks at all weights; the functions below hold once this is done, or somebody else has looked.
   Phase phase() {
     return Phase::tiles(n_, kWeightsPerPiece, [this](int64_t begin, int64_t end) {
-      *part(begin) = kernels().abs_max_bits(weight_ + begin, end - begin);
+      *part(begin / kWeightsPerPiece) = kernels().abs_max_bits(weight_ + begin, end - begin);
     });
   }
 
-  // Where the piece that begins with weight `begin` notes its largest.
-  uint32_t* part(int64_t begin) { return numbered_part(begin / kLeastPiece); }
-  uint32_t* numbered_part(int64_t i) { return &parts_[(size_t)i]; }
+  // Where part i notes its largest.
+  uint32_t* part(int64_t i) { return &parts_[(size_t)i]; }
 
   uint32_t bits() const {
     uint32_t most = 0;
@@ -72,14 +70,19 @@ class Largest {
 
   float step(int64_t weight_bits) const { return step_of(bits(), weight_bits); }
 
+  // The step, once the result is kept for the next call's guess.
+  float noted(const char* op, int64_t weight_bits) const {
+    check_finite(op);
+    foreseen().found(weight_, n_, bits());
+    return step(weight_bits);
+  }
+
   // Non-finite weights are an error here, where reading the result is free.
   void check_finite(const char* op) const {
     check(finite(), op, "weight", "must be finite (no NaN, no infinity)", largest());
   }
 
  private:
-  static constexpr int64_t kLeastPiece = kChunksPerPiece * kChunk;
-
   float largest() const {
     const uint32_t u = bits();
     float value;
@@ -101,6 +104,25 @@ inline void set_step(Program& p, float step) {
 
 // The same from weights looked at; non-finite ones, which are an error afterwards, get a step that harms nothing.
 inline void set_step(Program& p, const Largest& largest) { set_step(p, largest.finite() ? largest.step(p.weight_bits) : 0.0f); }
+
+// Does work that needs a step which is not known, and returns it. run(phases, looking) deals the phases and then its own, which read
+// `p`. With a foreseen step its own note the largest |weight| in the `parts` of `looking`, and run comes again if that was another.
+template <class Run>
+float run_finding_step(const char* op, Program& p, int64_t parts, const Run& run) {
+  if (const uint32_t guess = foreseen().largest(p.weight, p.n)) {
+    Largest largest(p.weight, p.n, parts);
+    set_step(p, step_of(guess, p.weight_bits));
+    run(std::vector<Phase>{}, &largest);
+    if (largest.bits() != guess && largest.finite()) {
+      set_step(p, largest);
+      run(std::vector<Phase>{}, nullptr);
+    }
+    return largest.noted(op, p.weight_bits);
+  }
+  Largest largest(p.weight, p.n);
+  run(std::vector<Phase>{largest.phase(), {1, [&](int64_t) { set_step(p, largest); }}}, nullptr);
+  return largest.noted(op, p.weight_bits);
+}
 
 // The sampler's view of a crossbar, without its chips and its result. `holder` keeps what must live as long.
 inline Program program_of(const Crossbar& c, Tensor& holder) {
