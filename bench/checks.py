@@ -18,6 +18,10 @@ ERRORS = 5.0
 # Rounding: of the result, relative to its largest entry; and of the noise's std (bfloat16 rounds W_p and y, int8 W_p and x).
 TOLERANCE = {"fp32": 2e-5, "bf16": 3e-2, "int8": 3e-2}
 STD_SLACK = {"fp32": 1e-4, "bf16": 2e-2, "int8": 2e-2}
+# Times TOLERANCE, for what may be the library's float32 convolution: cuDNN takes small kernels apart into sums and
+# differences (Winograd), off by up to 1.2e-4 of the largest entry on an H100. Of a layer; of a network, where it adds up.
+WINOGRAD = {"fp32": 2.0**-12 / TOLERANCE["fp32"], "bf16": 1.0, "int8": 1.0}
+WINOGRAD_DEEP = WINOGRAD | {"fp32": 2.0**-11 / TOLERANCE["fp32"]}
 
 
 def equal(what: str, found: Tensor, expected: Tensor) -> str | None:
@@ -35,6 +39,13 @@ def close(what: str, found: Tensor, expected: Tensor, precision: str, factor: fl
     error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     limit = factor * TOLERANCE[precision]
     return None if error <= limit else f"{what} is off by {error:.1e} of its largest entry (allowed {limit:.0e})"
+
+
+def alike(what: str, found: Tensor, expected: Tensor, share: float) -> str | None:
+    """Their difference's norm is at most `share` of the expected one's."""
+    found, expected = found.detach().double(), expected.detach().double()
+    error = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+    return None if error <= share else f"{what} is off by {error:.2g} of its norm (allowed {share:g})"
 
 
 def standard_normal(what: str, z: Tensor, precision: str = "fp32") -> str | None:

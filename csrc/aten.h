@@ -55,7 +55,7 @@ namespace aten {
 
 template <size_t N>
 inline void call(const char* name, const char* overload, std::array<StableIValue, N>& stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
 }
 
 using torch::stable::detail::from;
@@ -65,6 +65,19 @@ using torch::stable::detail::to;
 inline Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
   call("aten::linear", "", stack);
+  return to<Tensor>(stack[0]);
+}
+
+// [S, N, K] x [S, K, M] -> [S, N, M]; a matrix that is the same for all may have a stride of zero.
+inline Tensor bmm(const Tensor& a, const Tensor& b) {
+  std::array<StableIValue, 2> stack{from(a), from(b)};
+  call("aten::bmm", "", stack);
+  return to<Tensor>(stack[0]);
+}
+
+inline Tensor expand(const Tensor& t, const Ints& sizes) {
+  std::array<StableIValue, 3> stack{from(t), from(sizes), from(false)};
+  call("aten::expand", "", stack);
   return to<Tensor>(stack[0]);
 }
 
@@ -111,11 +124,11 @@ inline Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like, boo
     next *= std::max<int64_t>(sizes[dim], 1);
   }
   int32_t kind, index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &kind));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &kind));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided((int64_t)dims, sizes.data(), strides.data(), to<int32_t>(from(dtype)),
-                                                         kind, index, &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided((int64_t)dims, sizes.data(), strides.data(), to<int32_t>(from(dtype)),
+                                                  kind, index, &made));
   return Tensor(made);
 }
 

@@ -26,7 +26,7 @@ struct Operators {
   // Every layer on the same chips: results [S, *weight] in the order of the layers.
   static std::vector<Tensor> program_many(std::vector<Tensor> weights, std::vector<Codes> codes, std::vector<Tensor> steps,
                                           std::vector<Tensor> tables, Tensor key, Ints streams, Ints devices,
-                                          std::vector<Tensor> scales, ScalarType dtype) {
+                                          std::vector<Tensor> scales, ScalarType dtype, bool channels_last) {
     const char* op = "program_many";
     const size_t count = weights.size();
     const bool bytes = dtype == ScalarType::Char;
@@ -49,12 +49,35 @@ struct Operators {
       if (bytes)
         check(scales[l].scalar_type() == ScalarType::Float && scales[l].numel() == 1, op, "scales", "must be one float32 each",
               scales[l].sizes());
-      Ints sizes = sizes_of(weights[l]);
-      sizes.insert(sizes.begin(), key.size(0));
-      outs.push_back(Backend::memory(sizes, dtype, weights[l]));
+      check(weights[l].dim() >= 1, op, "weights", "must have one dimension or more", weights[l].sizes());
+      outs.push_back(Backend::weights(layers[l], key.size(0), dtype, channels_last && !bytes));
     }
     Backend::program_many(layers, scales, outs);
+    for (size_t l = 0; l < count; ++l) {
+      Ints sizes = sizes_of(weights[l]);
+      sizes.insert(sizes.begin(), key.size(0));
+      outs[l] = torch::stable::reshape(outs[l], sizes);
+    }
     return outs;
+  }
+
+  // In place on y [N, out] or [N, out, height, width], dense in either memory format: relu(y * scale + shift + residual).
+  static void finish(Tensor y, std::optional<Tensor> scale, std::optional<Tensor> shift, std::optional<Tensor> residual, bool relu) {
+    const char* op = "finish_";
+    check(y.dim() == 2 || y.dim() == 4, op, "y", "must be [N, out] or [N, out, height, width]", y.sizes());
+    check(y.is_contiguous() || aten::is_channels_last(y), op, "y", "must be dense, contiguous or channels last", "another layout");
+    const ScalarType t = y.scalar_type();
+    check(t == ScalarType::Float || t == ScalarType::BFloat16 || (y.is_cuda() && t == ScalarType::Half), op, "y",
+          "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
+    for (const auto& row : {scale, shift})
+      if (row)
+        check(row->scalar_type() == ScalarType::Float && row->dim() == 1 && row->size(0) == y.size(1), op, "scale and shift",
+              "must be float32 [out]", row->sizes());
+    if (residual)
+      check(residual->scalar_type() == t && sizes_of(*residual) == sizes_of(y), op, "residual", "must have y's shape and dtype",
+            residual->sizes());
+    const Crossbar nowhere{op, y, std::nullopt, std::nullopt, y, y, 0, {}};
+    Backend::finish(nowhere, y, {scale, shift, residual, relu});
   }
 
   static Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,

@@ -28,7 +28,8 @@ STABLE_TORCH_LIBRARY(nft_ext, m) {
       "ScalarType dtype) -> Tensor");
   m.def(
       "program_many(Tensor[] weights, Tensor?[] codes, Tensor[] steps, Tensor[] tables, Tensor key, int[] streams, "
-      "int[] devices, Tensor[] scales, ScalarType dtype) -> Tensor[]");
+      "int[] devices, Tensor[] scales, ScalarType dtype, bool channels_last=False) -> Tensor[]");
+  m.def("finish_(Tensor(a!) y, Tensor? scale, Tensor? shift, Tensor? residual, bool relu) -> ()");
   m.def(
       "noisy_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, bool shared) -> Tensor");

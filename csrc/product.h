@@ -90,7 +90,7 @@ template <class Backend, class Product>
 Tensor for_each_chip(Crossbar& c, const Tensor& x, bool shared, bool channels_last, const Product& product) {
   const ScalarType dtype = x.scalar_type();
   const int64_t chips = c.chips(), rows = rows_per_chip(c.op, x, chips, shared);
-  Tensor programmed = Backend::memory(sizes_of(c.weight), dtype, c.weight);
+  Tensor programmed = Backend::weights(c, 1, dtype, channels_last);
   std::optional<Tensor> all;
   for (int64_t chip = 0; chip < chips; ++chip) {
     Backend::program(c, programmed, chip, 1);
@@ -269,7 +269,7 @@ std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(Crossbar c, const Tenso
   const bool channels_last = aten::is_channels_last(x);
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);
-  const Tensor programmed = Backend::memory(sizes_of(c.weight), x.scalar_type(), c.weight);
+  const Tensor programmed = Backend::weights(c, 1, x.scalar_type(), channels_last);
   if (mask[0]) {
     const auto fused = Backend::input_gradient(c, grad, x, p);
     grad_x = fused ? *fused : conv2d_input_gradient<Backend>(c, grad, x, p, shared, programmed);

@@ -56,8 +56,25 @@ def _(weights, weight_bits):
 
 
 @torch.library.register_fake("nft_ext::program_many")
-def _(weights, codes, steps, tables, key, streams, devices, scales, dtype):
-    return [torch.empty((key.shape[0], *weight.shape), dtype=dtype, device=weight.device) for weight in weights]
+def _(weights, codes, steps, tables, key, streams, devices, scales, dtype, channels_last=False):
+    return [_programmed(weight, key.shape[0], devices[4 * i : 4 * i + 4], dtype, channels_last and dtype != torch.int8)
+            for i, weight in enumerate(weights)]
+
+
+def _programmed(weight: Tensor, chips: int, device: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """[S, *weight.shape] as the kernels lay it out: csrc/cuda/operands.h has the same rule."""
+    flat = (chips * weight.shape[0], *weight.shape[1:])
+    if channels_last and weight.is_cuda and weight.dim() == 4 and device[2] == 1 and device[0] <= 12:
+        channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
+        if 2 <= taps <= 256 and 2 <= channels <= 1 << 15 and weight.numel() % 8 == 0:
+            found = torch.empty(flat, dtype=dtype, device=weight.device, memory_format=torch.channels_last)
+            return found.unflatten(0, (chips, weight.shape[0]))
+    return torch.empty((chips, *weight.shape), dtype=dtype, device=weight.device)
+
+
+@torch.library.register_fake("nft_ext::finish_")
+def _(y, scale, shift, residual, relu):
+    return None
 
 
 @torch.library.register_fake("nft_ext::noisy_linear")

@@ -101,6 +101,8 @@ def _call(shape: tuple, images: int, direction: str, dtype: torch.dtype) -> Call
     bar = Crossbar(weight, codes, step, device_table(nvm, weight.device), noise_key(0, device=weight.device), 1, nvm.operator_spec())
     image = () if kernel is None else (side, side)
     x, grad = (torch.randn(images, channels, *image, device="cuda", dtype=dtype) for channels in (inputs, outputs))
+    if kernel is not None and dtype != torch.float32:  # as those have it who want speed
+        x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     convolution = () if kernel is None else ([1, 1], [kernel // 2] * 2, [1, 1], 1)
     ops = operators.ops
     forward, backward = (ops.noisy_linear, ops.noisy_linear_backward) if kernel is None else (ops.noisy_conv2d, ops.noisy_conv2d_backward)

@@ -21,6 +21,9 @@ STREAM, NVM = on_cpu.STREAM, on_cpu.NVM
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CHIPS = on_cpu.CHIPS
 random = on_cpu.random
+# cuDNN takes float32 products of small kernels apart into sums and differences (Winograd), which costs it digits: 1.2e-4 of the
+# largest element seen with 4608 terms on an H100. Ours and cuBLAS's are not so.
+WINOGRAD = 2.0**-12
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then demands, only with a workspace of fixed size
 
 
@@ -60,8 +63,9 @@ def bar(weight, chips, nvm=NVM, cached=False):
     return codes, step, table, nft.noise_key(0, range(chips), device="cuda"), 5, nvm.operator_spec()
 
 
-def assert_as_good_as_reference(operator, definition, x, weight, bias):
-    """|CUDA - exact| <= 3 |reference in x's dtype - exact| + four units in the last place of the largest element."""
+def assert_as_good_as_reference(operator, definition, x, weight, bias, cudnns=()):
+    """|CUDA - exact| <= 3 |reference in x's dtype - exact| + four units in the last place of the largest element; for the results
+    named in `cudnns`, which cuDNN computes, in float32 WINOGRAD times the largest element."""
     exact = on_cpu.with_gradients(definition, x.double(), weight, bias)
     own = on_cpu.with_gradients(definition, x, weight, bias)
     leaves = [None if t is None else there(t).requires_grad_() for t in (x, weight, bias)]
@@ -72,5 +76,7 @@ def assert_as_good_as_reference(operator, definition, x, weight, bias):
         assert leaf is None or (leaf.grad.dtype == leaf.dtype and leaf.grad.shape == leaf.shape)
     for name, got, low, truth in zip(("y", "dL/dx", "dL/dW", "dL/db"), found, own, exact):
         assert got.shape == truth.shape, name
-        allowed = 3 * (low - truth).abs().max() + 4 * torch.finfo(x.dtype).eps * truth.abs().max()
-        assert (got.cpu().double() - truth).abs().max() <= allowed, name
+        rounding = WINOGRAD if name in cudnns and x.dtype == torch.float32 else 4 * torch.finfo(x.dtype).eps
+        allowed = 3 * (low - truth).abs().max() + rounding * truth.abs().max()
+        error = (got.cpu().double() - truth).abs().max()
+        assert error <= allowed, f"{name} is off by {float(error / truth.abs().max()):.1e} of its largest element"

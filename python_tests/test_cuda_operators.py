@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 import nft_ext as nft
-from nft_ext import build_info
+from nft_ext import build_info, operators
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import test_noise_identity as identity  # noqa: E402
 from on_cuda import (DTYPES, NVM, STREAM, bar, bits, needs_cuda, ops,  # noqa: E402
-                     poisoned_memory_and_exact_float32, random)  # noqa: F401
+                     poisoned_memory_and_exact_float32, random, there)  # noqa: F401
 
 pytestmark = [pytest.mark.cuda, needs_cuda]
 
@@ -79,6 +79,58 @@ def test_layers_programmed_in_one_call_are_the_cpus(given, dtype):
     found = ops.program_many(on, codes, steps, tables, key.cuda(), streams, specs, [], dtype)
     for chips, want in zip(found, expected, strict=True):
         assert torch.equal(bits(chips), bits(want.to(dtype)))
+
+
+CONVOLUTIONS = [(64, 3, 3, 3), (8, 40, 5, 5), (16, 24, 1, 1), (5, 64, 3, 3), (3, 5, 3, 3), (40, 512, 3, 3), (8, 2, 7, 7)]
+
+
+@pytest.mark.parametrize("name", ["gaussian", "preset", "16 bits", "everything"])
+@pytest.mark.parametrize("chips", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("given", ["nothing", "codes"])
+def test_channels_last_holds_the_same_chips(given, dtype, chips, name):
+    """In the layout that the fake kernel says: where a layer can be stored so, and in logical order elsewhere."""
+    nvm = {"gaussian": NVM, "preset": nft.NVMDevice.preset("rram4"), "16 bits": nft.NVMDevice(16, 4),
+           "everything": nft.NVMDevice(clip=(0.0, 1.0), stuck=(0.1, 0.1))}[name]
+    weights = [random(*shape, seed=i).cuda() for i, shape in enumerate([*CONVOLUTIONS, (10, 77)])]
+    count, key = len(weights), nft.noise_key(4, range(chips), device="cuda")
+    steps = [] if given == "nothing" else [ops.weight_step(w, nvm.weight_bits) for w in weights]
+    codes = [ops.quantize(w, s, nvm.weight_bits) for w, s in zip(weights, steps)] or [None] * count
+    arguments = (weights, codes, steps, [torch.from_numpy(nvm.operator_table()).cuda()] * count, key, list(range(count)),
+                 nvm.operator_spec() * count, [], dtype)
+    plain, turned = ops.program_many(*arguments), ops.program_many(*arguments, channels_last=True)
+    laid_out = operators._programmed
+    for w, a, b in zip(weights, plain, turned, strict=True):
+        assert torch.equal(bits(a), bits(b.contiguous()))
+        assert b.stride() == laid_out(w, chips, nvm.operator_spec(), dtype, True).stride()
+    assert (turned[0].stride() != plain[0].stride()) == (name in ("gaussian", "preset")), "the first layer can be stored so"
+
+
+@pytest.mark.parametrize("step", [0.0, float("nan")])
+def test_channels_last_of_an_irregular_step(step):
+    weight = torch.full((8, 4, 3, 3), step, device="cuda")
+    found, = ops.program_many([weight], [None], [], [torch.from_numpy(NVM.operator_table()).cuda()], nft.noise_key(1, device="cuda"), [0],
+                              NVM.operator_spec(), [], torch.bfloat16, channels_last=True)
+    assert found.isnan().all() if step != step else not found.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 8), (3, 7), (2, 8, 3, 5), (3, 16, 8, 8), (2, 6, 5, 3), (4, 64, 16, 16)], ids=str)
+def test_finish_is_its_definition(shape, dtype):
+    y, residual = random(*shape, seed=1, dtype=dtype), random(*shape, seed=2, dtype=dtype)
+    scale, shift = random(shape[1], seed=3), random(shape[1], seed=4)
+    row = [1, -1] + [1] * (len(shape) - 2)
+    for layout in (torch.contiguous_format, torch.channels_last)[: len(shape) // 2]:
+        for asked in range(16):
+            given = [t if asked >> i & 1 else None for i, t in enumerate((scale, shift, residual))]
+            expected = y.float()
+            expected = expected * scale.view(row) if asked & 1 else expected
+            expected = expected + shift.view(row) if asked & 2 else expected
+            expected = expected + residual.float() if asked & 4 else expected
+            expected = (expected.relu() if asked & 8 else expected).to(dtype)
+            found = y.cuda().clone(memory_format=layout)
+            ops.finish_(found, *map(there, given), bool(asked & 8))
+            assert torch.equal(found.cpu(), expected)
 
 
 @pytest.mark.slow

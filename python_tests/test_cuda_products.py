@@ -80,8 +80,7 @@ def test_conv2d_past_one_tile(rows, channels, out, side):
     operator, definition = conv_pair(nft.noise_key(1, range(2)), True, options)
     for dtype in DTYPES:
         x = random(rows, channels, side, side, seed=2, dtype=dtype)
-        assert_as_good_as_reference(operator, definition, x, random(out, channels, 3, 3),
-                                    random(out, seed=3))
+        assert_as_good_as_reference(operator, definition, x, random(out, channels, 3, 3), random(out, seed=3), cudnns=("dL/dW",))
 
 
 @pytest.mark.parametrize("name", ["gaussian", "everything"])
@@ -167,7 +166,9 @@ def test_fused_gradient_of_conv2d(name, chips, shared, dtype):
     (rows, *rest), weight, options = convolution(name)
     operator, definition = conv_pair(nft.noise_key(1, range(chips)), shared, options)
     x = random(rows if shared else rows * chips, *rest, seed=2, dtype=dtype)
-    assert_as_good_as_reference(operator, definition, x, weight, None)
+    # Forward, fewer than eight output channels a group are the library's.
+    cudnns = ("dL/dW", "y") if weight.shape[0] // options["groups"] < 8 else ("dL/dW",)
+    assert_as_good_as_reference(operator, definition, x, weight, None, cudnns)
 
 
 @pytest.mark.parametrize("name", ["3 x 3", "stride", "groups", "more taps than a step"])

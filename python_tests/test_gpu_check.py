@@ -14,11 +14,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import gpu_check, measure  # noqa: E402
+from bench import checks, gpu_check, measure  # noqa: E402
 from bench.case import Ready, Variant, Work  # noqa: E402
-from bench.gpu import child, floors, int8, layers, marked, report, sanitize, small, stages, targets, timing  # noqa: E402
+from bench.gpu import child, floors, int8, layers, marked, network, report, sanitize, small, stages  # noqa: E402
+from bench.gpu import targets, timing, training, tune  # noqa: E402
 from bench.gpu.child import NotHere, Task, Wrong  # noqa: E402
 from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, SKIPPED, Outcome, Stage  # noqa: E402
+from nft_ext import choice  # noqa: E402
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(),
                                   reason="this machine has CUDA: the check would run, and take minutes")
@@ -78,9 +80,19 @@ def test_bad_options_are_named(arguments, message, capsys):
 def test_every_stage_but_the_build_is_a_module_and_all_fit_in_eight_minutes():
     for s in gpu_check.STAGES:
         assert s.name == "build" or (ROOT / "bench" / "gpu" / f"{s.name}.py").exists()
-    assert sum(s.least for s in gpu_check.STAGES) <= 8 * 60
+    assert sum(s.least for s in gpu_check.STAGES) <= 8 * 60 and gpu_check.STAGES[0].least >= 150
+    assert all(s.least <= s.most for s in gpu_check.STAGES)
     assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "tune", "sampler", "layers", "int8", "gradients",
                                                                          "network", "training"]
+
+
+def test_the_commit_is_the_checkouts_or_what_a_copy_is_said_to_be(monkeypatch, tmp_path):
+    monkeypatch.setenv("NFT_EXT_COMMIT", "abc")
+    assert gpu_check.revision() != "abc" or not (ROOT / ".git").exists()
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    assert gpu_check.revision() == "abc"
+    monkeypatch.delenv("NFT_EXT_COMMIT")
+    assert gpu_check.revision() is None
 
 
 def whole_run(monkeypatch, tmp_path, behaviour, *arguments):
@@ -149,6 +161,56 @@ def test_int8_is_timed_in_both_memory_formats():
         notes = [(v.precision, v.note) for v in int8.variants(point)]
         assert notes == [("int8", ""), *([] if point.shape.is_linear else [("int8", "channels_last")]), ("bf16", "")]
         assert len({v.name for v in int8.variants(point)}) == len(notes)
+
+
+def test_direct_calls_of_operators_have_the_measured_bounds_or_the_defaults(monkeypatch):
+    monkeypatch.setattr(choice, "apply", lambda index: None)
+    assert choice.check(tune.in_force())["forward"]["float32"] == choice.DEFAULT
+    monkeypatch.setattr(choice, "apply", lambda index: {"measured": index})
+    assert tune.in_force() == {"measured": 0}
+
+
+def test_the_variants_of_networks_and_steps():
+    assert network.CASES[0] == (128, "bf16"), "what the targets are about comes first"
+    for count, precision in network.CASES:
+        found = network.variants(count, precision)
+        assert len({v.name for v in found}) == len(found)
+        assert [v.mode for v in found if "fused" in v.note] == ["graph", "programmed graph"] * 2
+        layout = "channels last" if precision == "bf16" else ""
+        assert {v.note for v in found if v.family == "nft"} == {layout, "channels last, fused"}
+        modes = [v.mode for v in found]
+        assert ("eager" in modes) == (count in (1, 128)) and "compiled graph" in modes
+    for precision in training.CASES:
+        found = training.variants(precision, {})
+        assert {v.precision for v in found} == {precision} and len({v.name for v in found}) == len(found)
+        compiled = ["compile" in v.mode for v in found]
+        assert compiled == sorted(compiled), "what may outlast the stage comes last"
+
+
+def test_compiling_may_outlast_a_stage_and_costs_nothing_that_was_ready(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(timing, "interleaved",
+                        lambda runs, left, rounds: [measure.Timing([1.0] * rounds, 1, 0.0) for _ in runs])
+    wanted = [row("nft", "one", 0).variant, row("torch", "one", 0, mode="compile").variant]
+    found, task = [], Task(tmp_path / "found.json", 60.0, {})
+    whole = timing.measure_case("a", "b", wanted, CEILINGS, task, found.append)
+    (early,) = found
+    assert [r["variant"] for r in early["rows"]] == [wanted[0].name] and early["unmeasured"] == [wanted[1].name]
+    assert [r["rounds"] for r in early["rows"] + whole["rows"]] == [timing.FEWEST_ROUNDS, timing.ROUNDS, timing.ROUNDS]
+    assert whole["unmeasured"] == [] and len(whole["compared"]) == 1
+    timing.measure_case("a", "b", wanted[:1], CEILINGS, task, found.append)
+    assert len(found) == 1, "nothing is compiled"
+
+
+def test_float32_convolutions_of_a_library_may_lose_digits():
+    one = torch.ones(1)
+    assert checks.close("y", one * (1 + 1.2e-4), one, "fp32") is not None
+    assert checks.close("y", one * (1 + 1.2e-4), one, "fp32", checks.WINOGRAD["fp32"]) is None
+    assert "allowed 2e-04" in checks.close("y", one * (1 + 3e-4), one, "fp32", checks.WINOGRAD["fp32"])
+    assert checks.alike("g", one * 1.2, one, 0.25) is None
+    assert checks.alike("g", one * 1.3, one, 0.25) == "g is off by 0.3 of its norm (allowed 0.25)"
+    assert checks.alike("g", one * float("nan"), one, 0.25) is not None
+    assert {v for k, v in (checks.WINOGRAD | checks.WINOGRAD_DEEP).items() if k != "fp32"} == {1.0}
 
 
 def test_no_number_is_shown_that_was_not_measured(monkeypatch, tmp_path, capsys):
@@ -362,9 +424,12 @@ def test_targets_are_judged_by_the_worst_and_only_where_something_was_measured()
 
 def test_the_sampler_and_the_memory_are_judged_from_above():
     sampler = case("sampler", [row("nft", "one", 1.2e-3, mode="graph"), row("nft", "one", 5e-3)])
-    memory = {"cases": [], "memory": [{"precision": "bf16", "ours_bytes": 70, "against_bytes": 100}]}
+    memory = {"memory": [{"precision": "bf16", "ours_bytes": 70, "against_bytes": 100}]}
+    other = [row("nft", "one", 1.0), row("torch", "one", 9.0)]
+    memory["cases"] = [case(training.CASES["fp32"], other), case(training.CASES["bf16"])]
     found = {t["rule"]: t for t in targets.judged({"sampler": Outcome(PASSED, found={"cases": [sampler]}),
                                                    "training": Outcome(PASSED, found=memory)})}
+    assert found["OVF step, bf16: >= 1.5x PyTorch with one normal a weight"]["value"] == pytest.approx(3.0)
     assert found["sampler, bf16: at most 1.3 times its floor"]["reached"] is True
     share, = [t for r, t in found.items() if "peak memory" in r]
     assert share["value"] == pytest.approx(0.7) and share["reached"] is False
@@ -456,6 +521,8 @@ def test_what_a_sanitizer_says(kind):
     assert found["findings"] == 0 and found["summary"].endswith("; 40 of 50 small shapes ran")
     with pytest.raises(Wrong, match=f"{kind} reports .*(Invalid __global__ read|Race reported)"):
         sanitize.verdict(kind, RAN + FOUND[kind], 0)
+    with pytest.raises(Wrong, match=f"compute-sanitizer itself failed: {sanitize.BROKEN}: a reason"):
+        sanitize.verdict(kind, f"========= {sanitize.BROKEN}: a reason\n" + FOUND[kind], 1)
     with pytest.raises(Wrong, match="did not come to its end"):
         sanitize.verdict(kind, "Traceback: boom\n" + FINE[kind], 1)
     with pytest.raises(Wrong, match="did not come to its end"):
@@ -476,6 +543,25 @@ def test_sanitized_cases_come_in_turns():
     for case in small.in_turns(kinds):
         case()
     assert sorted(order) == sorted("abcd1xy") and "1" in order[:3] and set("xy") <= set(order[:5])
+
+
+def test_cudnn_is_left_out_under_racecheck_only(monkeypatch, tmp_path, capsys):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout=RAN + "".join(FINE.values()))
+
+    monkeypatch.setattr(sanitize, "tool", lambda: "compute-sanitizer")
+    monkeypatch.setattr(sanitize.subprocess, "run", run)
+    for kind in FINE:
+        sanitize.run_tool(kind, Task(tmp_path / "found.json", 60.0, {}))
+    assert [c[-1] == small.WITHOUT_CUDNN for c in commands] == [False, False, False, True]
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(small, "cases", lambda: [])
+    small.main(1.0, cudnn=False)
+    assert torch.backends.cudnn.enabled is False and small.LAST_LINE in capsys.readouterr().out
 
 
 def test_a_missing_sanitizer_is_said(monkeypatch, tmp_path):

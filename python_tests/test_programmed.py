@@ -135,3 +135,104 @@ def test_compiled_models_take_other_chips_without_a_new_graph(model):
             torch.testing.assert_close(compiled(x), model(x), rtol=2e-5, atol=2e-5)
         graphs.append(counter.frame_count)
     assert graphs[0] >= 1 and graphs[1:] == graphs[:1] * 2
+
+
+# ---- fused models: torch's product, and what follows it in one pass
+
+
+class Block(nn.Module):
+    """Batch-norm, ReLU and a residual after convolutions; a residual that broadcasts; a linear layer on [B, in]."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.na = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.b, self.nb = nn.Conv2d(8, 8, 3, padding=1, bias=False, padding_mode="reflect"), nn.BatchNorm2d(8)
+        self.c = nn.Conv2d(8, 8, 1)
+        self.d, self.nd = nn.Linear(8, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        x = self.na(self.a(x)).relu()
+        x = (self.nb(self.b(x)) + x).relu()
+        x = (self.c(x) + x.mean((2, 3), keepdim=True)).relu()
+        return self.nd(self.d(x.mean((2, 3)))).relu()
+
+
+@pytest.fixture
+def block():
+    torch.manual_seed(0)
+    net = Block().eval()
+    for m in net.modules():
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            m.running_mean.normal_()
+            m.running_var.uniform_(0.5, 2)
+    return nft.fuse(nft.convert(net, NVM))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("draws", DRAWS.values(), ids=DRAWS)
+def test_fused_layers_compute_with_what_is_held(block, draws, layout, dtype):
+    x = images().to(memory_format=layout)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with nft.chips(block, seed=3, draws=draws):
+            expected = block(x)
+        with nft.chips(block, seed=3, draws=draws, programmed=True):
+            found = block(x)
+            for layer in nft.noisy_layers(block).values():  # nothing else can have multiplied
+                layer.programmed().zero_()
+            silenced = block(x)
+    allowed = 2e-5 if dtype == torch.float32 else 3e-2
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=allowed, atol=allowed * float(expected.abs().max()))
+    assert not torch.allclose(silenced, found)
+
+
+def test_compiled_fused_layers_compute_with_what_is_held(block):
+    torch._dynamo.reset()
+    compiled, x = torch.compile(block, fullgraph=True, backend="aot_eager"), images()
+    with torch.no_grad(), nft.chips(block, seed=3, draws=range(2), programmed=True):
+        torch.testing.assert_close(compiled(x), block(x), rtol=2e-5, atol=2e-5)
+
+
+SHAPES = {"linear": (5, 8), "images": (2, 8, 3, 5), "many images": (3, 16, 8, 8)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+def test_finish_is_its_definition(name, dtype):
+    """relu(y * scale + shift + residual): float32, each operation rounded, whichever of them are asked for, in both layouts."""
+    g = torch.Generator().manual_seed(3)
+    shape = SHAPES[name]
+    y, residual = (torch.randn(shape, generator=g).to(dtype) for _ in range(2))
+    scale, shift = (torch.randn(shape[1], generator=g) for _ in range(2))
+    row = [1, -1] + [1] * (len(shape) - 2)
+    for layout in (torch.contiguous_format, torch.channels_last)[: len(shape) // 2]:
+        for asked in range(16):
+            given = [t if asked >> i & 1 else None for i, t in enumerate((scale, shift, residual))]
+            expected = y.float()
+            expected = expected * scale.view(row) if asked & 1 else expected
+            expected = expected + shift.view(row) if asked & 2 else expected
+            expected = expected + residual.float() if asked & 4 else expected
+            expected = (expected.relu() if asked & 8 else expected).to(dtype)
+            found = y.clone(memory_format=layout)
+            assert torch.ops.nft_ext.finish_(found, *given, bool(asked & 8)) is None
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(y=torch.zeros(2, 8, 3)), r"y: must be \[N, out\] or \[N, out, height, width\]"),
+    (dict(y=torch.zeros(8, 2).t()), "y: must be dense"),
+    (dict(y=torch.zeros(2, 8, dtype=torch.float64)), "y: must be float32 or bfloat16"),
+    (dict(scale=torch.zeros(7)), "scale and shift: must be float32"),
+    (dict(shift=torch.zeros(8, dtype=torch.float64)), "scale and shift: must be float32"),
+    (dict(residual=torch.zeros(2, 7)), "residual: must have y's shape and dtype"),
+])
+def test_finish_refuses(change, message):
+    arguments = dict(y=torch.zeros(2, 8), scale=None, shift=None, residual=None, relu=True) | change
+    with pytest.raises(RuntimeError, match=f"finish_: {message}"):
+        torch.ops.nft_ext.finish_(*arguments.values())
+
+
+def test_finish_passes_torchs_checks():
+    torch.library.opcheck(torch.ops.nft_ext.finish_.default, (torch.randn(2, 8), torch.ones(8), None, torch.randn(2, 8), True),
+                          test_utils=("test_schema", "test_faketensor"))

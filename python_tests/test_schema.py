@@ -12,7 +12,8 @@ SCHEMAS = {
     "program": "(Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, int[] device, "
                "ScalarType dtype) -> Tensor",
     "program_many": "(Tensor[] weights, Tensor?[] codes, Tensor[] steps, Tensor[] tables, Tensor key, int[] streams, "
-                    "int[] devices, Tensor[] scales, ScalarType dtype) -> Tensor[]",
+                    "int[] devices, Tensor[] scales, ScalarType dtype, bool channels_last=False) -> Tensor[]",
+    "finish_": "(Tensor(a!) y, Tensor? scale, Tensor? shift, Tensor? residual, bool relu) -> ()",
     "noisy_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
                     "int[] device, bool shared) -> Tensor",
     "noisy_linear_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "

@@ -1,8 +1,9 @@
 """Stage `gradients`: dL/dx of single layers with the weights of the forward's chips, few rows a chip, 1 and 8 chips a call.
 
-Ours keeps no noisy weights and programs the chips again from their key; at so few rows the fused kernel does it
-(csrc/cuda/fused/gradient.h). "programmed" is our way for more rows: sampler into memory, then the library's product. Plain
-PyTorch kept the forward's weights, all chips' stacked along the outputs: it multiplies, and draws nothing.
+Ours keeps no noisy weights and programs the chips again from their key: up to the bounds that stage `tune` found the
+fused kernel does it (csrc/cuda/fused/gradient.h). "programmed" is our way for more rows: sampler into memory, then the
+library's product. Plain PyTorch kept the forward's weights, all chips' stacked along the outputs: it multiplies, and
+draws nothing. One graph replays each: none is slower in it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.layers import ELEMENT, Point
 from bench.gpu.sampler import NVM
+from bench.gpu.tune import in_force
 from nft_ext.functional import Crossbar
 
 MOST_ROWS = 256  # a chip; csrc/cuda/ops_cuda.cpp leaves more to the library
@@ -64,7 +66,7 @@ class Problem:
         """[S, *weight.shape]"""
         return torch.ops.nft_ext.program(*self.bar, dtype)
 
-    def fused(self) -> Tensor:
+    def ours(self) -> Tensor:
         ops, p = torch.ops.nft_ext, self.p
         if isinstance(p, nn.Linear):
             return ops.noisy_linear_backward(self.grad, self.x, *self.bar, True, 1)[0]
@@ -79,42 +81,46 @@ class Problem:
         chips = self.chips(self.x.dtype).flatten(0, 1)
         return chips.contiguous(memory_format=self.layout) if chips.dim() == 4 else chips
 
-    def check(self, run: Callable[[], Tensor], ours: bool) -> str | None:
-        """The gradient of these very chips, in float32."""
-        with timing.exact_float32():
-            weights = self.chips(self.x.dtype).float()
-            parts = [input_gradient(self.p, grad.float(), self.x.float(), w)
-                     for grad, w in zip(self.grad.chunk(self.point.chips), weights)]
+    def check(self, call: Callable[[], Tensor], run: Callable[[], Tensor]) -> str | None:
+        """The gradient of these very chips: of `call` with exact float32 products, and of `run`, as it is timed."""
+        weights = self.chips(self.x.dtype).double()
+        expected = torch.stack([input_gradient(self.p, grad.double(), self.x.double(), w)
+                                for grad, w in zip(self.grad.chunk(self.point.chips), weights)]).sum(0)
         precision = "bf16" if self.x.dtype == torch.bfloat16 else "fp32"
+        linear = isinstance(self.p, nn.Linear)
+        library = torch.backends.cuda.matmul if linear else torch.backends.cudnn
         # The library's float32 products may be done in TF32 while timed: then they are as exact as bfloat16's.
-        allowed = precision if ours or not torch.backends.cudnn.allow_tf32 else "bf16"
-        return checks.close("dL/dx", run(), torch.stack(parts).sum(0), allowed, ROUNDING)
+        allowed = "bf16" if library.allow_tf32 else precision
+        factors = dict.fromkeys(checks.WINOGRAD, 1.0) if linear else checks.WINOGRAD
+        with timing.exact_float32():
+            exact = call()
+        return checks.first(checks.close("dL/dx", exact, expected, precision, ROUNDING * factors[precision]),
+                            checks.close("dL/dx as timed", run(), expected, allowed, ROUNDING * factors[allowed]))
 
 
-def ready(point: Point, draws: str, precision: str, mode: str, way: str) -> Ready:
+def ready(point: Point, draws: str, precision: str, way: str) -> Ready:
     problem = Problem(point, draws, precision)
-    if way == "fused":
-        call: Callable[[], Tensor] = problem.fused
+    if way == "ours":
+        call: Callable[[], Tensor] = problem.ours
     else:
         grad, kept = problem.stacked_grad(), problem.stacked_chips()
 
         def call() -> Tensor:
             return input_gradient(problem.p, grad, problem.x, kept if way == "kept" else problem.stacked_chips())
 
-    run = timing.graphed(call) if mode == "graph" else call
-    return Ready(run, lambda: problem.check(run, way == "fused"))
+    run = timing.graphed(call)
+    return Ready(run, lambda: problem.check(call, run))
 
 
 def variants(point: Point) -> list[Variant]:
     found = []
     for precision in ("bf16", "fp32"):
         for draws in ("one", "device"):
-            for mode in ("eager", "graph"):
-                for family, way in (("nft", "fused"), ("nft programmed", "programmed"), ("torch", "kept")):
-                    if way == "kept" and draws == "device":
-                        continue  # what was kept was drawn in the forward, however many normals that took
-                    make = functools.partial(ready, point, draws, precision, mode, way)
-                    found.append(Variant(family, draws, make, work(point, draws, precision), precision, mode, True))
+            for family, way in (("nft", "ours"), ("nft programmed", "programmed"), ("torch", "kept")):
+                if way == "kept" and draws == "device":
+                    continue  # what was kept was drawn in the forward, however many normals that took
+                make = functools.partial(ready, point, draws, precision, way)
+                found.append(Variant(family, draws, make, work(point, draws, precision), precision, "graph", True))
     return found
 
 
@@ -124,10 +130,10 @@ def points() -> list[Point]:
 
 @torch.no_grad()
 def run(task: Task) -> None:
-    ceilings = Ceilings.of(task.found_by("ceilings"))
+    ceilings, columns = Ceilings.of(task.found_by("ceilings")), in_force()
     cases = []
     for point in points():
         products = work(point, "none", "bf16").flops / point.chips / 2e6
         cases.append(timing.measure_case(f"dL/dx of {point.name}", f"{point.chips} x 2 x {products:.1f} M FLOP", variants(point),
                                          ceilings, task) | {"rows_a_chip": point.rows})
-        task.save({"cases": cases, "summary": f"{len(cases)} layers and sizes"})
+        task.save({"cases": cases, "columns": columns, "summary": f"{len(cases)} layers and sizes"})

@@ -17,6 +17,7 @@ from bench.case import Variant
 from bench.gpu import layers, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
+from bench.gpu.tune import in_force
 
 
 def variants(point: layers.Point) -> list[Variant]:
@@ -44,7 +45,7 @@ def _compared(ours: Mapping[str, Any], against: Mapping[str, Any]) -> dict[str, 
 
 @torch.no_grad()
 def run(task: Task) -> None:
-    measured = Ceilings.of(task.found_by("ceilings"))
+    measured, columns = Ceilings.of(task.found_by("ceilings")), in_force()
     # The rate of 8-bit products is not measured: bytes and instructions alone make a floor below the true one.
     ceilings = dataclasses.replace(measured, flops_per_second=measured.flops_per_second | {"int8": math.inf})
     cases = []
@@ -52,4 +53,4 @@ def run(task: Task) -> None:
         products = point.work("none", "bf16").flops / point.chips / 2e6
         case = timing.measure_case(point.name, f"{point.chips} x 2 x {products:.1f} M FLOP", variants(point), ceilings, task)
         cases.append(case | {"rows_a_chip": point.rows, "compared": beside(case["rows"])})
-        task.save({"cases": cases, "summary": f"{len(cases)} layers and sizes"})
+        task.save({"cases": cases, "columns": columns, "summary": f"{len(cases)} layers and sizes"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,14 @@ from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
+from bench.gpu.tune import in_force
 from bench.networks import _counts as counts
 from nft_ext.cuda_graphs import MonteCarloGraph
 
-CASES = ((128, "bf16"), (1, "bf16"), (32, "bf16"), (8, "bf16"), (128, "fp32"), (1, "fp32"), (32, "fp32"), (8, "fp32"))
+CASES = ((128, "bf16"), (1, "bf16"), (128, "fp32"), (32, "bf16"), (8, "bf16"), (1, "fp32"))  # the most important first
+WHOLLY = (1, 128)  # at other numbers of images only what may be the fastest is timed
 ELEMENT = {"bf16": 2, "fp32": 4}
+PRECISION = {"bf16": "bfloat16", "fp32": "float32"}  # MonteCarloGraph's names: what it programs weights in
 CALLS = 128  # whose spread tells whether a compiled network is as noisy as the eager one
 Forward = Callable[[], Tensor]
 
@@ -44,13 +48,19 @@ def noisy_network(draws: str) -> nn.Module:
 
 
 @functools.cache
+def fused_network(draws: str) -> nn.Module:
+    return nft.fuse(noisy_network(draws))
+
+
+@functools.cache
 def plain_network(draws: str, precision: str, functional: bool, wholesale: bool) -> nn.Module:
     return plain.network(clean(), draws, precision, functional=functional, wholesale=wholesale)
 
 
 @functools.cache
 def compiled_network(draws: str, precision: str) -> Callable[[Tensor], Tensor]:
-    return torch.compile(plain_network(draws, precision, True, False))
+    # For every number of images anew: the second one would otherwise be compiled for all of them, and run slower.
+    return torch.compile(plain_network(draws, precision, True, False), dynamic=False)
 
 
 def forward(model: Callable[[Tensor], Tensor], x: Tensor) -> Forward:
@@ -67,9 +77,20 @@ def noise_of_layers(model: nn.Module, layers: list[nn.Module], x: Tensor, precis
     return checks.standard_normal(f"outputs of {len(layers)} layers", found, precision)
 
 
-def as_noisy(what: str, run: Forward, reference: Forward) -> str | None:
-    """Mean and spread over calls of one logit are the reference's, within five standard errors."""
-    found, expected = (torch.stack([f()[0, 0].double().clone() for _ in range(CALLS)]) for f in (run, reference))
+def a_logit(run: Forward) -> Tensor:
+    """One logit, CALLS times."""
+    return torch.stack([run()[0, 0].double().clone() for _ in range(CALLS)])
+
+
+@functools.cache
+def eager_logit(model: nn.Module, x: Tensor) -> Tensor:
+    """The same of a network that is called layer by layer: once for all its variants."""
+    return a_logit(forward(model, x))
+
+
+def as_noisy(what: str, run: Forward, model: nn.Module, x: Tensor) -> str | None:
+    """Mean and spread over calls of one logit are those of `model` itself, within five standard errors."""
+    found, expected = a_logit(run), eager_logit(model, x)
     error = float(expected.std()) / math.sqrt(CALLS / 2)
     ratio = float(found.std() / expected.std())
     if not abs(float(found.mean() - expected.mean())) <= checks.ERRORS * error:
@@ -79,11 +100,27 @@ def as_noisy(what: str, run: Forward, reference: Forward) -> str | None:
     return f"{what}: the spread of a logit is {ratio:.2f} of eager's"
 
 
-def ours(count: int, draws: str, precision: str, mode: str, channels_last: bool) -> Ready:
-    model, x = noisy_network(draws), images(count, precision, channels_last)
+def as_unfused(model: nn.Module, unfused: nn.Module, x: Tensor, precision: str) -> str | None:
+    """The same logits on the same chip: what a fused layer gives has passed its epilogue, and shows no noise alone."""
+    with nft.chips(model, seed=6), nft.chips(unfused, seed=6), timing.exact_float32():
+        found, expected = forward(model, x)(), forward(unfused, x)()
+    return checks.close("logits with fused epilogues", found, expected, precision, checks.WINOGRAD_DEEP[precision])
+
+
+def as_eager(graph: MonteCarloGraph, model: nn.Module, x: Tensor) -> str | None:
+    """A replay's logits are those of `model` itself on the same chip; both as timed, where float32 may be TF32."""
+    graph.key.copy_(nft.noise_key(6, 0, device=x.device))
+    with nft.chips(model, seed=6):
+        expected = forward(model, x)()
+    return checks.close("replayed logits", graph.replay(), expected, "bf16")
+
+
+def ours(count: int, draws: str, precision: str, mode: str, channels_last: bool, fused: bool = False) -> Ready:
+    unfused, x = noisy_network(draws), images(count, precision, channels_last)
+    model = fused_network(draws) if fused else unfused
     run = eager = forward(model, x)
-    if "graph" in mode:
-        graph = MonteCarloGraph(model, x, chips=1, programmed=mode == "programmed graph")
+    graph = MonteCarloGraph(model, x, chips=1, precision=PRECISION[precision], programmed=mode == "programmed graph") if "graph" in mode else None
+    if graph is not None:
 
         def run() -> Tensor:
             graph.key[:, 1].add_(1)  # another chip
@@ -93,9 +130,12 @@ def ours(count: int, draws: str, precision: str, mode: str, channels_last: bool)
         # The quantized network in the same precision by plain PyTorch.
         with timing.exact_float32(), nft.noise(model, enabled=False):
             expected, quiet = forward(plain_network("none", precision, False, False), x)(), eager()
-        return checks.first(checks.close("noise-free logits", quiet, expected, precision),
-                            noise_of_layers(model, list(nft.noisy_layers(model).values()), x, precision),
-                            as_noisy(mode, run, eager) if run is not eager else None)
+        factor = checks.WINOGRAD_DEEP[precision]
+        return checks.first(checks.close("noise-free logits", quiet, expected, precision, factor),
+                            as_unfused(model, unfused, x, precision) if fused else None,
+                            noise_of_layers(unfused, list(nft.noisy_layers(unfused).values()), x, precision),
+                            as_eager(graph, unfused, x) if graph is not None else None,
+                            as_noisy(mode, run, unfused, x) if graph is not None else None)
 
     return Ready(run, check)
 
@@ -112,7 +152,7 @@ def theirs(count: int, draws: str, precision: str, mode: str, wholesale: bool) -
         if draws == "none":
             return checks.close("logits", run(), eager(), "bf16")  # other algorithms may use TF32
         return checks.first(noise_of_layers(model, layers, x, precision),
-                            as_noisy(mode, run, eager) if run is not eager else None)
+                            as_noisy(mode, run, model, x) if run is not eager else None)
 
     return Ready(run, check)
 
@@ -121,34 +161,41 @@ def variants(count: int, precision: str) -> list[Variant]:
     weights, activations, products = counts()
     found = []
 
-    def add(family: str, draws: str, mode: str, make: Callable[..., Ready], option: bool, note: str = "") -> None:
+    def add(family: str, draws: str, mode: str, make: Callable[..., Ready], *options: bool, note: str = "") -> None:
         # Codes of two bytes, and every product's input and output once; noisy weights need not touch memory.
         work = Work(flops=2.0 * products * count, normals=baselines.NORMALS[draws] * weights,
                     bytes=2.0 * weights + ELEMENT[precision] * activations * count)
-        make = functools.partial(make, count, draws, precision, mode, option)
+        make = functools.partial(make, count, draws, precision, mode, *options)
         found.append(Variant(family, draws, make, work, precision, mode, True, note))
 
-    layouts = (True, False) if precision == "bf16" else (False,)
+    last, eager = precision == "bf16", ("eager",) if count in WHOLLY else ()
     for draws in ("one", "device"):
-        for mode in ("eager", "graph", "programmed graph"):
-            for channels_last in layouts:
-                add("nft", draws, mode, ours, channels_last, "channels last" if channels_last else "")
-        for mode in ("eager", "graph"):
-            add("torch", draws, mode, theirs, True, "wholesale")
-            add("torch", draws, mode, theirs, False, "layer by layer")
-    for mode in ("eager", "graph"):
+        for mode in (*eager, "graph", "programmed graph"):
+            add("nft", draws, mode, ours, last, note="channels last" if last else "")
+        for mode in ("graph", "programmed graph"):
+            add("nft", draws, mode, ours, True, True, note="channels last, fused")
+        for mode in (*eager, "graph"):
+            add("torch", draws, mode, theirs, True, note="wholesale")
+            if eager:
+                add("torch", draws, mode, theirs, False, note="layer by layer")
+    for mode in (*eager, "graph"):
         add("torch", "none", mode, theirs, False)
     for draws in ("one", "none", "device") if precision == "bf16" and count == 128 else ("one",):
-        for mode in ("compile", "compiled graph"):
+        for mode in (*(("compile",) if eager else ()), "compiled graph"):
             add("torch", draws, mode, theirs, False)
     return found
 
 
 def run(task: Task) -> None:
-    ceilings = Ceilings.of(task.found_by("ceilings"))
+    ceilings, columns = Ceilings.of(task.found_by("ceilings")), in_force()
     torch._dynamo.config.recompile_limit = 64  # beyond it torch would time eager in silence
-    cases = []
+    cases: list[dict[str, Any]] = []
+
+    def save(cases: list[dict[str, Any]]) -> None:
+        task.save({"cases": cases, "columns": columns, "summary": f"{len(cases)} of {len(CASES)} sizes"})
+
     for count, precision in CASES:
+        early = None if cases else lambda case: save([case])
         cases.append(timing.measure_case(f"resnet18-{count}-{precision}", f"ResNet-18, {count} x 3 x 32 x 32, forward",
-                                         variants(count, precision), ceilings, task))
-        task.save({"cases": cases, "summary": f"{len(cases)} of {len(CASES)} sizes"})
+                                         variants(count, precision), ceilings, task, early))
+        save(cases)

@@ -116,8 +116,7 @@ def variants() -> list[Variant]:
                 add("nft", draws, precision, mode, ours, True, True, note="one launch")
                 add("torch", draws, precision, mode, by_layer, note="layer by layer")
                 add("torch", draws, precision, mode, wholesale, note="wholesale")
-            for mode in ("compile", "compiled graph"):
-                add("torch", draws, precision, mode, wholesale, note="wholesale")
+            add("torch", draws, precision, "compiled graph", wholesale, note="wholesale")
         for mode in ("eager", "graph"):
             add("nft", "one", precision, mode, ours, False, False, cached=False, note="layer by layer")
             add("nft", "one", precision, mode, ours, False, True, cached=False, note="one launch")

@@ -1,6 +1,9 @@
-"""Every operator on small, awkward shapes, for the sanitizers: python -m bench.gpu.small [SECONDS]. Sizes end inside a
-block, a warp and a tile; several chips; every path, dtype and memory format; forward and backward. Under a sanitizer
-every call is slow: kinds of cases come in turns, and when the seconds are over, what is left is counted, not run."""
+"""Every operator on small, awkward shapes, for the sanitizers: python -m bench.gpu.small [SECONDS [without-cudnn]].
+
+Sizes end inside a block, a warp and a tile; several chips; every path, dtype and memory format; forward and backward.
+Under a sanitizer every call is slow: kinds of cases come in turns, and when the seconds are over, what is left is counted,
+not run.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 LAST_LINE = "small shapes ran"
+WITHOUT_CUDNN = "without-cudnn"
 # rows, in, out; the last three split the steps of their tiles, forward or backward
 LINEAR = ((1, 1, 1), (3, 17, 5), (33, 70, 65), (3, 1100, 17), (40, 700, 9), (5, 24, 1100))
 CONV = (  # rows, C, H, W; out, kernel; options
@@ -38,7 +42,7 @@ def finish(*tensors: torch.Tensor) -> None:
 
 
 def cases() -> list[list[Case]]:
-    """Programmed weights one layer at a time, all layers at once, linear layers, convolutions, both of these in 8 bits."""
+    """Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions, both of these in 8 bits."""
     import nft_ext as nft
     from nft_ext import choice
 
@@ -61,6 +65,17 @@ def cases() -> list[list[Case]]:
         tables = [torch.from_numpy(nvm.operator_table()).cuda() for nvm in devices.values()]
         specs = [n for nvm in devices.values() for n in nvm.operator_spec()]
         finish(*torch.ops.nft_ext.program_many(weights, [None] * 5, [], tables, key, list(range(5)), specs, [], dtype))
+
+    @torch.no_grad()
+    def channels_last(nvm, dtype, key):  # and what follows a product of the library's
+        weights = [torch.randn(*s, device="cuda") for s in ((8, 3, 3, 3), (5, 64, 3, 3), (3, 1024, 2, 1), (16, 7, 7, 7))]
+        table, count = torch.from_numpy(nvm.operator_table()).cuda(), len(weights)
+        finish(*torch.ops.nft_ext.program_many(weights, [None] * count, [], [table] * count, key, list(range(count)),
+                                               nvm.operator_spec() * count, [], dtype, True))
+        for shape in ((3, 8, 5, 3), (2, 7, 3, 3), (5, 24)):
+            y, row = torch.randn(*shape, device="cuda").to(dtype), torch.randn(shape[1], device="cuda")
+            torch.ops.nft_ext.finish_(y, row, row, y.clone(), True)
+            finish(y)
 
     def linear(nvm, dtype, key, shared, sizes):
         rows, features, out = sizes
@@ -96,6 +111,7 @@ def cases() -> list[list[Case]]:
         return [lambda chosen=chosen: function(*chosen) for chosen in itertools.product(*values)]
 
     return [each(one_layer, devices.values(), dtypes, keys, (1, 5, 129, 1027)), each(all_layers, dtypes, keys),
+            each(channels_last, product_devices, dtypes, keys),
             each(linear, product_devices, dtypes, keys, (True, False), LINEAR),
             each(conv, product_devices, dtypes, keys, (True, False), CONV,
                  (torch.contiguous_format, torch.channels_last)),
@@ -111,8 +127,9 @@ def in_turns(kinds: Sequence[Sequence[Case]]) -> Iterator[Case]:
         yield from (case for case in together if case is not None)
 
 
-def main(seconds: float = math.inf) -> None:
+def main(seconds: float = math.inf, cudnn: bool = True) -> None:
     end = time.monotonic() + seconds
+    torch.backends.cudnn.enabled = cudnn
     torch.manual_seed(0)
     kinds, ran = cases(), 0
     for case in in_turns(kinds):
@@ -125,4 +142,4 @@ def main(seconds: float = math.inf) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(float, sys.argv[1:]))
+    main(*map(float, sys.argv[1:2]), cudnn=WITHOUT_CUDNN not in sys.argv[2:])

@@ -22,7 +22,7 @@ from bench.measure import Row, Timing, fastest
 
 SAMPLE_SECONDS = 0.01    # a timing holds as many calls as fill this
 MOST_CALLS = 100
-ROUNDS, FEWEST_ROUNDS = 15, 5
+ROUNDS, FEWEST_ROUNDS = 9, 5
 MODES = ("eager", "graph", "programmed graph", "compile", "compiled graph")
 # Whose times stand against whose: one normal a weight is the same distribution as one a device where devices are Gaussian.
 COMPARED = (("one", "one"), ("one", "device"), ("device", "device"), ("one", "none"))
@@ -100,17 +100,32 @@ def floor_of(variant: Variant, ceilings: Ceilings) -> Floor:
                  instructions=instructions)
 
 
-def measure_case(name: str, shape: str, variants: Sequence[Variant], ceilings: Ceilings, task: Task) -> dict[str, Any]:
+def measure_case(name: str, shape: str, variants: Sequence[Variant], ceilings: Ceilings, task: Task,
+                 early: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Builds, checks and times the variants; JSON-able. A variant that is wrong, or that does not run, gets no time; one for
-    which no time is left is named as unmeasured."""
+    which no time is left is named as unmeasured. Compiling may outlast the stage: `early` is given the case as it is
+    before the first variant that is compiled."""
     rows: list[Row] = []
     runs: list[Callable[[], Any]] = []
     unmeasured: list[str] = []
-    for variant in variants:
+
+    def case(rounds: int, rest: Sequence[Variant] = ()) -> dict[str, Any]:
+        timings = iter(interleaved(runs, task.left, rounds) if runs else [])
+        for row in rows:
+            if row.failure is None:
+                row.timing = next(timings)
+        return {"name": f"{name}: {shape}", "case": name, "rows": [row_record(row, ceilings) for row in rows],
+                "compared": compared(rows, ceilings), "unmeasured": [*unmeasured, *(v.name for v in rest)],
+                "failures": [f"{r.variant.name}: {r.failure}" for r in rows if r.failure]}
+
+    for number, variant in enumerate(variants):
         reserve = 0.3 * (len(runs) + 1)  # for the rounds
         if task.left() < reserve:
             unmeasured.append(variant.name)
             continue
+        if early is not None and "compile" in variant.mode:
+            early(case(FEWEST_ROUNDS, variants[number:]))
+            early = None
         try:
             ready = variant.make()
             failure = ready.check()
@@ -120,13 +135,7 @@ def measure_case(name: str, shape: str, variants: Sequence[Variant], ceilings: C
         rows.append(Row(variant, failure))
         if failure is None:
             runs.append(ready.run)
-    timings = iter(interleaved(runs, task.left) if runs else [])
-    for row in rows:
-        if row.failure is None:
-            row.timing = next(timings)
-    return {"name": f"{name}: {shape}", "case": name, "rows": [row_record(row, ceilings) for row in rows],
-            "compared": compared(rows, ceilings), "unmeasured": unmeasured,
-            "failures": [f"{r.variant.name}: {r.failure}" for r in rows if r.failure]}
+    return case(ROUNDS)
 
 
 def row_record(row: Row, ceilings: Ceilings) -> dict[str, Any]:

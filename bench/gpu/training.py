@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,16 @@ from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
+from bench.gpu.tune import in_force
 from bench.networks import _counts as counts
 from nft_ext.methods.batchnorm import frozen_statistics
 from nft_ext.methods.losses import gammas_noisiest_first_in_weight, total_output
 
+CASES = {"bf16": "ovf-step", "fp32": "ovf-step-fp32"}
 IMAGES, FEEDBACKS, BETA, RATE = 128, 3, 1e-3, 1e-3
+# Of a gradient's norm: it jumps where rounding turns the sign before a ReLU. Errors of 2e-5 of each layer's largest
+# output, cuDNN's in float32, move it by 9 %, of 1e-3, bfloat16's, by 60 %; another chip by 150 % (CPU, 8 and 32 images).
+GRADIENT = {"fp32": 0.25, "bf16": 0.9}
 METHOD = nft.methods.OVF(sigma=baselines.SIGMA, beta=BETA, feedbacks=FEEDBACKS)
 
 
@@ -104,6 +110,12 @@ def plain_step(draws: str, precision: str, compiled: bool = False) -> Step:
     return Step(model, loss, precision)
 
 
+@functools.cache
+def compiled_step(draws: str, precision: str) -> Step:
+    """One for all modes: compiling takes its time."""
+    return plain_step(draws, precision, compiled=True)
+
+
 def check(step: Step, quiet: Callable[[], Step] | None) -> str | None:
     """The loss without noise is plain PyTorch's, and so are its gradients; with noise every parameter still gets one."""
     if quiet is not None:
@@ -113,12 +125,11 @@ def check(step: Step, quiet: Callable[[], Step] | None) -> str | None:
             for s in (found, expected):
                 losses.append(s.loss())
                 losses[-1].backward()
-        failure = checks.close("noise-free loss", *losses, step.precision)
+        failure = checks.close("noise-free loss", *losses, step.precision, checks.WINOGRAD_DEEP[step.precision])
         if failure:
             return failure
         for (name, ours), theirs in zip(found.model.named_parameters(), expected.model.parameters(), strict=True):
-            # Rounding adds up over a network's depth, and batch-norm divides by small numbers.
-            failure = checks.close(f"noise-free gradient of {name}", ours.grad, theirs.grad, step.precision, 30.0)
+            failure = checks.alike(f"noise-free gradient of {name}", ours.grad, theirs.grad, GRADIENT[step.precision])
             if failure is not None:
                 return failure
     loss = step()
@@ -142,11 +153,12 @@ def ready(make: Callable[[], Step], mode: str, peaks: dict[str, int], name: str,
     return Ready(run, checked)
 
 
-def variants(peaks: dict[str, int]) -> list[Variant]:
+def variants(precision: str, peaks: dict[str, int]) -> list[Variant]:
+    """What is compiled comes last; with one normal a device only what is fastest."""
     weights, activations, products = counts()
     forwards, found = FEEDBACKS + 1, []
 
-    def add(family: str, draws: str, precision: str, mode: str) -> None:
+    def add(family: str, draws: str, mode: str) -> None:
         # Three products and their operands a forward, once each; the weights and their gradients once.
         element = 2 if precision == "bf16" else 4
         work = Work(flops=6.0 * products * IMAGES * forwards, normals=baselines.NORMALS[draws] * weights * forwards,
@@ -156,26 +168,39 @@ def variants(peaks: dict[str, int]) -> list[Variant]:
             make = functools.partial(ready, functools.partial(our_step, draws, precision), mode, peaks, name,
                                      functools.partial(our_step, draws, precision, False))
         else:
-            make = functools.partial(ready, functools.partial(plain_step, draws, precision, "compile" in mode), mode, peaks, name)
+            step = compiled_step if "compile" in mode else plain_step
+            make = functools.partial(ready, functools.partial(step, draws, precision), mode, peaks, name)
         found.append(Variant(family, draws, make, work, precision, mode, True))
 
-    for precision in ("bf16", "fp32"):
-        for draws in ("one", "device"):
-            for mode in ("eager", "graph"):
-                add("nft", draws, precision, mode)
-                add("torch", draws, precision, mode)
-    for mode in ("compile", "compiled graph"):
-        add("torch", "one", "bf16", mode)
+    for draws, modes in (("one", ("eager", "graph")), ("device", ("graph",))):
+        for mode in modes:
+            add("nft", draws, mode)
+            add("torch", draws, mode)
+    for mode in ("compiled graph", "compile") if precision == "bf16" else ():
+        add("torch", "one", mode)
     return found
 
 
+def memory_of(peaks: dict[str, int]) -> list[dict[str, Any]]:
+    """Ours against plain PyTorch's, one normal a weight, where both are known."""
+    return [{"precision": p, "ours_bytes": peaks[f"nft one {p} eager"], "against_bytes": peaks[f"torch one {p} eager"]}
+            for p in CASES if {f"nft one {p} eager", f"torch one {p} eager"} <= set(peaks)]
+
+
 def run(task: Task) -> None:
-    ceilings, peaks = Ceilings.of(task.found_by("ceilings")), {}
+    ceilings, columns = Ceilings.of(task.found_by("ceilings")), in_force()
+    cases: list[dict[str, Any]] = []
+    peaks: dict[str, int] = {}
     shape = f"OVF, N = {FEEDBACKS}, ResNet-18, {IMAGES} images, forward + backward + SGD"
-    case = timing.measure_case("ovf-step", shape, variants(peaks), ceilings, task)
-    memory = [{"precision": p, "ours_bytes": peaks[f"nft one {p} eager"], "against_bytes": peaks[f"torch one {p} eager"]}
-              for p in ("bf16", "fp32") if {f"nft one {p} eager", f"torch one {p} eager"} <= set(peaks)]
-    shown = "; ".join(f"peak memory {m['precision']} {m['ours_bytes'] / 2**20:.0f} MiB against "
-                      f"{m['against_bytes'] / 2**20:.0f} MiB"
-                      for m in memory)
-    task.save({"cases": [case], "peak_bytes": peaks, "memory": memory, "summary": shown})
+
+    def save(cases: list[dict[str, Any]]) -> None:
+        memory = memory_of(peaks)
+        shown = "; ".join(f"peak memory {m['precision']} {m['ours_bytes'] / 2**20:.0f} MiB against "
+                          f"{m['against_bytes'] / 2**20:.0f} MiB"
+                          for m in memory)
+        task.save({"cases": cases, "columns": columns, "peak_bytes": peaks, "memory": memory, "summary": shown})
+
+    for precision, name in CASES.items():
+        cases.append(timing.measure_case(name, shape, variants(precision, peaks), ceilings, task,
+                                         lambda case: save([*cases, case])))
+        save(cases)

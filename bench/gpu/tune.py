@@ -6,6 +6,12 @@ from bench.gpu.child import Task
 from nft_ext import choice, tune
 
 
+def in_force() -> choice.Bounds:
+    """Puts the bounds found in force, for which operators called directly do not look; gives them, or the default's."""
+    default = {direction: dict.fromkeys(choice.DTYPES, choice.DEFAULT) for direction in choice.DIRECTIONS}
+    return choice.apply(0) or default
+
+
 def run(task: Task) -> None:
     bounds, records = tune.tune(0, lambda line: print(line, flush=True))
     task.save({"columns": bounds, "default": choice.DEFAULT, "points": records, "file": str(tune.keep(0, bounds, records)),

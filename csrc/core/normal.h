@@ -53,7 +53,7 @@ NFT_FN Float half_radius_squared(Float half_u) {
 // [-1/2, 1/2) and exact, and bit 30 mirrors it into the other quarter.
 template <class Word, class Float>
 NFT_FN void half_circle(Word x, Float& cosine, Float& sine) {
-  const Float t = sub(float_of((x & 0x007fffffu) | 0x3f800000u), 1.5f);
+  const Float t = sub(one_and_fraction(x), 1.5f);
   const Float t2 = mul(t, t);
   Float s = add(mul(t2, -0x1.331990p-7f), 0x1.4680a4p-3f);
   s = add(mul(s, t2), -0x1.4abc24p+0f);
@@ -71,7 +71,7 @@ NFT_FN void half_circle(Word x, Float& cosine, Float& sine) {
 // (bit 31 of the angle) lies opposite: minus the radius.
 template <class Word>
 NFT_FN auto normal_half_radius(Word word) {
-  return root(half_radius_squared(half_uniform(word)));
+  return moderate_root(half_radius_squared(half_uniform(word)));  // 2^-26 .. 11.1, or zero
 }
 
 template <class Word, class Float>

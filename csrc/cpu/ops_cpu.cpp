@@ -14,6 +14,13 @@ namespace {
 struct Cpu {
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return Recycled::empty(sizes, dtype, like); }
 
+  // For weights [chips * out, ...], in their logical order always.
+  static Tensor weights(const Crossbar& c, int64_t chips, ScalarType dtype, bool) {
+    Ints sizes = sizes_of(c.weight);
+    sizes[0] *= chips;
+    return memory(sizes, dtype, c.weight);
+  }
+
   static void program(Crossbar& c, const Tensor& out, int64_t first_chip, int64_t chips) {
     Tensor holder = c.weight;
     Program p = program_of(c, holder);
@@ -137,6 +144,7 @@ STABLE_TORCH_LIBRARY_IMPL(nft_ext, CPU, m) {
   m.impl("draw_key", TORCH_BOX(&nft::draw_key));
   m.impl("weight_step", TORCH_BOX(&nft::weight_step));
   m.impl("weight_step_many", TORCH_BOX(&nft::weight_step_many));
+  m.impl("finish_", TORCH_BOX(&nft::CpuOperators::finish));
   m.impl("program_many", TORCH_BOX(&nft::CpuOperators::program_many));
   m.impl("quantize", TORCH_BOX(&nft::quantize));
   m.impl("program", TORCH_BOX(&nft::CpuOperators::program));

@@ -66,6 +66,8 @@ NFT_FN FloatVector vector_root(FloatVector a) {
 }
 NFT_FN Floats root(Floats a) { NFT_WIDE(Floats, vector_root(a.v[i])) }
 
+NFT_FN Floats moderate_root(Floats a) { return root(a); }
+
 NFT_FN Words32 bits_of(Floats a) { NFT_WIDE(Words32, (WordVector)a.v[i]) }
 NFT_FN Floats float_of(Words32 a) { NFT_WIDE(Floats, (FloatVector)a.v[i]) }
 NFT_FN Ints32 as_signed(Words32 a) { NFT_WIDE(Ints32, (IntVector)a.v[i]) }
@@ -78,6 +80,8 @@ NFT_FN Words32 operator-(Words32 a, Words32 b) { NFT_WIDE(Words32, a.v[i] - b.v[
 NFT_FN Words32 operator>>(Words32 a, int n) { NFT_WIDE(Words32, a.v[i] >> n) }
 NFT_FN Words32 operator<<(Words32 a, int n) { NFT_WIDE(Words32, a.v[i] << n) }
 NFT_FN Ints32 operator>>(Ints32 a, int n) { NFT_WIDE(Ints32, a.v[i] >> n) }
+
+NFT_FN Floats one_and_fraction(Words32 a) { return float_of((a & 0x007fffffu) | 0x3f800000u); }
 
 NFT_FN Floats with_sign(Floats a, Words32 sign) {
   NFT_WIDE(Floats, (FloatVector)((WordVector)a.v[i] ^ (sign.v[i] & 0x80000000u)))

@@ -27,6 +27,7 @@ struct Program {
   uint32_t stream;
   OutType out_type;
   void* out;              // [chips, n]
+  int channels, taps;     // taps > 1: weights [.., channels, taps] are stored [.., taps, channels] (channels_last.h)
   const float* scale;     // [], weight of one unit of an 8-bit result, the same on all chips; read for kInt8 only
 };
 
@@ -178,11 +179,13 @@ NFT_FN void device_block(const cuda::Program& p, const Table& t, const Key& key,
     add_device(p, t, limits, key, block, d < active ? d : d - active, d >= active, c, in_steps);
 }
 
+NFT_FN Key key_of(const cuda::Program& p, int64_t chip) { return make_key(p.keys[2 * chip], p.keys[2 * chip + 1], p.stream); }
+
 // Four weights on one chip, in units of the step.
 template <int kPath>
 NFT_FN void block_on_chip(const cuda::Program& p, const Table& t, int64_t chip, int64_t block, const Codes& c,
                           float* in_steps) {
-  const Key key = make_key(p.keys[2 * chip], p.keys[2 * chip + 1], p.stream);
+  const Key key = key_of(p, chip);
   if (kPath == kPathFast)
     fast_block(t, key, block, c, in_steps);
   else if (kPath == kPathDevice)

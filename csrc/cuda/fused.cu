@@ -12,6 +12,12 @@ namespace {
 using namespace generic;
 
 template <OutType kY>
+__global__ void finish_octets_kernel(const Results r, const Epilogue e) {
+  const uint32_t octet = blockIdx.x * blockDim.x + threadIdx.x;
+  if (octet < (uint32_t)(r.count / 8)) finish_octet<kY>(r, e, octet);
+}
+
+template <OutType kY>
 __global__ void finish_kernel(const Results r, const Epilogue e) {
   const int64_t step = (int64_t)gridDim.x * blockDim.x;
   for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < r.count; at += step) finish_result<kY>(r, e, at);
@@ -32,14 +38,16 @@ cudaError_t multiprocessors(int* count) {
 cudaError_t finish(const Results& r, const Epilogue& e, cudaStream_t stream) {
   if (r.count == 0) return cudaSuccess;
   constexpr int kThreads = 256;
-  // Threads stride over more.
-  const unsigned grid = (unsigned)std::min<int64_t>((r.count + kThreads - 1) / kThreads, 0x7fffffff);
+  const bool octets = finish_in_octets(r, e);
+  // One by one, threads stride over more.
+  const unsigned grid = (unsigned)std::min<int64_t>((r.count / (octets ? 8 : 1) + kThreads - 1) / kThreads, 0x7fffffff);
+  const auto launch = [&](auto one, auto eight) { (octets ? eight : one)<<<grid, kThreads, 0, stream>>>(r, e); };
   if (r.type == OutType::kBFloat16)
-    finish_kernel<OutType::kBFloat16><<<grid, kThreads, 0, stream>>>(r, e);
+    launch(finish_kernel<OutType::kBFloat16>, finish_octets_kernel<OutType::kBFloat16>);
   else if (r.type == OutType::kFloat16)
-    finish_kernel<OutType::kFloat16><<<grid, kThreads, 0, stream>>>(r, e);
+    launch(finish_kernel<OutType::kFloat16>, finish_octets_kernel<OutType::kFloat16>);
   else
-    finish_kernel<OutType::kFloat32><<<grid, kThreads, 0, stream>>>(r, e);
+    launch(finish_kernel<OutType::kFloat32>, finish_octets_kernel<OutType::kFloat32>);
   return cudaGetLastError();
 }
 

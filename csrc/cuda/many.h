@@ -24,6 +24,7 @@ struct Layer {
   int64_t n;
   int64_t end;          // strips of all layers up to this one
   uint32_t stream;
+  uint16_t channels, taps;
   uint8_t code_bytes, weight_bits, device_bits, mapping;
 };
 
@@ -37,7 +38,7 @@ struct Batch {
   Layer layer[kMost];
 };
 
-constexpr int kMostLayers = 63;
+constexpr int kMostLayers = 56;
 static_assert(sizeof(Batch<kMostLayers>) + sizeof(void*) <= 4096, "a batch and a pointer must fit a kernel's arguments");
 
 // What the layers of one launch have in common.
@@ -45,10 +46,11 @@ struct Kind {
   int path;
   OutType out_type;
   bool staged;  // the table is copied to shared memory
+  bool turned;  // stored channels last
 };
 
 inline bool operator==(const Kind& a, const Kind& b) {
-  return a.path == b.path && a.out_type == b.out_type && a.staged == b.staged;
+  return a.path == b.path && a.out_type == b.out_type && a.staged == b.staged && a.turned == b.turned;
 }
 
 }  // namespace cuda
@@ -61,7 +63,7 @@ NFT_FN int64_t strips_of(int64_t n) { return (blocks_of(n) + kStrip - 1) / kStri
 
 // Larger tables (13 weight bits and more on the fast path) are read where they are.
 NFT_FN cuda::Kind kind_of(const cuda::Program& p) {
-  return {p.path, p.out_type, p.path != kPathOff && table_bytes(p) <= kStagedBytes};
+  return {p.path, p.out_type, p.path != kPathOff && table_bytes(p) <= kStagedBytes, p.taps > 1};
 }
 
 template <int kMost>
@@ -82,6 +84,8 @@ NFT_FN void append(cuda::Batch<kMost>& batch, const cuda::Program& p) {
   l.n = p.n;
   l.end = strips_of(batch) + strips_of(p.n);
   l.stream = p.stream;
+  l.channels = (uint16_t)p.channels;
+  l.taps = (uint16_t)p.taps;
   l.weight_bits = (uint8_t)p.weight_bits;
   l.device_bits = (uint8_t)p.device_bits;
   l.mapping = (uint8_t)p.mapping;
@@ -111,6 +115,8 @@ NFT_FN cuda::Program program_in(const cuda::Batch<kMost>& batch, int l) {
   p.keys = batch.keys;
   p.chips = batch.chips;
   p.stream = layer.stream;
+  p.channels = layer.channels;
+  p.taps = layer.taps;
   p.out_type = kOut;
   p.out = layer.out;
   p.scale = layer.scale;

@@ -32,7 +32,7 @@ class OnDevice {
  public:
   explicit OnDevice(const Tensor& t) : guard_(t.get_device_index()) {
     void* current = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &current));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &current));
     stream_ = static_cast<cudaStream_t>(current);
     // This library holds a CUDA runtime of its own, whose idea of the current device must be torch's.
     STD_CUDA_CHECK(cudaSetDevice(t.get_device_index()));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../operators.h"
+#include "channels_last.h"
 #include "fused.h"
 #include "on_device.h"
 #include "sampler.h"
@@ -60,6 +61,12 @@ inline cuda::Program program_of(Crossbar& c, Tensor& dense) {
   p.chips = c.chips();
   p.stream = (uint32_t)c.stream;
   return p;
+}
+
+// Whether a convolution's weights may be programmed channels last; nft_ext/operators.py has the same rule.
+inline bool can_be_channels_last(const Crossbar& c) {
+  return c.weight.dim() == 4 && c.device[2] == generic::kPathFast && 2 * sizeof(float) << c.device[0] <= generic::kTurnedTableBytes &&
+         generic::can_turn(c.weight.numel(), c.weight.size(1), c.weight.size(2) * c.weight.size(3));
 }
 
 // A row of float32 numbers, dense in `holder`; null where there is none.

@@ -4,6 +4,7 @@
 #include "choice.h"
 #include "int8_product.h"
 #include "operands.h"
+#include "together.h"
 
 namespace nft {
 namespace {
@@ -33,18 +34,54 @@ Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
   return steps;
 }
 
+Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
+  check(weight.scalar_type() == ScalarType::Float, "quantize", "weight", "must be float32", "another dtype");
+  check(weight_bits >= 1 && weight_bits <= 16, "quantize", "weight_bits", "must be in 1..16", weight_bits);
+  check(step.scalar_type() == ScalarType::Float && step.numel() == 1, "quantize", "step", "must be one float32", step.sizes());
+  check(weight.is_cuda(), "quantize", "weight", "must be on CUDA like the step", "another device");
+  check_beside("quantize", "step", step, weight);
+  const OnDevice here(weight);
+  const Tensor dense = aten::contiguous(weight);
+  Tensor codes = aten::empty(sizes_of(weight), weight_bits <= 15 ? ScalarType::Short : ScalarType::Int, weight);
+  STD_CUDA_CHECK(cuda::quantize(floats(dense), dense.numel(), floats(step), (int)weight_bits, codes.data_ptr(), here.stream()));
+  return codes;
+}
+
 struct Cuda {
   // torch's caching allocator reuses the memory of the last call, in the order of the stream.
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return aten::empty(sizes, dtype, like); }
 
+  // For weights [chips * out, ...]; channels last only where they can be programmed so.
+  static Tensor weights(const Crossbar& c, int64_t chips, ScalarType dtype, bool channels_last) {
+    Ints sizes = sizes_of(c.weight);
+    sizes[0] *= chips;
+    return aten::empty(sizes, dtype, c.weight, channels_last && can_be_channels_last(c));
+  }
+
+  // In the order in which `out` lies in memory.
+  static cuda::Program program_into(Crossbar& c, Tensor& dense, const Tensor& out) {
+    const bool turned = aten::is_channels_last(out);
+    if (turned && !c.codes) {  // the kernel for this order reads codes
+      if (!c.step) c.step = weight_step(c.weight, c.device[0]);
+      c.codes = quantize(c.weight, *c.step, c.device[0]);
+    }
+    if (turned && (uintptr_t)c.codes->data_ptr() % 16 != 0) c.codes = torch::stable::clone(*c.codes);
+    cuda::Program p = program_of(c, dense);
+    if (turned) {
+      p.channels = (int)c.weight.size(1);
+      p.taps = (int)(c.weight.size(2) * c.weight.size(3));
+    }
+    p.out_type = out_type(out);
+    p.out = out.data_ptr();
+    return p;
+  }
+
   static void program(Crossbar& c, const Tensor& out, int64_t first_chip, int64_t chips) {
     Tensor dense = c.weight;
-    cuda::Program p = program_of(c, dense);
+    cuda::Program p = program_into(c, dense, out);
     const OnDevice here(c.weight);
     p.keys += 2 * first_chip;
     p.chips = chips;
-    p.out_type = out_type(out);
-    p.out = out.data_ptr();
     STD_CUDA_CHECK(cuda::program(p, here.stream()));
   }
 
@@ -65,9 +102,7 @@ struct Cuda {
     for (size_t l = 0; l < layers.size(); ++l) {
       check_beside(layers[l].op, "weights", layers[l].weight, layers[0].weight);
       if (!scales.empty()) check_beside(layers[l].op, "scales", scales[l], layers[0].weight);
-      programs.push_back(program_of(layers[l], dense[l]));
-      programs[l].out_type = out_type(outs[l]);
-      programs[l].out = outs[l].data_ptr();
+      programs.push_back(program_into(layers[l], dense[l], outs[l]));
       if (!scales.empty()) programs[l].scale = floats(scales[l]);
     }
     const OnDevice here(layers[0].weight);
@@ -82,7 +117,8 @@ struct Cuda {
     check_product(c, x, epilogue);
     auto layer = product_of(c, x, p, shared);
     const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kForward, out_type(x));
-    if (!layer || c.weight.size(0) / p.groups < kLeastRows || layer->columns > most || !cuda::can_fuse(layer->f)) return std::nullopt;
+    if (!layer || c.weight.size(0) / p.groups < kLeastRows || layer->columns > most || !cuda::can_fuse(layer->f))
+      return layer && fit_together(c, x) ? std::optional<Tensor>(product_together(c, x, bias, p, shared, epilogue)) : std::nullopt;
     cuda::Fused& f = layer->f;
     f.program = program_of(c, layer->weight);
     const OnDevice here(c.weight);
@@ -97,6 +133,16 @@ struct Cuda {
     STD_CUDA_CHECK(cuda::fused_plan(f, &plan));
     const auto sums = memory_for(plan, c.weight);
     STD_CUDA_CHECK(cuda::fused(f, plan, floats_of(sums), here.stream()));
+    return y;
+  }
+
+  // The library's, all chips at once.
+  static Tensor product_together(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p, bool shared,
+                                 const Epilogue& epilogue) {
+    const Tensor all = weights(c, c.chips(), x.scalar_type(), aten::is_channels_last(x));
+    program(c, all, 0, c.chips());
+    const Tensor y = x.dim() == 4 ? conv2d_together(c, x, all, p, shared) : linear_together(c, x, all, shared);
+    if (bias || !epilogue.empty()) finish(c, y, epilogue, bias);
     return y;
   }
 
@@ -157,14 +203,18 @@ struct Cuda {
     return aten::convolution_backward(grad, x, weight, p, mask, "nft_ext::convolution_backward");
   }
 
-  // One pass over a result of the library's, which is dense.
-  static void finish(const Crossbar& c, const Tensor& y, const Epilogue& e) {
+  // One pass over a result of the library's, which is dense; bias: where it is not in it yet.
+  static void finish(const Crossbar& c, const Tensor& y, const Epilogue& e, const std::optional<Tensor>& bias = std::nullopt) {
     const bool channels_last = aten::is_channels_last(y);
-    std::optional<Tensor> scale, shift, residual;
+    std::optional<Tensor> scale, shift, residual, offset;
     cuda::Results r = {y.data_ptr(), out_type(y), y.numel(), y.size(1),
                        channels_last || y.dim() == 2 ? 1 : y.size(2) * y.size(3)};
     cuda::Epilogue f = {};
     const OnDevice here(c.weight);
+    if (bias) {
+      check_beside(c.op, "bias", *bias, c.weight);
+      f.bias = dense_floats(aten::cast(*bias, ScalarType::Float), offset);
+    }
     f.scale = dense_floats(e.scale, scale);
     f.shift = dense_floats(e.shift, shift);
     if (e.residual) {
@@ -175,19 +225,6 @@ struct Cuda {
     STD_CUDA_CHECK(cuda::finish(r, f, here.stream()));
   }
 };
-
-Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
-  check(weight.scalar_type() == ScalarType::Float, "quantize", "weight", "must be float32", "another dtype");
-  check(weight_bits >= 1 && weight_bits <= 16, "quantize", "weight_bits", "must be in 1..16", weight_bits);
-  check(step.scalar_type() == ScalarType::Float && step.numel() == 1, "quantize", "step", "must be one float32", step.sizes());
-  check(weight.is_cuda(), "quantize", "weight", "must be on CUDA like the step", "another device");
-  check_beside("quantize", "step", step, weight);
-  const OnDevice here(weight);
-  const Tensor dense = aten::contiguous(weight);
-  Tensor codes = aten::empty(sizes_of(weight), weight_bits <= 15 ? ScalarType::Short : ScalarType::Int, weight);
-  STD_CUDA_CHECK(cuda::quantize(floats(dense), dense.numel(), floats(step), (int)weight_bits, codes.data_ptr(), here.stream()));
-  return codes;
-}
 
 using CudaOperators = Operators<Cuda>;
 
@@ -205,6 +242,7 @@ STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
   m.impl("draw_key", TORCH_BOX(&nft::draw_key));
   m.impl("weight_step", TORCH_BOX(&nft::weight_step));
   m.impl("weight_step_many", TORCH_BOX(&nft::weight_step_many));
+  m.impl("finish_", TORCH_BOX(&nft::CudaOperators::finish));
   m.impl("program_many", TORCH_BOX(&nft::CudaOperators::program_many));
   m.impl("quantize", TORCH_BOX(&nft::quantize));
   m.impl("program", TORCH_BOX(&nft::CudaOperators::program));

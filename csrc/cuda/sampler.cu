@@ -1,5 +1,5 @@
-// Kernels and launches of csrc/cuda/sampler.h. A thread takes one block of four weights at a time (csrc/cuda/block.h);
-// grids are only as large as the device can hold at once and go through the rest, of all layers (csrc/cuda/many.h), so
+// Kernels and launches of csrc/cuda/sampler.h. A thread takes one block of four weights at a time (csrc/cuda/block.h), or two
+// (csrc/cuda/octet.h); grids are only as large as the device can hold at once and go through the rest, of all layers (csrc/cuda/many.h), so
 // no tensor is too large for a grid and a device table is fetched into shared memory once a resident block of threads.
 //
 // Every kernel exists for one layer and for a full batch: the arguments of a launch cost time, and most launches by far
@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "many.h"
+#include "channels_last.h"
 #include "stage.h"
 
 namespace nft {
@@ -19,14 +19,15 @@ using namespace generic;
 
 constexpr int kThreads = 256;
 
-// Thread blocks that a multiprocessor holds at once: 8 fill its 2048 threads at 32 registers each; the per-device path
-// keeps more values alive and would spill them below 64. Tables too large for shared memory take registers for their
-// addresses: 40 and 80.
+// Thread blocks that a multiprocessor holds at once: 8 fill its 2048 threads at 32 registers each; eight weights at a time take 48,
+// and the per-device path keeps more values alive and would spill them below 64. Tables too large for shared memory take
+// registers for their addresses: 40 and 80.
 constexpr int kResident = 8;
 constexpr int resident_blocks(int path, bool staged) {
   if (path == kPathDevice) return staged ? 4 : 3;
-  return path == kPathFast && !staged ? 6 : kResident;
+  return path == kPathFast ? (staged ? 5 : 6) : kResident;
 }
+constexpr int resident_blocks_turned(OutType type) { return type == OutType::kFloat32 ? 2 : 3; }
 
 // This thread block's share. Volatile, so that it is computed anew for each layer, from constants: kept, it would take
 // registers from the weights all the while.
@@ -72,6 +73,44 @@ __global__ void __launch_bounds__(kThreads)
     quantize_block(weight, n, *step, weight_bits, codes, block);
 }
 
+// Where a tile stands in shared memory, behind the table, in floats.
+__host__ __device__ constexpr int tile_offset(int table_bytes) { return (table_bytes + 15) / 16 * 4; }
+
+// The octets of a share.
+template <OutType kOut, bool kConstant>
+__device__ void program_octets(const Program& p, const Table& table, const Range& octets) {
+  const float step = *p.step, std = table.values[table.levels];
+#pragma unroll 1
+  for (int64_t octet = octets.begin + threadIdx.x; octet < octets.end; octet += kThreads)
+    program_octet<kOut, kConstant>(p, table, step, std, octet, blockIdx.y, gridDim.y);
+}
+
+// The same where the weights are stored channels last.
+template <OutType kOut, bool kConstant>
+__device__ void program_tiles(const Program& p, const Table& table, const Range& tiles, typename Stored<kOut>::Type* tile_memory) {
+  const float step = *p.step, std = table.values[table.levels];
+  TileStart at = tile_start(p, tiles.begin);
+#pragma unroll 1
+  for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, go_on(at, p)) {
+    const int octets = channels_in_tile(p, tile) * p.taps / 8;
+    const int64_t octet = tile * (tile_channels(p.taps) * p.taps / 8) + threadIdx.x;
+    OctetCodes c = {};
+    if ((int)threadIdx.x < octets) c = load_short_octet(p, octet);
+#pragma unroll 1
+    for (int chip = (int)blockIdx.y; chip < p.chips; chip += (int)gridDim.y) {
+      if ((int)threadIdx.x < octets) {
+        float w[8];
+        octet_on_chip<kConstant>(table, std, key_of(p, chip), step, opaque(octet), c, w);
+        store_octet<kOut>(tile_memory + 8 * threadIdx.x, w, c.sign, 1.0f);
+      }
+      __syncthreads();
+      write_tile(p, at, channels_in_tile(p, tile), tile_memory, (typename Stored<kOut>::Type*)p.out + chip * p.n, (int)threadIdx.x,
+                 kThreads);
+      __syncthreads();
+    }
+  }
+}
+
 template <int kPath, OutType kOut, bool kStaged, int kMost>
 __global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kStaged))
     program_kernel(const __grid_constant__ Batch<kMost> batch) {
@@ -81,13 +120,46 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kStaged))
     const Range blocks = blocks_in(batch, share(batch), l);
     Table table = {p.table, table_levels(p), false};
     if (kStaged) table = staged_table<kThreads>(p, shared);
-    // The end is computed anew each time where registers are short; the fast path has no instructions to spare.
-    constexpr bool kKeepEnd = kPath == kPathFast && kStaged;
+    int64_t rest = blocks.begin;
+    if constexpr (kPath == kPathFast && kStaged) {
+      const int64_t whole = octets_of<kOut>(p);
+      const Range octets = {blocks.begin / 2, min(blocks.end / 2, whole)};
+      if (table.constant)
+        program_octets<kOut, true>(p, table, octets);
+      else
+        program_octets<kOut, false>(p, table, octets);
+      rest = max(rest, 2 * octets.end);
+    }
 #pragma unroll 1
-    for (int64_t block = blocks.begin + threadIdx.x;; block += kThreads) {
-      if (block >= (kKeepEnd ? blocks.end : blocks_in(batch, share(batch), l).end)) break;
+    for (int64_t block = rest + threadIdx.x;; block += kThreads) {
+      // Computed anew each time: registers are short.
+      if (block >= blocks_in(batch, share(batch), l).end) break;
       program_block<kPath, kOut>(p, table, block, blockIdx.y, gridDim.y);
     }
+  }
+}
+
+// Layers that are stored channels last: codes of two bytes, staged tables, the fast path.
+template <OutType kOut, int kMost>
+__global__ void __launch_bounds__(kThreads, resident_blocks_turned(kOut))
+    program_turned_kernel(const __grid_constant__ Batch<kMost> batch) {
+  extern __shared__ float shared[];
+  for (int l = layer_of(batch, share(batch).begin); reaches(batch, share(batch), l); ++l) {
+    const Program p = program_in<kPathFast, kOut>(batch, l);
+    const Table table = staged_table<kThreads>(p, shared);
+    if (!(octets_of<kOut>(p) > 0)) {  // an irregular step makes all weights the same, in any order
+      const Range blocks = blocks_in(batch, share(batch), l);
+#pragma unroll 1
+      for (int64_t block = blocks.begin + threadIdx.x; block < blocks.end; block += kThreads)
+        program_block<kPathFast, kOut>(p, table, block, blockIdx.y, gridDim.y);
+      continue;
+    }
+    const Range tiles = tiles_in(blocks_in(batch, share(batch), l), p.taps);
+    auto* const memory = (typename Stored<kOut>::Type*)(shared + tile_offset(batch.table_bytes));
+    if (table.constant)
+      program_tiles<kOut, true>(p, table, tiles, memory);
+    else
+      program_tiles<kOut, false>(p, table, tiles, memory);
   }
 }
 
@@ -153,11 +225,27 @@ cudaError_t launch(const Batch<kMostLayers>& batch, const Kind& kind, const Shap
   }
 }
 
+template <OutType kOut>
+cudaError_t launch_turned(const Batch<kMostLayers>& batch, const Shape& s) {
+  if (batch.count == 1)
+    program_turned_kernel<kOut><<<s.grid, kThreads, s.shared_bytes, s.stream>>>(only_layer(batch));
+  else
+    program_turned_kernel<kOut><<<s.grid, kThreads, s.shared_bytes, s.stream>>>(batch);
+  return cudaGetLastError();
+}
+
 cudaError_t launch_programs(Batch<kMostLayers>& batch, const Kind& kind, cudaStream_t stream) {
   Shape shape = {{}, kind.staged ? (size_t)batch.table_bytes : 0, stream};
-  const cudaError_t error = grid_for(strips_of(batch), batch.chips, resident_blocks(kind.path, kind.staged), &shape.grid);
+  const int resident = kind.turned ? resident_blocks_turned(kind.out_type) : resident_blocks(kind.path, kind.staged);
+  const cudaError_t error = grid_for(strips_of(batch), batch.chips, resident, &shape.grid);
   if (error != cudaSuccess) return error;
   deal(batch, shape.grid.x);
+  if (kind.turned) {
+    shape.shared_bytes = 4 * tile_offset(batch.table_bytes) + kTileWeights * (kind.out_type == OutType::kFloat32 ? 4 : 2);
+    if (kind.out_type == OutType::kBFloat16) return launch_turned<OutType::kBFloat16>(batch, shape);
+    if (kind.out_type == OutType::kFloat16) return launch_turned<OutType::kFloat16>(batch, shape);
+    return launch_turned<OutType::kFloat32>(batch, shape);
+  }
   if (kind.path == kPathFast) return launch<kPathFast>(batch, kind, shape);
   if (kind.path == kPathDevice) return launch<kPathDevice>(batch, kind, shape);
   return launch<kPathOff>(batch, kind, shape);

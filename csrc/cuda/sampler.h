@@ -11,7 +11,7 @@ namespace nft {
 namespace cuda {
 
 // Step s of Eq. 4 of each program's weights (weight, n and weight_bits are read) into step [count]; NaN where a weight
-// is not finite. Two launches for every 63 layers.
+// is not finite. Two launches for every 56 layers.
 cudaError_t weight_step_many(const Program* programs, int count, float* step, cudaStream_t stream);
 
 // The same for one weight [n], into step [].
@@ -21,7 +21,7 @@ cudaError_t weight_step(const float* weight, int64_t n, int weight_bits, float* 
 cudaError_t quantize(const float* weight, int64_t n, const float* step, int weight_bits, void* codes, cudaStream_t stream);
 
 // Programmed weights [chips, n] of every layer. All layers go to the same chips: equal keys and chips, or
-// cudaErrorInvalidValue. One launch for every 63 layers of the same path and output type, where their tables fit shared
+// cudaErrorInvalidValue. One launch for every 56 layers of the same path and output type, where their tables fit shared
 // memory.
 cudaError_t program_many(const Program* programs, int count, cudaStream_t stream);
 

@@ -33,22 +33,27 @@ NFT_FN Quad<T> load(const T* p, int count) {
   return q;
 }
 
+// 1, 2 or 4 words to an address that is a multiple of their size, in global or in shared memory. One instruction, said outright: the
+// compiler splits the plain assignment into four.
+template <int kWords>
+NFT_FN void put_words(void* p, const Quad<uint32_t>& w) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (kWords == 4)
+    asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(w.v[0]), "r"(w.v[1]), "r"(w.v[2]), "r"(w.v[3]) : "memory");
+  else if constexpr (kWords == 2)
+    asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(w.v[0]), "r"(w.v[1]) : "memory");
+  else
+    asm volatile("st.b32 [%0], %1;" ::"l"(p), "r"(w.v[0]) : "memory");
+#else
+  memcpy(p, &w, 4 * kWords);
+#endif
+}
+
 template <class T>
 NFT_FN void store_wide(T* p, const Quad<T>& q) {
-#if defined(__CUDA_ARCH__)
-  // One instruction, said outright: the compiler splits the plain assignment into four.
-  uint32_t w[sizeof q / 4];
-  memcpy(w, &q, sizeof q);
-  if constexpr (sizeof q == 16)
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]), "r"(w[1]), "r"(w[2]),
-                 "r"(w[3]) : "memory");
-  else if constexpr (sizeof q == 8)
-    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]), "r"(w[1]) : "memory");
-  else
-    asm volatile("st.global.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]) : "memory");
-#else
-  *reinterpret_cast<Quad<T>*>(p) = q;
-#endif
+  Quad<uint32_t> w = {};
+  memcpy(&w, &q, sizeof q);
+  put_words<sizeof q / 4>(p, w);
 }
 
 template <class T>
@@ -90,6 +95,21 @@ struct Stored {
     return bits;
   }
 };
+
+// Two numbers of two bytes in a word, the first below: one instruction on the device.
+template <cuda::OutType kOut>
+NFT_FN uint32_t stored_pair(float first, float second) {
+#if defined(__CUDA_ARCH__)
+  uint32_t pair;
+  if (kOut == cuda::OutType::kBFloat16)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  return Stored<kOut>::from(first) | (uint32_t)Stored<kOut>::from(second) << 16;
+#endif
+}
 
 template <>
 struct Stored<cuda::OutType::kFloat32> {

@@ -103,20 +103,23 @@ class NoisyLayer(nn.Module):
         return Crossbar(weight, codes, step, buffers["_table"], key, self.stream, self._spec)
 
     def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The quantized weight, kept while the weight stays unchanged; nothing in training, where the operator finds the step.
+        """The quantized weight, kept while the weight stays unchanged. In training on the CPU nothing, where the operator finds the step
+        on its way; on CUDA, where that takes passes of its own, forwards and backwards between two optimizer steps share it.
 
         "Unchanged" is the same parameter at the same address, torch's version counter, and no optimizer's step. Writing through
         `.data` moves none of them, hence the cache is also dropped by train(), eval(), to(), load_state_dict and at the entry of
         the outermost context.
         """
         bits = self.nvm.weight_bits
-        if torch.is_grad_enabled() or weight.is_inference():
+        if weight.is_inference() or torch.is_grad_enabled() and not weight.is_cuda:
             return None, None
         stamp = (id(weight), weight.data_ptr(), weight._version, _optimizer_steps, bits, weight.device)
         if self._quantized is None or self._quantized[0] != stamp:
-            step = operators.ops.weight_step(weight, bits)
+            with torch.no_grad():
+                step = operators.ops.weight_step(weight, bits)
+                codes = operators.ops.quantize(weight, step, bits)
             # Holding the weight and its memory keeps another from taking their identity and address.
-            self._quantized = (stamp, operators.ops.quantize(weight, step, bits), step, weight, weight.detach())
+            self._quantized = (stamp, codes, step, weight, weight.detach())
         return self._quantized[1:3]
 
     def forget_codes(self) -> None:

@@ -11,6 +11,7 @@ from .. import operators
 from ..checks import fail
 from ..functional import Crossbar, conv2d_operands, conv2d_product, linear_product
 from ..operands import Epilogue, check_tensor, finished, in_autocast
+from . import programmed
 from .base import NoisyLayer
 from .conv import NoisyConv2d
 from .linear import NoisyLinear
@@ -40,6 +41,8 @@ class FusedLayer(NoisyLayer):
             fail(self.name or type(self).__name__, "must be in eval mode, a fused model is for inference: train the model it was made "
                  "of, then fuse again", "training mode", RuntimeError)
         compiling = torch.compiler.is_compiling()
+        if isinstance(x, Tensor) and (weights := self.programmed()) is not None:
+            return self.with_programmed(x, weights, residual)
         bar = self.crossbar(compiling)
         if compiling or not isinstance(x, Tensor):
             return self.checked(x, residual, bar)[0]
@@ -65,6 +68,18 @@ class FusedLayer(NoisyLayer):
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         """(y, the operator's static arguments where it takes x and residual as they are); all arguments are checked."""
         raise NotImplementedError
+
+    def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
+        """y by torch's product with weights [S, *weight.shape] that stand programmed."""
+        raise NotImplementedError
+
+    def finish_programmed(self, y: Tensor, residual: Any) -> Tensor:
+        """What follows a product by torch, in one pass where that is possible."""
+        fits = residual is None or _facts(residual) == _facts(y)
+        e = Epilogue(self.scale, self.shift, residual if fits else None, self.ends_in_relu and fits)
+        served = y.dtype in (torch.float32, torch.bfloat16) or y.is_cuda and y.dtype == torch.float16
+        y = programmed.finish(y, *e) if served and not torch.compiler.is_compiling() else finished(y, e)
+        return y if fits else self.finish(y, residual)
 
     def finish(self, y: Tensor, residual: Any) -> Tensor:
         """What is left where the residual is not of the product's shape and type: torch broadcasts and promotes."""
@@ -120,6 +135,21 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         return self.finish(y.squeeze(0) if single else y, residual), None
 
 
+    def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
+        if x.dim() == 3 and self.scale is not None:
+            fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
+        single, padding = x.dim() == 3, self.padding
+        if single and weights.shape[0] > 1:
+            fail("x", f"must have a batch dimension for {weights.shape[0]} chips", list(x.shape))
+        x = x.unsqueeze(0) if single else x
+        if self.padding_mode != "zeros":
+            x, padding = torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        y = programmed.conv2d(x, weights, self.bias, self.stride, padding, self.dilation, self.groups)
+        if single:
+            return self.finish(y.squeeze(0), residual)
+        return self.finish_programmed(y, residual)
+
+
 class FusedLinear(FusedLayer, NoisyLinear):
     """A NoisyLinear, BatchNorm1d in eval mode, a residual, ReLU: each but the first may be missing."""
 
@@ -139,3 +169,12 @@ class FusedLinear(FusedLayer, NoisyLinear):
             y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu), self.int8)
             return y, (shared,) if x.dim() == 2 else None
         return self.finish(linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift), self.int8), residual), None
+
+    def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
+        y = programmed.linear(x, weights, self.bias)
+        if y.dim() == 2:
+            return self.finish_programmed(y, residual)
+        if self.scale is not None and (y.dim() != 3 or y.shape[1] != len(self.scale)):
+            fail("x", f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the BatchNorm1d "
+                 "that follows", list(x.shape))
+        return self.finish(finished(y, Epilogue(self.scale, self.shift)), residual)

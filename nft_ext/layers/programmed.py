@@ -35,8 +35,10 @@ def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype) -> list[Ten
         if any(step is None for step in steps):  # weights of another type, or written to in this moment
             bars, steps = [bar._replace(codes=None) for bar in bars], []
         spec = [entry for bar in bars for entry in bar.spec]
+        # Tensor cores want channels last: torch's convolutions would copy the weights of other layouts in every call.
+        channels_last = bars[0].weight.is_cuda and dtype != torch.float32
         many = operators.ops.program_many([bar.weight for bar in bars], [bar.codes for bar in bars], steps, [bar.table for bar in bars],
-                                          bars[0].key, [bar.stream for bar in bars], spec, [], dtype)
+                                          bars[0].key, [bar.stream for bar in bars], spec, [], dtype, channels_last)
         for place, weights in zip(places, many, strict=True):
             found[place] = weights
     return found
@@ -68,6 +70,14 @@ def conv2d(x: Tensor, weights: Tensor, bias: Tensor | None, *convolution) -> Ten
     if chips == 1:
         return functional.conv2d(x, weights[0], bias, *convolution)
     return torch.cat([functional.conv2d(part, w, bias, *convolution) for part, w in zip(x.chunk(chips), weights)])
+
+
+def finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, relu: bool) -> Tensor:
+    """relu(y * scale + shift + residual) in one pass; y [N, out] or [N, out, H, W] is overwritten, the residual has its shape and type."""
+    if not (y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last)):
+        y = y.contiguous()
+    operators.ops.finish_(y, scale, shift, residual, relu)
+    return y
 
 
 def _chips_of(x: Tensor, weights: Tensor) -> int:

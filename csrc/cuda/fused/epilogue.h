@@ -1,6 +1,7 @@
 // From sums to stored results: bias, batch-norm's scale and shift, residual, ReLU, one rounding to the result's type.
 #pragma once
 
+#include "../octet.h"
 #include "tile.h"
 
 namespace nft {
@@ -100,6 +101,31 @@ NFT_FN void finish_result(const cuda::Results& r, const cuda::Epilogue& e, int64
   Element* y = (Element*)r.y + at;
   const float residual = e.residual ? loaded<kY>(((const Element*)e.residual)[at]) : 0.0f;
   *y = Stored<kY>::from(finished(e, row_epilogue(e, row), loaded<kY>(*y), residual));
+}
+
+// Whether eight neighbouring results have eight neighbouring rows, or one, and lie at multiples of 16 bytes.
+NFT_FN bool finish_in_octets(const cuda::Results& r, const cuda::Epilogue& e) {
+  const int64_t period = r.inner == 1 ? r.rows : r.inner;
+  return period % 8 == 0 && r.count <= 0xffffffffll && (((uintptr_t)r.y | (uintptr_t)e.residual) & 15) == 0;
+}
+
+// Results 8 * octet .. 8 * octet + 7, in place.
+template <cuda::OutType kY>
+NFT_FN void finish_octet(const cuda::Results& r, const cuda::Epilogue& e, uint32_t octet) {
+  typedef Octet<typename Stored<kY>::Type> Eight;
+  Eight* const y = (Eight*)r.y + octet;
+  Eight value = *y, residual = {};
+  if (e.residual) residual = ((const Eight*)e.residual)[octet];
+  const bool one_row = r.inner != 1;
+  const uint32_t first = one_row ? 8 * octet / (uint32_t)r.inner % (uint32_t)r.rows : 8 * octet % (uint32_t)r.rows;
+  float sums[8];
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int i = 0; i < 8; ++i)
+    sums[i] = finished(e, row_epilogue(e, (int)first + (one_row ? 0 : i)), loaded<kY>(value.v[i]), loaded<kY>(residual.v[i]));
+  const uint32_t no_signs[4] = {};
+  store_octet<kY>((typename Stored<kY>::Type*)y, sums, no_signs, 1.0f);
 }
 
 }  // namespace NFT_ISA

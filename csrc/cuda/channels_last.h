@@ -1,0 +1,88 @@
+// A convolution's weights into channels-last memory, [outputs, taps, channels], from codes in their logical order, [outputs, channels,
+// taps], in which random numbers come too: so that a library's product need not copy them again.
+//
+// A thread block programs a tile of whole channels of consecutive outputs, octet by octet, into shared memory, and writes it out tap by tap,
+// neighbouring threads neighbouring channels. Host and device compile the same functions (csrc/tests/test_cuda_channels_last.cpp).
+#pragma once
+
+#include "many.h"
+#include "octet.h"
+
+namespace nft {
+namespace NFT_ISA {
+
+constexpr int kTileWeights = 2048;               // of at most so many; one octet a thread of 256
+constexpr int kMostTaps = 256, kMostChannels = 1 << 15;
+constexpr int kTurnedTableBytes = 32 << 10;      // of shared memory, beside the tile
+
+// Whether n weights [outputs, channels, taps] may be stored so. One channel, or one tap, is its own turn.
+NFT_FN bool can_turn(int64_t n, int64_t channels, int64_t taps) {
+  return taps >= 2 && taps <= kMostTaps && channels >= 2 && channels <= kMostChannels && n % 8 == 0;
+}
+
+// Channels of a tile, all outputs' channels counted through: a multiple of eight, so that tiles are whole octets.
+NFT_FN int tile_channels(int taps) { return kTileWeights / (8 * taps) * 8; }
+
+// A share's tiles, by the blocks of four weights dealt to it: those whose first weight is among them.
+NFT_FN Range tiles_in(const Range& blocks, int taps) {
+  const int64_t weights = (int64_t)tile_channels(taps) * taps;
+  return {(4 * blocks.begin + weights - 1) / weights, (4 * blocks.end + weights - 1) / weights};
+}
+
+// Where a tile begins, and 2^32 / channels, rounded up: by it, numbers up to 2^17 are divided exactly.
+struct TileStart {
+  int64_t output;
+  int channel;
+  uint32_t reciprocal;
+};
+
+NFT_FN uint32_t upper_product(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
+
+NFT_FN TileStart tile_start(const cuda::Program& p, int64_t tile) {
+  const int64_t first = tile * tile_channels(p.taps), output = first / p.channels;
+  return {output, (int)(first - output * p.channels), (uint32_t)((uint64_t(1) << 32) / (uint32_t)p.channels + 1)};
+}
+
+NFT_FN void go_on(TileStart& at, const cuda::Program& p) {
+  const int channel = at.channel + tile_channels(p.taps);
+  const int outputs = (int)upper_product((uint32_t)channel, at.reciprocal);
+  at.output += outputs;
+  at.channel = channel - outputs * p.channels;
+}
+
+// Channels and octets that tile `tile` has.
+NFT_FN int channels_in_tile(const cuda::Program& p, int64_t tile) {
+  const int64_t left = p.n / p.taps - tile * tile_channels(p.taps);
+  return left < tile_channels(p.taps) ? (int)left : tile_channels(p.taps);
+}
+
+// Where tap 0 of the tile's k-th channel is stored, in elements; the next taps are `channels` apart.
+NFT_FN int64_t turned_place(const cuda::Program& p, const TileStart& at, int k) {
+  const int channel = at.channel + k;
+  const int outputs = (int)upper_product((uint32_t)channel, at.reciprocal);
+  return (at.output + outputs) * p.channels * p.taps + (channel - outputs * p.channels);
+}
+
+// Threads that write one tap of a tile: a power of two from a warp to all of them. Others write the next tap meanwhile.
+NFT_FN int threads_a_tap(int taps, int threads) {
+  int lanes = 32;
+  while (lanes < threads && lanes < tile_channels(taps)) lanes *= 2;
+  return lanes;
+}
+
+// A thread's part of the tile's way out.
+template <class Out>
+NFT_FN void write_tile(const cuda::Program& p, const TileStart& at, int channels, const Out* tile, Out* out, int thread, int threads) {
+  const int taps = opaque(p.taps), mine = opaque(thread);  // computed here: while weights are programmed, registers are short
+  const int lanes = threads_a_tap(taps, threads), tap_stride = threads / lanes;
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+  for (int k = mine & (lanes - 1); k < channels; k += lanes) {
+    Out* const to = out + turned_place(p, at, k);
+    for (int tap = mine / lanes; tap < taps; tap += tap_stride) to[(int64_t)tap * p.channels] = tile[k * taps + tap];
+  }
+}
+
+}  // namespace NFT_ISA
+}  // namespace nft

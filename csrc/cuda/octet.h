@@ -1,0 +1,125 @@
+// Eight neighbouring weights at a time, on the fast path: two blocks of block.h that share their key's rounds, whose 16 bytes of codes
+// or results are one access, and between which a thread has always something else to do. This is the sampler's main loop; what
+// it leaves of a layer (the last few weights, tensors at odd addresses, irregular steps) goes through block.h, with the same bits.
+#pragma once
+
+#include "block.h"
+
+namespace nft {
+namespace NFT_ISA {
+
+template <class T>
+struct alignas(8 * sizeof(T) < 16 ? 8 * sizeof(T) : 16) Octet {
+  T v[8];
+};
+
+template <class T>
+NFT_FN bool is_wide_octet(const T* p) {
+  return ((uintptr_t)p & (alignof(Octet<T>) - 1)) == 0;
+}
+
+// How many octets of a program may be done so, on all its chips: all that are whole, or none.
+template <cuda::OutType kOut>
+NFT_FN int64_t octets_of(const cuda::Program& p) {
+  typedef typename Stored<kOut>::Type Out;
+  const bool wide = ((uintptr_t)(p.codes ? p.codes : p.weight) & 15) == 0 && is_wide_octet((const Out*)p.out) &&
+                    (p.chips == 1 || p.n % 8 == 0);
+  return wide && *p.step > 0.0f ? p.n / 8 : 0;
+}
+
+// Magnitudes in units of the step; and the signs of weights 2 i and 2 i + 1 in bits 15 and 31 of sign[i], where two results of two
+// bytes have theirs.
+struct OctetCodes {
+  float code[8];
+  uint32_t sign[4];
+};
+
+// One half of a word, 0 .. 32767, in float32: by exponent, an addition in place of a conversion.
+template <bool kUpper>
+NFT_FN float half_of(uint32_t word) {
+#if defined(__CUDA_ARCH__)
+  const uint32_t u = __byte_perm(word, 0x4b000000u, kUpper ? 0x7632 : 0x7610);
+#else
+  const uint32_t u = (kUpper ? word >> 16 : word & 0xffffu) | 0x4b000000u;
+#endif
+  return sub(float_of(u), 8388608.0f);
+}
+
+// Both codes of a word: their ones' complement where they are negative.
+NFT_FN void unpack_two(uint32_t word, int i, OctetCodes& c) {
+  const uint32_t magnitudes = word ^ ((word >> 15 & 0x00010001u) * 0xffffu);
+  c.code[2 * i] = half_of<false>(magnitudes);
+  c.code[2 * i + 1] = half_of<true>(magnitudes);
+  c.sign[i] = word & 0x80008000u;
+}
+
+// From codes of two bytes.
+NFT_FN OctetCodes load_short_octet(const cuda::Program& p, int64_t octet) {
+  const Octet<uint16_t> q = *((const Octet<uint16_t>*)p.codes + octet);
+  OctetCodes c;
+  for (int i = 0; i < 4; ++i) unpack_two(q.v[2 * i] | (uint32_t)q.v[2 * i + 1] << 16, i, c);
+  return c;
+}
+
+NFT_FN OctetCodes load_octet(const cuda::Program& p, float step, int64_t octet) {
+  if (p.codes && p.code_bytes == 2) return load_short_octet(p, octet);
+  OctetCodes c;
+  for (int half = 0; half < 2; ++half) {
+    const Codes four = load_codes(p, step, 2 * octet + half, 4);
+    for (int i = 0; i < 4; ++i) c.code[4 * half + i] = four.code[i];
+    for (int i = 0; i < 2; ++i)
+      c.sign[2 * half + i] = (four.sign[2 * i] >> 31 << 15) | (four.sign[2 * i + 1] & 0x80000000u);
+  }
+  return c;
+}
+
+// Without their signs. std: the table's only deviation, where it is constant.
+template <bool kConstant>
+NFT_FN void octet_on_chip(const Table& t, float std, const Key& key, float step, int64_t octet, const OctetCodes& c, float* w) {
+  float z[8];
+  block_normals(key, kSliceWeight, 2 * octet, z);
+  block_normals(key, kSliceWeight, 2 * octet + 1, z + 4);
+  for (int i = 0; i < 8; ++i) {
+    float mean = c.code[i], sd = std;
+    if (!kConstant) {
+      const int32_t q = opaque(to_int(c.code[i]));
+      mean = t.values[q], sd = t.values[t.levels + q];
+    }
+    w[i] = mul(step, weight_in_steps(mean, sd, z[i]));
+  }
+}
+
+// To global or to shared memory. A sign put on after rounding gives the same bits.
+template <cuda::OutType kOut>
+NFT_FN void store_octet(typename Stored<kOut>::Type* to, const float* w, const uint32_t* sign, float scale) {
+  typedef typename Stored<kOut>::Type Out;
+  Octet<Out> o;
+  if constexpr (kOut == cuda::OutType::kBFloat16 || kOut == cuda::OutType::kFloat16) {
+    uint32_t pair[4];
+    for (int i = 0; i < 4; ++i) pair[i] = stored_pair<kOut>(w[2 * i], w[2 * i + 1]) ^ sign[i];
+    memcpy(&o, pair, sizeof o);
+  } else {
+    for (int i = 0; i < 8; ++i)
+      o.v[i] = stored<kOut>(with_sign(w[i], i % 2 ? sign[i / 2] : sign[i / 2] << 16), scale);
+  }
+  for (size_t at = 0; at < sizeof o; at += 16) {
+    Quad<uint32_t> words = {};
+    memcpy(&words, (const char*)&o + at, sizeof o < 16 ? sizeof o : 16);
+    put_words<(sizeof o < 16 ? 2 : 4)>((uint32_t*)to + at / 4, words);
+  }
+}
+
+// Octet `octet` on the chips first_chip, first_chip + chip_stride, ...
+template <cuda::OutType kOut, bool kConstant>
+NFT_FN void program_octet(const cuda::Program& p, const Table& t, float step, float std, int64_t octet, int64_t first_chip,
+                          int64_t chip_stride) {
+  const OctetCodes c = load_octet(p, step, octet);
+  for (int64_t chip = first_chip; chip < p.chips; chip += chip_stride) {
+    float w[8];
+    octet_on_chip<kConstant>(t, std, key_of(p, chip), step, octet, c, w);
+    store_octet<kOut>((typename Stored<kOut>::Type*)p.out + chip * p.n + 8 * octet, w, c.sign, scale_of<kOut>(p));
+  }
+}
+
+}  // namespace NFT_ISA
+}  // namespace nft

@@ -1,0 +1,231 @@
+// Eight weights at a time (csrc/cuda/octet.h), and channels last (csrc/cuda/channels_last.h), played through on the host: the bits of
+// block.h's four at a time, each in its place, once.
+#include <math.h>
+
+#include <vector>
+
+#include "../cuda/channels_last.h"
+#include "check.h"
+
+using namespace nft::generic;
+using nft::cuda::Batch;
+using nft::cuda::OutType;
+using nft_test::expect;
+
+namespace {
+
+constexpr int kThreads = 256, kChips = 3;
+constexpr int64_t kKeys[kChips][2] = {{7, 0}, {-5, (int64_t(1) << 32) | 0xfffffffe}, {int64_t(1) << 40, 3}};
+const float kScale = 0.6e-3f;
+
+// Weights, their codes, and a table; in memory that starts at a multiple of 16 bytes.
+struct Layer {
+  Layer(int64_t n, int weight_bits, bool constant, bool cached) : n(n), bits(weight_bits), cached(cached) {
+    nft_test::Words words((uint32_t)n + (uint32_t)weight_bits);
+    weight.resize((size_t)n);
+    float largest = 0;
+    for (float& w : weight) {
+      w = words.next() % 17 == 3 ? 0.0f : words.signed_unit();
+      largest = fabsf(w) > largest ? fabsf(w) : largest;
+    }
+    step = step_of(largest, bits);
+    wide.resize((size_t)n);
+    narrow.resize((size_t)n);
+    for (int64_t block = 0; block < blocks_of(n); ++block) {
+      quantize_block(weight.data(), n, step, bits, wide.data(), block);
+      if (bits <= 15) quantize_block(weight.data(), n, step, bits, narrow.data(), block);
+    }
+    const int levels = 1 << bits;
+    for (int i = 0; i < levels; ++i) table.push_back(constant ? (float)i : (float)i * 0.96f + 0.05f);
+    for (int i = 0; i < levels; ++i) table.push_back(constant ? 0.3f : 0.2f + 0.1f * (float)(i % 5));
+    this->constant = constant;
+  }
+
+  nft::cuda::Program program() {
+    nft::cuda::Program p{};
+    p.n = n;
+    p.weight = cached ? nullptr : weight.data();
+    if (cached) p.codes = bits <= 15 ? (const void*)narrow.data() : (const void*)wide.data();
+    p.code_bytes = bits <= 15 ? 2 : 4;
+    p.step = &step;
+    p.weight_bits = bits, p.device_bits = 1;
+    p.path = kPathFast;
+    p.table = table.data();
+    p.keys = &kKeys[0][0], p.chips = kChips, p.stream = 0x9abcdef0u;
+    p.scale = &kScale;
+    return p;
+  }
+
+  Table view() const { return {table.data(), 1 << bits, constant}; }
+
+  int64_t n;
+  int bits;
+  bool cached, constant;
+  float step;
+  std::vector<float> weight, table;
+  std::vector<int32_t> wide;
+  std::vector<int16_t> narrow;
+};
+
+template <OutType kOut>
+std::vector<typename Stored<kOut>::Type> by_blocks(Layer& layer) {
+  std::vector<typename Stored<kOut>::Type> out((size_t)(kChips * layer.n));
+  nft::cuda::Program p = layer.program();
+  p.out = out.data();
+  for (int64_t block = 0; block < blocks_of(layer.n); ++block) program_block<kPathFast, kOut>(p, layer.view(), block, 0, 1);
+  return out;
+}
+
+template <OutType kOut, bool kConstant>
+void compare(Layer& layer) {
+  const auto want = by_blocks<kOut>(layer);
+  auto found = want;
+  for (auto& w : found) w = 0;
+  nft::cuda::Program p = layer.program();
+  p.out = found.data();
+  expect(octets_of<kOut>(p) == layer.n / 8, "%ld weights are whole octets", (long)layer.n);
+  for (int64_t row = 0; row < 2; ++row)
+    for (int64_t octet = 0; octet < octets_of<kOut>(p); ++octet)
+      program_octet<kOut, kConstant>(p, layer.view(), layer.step, layer.table[(size_t)1 << layer.bits], octet, row, 2);
+  expect(memcmp(found.data(), want.data(), found.size() * sizeof found[0]) == 0, "octets of %ld weights, %d bits, output %d, constant %d, cached %d",
+         (long)layer.n, layer.bits, (int)kOut, kConstant, layer.cached);
+}
+
+template <OutType kOut>
+void compare(Layer& layer) {
+  compare<kOut, false>(layer);
+  if (layer.constant) compare<kOut, true>(layer);
+}
+
+void test_octets() {
+  for (int bits : {1, 6, 8, 15, 16})
+    for (bool constant : {false, true})
+      for (bool cached : {false, true})
+        for (int64_t n : {8, 1000}) {
+          Layer layer(n, bits, constant, cached);
+          compare<OutType::kFloat32>(layer);
+          compare<OutType::kBFloat16>(layer);
+          compare<OutType::kFloat16>(layer);
+          compare<OutType::kInt8>(layer);
+        }
+}
+
+// A thread of the sampler may take octets only where all of them are aligned and the step is an ordinary one.
+void test_who_takes_octets() {
+  Layer layer(64, 8, true, true);
+  std::vector<float> out(200);
+  nft::cuda::Program p = layer.program();
+  p.out = out.data();
+  expect(octets_of<OutType::kFloat32>(p) == 8, "aligned");
+  p.out = out.data() + 1;
+  expect(octets_of<OutType::kFloat32>(p) == 0, "a result at an odd address");
+  p.out = out.data();
+  p.codes = layer.narrow.data() + 1;
+  expect(octets_of<OutType::kFloat32>(p) == 0, "codes at an odd address");
+  p.codes = layer.narrow.data();
+  p.n = 60;
+  expect(octets_of<OutType::kFloat32>(p) == 0, "chips that begin at odd addresses");
+  p.chips = 1;
+  expect(octets_of<OutType::kFloat32>(p) == 7, "one chip, the last block left over");
+  for (float step : {0.0f, NAN}) {
+    p.step = &step;
+    expect(octets_of<OutType::kFloat32>(p) == 0, "an irregular step");
+  }
+}
+
+// ---- channels last
+
+template <OutType kOut>
+void run_tile(const nft::cuda::Program& p, const Layer& layer, int64_t tile, int64_t chip) {
+  typedef typename Stored<kOut>::Type Out;
+  alignas(16) Out memory[kTileWeights];
+  const int channels = channels_in_tile(p, tile), octets = channels * p.taps / 8;
+  expect(channels > 0 && channels * p.taps % 8 == 0 && octets <= kThreads, "a tile is whole octets, one a thread");
+  const int64_t first = tile * (tile_channels(p.taps) * p.taps / 8);
+  for (int thread = 0; thread < octets; ++thread) {
+    const OctetCodes c = load_short_octet(p, first + thread);
+    float w[8];
+    octet_on_chip<false>(layer.view(), 0.0f, key_of(p, chip), layer.step, first + thread, c, w);
+    store_octet<kOut>(memory + 8 * thread, w, c.sign, 1.0f);
+  }
+  for (int thread = 0; thread < kThreads; ++thread)
+    write_tile(p, tile_start(p, tile), channels, memory, (Out*)p.out + chip * p.n, thread, kThreads);
+}
+
+template <OutType kOut>
+void test_turned(int64_t outputs, int channels, int taps, int64_t parts) {
+  typedef typename Stored<kOut>::Type Out;
+  Layer layer(outputs * channels * taps, 8, false, true);
+  const std::vector<Out> want = by_blocks<kOut>(layer);
+  std::vector<Out> found(want.size(), Out(12345));
+  nft::cuda::Program p = layer.program();
+  p.out = found.data(), p.out_type = kOut;
+  p.channels = channels, p.taps = taps;
+  Batch<2> batch;
+  batch.count = 0;
+  Layer before(1000, 8, false, true);  // so that shares begin anywhere
+  append(batch, before.program());
+  append(batch, p);
+  deal(batch, parts);
+  int64_t next = 0;
+  for (int64_t part = 0; part < parts; ++part) {
+    const Range share = share_of(batch, part);
+    if (!reaches(batch, share, 1)) continue;
+    const Range tiles = tiles_in(blocks_in(batch, share, 1), taps);
+    expect(tiles.begin == next || tiles.begin >= tiles.end, "shares' tiles follow each other");
+    TileStart at = tile_start(p, tiles.begin);
+    for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, go_on(at, p)) {
+      const TileStart anew = tile_start(p, tile);
+      expect(at.output == anew.output && at.channel == anew.channel, "from one tile to the next");
+      for (int64_t chip = 0; chip < kChips; ++chip) run_tile<kOut>(p, layer, tile, chip);
+      next = tile + 1;
+    }
+  }
+  bool same = true;
+  for (int64_t chip = 0; chip < kChips; ++chip)
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int c = 0; c < channels; ++c)
+        for (int t = 0; t < taps; ++t) {
+          const int64_t base = chip * p.n + o * channels * taps;
+          same = same && memcmp(&found[(size_t)(base + t * channels + c)], &want[(size_t)(base + c * taps + t)], sizeof(Out)) == 0;
+        }
+  expect(same, "%ld x %d x %d to %ld thread blocks, output %d", (long)outputs, channels, taps, (long)parts, (int)kOut);
+}
+
+void test_channels_last() {
+  const int shapes[][3] = {{8, 3, 9}, {64, 3, 9}, {5, 64, 9}, {3, 512, 9}, {16, 7, 49}, {8, 40, 25}, {8, 2, 2}, {2, 2052, 2}, {8, 6, 256}, {1, 32768, 3}};
+  for (const auto& s : shapes) {
+    expect(can_turn((int64_t)s[0] * s[1] * s[2], s[1], s[2]), "%d x %d x %d can be turned", s[0], s[1], s[2]);
+    for (int64_t parts : {1, 2, 7, 40}) {
+      test_turned<OutType::kBFloat16>(s[0], s[1], s[2], parts);
+      test_turned<OutType::kFloat32>(s[0], s[1], s[2], parts);
+    }
+  }
+  expect(!can_turn(9 * 3 * 5, 3, 9), "not whole octets");
+  expect(!can_turn(64 * 8, 64, 1) && !can_turn(64 * 9, 1, 9), "nothing to turn");
+  expect(!can_turn(int64_t(8) * 257, 8, 257) && !can_turn(int64_t(8) * 65536, 65536, 2), "out of reach");
+  for (int taps = 2; taps <= kMostTaps; ++taps)
+    expect(tile_channels(taps) > 0 && tile_channels(taps) % 8 == 0 && tile_channels(taps) * taps <= kTileWeights &&
+               tile_channels(taps) * taps > kTileWeights / 2 - 8,
+           "tiles of %d taps", taps);
+}
+
+// Division by a product, over all that a tile can ask for.
+void test_reciprocal() {
+  for (uint32_t channels : {2u, 3u, 7u, 63u, 64u, 512u, 1000u, 32767u, 32768u}) {
+    const uint32_t reciprocal = (uint32_t)((uint64_t(1) << 32) / channels + 1);
+    bool exact = true;
+    for (uint32_t a = 0; a < channels + 2 * kTileWeights; ++a) exact = exact && upper_product(a, reciprocal) == a / channels;
+    expect(exact, "quotients by %u", channels);
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_octets();
+  test_who_takes_octets();
+  test_channels_last();
+  test_reciprocal();
+  return nft_test::finish("cuda_octet");
+}
