@@ -15,7 +15,7 @@ from .checks import boolean, fail, number
 from .functional import device_at
 from .keys import noise_key
 from .layers import NoisyLayer, noisy_layers
-from .layers.programmed import program_layers
+from .layers.programmed import gains, program_layers
 from .operands import check_key
 
 _owners: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
@@ -125,11 +125,11 @@ def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.Abstr
 def hold(layers: dict[str, NoisyLayer]) -> None:
     """Programs all layers for the chips in force, in one launch a device; they compute with that until the context ends. Under
     `int8` layers make their weights as they multiply them."""
-    layers = {name: layer for name, layer in layers.items() if not layer.int8}
     if not layers:
         return
     kind = next(iter(layers.values())).weight.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    layers = {name: layer for name, layer in layers.items() if not layer.int8 and gains(layer, dtype)}
     for layer, weights in zip(layers.values(), program_layers(layers.values(), dtype), strict=True):
         layer.set_programmed(weights)
 

@@ -66,7 +66,7 @@ def _programmed(weight: Tensor, chips: int, device: list[int], dtype: torch.dtyp
     flat = (chips * weight.shape[0], *weight.shape[1:])
     if channels_last and weight.is_cuda and weight.dim() == 4 and device[2] == 1 and device[0] <= 12:
         channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
-        if 2 <= taps <= 256 and 2 <= channels <= 1 << 15 and weight.numel() % 8 == 0:
+        if 2 <= taps <= 128 and 2 <= channels <= 1 << 15 and weight.numel() % 8 == 0:
             found = torch.empty(flat, dtype=dtype, device=weight.device, memory_format=torch.channels_last)
             return found.unflatten(0, (chips, weight.shape[0]))
     return torch.empty((chips, *weight.shape), dtype=dtype, device=weight.device)

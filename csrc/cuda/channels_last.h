@@ -11,8 +11,8 @@
 namespace nft {
 namespace NFT_ISA {
 
-constexpr int kTileWeights = 2048;               // of at most so many; one octet a thread of 256
-constexpr int kMostTaps = 256, kMostChannels = 1 << 15;
+constexpr int kTileThreads = 128, kTileWeights = 8 * kTileThreads;  // at most: one octet a thread
+constexpr int kMostTaps = 128, kMostChannels = 1 << 15;
 constexpr int kTurnedTableBytes = 32 << 10;      // of shared memory, beside the tile
 
 // Whether n weights [outputs, channels, taps] may be stored so. One channel, or one tap, is its own turn.
@@ -50,7 +50,7 @@ NFT_FN void go_on(TileStart& at, const cuda::Program& p) {
   at.channel = channel - outputs * p.channels;
 }
 
-// Channels and octets that tile `tile` has.
+// Channels that tile `tile` has.
 NFT_FN int channels_in_tile(const cuda::Program& p, int64_t tile) {
   const int64_t left = p.n / p.taps - tile * tile_channels(p.taps);
   return left < tile_channels(p.taps) ? (int)left : tile_channels(p.taps);
@@ -64,17 +64,17 @@ NFT_FN int64_t turned_place(const cuda::Program& p, const TileStart& at, int k) 
 }
 
 // Threads that write one tap of a tile: a power of two from a warp to all of them. Others write the next tap meanwhile.
-NFT_FN int threads_a_tap(int taps, int threads) {
+NFT_FN int threads_a_tap(int taps) {
   int lanes = 32;
-  while (lanes < threads && lanes < tile_channels(taps)) lanes *= 2;
+  while (lanes < kTileThreads && lanes < tile_channels(taps)) lanes *= 2;
   return lanes;
 }
 
 // A thread's part of the tile's way out.
 template <class Out>
-NFT_FN void write_tile(const cuda::Program& p, const TileStart& at, int channels, const Out* tile, Out* out, int thread, int threads) {
+NFT_FN void write_tile(const cuda::Program& p, const TileStart& at, int channels, const Out* tile, Out* out, int thread) {
   const int taps = opaque(p.taps), mine = opaque(thread);  // computed here: while weights are programmed, registers are short
-  const int lanes = threads_a_tap(taps, threads), tap_stride = threads / lanes;
+  const int lanes = threads_a_tap(taps), tap_stride = kTileThreads / lanes;
 #if defined(__CUDACC__)
 #pragma unroll 1
 #endif

@@ -53,16 +53,21 @@ NFT_FN void unpack_two(uint32_t word, int i, OctetCodes& c) {
   c.sign[i] = word & 0x80008000u;
 }
 
-// From codes of two bytes.
-NFT_FN OctetCodes load_short_octet(const cuda::Program& p, int64_t octet) {
-  const Octet<uint16_t> q = *((const Octet<uint16_t>*)p.codes + octet);
+// Codes of two bytes as they are in memory.
+NFT_FN Quad<uint32_t> load_packed(const cuda::Program& p, int64_t octet) {
+  Quad<uint32_t> q;
+  memcpy(&q, (const Quad<uint32_t>*)p.codes + octet, sizeof q);
+  return q;
+}
+
+NFT_FN OctetCodes unpacked_octet(const Quad<uint32_t>& q) {
   OctetCodes c;
-  for (int i = 0; i < 4; ++i) unpack_two(q.v[2 * i] | (uint32_t)q.v[2 * i + 1] << 16, i, c);
+  for (int i = 0; i < 4; ++i) unpack_two(q.v[i], i, c);
   return c;
 }
 
 NFT_FN OctetCodes load_octet(const cuda::Program& p, float step, int64_t octet) {
-  if (p.codes && p.code_bytes == 2) return load_short_octet(p, octet);
+  if (p.codes && p.code_bytes == 2) return unpacked_octet(load_packed(p, octet));
   OctetCodes c;
   for (int half = 0; half < 2; ++half) {
     const Codes four = load_codes(p, step, 2 * octet + half, 4);

@@ -27,7 +27,7 @@ constexpr int resident_blocks(int path, bool staged) {
   if (path == kPathDevice) return staged ? 4 : 3;
   return path == kPathFast ? (staged ? 5 : 6) : kResident;
 }
-constexpr int resident_blocks_turned(OutType type) { return type == OutType::kFloat32 ? 2 : 3; }
+constexpr int resident_blocks_turned(OutType type) { return type == OutType::kFloat32 ? 4 : 6; }  // of kTileThreads
 
 // This thread block's share. Volatile, so that it is computed anew for each layer, from constants: kept, it would take
 // registers from the weights all the while.
@@ -85,29 +85,36 @@ __device__ void program_octets(const Program& p, const Table& table, const Range
     program_octet<kOut, kConstant>(p, table, step, std, octet, blockIdx.y, gridDim.y);
 }
 
-// The same where the weights are stored channels last.
+// This thread's codes of a tile, as they are in memory.
+__device__ Quad<uint32_t> packed_in_tile(const Program& p, int64_t tile, int64_t end) {
+  if (tile >= end || (int)threadIdx.x >= channels_in_tile(p, tile) * p.taps / 8) return {};
+  return load_packed(p, tile * (tile_channels(p.taps) * p.taps / 8) + threadIdx.x);
+}
+
+// The same where the weights are stored channels last; `packed`: this thread's codes of the first tile.
 template <OutType kOut, bool kConstant>
-__device__ void program_tiles(const Program& p, const Table& table, const Range& tiles, typename Stored<kOut>::Type* tile_memory) {
+__device__ void program_tiles(const Program& p, const Table& table, const Range& tiles, Quad<uint32_t> packed,
+                              typename Stored<kOut>::Type* tile_memory) {
+  __shared__ TileStart at;  // one thread's work, and no registers
   const float step = *p.step, std = table.values[table.levels];
-  TileStart at = tile_start(p, tiles.begin);
+  if (threadIdx.x == 0) at = tile_start(p, tiles.begin);
 #pragma unroll 1
-  for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, go_on(at, p)) {
-    const int octets = channels_in_tile(p, tile) * p.taps / 8;
-    const int64_t octet = tile * (tile_channels(p.taps) * p.taps / 8) + threadIdx.x;
-    OctetCodes c = {};
-    if ((int)threadIdx.x < octets) c = load_short_octet(p, octet);
+  for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
+    const OctetCodes c = unpacked_octet(packed);
+    packed = packed_in_tile(p, tile + 1, tiles.end);  // under way while this tile is programmed
 #pragma unroll 1
     for (int chip = (int)blockIdx.y; chip < p.chips; chip += (int)gridDim.y) {
-      if ((int)threadIdx.x < octets) {
+      if ((int)threadIdx.x < channels_in_tile(p, tile) * p.taps / 8) {
         float w[8];
+        const int64_t octet = tile * (tile_channels(p.taps) * p.taps / 8) + threadIdx.x;
         octet_on_chip<kConstant>(table, std, key_of(p, chip), step, opaque(octet), c, w);
         store_octet<kOut>(tile_memory + 8 * threadIdx.x, w, c.sign, 1.0f);
       }
       __syncthreads();
-      write_tile(p, at, channels_in_tile(p, tile), tile_memory, (typename Stored<kOut>::Type*)p.out + chip * p.n, (int)threadIdx.x,
-                 kThreads);
+      write_tile(p, at, channels_in_tile(p, tile), tile_memory, (typename Stored<kOut>::Type*)p.out + chip * p.n, (int)threadIdx.x);
       __syncthreads();
     }
+    if (threadIdx.x == 0) go_on(at, p);
   }
 }
 
@@ -141,46 +148,54 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kStaged))
 
 // Layers that are stored channels last: codes of two bytes, staged tables, the fast path.
 template <OutType kOut, int kMost>
-__global__ void __launch_bounds__(kThreads, resident_blocks_turned(kOut))
+__global__ void __launch_bounds__(kTileThreads, resident_blocks_turned(kOut))
     program_turned_kernel(const __grid_constant__ Batch<kMost> batch) {
   extern __shared__ float shared[];
   for (int l = layer_of(batch, share(batch).begin); reaches(batch, share(batch), l); ++l) {
     const Program p = program_in<kPathFast, kOut>(batch, l);
-    const Table table = staged_table<kThreads>(p, shared);
+    const Range tiles = tiles_in(blocks_in(batch, share(batch), l), p.taps);
+    const Quad<uint32_t> packed = packed_in_tile(p, tiles.begin, tiles.end);
+    const Table table = staged_table<kTileThreads>(p, shared);
     if (!(octets_of<kOut>(p) > 0)) {  // an irregular step makes all weights the same, in any order
       const Range blocks = blocks_in(batch, share(batch), l);
 #pragma unroll 1
-      for (int64_t block = blocks.begin + threadIdx.x; block < blocks.end; block += kThreads)
+      for (int64_t block = blocks.begin + threadIdx.x; block < blocks.end; block += kTileThreads)
         program_block<kPathFast, kOut>(p, table, block, blockIdx.y, gridDim.y);
       continue;
     }
-    const Range tiles = tiles_in(blocks_in(batch, share(batch), l), p.taps);
     auto* const memory = (typename Stored<kOut>::Type*)(shared + tile_offset(batch.table_bytes));
     if (table.constant)
-      program_tiles<kOut, true>(p, table, tiles, memory);
+      program_tiles<kOut, true>(p, table, tiles, packed, memory);
     else
-      program_tiles<kOut, false>(p, table, tiles, memory);
+      program_tiles<kOut, false>(p, table, tiles, packed, memory);
   }
 }
 
-// As many thread blocks as the current device holds at once (`resident` a multiprocessor): `x` for the weights, and
-// where these are few, `y` for the chips.
-cudaError_t grid_for(int64_t strips, int64_t chips, int resident, dim3* grid) {
+// Thread blocks, `x` for the weights and, where these are few, `y` for the chips. `works`: what one thread block does in one round of
+// its threads, for all weights; `resident`: thread blocks that a multiprocessor holds at once. All are resident where each then has
+// few rounds. Else each gets kRounds, and the device hands them out as others end: equal shares do not end together, since a
+// multiprocessor prefers its oldest warps, and the last ones would not keep it busy.
+constexpr int kRounds = 6;
+
+cudaError_t grid_for(int64_t works, int64_t chips, int resident, dim3* grid) {
   int device = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   const int64_t most = std::max<int64_t>(1, (int64_t)multiprocessors * resident);
-  const int64_t x = std::max<int64_t>(1, std::min((strips * kStrip + kThreads - 1) / kThreads, most));
+  const int64_t x = std::max<int64_t>({1, std::min(works, most), std::min<int64_t>(works / kRounds, 0x7fffffff)});
   const int64_t y = std::max<int64_t>(1, std::min<int64_t>({chips, most / x, 65535}));
   *grid = dim3((unsigned)x, (unsigned)y);
   return error;
 }
 
+// Of kThreads, `weights` a thread.
+int64_t works_of(int64_t strips, int weights) { return (strips * kStrip * 4 + kThreads * weights - 1) / (kThreads * weights); }
+
 Batch<1> only_layer(const Batch<kMostLayers>& b) { return {b.keys, b.chips, b.each, b.more, 1, b.table_bytes, {b.layer[0]}}; }
 
 cudaError_t launch_steps(Batch<kMostLayers>& batch, float* step, cudaStream_t stream) {
   dim3 grid;
-  const cudaError_t error = grid_for(strips_of(batch), 1, kResident, &grid);
+  const cudaError_t error = grid_for(works_of(strips_of(batch), 4), 1, kResident, &grid);
   if (error != cudaSuccess) return error;
   deal(batch, grid.x);
   uint32_t* largest = reinterpret_cast<uint32_t*>(step);
@@ -228,16 +243,18 @@ cudaError_t launch(const Batch<kMostLayers>& batch, const Kind& kind, const Shap
 template <OutType kOut>
 cudaError_t launch_turned(const Batch<kMostLayers>& batch, const Shape& s) {
   if (batch.count == 1)
-    program_turned_kernel<kOut><<<s.grid, kThreads, s.shared_bytes, s.stream>>>(only_layer(batch));
+    program_turned_kernel<kOut><<<s.grid, kTileThreads, s.shared_bytes, s.stream>>>(only_layer(batch));
   else
-    program_turned_kernel<kOut><<<s.grid, kThreads, s.shared_bytes, s.stream>>>(batch);
+    program_turned_kernel<kOut><<<s.grid, kTileThreads, s.shared_bytes, s.stream>>>(batch);
   return cudaGetLastError();
 }
 
 cudaError_t launch_programs(Batch<kMostLayers>& batch, const Kind& kind, cudaStream_t stream) {
   Shape shape = {{}, kind.staged ? (size_t)batch.table_bytes : 0, stream};
   const int resident = kind.turned ? resident_blocks_turned(kind.out_type) : resident_blocks(kind.path, kind.staged);
-  const cudaError_t error = grid_for(strips_of(batch), batch.chips, resident, &shape.grid);
+  // Tiles of nine taps are about full; octets are counted as blocks, or few weights would keep few multiprocessors busy.
+  const int64_t works = kind.turned ? (strips_of(batch) * kStrip * 4 + kTileWeights - 1) / kTileWeights : works_of(strips_of(batch), 4);
+  const cudaError_t error = grid_for(works, batch.chips, resident, &shape.grid);
   if (error != cudaSuccess) return error;
   deal(batch, shape.grid.x);
   if (kind.turned) {
@@ -275,7 +292,7 @@ cudaError_t weight_step(const float* weight, int64_t n, int weight_bits, float* 
 cudaError_t quantize(const float* weight, int64_t n, const float* step, int weight_bits, void* codes, cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
   dim3 grid;
-  const cudaError_t error = grid_for(strips_of(n), 1, kResident, &grid);
+  const cudaError_t error = grid_for(works_of(strips_of(n), 4), 1, kResident, &grid);
   if (error != cudaSuccess) return error;
   if (weight_bits <= 15)
     quantize_kernel<<<grid, kThreads, 0, stream>>>(weight, n, step, weight_bits, static_cast<int16_t*>(codes));

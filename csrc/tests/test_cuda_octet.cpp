@@ -14,7 +14,7 @@ using nft_test::expect;
 
 namespace {
 
-constexpr int kThreads = 256, kChips = 3;
+constexpr int kChips = 3;
 constexpr int64_t kKeys[kChips][2] = {{7, 0}, {-5, (int64_t(1) << 32) | 0xfffffffe}, {int64_t(1) << 40, 3}};
 const float kScale = 0.6e-3f;
 
@@ -140,16 +140,16 @@ void run_tile(const nft::cuda::Program& p, const Layer& layer, int64_t tile, int
   typedef typename Stored<kOut>::Type Out;
   alignas(16) Out memory[kTileWeights];
   const int channels = channels_in_tile(p, tile), octets = channels * p.taps / 8;
-  expect(channels > 0 && channels * p.taps % 8 == 0 && octets <= kThreads, "a tile is whole octets, one a thread");
+  expect(channels > 0 && channels * p.taps % 8 == 0 && octets <= kTileThreads, "a tile is whole octets, one a thread");
   const int64_t first = tile * (tile_channels(p.taps) * p.taps / 8);
   for (int thread = 0; thread < octets; ++thread) {
-    const OctetCodes c = load_short_octet(p, first + thread);
+    const OctetCodes c = unpacked_octet(load_packed(p, first + thread));
     float w[8];
     octet_on_chip<false>(layer.view(), 0.0f, key_of(p, chip), layer.step, first + thread, c, w);
     store_octet<kOut>(memory + 8 * thread, w, c.sign, 1.0f);
   }
-  for (int thread = 0; thread < kThreads; ++thread)
-    write_tile(p, tile_start(p, tile), channels, memory, (Out*)p.out + chip * p.n, thread, kThreads);
+  for (int thread = 0; thread < kTileThreads; ++thread)
+    write_tile(p, tile_start(p, tile), channels, memory, (Out*)p.out + chip * p.n, thread);
 }
 
 template <OutType kOut>
@@ -193,7 +193,7 @@ void test_turned(int64_t outputs, int channels, int taps, int64_t parts) {
 }
 
 void test_channels_last() {
-  const int shapes[][3] = {{8, 3, 9}, {64, 3, 9}, {5, 64, 9}, {3, 512, 9}, {16, 7, 49}, {8, 40, 25}, {8, 2, 2}, {2, 2052, 2}, {8, 6, 256}, {1, 32768, 3}};
+  const int shapes[][3] = {{8, 3, 9}, {64, 3, 9}, {5, 64, 9}, {3, 512, 9}, {16, 7, 49}, {8, 40, 25}, {8, 2, 2}, {2, 2052, 2}, {8, 6, 128}, {1, 32768, 3}};
   for (const auto& s : shapes) {
     expect(can_turn((int64_t)s[0] * s[1] * s[2], s[1], s[2]), "%d x %d x %d can be turned", s[0], s[1], s[2]);
     for (int64_t parts : {1, 2, 7, 40}) {
@@ -203,7 +203,7 @@ void test_channels_last() {
   }
   expect(!can_turn(9 * 3 * 5, 3, 9), "not whole octets");
   expect(!can_turn(64 * 8, 64, 1) && !can_turn(64 * 9, 1, 9), "nothing to turn");
-  expect(!can_turn(int64_t(8) * 257, 8, 257) && !can_turn(int64_t(8) * 65536, 65536, 2), "out of reach");
+  expect(!can_turn(int64_t(8) * 129, 8, 129) && !can_turn(int64_t(8) * 65536, 65536, 2), "out of reach");
   for (int taps = 2; taps <= kMostTaps; ++taps)
     expect(tile_channels(taps) > 0 && tile_channels(taps) % 8 == 0 && tile_channels(taps) * taps <= kTileWeights &&
                tile_channels(taps) * taps > kTileWeights / 2 - 8,

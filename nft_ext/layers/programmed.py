@@ -44,6 +44,13 @@ def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype) -> list[Ten
     return found
 
 
+def gains(layer: NoisyLayer, dtype: torch.dtype) -> bool:
+    """Whether it is worth holding a layer's weights. Not where the operator makes them on its way for next to nothing: rows of few
+    weights on CUDA, whose product in 16 bits it does itself (csrc/cuda/ops_cuda.cpp, has_few_inputs)."""
+    weight = layer.weight
+    return not (weight.is_cuda and dtype != torch.float32 and weight[0].numel() <= 64)
+
+
 def autocast(x: Tensor) -> Tensor:
     """x in the dtype that autocast asks for, where that is on."""
     kind = x.device.type
