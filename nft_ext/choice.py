@@ -3,7 +3,7 @@
 The fused product generates a weight once for every tile of columns (an output position of an image, or a row of a linear layer's
 input, of one chip), so it wins where a chip sees few columns. Up to how many depends on the device, the type and the direction:
 `nft-ext tune` measures it and keeps the answer in a file, which later processes read at the first use of the device. Without
-that file DEFAULT holds, counted from instructions and not measured.
+that file DEFAULT holds, as measured on an H100.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from .version import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DIRECTIONS = ("forward", "input_gradient")
-DEFAULT = 256  # columns a chip; csrc/cuda/choice.h has the same number
 MOST = 1 << 30
 
 Bounds = dict[str, dict[str, int]]  # [direction][dtype] -> columns a chip
+# bench/results/2026-11-26-h100.json; csrc/cuda/choice.h has the same numbers.
+DEFAULT: Bounds = {"forward": {"float32": 32, "bfloat16": 0, "float16": 0}, "input_gradient": dict.fromkeys(DTYPES, 0)}
 
 
 def path() -> Path:
@@ -67,8 +68,7 @@ def read(key: str) -> Bounds | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"{path()}: must hold the result of `nft-ext tune`, and is not used ({error}); the default of {DEFAULT} columns "
-                      "a chip holds", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{path()}: must hold the result of `nft-ext tune`, and is not used ({error}); the defaults hold", RuntimeWarning, stacklevel=2)
         return None
 
 
@@ -116,8 +116,8 @@ def described() -> str:
     devices = []
     for index in range(torch.cuda.device_count()):
         found = apply(index)
-        devices.append(f"device {index}: " + (f"up to {DEFAULT} columns a chip (counted, not measured; nft-ext tune measures)"
-                                              if found is None else _short(found) + " (measured)"))
+        devices.append(f"device {index}: {_short(found or DEFAULT)} " + ("(as measured on an H100; nft-ext tune measures here)"
+                                                                          if found is None else "(measured)"))
     return "; ".join(devices) or "no CUDA device"
 
 

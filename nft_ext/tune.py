@@ -49,7 +49,7 @@ def tune(index: int, report: Callable[[str], None] = lambda line: None) -> tuple
     """Times both ways for every type and direction on CUDA device `index`: (bounds, all points). What was in force is in force
     again afterwards; nothing is kept.
     """
-    before = choice.apply(index) or _everywhere(choice.DEFAULT)
+    before = choice.apply(index) or choice.DEFAULT
     bounds, records = _everywhere(0), []
     try:
         with torch.cuda.device(index):

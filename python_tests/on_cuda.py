@@ -20,6 +20,7 @@ ops = torch.ops.nft_ext
 STREAM, NVM = on_cpu.STREAM, on_cpu.NVM
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CHIPS = on_cpu.CHIPS
+FUSED = 256
 random = on_cpu.random
 # cuDNN takes float32 products of small kernels apart into sums and differences (Winograd), which costs it digits: 1.2e-4 of the
 # largest element seen with 4608 terms on an H100. Ours and cuBLAS's are not so.
@@ -30,12 +31,12 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then 
 @pytest.fixture(autouse=True)
 def poisoned_memory_and_exact_float32(monkeypatch):
     """torch.empty gives NaN, operations that are not deterministic raise, float32 products are not done in TF32, and
-    products are fused up to the default's number of columns."""
+    products are fused up to FUSED columns a chip."""
     monkeypatch.setenv(WORKSPACE, os.environ.get(WORKSPACE, ":4096:8"))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    before = choice.apply(0) or everywhere(choice.DEFAULT)
-    choice.put(0, everywhere(choice.DEFAULT))  # shapes are chosen for it, whatever was measured here
+    before = choice.apply(0) or choice.DEFAULT
+    choice.put(0, everywhere(FUSED))  # shapes are chosen for it, whatever was measured here
     torch.use_deterministic_algorithms(True)
     assert torch.empty(5, device="cuda").isnan().all()
     yield

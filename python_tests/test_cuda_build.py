@@ -27,12 +27,12 @@ CUDA_SYMBOLS = {"aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg"
 OPERATORS = ["draw_key", "weight_step", "weight_step_many", "quantize", "program", "program_many", "finish_", "noisy_linear", "noisy_linear_backward",
              "noisy_linear_int8", "noisy_conv2d", "noisy_conv2d_backward", "noisy_conv2d_int8"]
 # Registers a thread, by the first pattern that a kernel's name has: csrc/cuda/sampler.cu asks for 8 blocks of 256 threads a
-# multiprocessor, 5 on the fast path, 4 on the per-device path, 6 or 3 where the table is too large for shared memory, and 3 or 2
+# multiprocessor, 5 on the fast path (4 for 8 bits), 4 on the per-device path, 6 or 3 where the table is too large for shared memory, and 3 or 2
 # where weights are stored channels last; csrc/cuda/fused/launch.h for 2 wide blocks of 256 threads or 5 narrow ones of 128. Adding
 # up parts takes few threads, whose registers cost nothing.
 MOST_REGISTERS = {r"fused_kernel\w*OutTypeE\dELb1": 128, r"fused_kernel\w*OutTypeE\dELb0": 102,
                   r"add_parts_kernel": 64, r"program_kernelILi2\w*Lb1": 64, r"program_kernelILi2": 80,
-                  r"program_kernelILi1\w*Lb0": 40, r"program_kernelILi1\w*Lb1": 48,
+                  r"program_kernelILi1\w*Lb0": 40, r"program_kernelILi1\w*OutTypeE3ELb1": 64, r"program_kernelILi1\w*Lb1": 48,
                   r"program_turned_kernelI\w*OutTypeE0": 128, r"program_turned_kernel": 80, r"finish_octets_kernel": 40, r"": 32}
 FILES = 4  # of kernels: sampler.cu, fused.cu, gradient.cu and int8.cu
 KERNELS = {"program_kernel": 40, "program_turned_kernel": 6, "finish_octets_kernel": 3, "quantize_kernel": 2, "largest_kernel": 2, "step_kernel": 2, "add_parts_kernel": 4,

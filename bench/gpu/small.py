@@ -30,6 +30,7 @@ CONV = (  # rows, C, H, W; out, kernel; options
     ((1, 67, 4, 3), (3, (1, 1)), dict(stride=2)),
     ((1, 9, 10, 10), (2, (9, 9)), dict(padding=4)),
 )
+FUSED = 256  # columns a chip up to which these are fused products; beyond, the library's
 # In 8 bits, weights are programmed first for so many columns.
 MANY_ROWS, MANY_PIXELS = (140, 33, 9), ((2, 5, 9, 9), (11, (3, 3)), dict(padding=1))
 
@@ -47,7 +48,7 @@ def cases() -> list[list[Case]]:
     from nft_ext import choice
 
     choice.apply(0)  # what was measured here must not be put in force by a later call
-    choice.put(0, {direction: dict.fromkeys(choice.DTYPES, choice.DEFAULT) for direction in choice.DIRECTIONS})
+    choice.put(0, {direction: dict.fromkeys(choice.DTYPES, FUSED) for direction in choice.DIRECTIONS})
     devices = {
         "one normal": nft.NVMDevice(), "preset": nft.NVMDevice.preset("rram4"), "16 bits": nft.NVMDevice(16, 4),
         "a device": nft.NVMDevice(sampling="per_device"),

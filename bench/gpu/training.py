@@ -81,8 +81,10 @@ class Step:
         return own + taken
 
 
-def our_step(draws: str, precision: str, enabled: bool = True) -> Step:
+def our_step(draws: str, precision: str, enabled: bool = True, compiled: bool = False) -> Step:
     model, (x, target) = METHOD.prepare(start(), NVM[draws]), data()
+    if compiled:
+        model.compile()
 
     def loss() -> Tensor:
         with nft.noise(model, enabled=enabled):
@@ -111,9 +113,9 @@ def plain_step(draws: str, precision: str, compiled: bool = False) -> Step:
 
 
 @functools.cache
-def compiled_step(draws: str, precision: str) -> Step:
+def compiled_step(family: str, draws: str, precision: str) -> Step:
     """One for all modes: compiling takes its time."""
-    return plain_step(draws, precision, compiled=True)
+    return (our_step if family == "nft" else plain_step)(draws, precision, compiled=True)
 
 
 def check(step: Step, quiet: Callable[[], Step] | None) -> str | None:
@@ -164,20 +166,19 @@ def variants(precision: str, peaks: dict[str, int]) -> list[Variant]:
         work = Work(flops=6.0 * products * IMAGES * forwards, normals=baselines.NORMALS[draws] * weights * forwards,
                     bytes=3.0 * element * activations * IMAGES * forwards + 12.0 * weights)
         name = f"{family} {draws} {precision} {mode}"
-        if family == "nft":
-            make = functools.partial(ready, functools.partial(our_step, draws, precision), mode, peaks, name,
-                                     functools.partial(our_step, draws, precision, False))
-        else:
-            step = compiled_step if "compile" in mode else plain_step
-            make = functools.partial(ready, functools.partial(step, draws, precision), mode, peaks, name)
+        step = functools.partial(our_step if family == "nft" else plain_step, draws, precision)
+        if "compile" in mode:
+            step = functools.partial(compiled_step, family, draws, precision)
+        quiet = functools.partial(our_step, draws, precision, False) if family == "nft" else None
+        make = functools.partial(ready, step, mode, peaks, name, quiet)
         found.append(Variant(family, draws, make, work, precision, mode, True))
 
     for draws, modes in (("one", ("eager", "graph")), ("device", ("graph",))):
         for mode in modes:
             add("nft", draws, mode)
             add("torch", draws, mode)
-    for mode in ("compiled graph", "compile") if precision == "bf16" else ():
-        add("torch", "one", mode)
+    for family, mode in (("torch", "compiled graph"), ("nft", "compiled graph"), ("torch", "compile")) if precision == "bf16" else ():
+        add(family, "one", mode)
     return found
 
 

@@ -8,8 +8,7 @@ from nft_ext import choice, tune
 
 def in_force() -> choice.Bounds:
     """Puts the bounds found in force, for which operators called directly do not look; gives them, or the default's."""
-    default = {direction: dict.fromkeys(choice.DTYPES, choice.DEFAULT) for direction in choice.DIRECTIONS}
-    return choice.apply(0) or default
+    return choice.apply(0) or choice.DEFAULT
 
 
 def run(task: Task) -> None:

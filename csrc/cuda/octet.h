@@ -114,11 +114,10 @@ NFT_FN void store_octet(typename Stored<kOut>::Type* to, const float* w, const u
   }
 }
 
-// Octet `octet` on the chips first_chip, first_chip + chip_stride, ...
+// Octet `octet`, with codes `c`, on the chips first_chip, first_chip + chip_stride, ...
 template <cuda::OutType kOut, bool kConstant>
-NFT_FN void program_octet(const cuda::Program& p, const Table& t, float step, float std, int64_t octet, int64_t first_chip,
-                          int64_t chip_stride) {
-  const OctetCodes c = load_octet(p, step, octet);
+NFT_FN void program_octet(const cuda::Program& p, const Table& t, float step, float std, int64_t octet, const OctetCodes& c,
+                          int64_t first_chip, int64_t chip_stride) {
   for (int64_t chip = first_chip; chip < p.chips; chip += chip_stride) {
     float w[8];
     octet_on_chip<kConstant>(t, std, key_of(p, chip), step, octet, c, w);

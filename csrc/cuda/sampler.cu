@@ -19,13 +19,14 @@ using namespace generic;
 
 constexpr int kThreads = 256;
 
-// Thread blocks that a multiprocessor holds at once: 8 fill its 2048 threads at 32 registers each; eight weights at a time take 48,
-// and the per-device path keeps more values alive and would spill them below 64. Tables too large for shared memory take
-// registers for their addresses: 40 and 80.
+// Thread blocks that a multiprocessor holds at once: 8 fill its 2048 threads at 32 registers each; eight weights at a time take 48
+// (a few more in 8 bits), and the per-device path keeps more values alive and would spill them below 64. Tables too large for
+// shared memory take registers for their addresses: 40 and 80.
 constexpr int kResident = 8;
-constexpr int resident_blocks(int path, bool staged) {
+constexpr int resident_blocks(int path, OutType type, bool staged) {
   if (path == kPathDevice) return staged ? 4 : 3;
-  return path == kPathFast ? (staged ? 5 : 6) : kResident;
+  if (path == kPathFast) return !staged ? 6 : type == OutType::kInt8 ? 4 : 5;
+  return kResident;
 }
 constexpr int resident_blocks_turned(OutType type) { return type == OutType::kFloat32 ? 4 : 6; }  // of kTileThreads
 
@@ -76,13 +77,31 @@ __global__ void __launch_bounds__(kThreads)
 // Where a tile stands in shared memory, behind the table, in floats.
 __host__ __device__ constexpr int tile_offset(int table_bytes) { return (table_bytes + 15) / 16 * 4; }
 
-// The octets of a share.
+// Whether octets' codes are two bytes each, so that they can be asked for long before they are used.
+__device__ bool has_short_codes(const Program& p) { return p.codes && p.code_bytes == 2; }
+
+__device__ Quad<uint32_t> packed_octet(const Program& p, int64_t octet, int64_t end) {
+  if (octet >= end || !has_short_codes(p)) return {};
+  return load_packed(p, octet);
+}
+
+// The octets of a share; `packed`: this thread's codes of its first one.
 template <OutType kOut, bool kConstant>
-__device__ void program_octets(const Program& p, const Table& table, const Range& octets) {
+__device__ void program_octets(const Program& p, const Table& table, const Range& octets, Quad<uint32_t> packed) {
   const float step = *p.step, std = table.values[table.levels];
+  int64_t octet = octets.begin + threadIdx.x;
+  if (has_short_codes(p)) {
 #pragma unroll 1
-  for (int64_t octet = octets.begin + threadIdx.x; octet < octets.end; octet += kThreads)
-    program_octet<kOut, kConstant>(p, table, step, std, octet, blockIdx.y, gridDim.y);
+    for (; octet < octets.end; octet += kThreads) {
+      const OctetCodes c = unpacked_octet(packed);
+      packed = packed_octet(p, octet + kThreads, octets.end);
+      program_octet<kOut, kConstant>(p, table, step, std, octet, c, blockIdx.y, gridDim.y);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (; octet < octets.end; octet += kThreads)
+    program_octet<kOut, kConstant>(p, table, step, std, octet, load_octet(p, step, octet), blockIdx.y, gridDim.y);
 }
 
 // This thread's codes of a tile, as they are in memory.
@@ -119,23 +138,25 @@ __device__ void program_tiles(const Program& p, const Table& table, const Range&
 }
 
 template <int kPath, OutType kOut, bool kStaged, int kMost>
-__global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kStaged))
+__global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kOut, kStaged))
     program_kernel(const __grid_constant__ Batch<kMost> batch) {
   extern __shared__ float shared[];
   for (int l = layer_of(batch, share(batch).begin); reaches(batch, share(batch), l); ++l) {
     const Program p = program_in<kPath, kOut>(batch, l);
     const Range blocks = blocks_in(batch, share(batch), l);
-    Table table = {p.table, table_levels(p), false};
-    if (kStaged) table = staged_table<kThreads>(p, shared);
     int64_t rest = blocks.begin;
+    Table table = {p.table, table_levels(p), false};
     if constexpr (kPath == kPathFast && kStaged) {
-      const int64_t whole = octets_of<kOut>(p);
-      const Range octets = {blocks.begin / 2, min(blocks.end / 2, whole)};
+      const Range octets = {blocks.begin / 2, min(blocks.end / 2, octets_of<kOut>(p))};
+      const Quad<uint32_t> packed = packed_octet(p, octets.begin + threadIdx.x, octets.end);  // on its way while the table is staged
+      table = staged_table<kThreads>(p, shared);
       if (table.constant)
-        program_octets<kOut, true>(p, table, octets);
+        program_octets<kOut, true>(p, table, octets, packed);
       else
-        program_octets<kOut, false>(p, table, octets);
+        program_octets<kOut, false>(p, table, octets, packed);
       rest = max(rest, 2 * octets.end);
+    } else if constexpr (kStaged) {
+      table = staged_table<kThreads>(p, shared);
     }
 #pragma unroll 1
     for (int64_t block = rest + threadIdx.x;; block += kThreads) {
@@ -251,7 +272,7 @@ cudaError_t launch_turned(const Batch<kMostLayers>& batch, const Shape& s) {
 
 cudaError_t launch_programs(Batch<kMostLayers>& batch, const Kind& kind, cudaStream_t stream) {
   Shape shape = {{}, kind.staged ? (size_t)batch.table_bytes : 0, stream};
-  const int resident = kind.turned ? resident_blocks_turned(kind.out_type) : resident_blocks(kind.path, kind.staged);
+  const int resident = kind.turned ? resident_blocks_turned(kind.out_type) : resident_blocks(kind.path, kind.out_type, kind.staged);
   // Tiles of nine taps are about full; octets are counted as blocks, or few weights would keep few multiprocessors busy.
   const int64_t works = kind.turned ? (strips_of(batch) * kStrip * 4 + kTileWeights - 1) / kTileWeights : works_of(strips_of(batch), 4);
   const cudaError_t error = grid_for(works, batch.chips, resident, &shape.grid);

@@ -86,7 +86,8 @@ void compare(Layer& layer) {
   expect(octets_of<kOut>(p) == layer.n / 8, "%ld weights are whole octets", (long)layer.n);
   for (int64_t row = 0; row < 2; ++row)
     for (int64_t octet = 0; octet < octets_of<kOut>(p); ++octet)
-      program_octet<kOut, kConstant>(p, layer.view(), layer.step, layer.table[(size_t)1 << layer.bits], octet, row, 2);
+      program_octet<kOut, kConstant>(p, layer.view(), layer.step, layer.table[(size_t)1 << layer.bits], octet,
+                                     load_octet(p, layer.step, octet), row, 2);
   expect(memcmp(found.data(), want.data(), found.size() * sizeof found[0]) == 0, "octets of %ld weights, %d bits, output %d, constant %d, cached %d",
          (long)layer.n, layer.bits, (int)kOut, kConstant, layer.cached);
 }
