@@ -23,6 +23,14 @@ struct Operators {
     return out;
   }
 
+  // Rows are multiplied on their way into channels-last memory only.
+  static void check_row_scale(const Crossbar& c, const Tensor& scale, bool channels_last) {
+    check(scale.scalar_type() == ScalarType::Float && scale.is_contiguous() && scale.dim() == 1 && scale.size(0) == c.weight.size(0), c.op,
+          "scales", "must be contiguous float32 [out], each for its weight", scale.sizes());
+    check(channels_last && Backend::can_be_channels_last(c), c.op, "scales",
+          "must be none where a weight is not stored channels last", "a scale");
+  }
+
   // Every layer on the same chips: results [S, *weight] in the order of the layers.
   static std::vector<Tensor> program_many(std::vector<Tensor> weights, std::vector<Codes> codes, std::vector<Tensor> steps,
                                           std::vector<Tensor> tables, Tensor key, Ints streams, Ints devices,
@@ -35,7 +43,7 @@ struct Operators {
     check(tables.size() == count, op, "tables", "must be one a weight", tables.size());
     check(streams.size() == count, op, "streams", "must be one a weight", streams.size());
     check(devices.size() == 4 * count, op, "devices", "must be four numbers a weight", devices.size());
-    check(scales.size() == (bytes ? count : 0), op, "scales", "must be one a weight for int8, else none", scales.size());
+    check(scales.size() == count || (scales.empty() && !bytes), op, "scales", "must be one a weight, or none but for int8", scales.size());
     check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || (key.is_cuda() && (bytes || dtype == ScalarType::Half)),
           op, "dtype", "must be float32 or bfloat16 (or float16 or int8 on CUDA)", "another dtype");
     std::vector<Crossbar> layers;
@@ -49,6 +57,8 @@ struct Operators {
       if (bytes)
         check(scales[l].scalar_type() == ScalarType::Float && scales[l].numel() == 1, op, "scales", "must be one float32 each",
               scales[l].sizes());
+      else if (!scales.empty())
+        check_row_scale(layers[l], scales[l], channels_last);
       check(weights[l].dim() >= 1, op, "weights", "must have one dimension or more", weights[l].sizes());
       outs.push_back(Backend::weights(layers[l], key.size(0), dtype, channels_last && !bytes));
     }

@@ -15,7 +15,7 @@ from .checks import boolean, fail, number
 from .functional import device_at
 from .keys import noise_key
 from .layers import NoisyLayer, noisy_layers
-from .layers.programmed import gains, program_layers
+from .layers.programmed import program_layers
 from .operands import check_key
 
 _owners: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
@@ -123,15 +123,17 @@ def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.Abstr
 
 
 def hold(layers: dict[str, NoisyLayer]) -> None:
-    """Programs all layers for the chips in force, in one launch a device; they compute with that until the context ends. Under
+    """Programs all layers for the chips in force, in few launches; they compute with that until the context ends. Under
     `int8` layers make their weights as they multiply them."""
     if not layers:
         return
     kind = next(iter(layers.values())).weight.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-    layers = {name: layer for name, layer in layers.items() if not layer.int8 and gains(layer, dtype)}
-    for layer, weights in zip(layers.values(), program_layers(layers.values(), dtype), strict=True):
-        layer.set_programmed(weights)
+    scales = {layer: layer.row_scale(dtype) for layer in layers.values() if not layer.int8}
+    for scaled in (False, True):
+        held = [layer for layer, scale in scales.items() if (scale is not None) == scaled]
+        for layer, weights in zip(held, program_layers(held, dtype, [scales[layer] for layer in held if scaled]), strict=True):
+            layer.set_programmed(weights, scaled)
 
 
 @contextlib.contextmanager

@@ -63,13 +63,19 @@ def _(weights, codes, steps, tables, key, streams, devices, scales, dtype, chann
 
 def _programmed(weight: Tensor, chips: int, device: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
     """[S, *weight.shape] as the kernels lay it out: csrc/cuda/operands.h has the same rule."""
-    flat = (chips * weight.shape[0], *weight.shape[1:])
-    if channels_last and weight.is_cuda and weight.dim() == 4 and device[2] == 1 and device[0] <= 12:
-        channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
-        if 2 <= taps <= 128 and 2 <= channels <= 1 << 15 and weight.numel() % 8 == 0:
-            found = torch.empty(flat, dtype=dtype, device=weight.device, memory_format=torch.channels_last)
-            return found.unflatten(0, (chips, weight.shape[0]))
+    if channels_last and can_be_channels_last(weight, device):
+        flat = (chips * weight.shape[0], *weight.shape[1:])
+        found = torch.empty(flat, dtype=dtype, device=weight.device, memory_format=torch.channels_last)
+        return found.unflatten(0, (chips, weight.shape[0]))
     return torch.empty((chips, *weight.shape), dtype=dtype, device=weight.device)
+
+
+def can_be_channels_last(weight: Tensor, device: list[int]) -> bool:
+    """Whether a weight can be programmed in that layout; device: NVMDevice.operator_spec."""
+    if not weight.is_cuda or weight.dim() != 4 or device[2] != 1 or device[0] > 12:
+        return False
+    channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
+    return 2 <= taps <= 128 and 2 <= channels <= 1 << 15 and weight.numel() % 8 == 0
 
 
 @torch.library.register_fake("nft_ext::finish_")

@@ -33,9 +33,10 @@ OPERATORS = ["draw_key", "weight_step", "weight_step_many", "quantize", "program
 MOST_REGISTERS = {r"fused_kernel\w*OutTypeE\dELb1": 128, r"fused_kernel\w*OutTypeE\dELb0": 102,
                   r"add_parts_kernel": 64, r"program_kernelILi2\w*Lb1": 64, r"program_kernelILi2": 80,
                   r"program_kernelILi1\w*Lb0": 40, r"program_kernelILi1\w*OutTypeE3ELb1": 64, r"program_kernelILi1\w*Lb1": 48,
-                  r"program_turned_kernelI\w*OutTypeE0": 128, r"program_turned_kernel": 80, r"finish_octets_kernel": 40, r"": 32}
+                  r"program_turned_kernelI\w*(OutTypeE0|Lb1)": 128, r"program_turned_kernel": 80, r"finish_octets_kernel": 40, r"": 32}
 FILES = 4  # of kernels: sampler.cu, fused.cu, gradient.cu and int8.cu
-KERNELS = {"program_kernel": 40, "program_turned_kernel": 6, "finish_octets_kernel": 3, "quantize_kernel": 2, "largest_kernel": 2, "step_kernel": 2, "add_parts_kernel": 4,
+KERNELS = {"program_kernel": 40, "program_turned_kernel": 12, "finish_octets_kernel": 3, "quantize_kernel": 2, "largest_kernel": 2,
+           "step_kernel": 2, "add_parts_kernel": 4,
            "measure_images_kernel": 3, "round_images_kernel": 3, "turn_images_kernel": 3, "turn_weights_kernel": 1,
            # instances; types x tiles x paths, and those of bytes, which may also be stored
            "fused_kernelINS_7generic8TapSizes": 2, "fused_kernelINS_7generic5Sizes": 3 * 2 * 3 + 2 * 4, "fused_kernelINS_7generic13GradientSizes": 3 * 2 * 3}

@@ -106,6 +106,62 @@ def test_channels_last_holds_the_same_chips(given, dtype, chips, name):
     assert (turned[0].stride() != plain[0].stride()) == (name in ("gaussian", "preset")), "the first layer can be stored so"
 
 
+@pytest.mark.parametrize("chips", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scaled_rows_are_rounded_once(dtype, chips):
+    weights = [random(*shape, seed=i).cuda() for i, shape in enumerate([(64, 3, 3, 3), (8, 40, 5, 5), (40, 512, 3, 3)])]
+    scales = [random(len(w), seed=9).cuda() for w in weights]
+    key, table = nft.noise_key(4, range(chips), device="cuda"), torch.from_numpy(NVM.operator_table()).cuda()
+    arguments = (weights, [None] * 3, [], [table] * 3, key, [0, 1, 2], NVM.operator_spec() * 3)
+    plain = ops.program_many(*arguments, [], torch.float32)
+    scaled = ops.program_many(*arguments, scales, dtype, channels_last=True)
+    for a, b, scale in zip(plain, scaled, scales, strict=True):
+        assert torch.equal(bits((a * scale.view(1, -1, 1, 1, 1)).to(dtype)), bits(b.contiguous()))
+    with pytest.raises(RuntimeError, match="scales: must be none where a weight is not stored channels last"):
+        ops.program_many(*arguments, scales, dtype)
+
+
+class Block(nn.Module):
+    """A residual block, a convolution without ReLU, and one with a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.na = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.b, self.nb = nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.s, self.ns = nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32)
+
+    def forward(self, x):
+        y = self.na(self.a(x)).relu()
+        return (self.nb(self.b(y)) + self.ns(self.s(x))).relu()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("draws", [[3], [4, 0, 2]], ids=str)
+def test_epilogues_inside_the_librarys_convolution(draws, layout, dtype):
+    """Fused layers whose weights stand programmed: what ends in a ReLU is cuDNN's in one, the same chips up to rounding."""
+    torch.manual_seed(0)
+    block = Block().eval()
+    for m in block.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_()
+            m.running_var.uniform_(0.5, 2)
+            m.weight.data.uniform_(-1, 1)
+    fused = nft.fuse(nft.convert(block, NVM)).cuda()
+    x = random(5, 16, 9, 7).cuda().to(memory_format=layout)
+    with torch.no_grad():
+        with nft.chips(fused, seed=3, draws=draws):
+            exact = fused(x)
+        with torch.autocast("cuda", dtype), nft.chips(fused, seed=3, draws=draws, programmed=True):
+            found = fused(x)
+            assert [fused.a.scaled, fused.b.scaled, fused.s.scaled] == [True, True, False]
+            weights = fused.b.programmed()
+    expected = nft.program_weights(fused.b.weight, NVM, seed=3, stream=fused.b.stream, draws=draws) * fused.b.scale.view(-1, 1, 1, 1)
+    assert torch.equal(weights.contiguous(), expected.to(dtype))
+    assert found.dtype == dtype and found.shape == exact.shape
+    torch.testing.assert_close(found.float(), exact, rtol=0, atol=(3e-2 if dtype == torch.bfloat16 else 4e-3) * float(exact.abs().max()))
+
+
 @pytest.mark.parametrize("step", [0.0, float("nan")])
 def test_channels_last_of_an_irregular_step(step):
     weight = torch.full((8, 4, 3, 3), step, device="cuda")

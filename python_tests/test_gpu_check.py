@@ -545,7 +545,7 @@ def test_sanitized_cases_come_in_turns():
     assert sorted(order) == sorted("abcd1xy") and "1" in order[:3] and set("xy") <= set(order[:5])
 
 
-def test_cudnn_is_left_out_under_racecheck_only(monkeypatch, tmp_path, capsys):
+def test_the_librarys_gradients_are_left_out_under_racecheck_only(monkeypatch, tmp_path, capsys):
     commands = []
 
     def run(command, **_):
@@ -556,12 +556,12 @@ def test_cudnn_is_left_out_under_racecheck_only(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sanitize.subprocess, "run", run)
     for kind in FINE:
         sanitize.run_tool(kind, Task(tmp_path / "found.json", 60.0, {}))
-    assert [c[-1] == small.WITHOUT_CUDNN for c in commands] == [False, False, False, True]
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    assert [c[-1] == small.ONLY_OURS for c in commands] == [False, False, False, True]
+    asked = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(small, "cases", lambda: [])
-    small.main(1.0, cudnn=False)
-    assert torch.backends.cudnn.enabled is False and small.LAST_LINE in capsys.readouterr().out
+    monkeypatch.setattr(small, "cases", lambda only_ours: asked.append(only_ours) or [])
+    small.main(1.0, only_ours=True)
+    assert asked == [True] and small.LAST_LINE in capsys.readouterr().out
 
 
 def test_a_missing_sanitizer_is_said(monkeypatch, tmp_path):

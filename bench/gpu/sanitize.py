@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.child import NotHere, Task, Wrong
-from bench.gpu.small import LAST_LINE, WITHOUT_CUDNN
+from bench.gpu.small import LAST_LINE, ONLY_OURS
 
 ROOT = Path(__file__).resolve().parents[2]
 SUMMARY = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUMMARY: (\d+) hazard"}
 REFUSED = (r"(Device not supported|Unable to find injection library|"
            r"Target application terminated before first instrumented API call)")
 BROKEN = "Internal Sanitizer Error"
-# racecheck itself fails in cuDNN's convolutions, which it was not asked to look at: torch's own take their place.
-OPTIONS = {"memcheck": [], "racecheck": [WITHOUT_CUDNN]}
+# racecheck itself fails in the library's gradients of convolutions (cuDNN's and torch's own), which it was not asked to look at.
+OPTIONS = {"memcheck": [], "racecheck": [ONLY_OURS]}
 KEPT = 12  # lines of the first findings
 SHARE = 0.7  # of the stage's time for the script's cases; starting and ending take the rest
 

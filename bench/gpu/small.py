@@ -1,4 +1,4 @@
-"""Every operator on small, awkward shapes, for the sanitizers: python -m bench.gpu.small [SECONDS [without-cudnn]].
+"""Every operator on small, awkward shapes, for the sanitizers: python -m bench.gpu.small [SECONDS [only-ours]].
 
 Sizes end inside a block, a warp and a tile; several chips; every path, dtype and memory format; forward and backward.
 Under a sanitizer every call is slow: kinds of cases come in turns, and when the seconds are over, what is left is counted,
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 LAST_LINE = "small shapes ran"
-WITHOUT_CUDNN = "without-cudnn"
+ONLY_OURS = "only-ours"
 # rows, in, out; the last three split the steps of their tiles, forward or backward
 LINEAR = ((1, 1, 1), (3, 17, 5), (33, 70, 65), (3, 1100, 17), (40, 700, 9), (5, 24, 1100))
 CONV = (  # rows, C, H, W; out, kernel; options
@@ -42,8 +42,8 @@ def finish(*tensors: torch.Tensor) -> None:
         assert t.isfinite().all(), "a result is not finite"
 
 
-def cases() -> list[list[Case]]:
-    """Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions, both of these in 8 bits."""
+def cases(only_ours: bool = False) -> list[list[Case]]:
+    """only_ours: no gradient of a convolution by the library. Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions, both of these in 8 bits."""
     import nft_ext as nft
     from nft_ext import choice
 
@@ -91,7 +91,8 @@ def cases() -> list[list[Case]]:
         x = torch.randn(rows * (1 if shared else len(key)), channels, *side, device="cuda").to(dtype)
         leaf = x.to(memory_format=layout).requires_grad_()
         y = nft.noisy_conv2d(leaf, weight, nvm=nvm, key=key, shared=shared, **options)
-        finish(y, *torch.autograd.grad(y.float().sum(), (leaf, weight)))
+        wanted = [] if only_ours and channels // options.get("groups", 1) < 8 else [leaf] if only_ours else [leaf, weight]
+        finish(y, *(torch.autograd.grad(y.float().sum(), wanted) if wanted else ()))
 
     @torch.no_grad()
     def int8_linear(nvm, dtype, key, shared, sizes):
@@ -128,11 +129,10 @@ def in_turns(kinds: Sequence[Sequence[Case]]) -> Iterator[Case]:
         yield from (case for case in together if case is not None)
 
 
-def main(seconds: float = math.inf, cudnn: bool = True) -> None:
+def main(seconds: float = math.inf, only_ours: bool = False) -> None:
     end = time.monotonic() + seconds
-    torch.backends.cudnn.enabled = cudnn
     torch.manual_seed(0)
-    kinds, ran = cases(), 0
+    kinds, ran = cases(only_ours), 0
     for case in in_turns(kinds):
         if time.monotonic() > end:
             break
@@ -143,4 +143,4 @@ def main(seconds: float = math.inf, cudnn: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(float, sys.argv[1:2]), cudnn=WITHOUT_CUDNN not in sys.argv[2:])
+    main(*map(float, sys.argv[1:2]), only_ours=ONLY_OURS in sys.argv[2:])

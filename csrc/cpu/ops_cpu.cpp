@@ -14,6 +14,8 @@ namespace {
 struct Cpu {
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return Recycled::empty(sizes, dtype, like); }
 
+  static bool can_be_channels_last(const Crossbar&) { return false; }
+
   // For weights [chips * out, ...], in their logical order always.
   static Tensor weights(const Crossbar& c, int64_t chips, ScalarType dtype, bool) {
     Ints sizes = sizes_of(c.weight);

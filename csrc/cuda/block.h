@@ -28,7 +28,7 @@ struct Program {
   OutType out_type;
   void* out;              // [chips, n]
   int channels, taps;     // taps > 1: weights [.., channels, taps] are stored [.., taps, channels] (channels_last.h)
-  const float* scale;     // [], weight of one unit of an 8-bit result, the same on all chips; read for kInt8 only
+  const float* scale;     // [], weight of one unit of an 8-bit result, the same on all chips; or null or [outputs], taps > 1
 };
 
 }  // namespace cuda

@@ -5,13 +5,18 @@
 // neighbouring threads neighbouring channels. Host and device compile the same functions (csrc/tests/test_cuda_channels_last.cpp).
 #pragma once
 
+#include <type_traits>
+
 #include "many.h"
 #include "octet.h"
 
 namespace nft {
 namespace NFT_ISA {
 
-constexpr int kTileThreads = 128, kTileWeights = 8 * kTileThreads;  // at most: one octet a thread
+#ifndef NFT_TILE_THREADS
+#define NFT_TILE_THREADS 128
+#endif
+constexpr int kTileThreads = NFT_TILE_THREADS, kTileWeights = 8 * kTileThreads;  // at most: one octet a thread
 constexpr int kMostTaps = 128, kMostChannels = 1 << 15;
 constexpr int kTurnedTableBytes = 32 << 10;      // of shared memory, beside the tile
 
@@ -56,11 +61,15 @@ NFT_FN int channels_in_tile(const cuda::Program& p, int64_t tile) {
   return left < tile_channels(p.taps) ? (int)left : tile_channels(p.taps);
 }
 
-// Where tap 0 of the tile's k-th channel is stored, in elements; the next taps are `channels` apart.
-NFT_FN int64_t turned_place(const cuda::Program& p, const TileStart& at, int k) {
+// The output that the tile's k-th channel belongs to, and where its tap 0 is stored, in elements; the next taps are `channels` apart.
+struct Turned {
+  int64_t output, offset;
+};
+
+NFT_FN Turned turned_place(const cuda::Program& p, const TileStart& at, int k) {
   const int channel = at.channel + k;
   const int outputs = (int)upper_product((uint32_t)channel, at.reciprocal);
-  return (at.output + outputs) * p.channels * p.taps + (channel - outputs * p.channels);
+  return {at.output + outputs, (at.output + outputs) * p.channels * p.taps + (channel - outputs * p.channels)};
 }
 
 // Threads that write one tap of a tile: a power of two from a warp to all of them. Others write the next tap meanwhile.
@@ -70,17 +79,28 @@ NFT_FN int threads_a_tap(int taps) {
   return lanes;
 }
 
-// A thread's part of the tile's way out.
-template <class Out>
-NFT_FN void write_tile(const cuda::Program& p, const TileStart& at, int channels, const Out* tile, Out* out, int thread) {
+// A tile's number as it is stored; with a scale it is still float32, and is rounded after it.
+template <cuda::OutType kOut, class Held>
+NFT_FN typename Stored<kOut>::Type from_tile(const Held& held, float scale) {
+  if constexpr (std::is_same<Held, float>::value) return Stored<kOut>::from(mul(held, scale));
+  else return held;
+}
+
+// A thread's part of the tile's way out. Where tile is float32 and p.scale is given, that is the rows' scale, [outputs].
+template <cuda::OutType kOut, class Held>
+NFT_FN void write_tile(const cuda::Program& p, const TileStart& at, int channels, const Held* tile, typename Stored<kOut>::Type* out,
+                       int thread) {
   const int taps = opaque(p.taps), mine = opaque(thread);  // computed here: while weights are programmed, registers are short
   const int lanes = threads_a_tap(taps), tap_stride = kTileThreads / lanes;
 #if defined(__CUDACC__)
 #pragma unroll 1
 #endif
   for (int k = mine & (lanes - 1); k < channels; k += lanes) {
-    Out* const to = out + turned_place(p, at, k);
-    for (int tap = mine / lanes; tap < taps; tap += tap_stride) to[(int64_t)tap * p.channels] = tile[k * taps + tap];
+    const Turned place = turned_place(p, at, k);
+    typename Stored<kOut>::Type* const to = out + place.offset;
+    const float scale = p.scale ? p.scale[place.output] : 1.0f;  // times one is exact
+    for (int tap = mine / lanes; tap < taps; tap += tap_stride)
+      to[(int64_t)tap * p.channels] = from_tile<kOut>(tile[k * taps + tap], scale);
   }
 }
 

@@ -47,10 +47,11 @@ struct Kind {
   OutType out_type;
   bool staged;  // the table is copied to shared memory
   bool turned;  // stored channels last
+  bool scaled;  // and each output's weights multiplied by a number
 };
 
 inline bool operator==(const Kind& a, const Kind& b) {
-  return a.path == b.path && a.out_type == b.out_type && a.staged == b.staged && a.turned == b.turned;
+  return a.path == b.path && a.out_type == b.out_type && a.staged == b.staged && a.turned == b.turned && a.scaled == b.scaled;
 }
 
 }  // namespace cuda
@@ -63,7 +64,7 @@ NFT_FN int64_t strips_of(int64_t n) { return (blocks_of(n) + kStrip - 1) / kStri
 
 // Larger tables (13 weight bits and more on the fast path) are read where they are.
 NFT_FN cuda::Kind kind_of(const cuda::Program& p) {
-  return {p.path, p.out_type, p.path != kPathOff && table_bytes(p) <= kStagedBytes, p.taps > 1};
+  return {p.path, p.out_type, p.path != kPathOff && table_bytes(p) <= kStagedBytes, p.taps > 1, p.taps > 1 && p.scale};
 }
 
 template <int kMost>

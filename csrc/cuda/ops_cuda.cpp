@@ -51,6 +51,8 @@ struct Cuda {
   // torch's caching allocator reuses the memory of the last call, in the order of the stream.
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) { return aten::empty(sizes, dtype, like); }
 
+  static bool can_be_channels_last(const Crossbar& c) { return nft::can_be_channels_last(c); }
+
   // For weights [chips * out, ...]; channels last only where they can be programmed so.
   static Tensor weights(const Crossbar& c, int64_t chips, ScalarType dtype, bool channels_last) {
     Ints sizes = sizes_of(c.weight);
@@ -112,18 +114,12 @@ struct Cuda {
   // A tile holds rows of one group only, so few of them leave it empty.
   static constexpr int64_t kLeastRows = 8;
 
-  // Weights of a row so few that every tile may make them again, however many tiles there are: the first convolution of images.
-  static bool has_few_inputs(const Crossbar& c, const Tensor& x) {
-    constexpr int64_t kFew = 64;  // nft_ext/layers/programmed.py has the same number
-    return x.scalar_type() != ScalarType::Float && c.weight.numel() <= kFew * c.weight.size(0);
-  }
-
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
                                        bool shared, const Epilogue& epilogue) {
     check_product(c, x, epilogue);
     auto layer = product_of(c, x, p, shared);
     const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kForward, out_type(x));
-    const bool served = layer && c.weight.size(0) / p.groups >= kLeastRows && (layer->columns <= most || has_few_inputs(c, x));
+    const bool served = layer && c.weight.size(0) / p.groups >= kLeastRows && layer->columns <= most;
     if (!served || !cuda::can_fuse(layer->f))
       return layer && fit_together(c, x) ? std::optional<Tensor>(product_together(c, x, bias, p, shared, epilogue)) : std::nullopt;
     cuda::Fused& f = layer->f;

@@ -28,7 +28,7 @@ constexpr int resident_blocks(int path, OutType type, bool staged) {
   if (path == kPathFast) return !staged ? 6 : type == OutType::kInt8 ? 4 : 5;
   return kResident;
 }
-constexpr int resident_blocks_turned(OutType type) { return type == OutType::kFloat32 ? 4 : 6; }  // of kTileThreads
+constexpr int resident_blocks_turned(OutType tile) { return (tile == OutType::kFloat32 ? 512 : 768) / kTileThreads; }
 
 // This thread block's share. Volatile, so that it is computed anew for each layer, from constants: kept, it would take
 // registers from the weights all the while.
@@ -77,63 +77,43 @@ __global__ void __launch_bounds__(kThreads)
 // Where a tile stands in shared memory, behind the table, in floats.
 __host__ __device__ constexpr int tile_offset(int table_bytes) { return (table_bytes + 15) / 16 * 4; }
 
-// Whether octets' codes are two bytes each, so that they can be asked for long before they are used.
-__device__ bool has_short_codes(const Program& p) { return p.codes && p.code_bytes == 2; }
-
-__device__ Quad<uint32_t> packed_octet(const Program& p, int64_t octet, int64_t end) {
-  if (octet >= end || !has_short_codes(p)) return {};
-  return load_packed(p, octet);
-}
-
-// The octets of a share; `packed`: this thread's codes of its first one.
+// The octets of a share.
 template <OutType kOut, bool kConstant>
-__device__ void program_octets(const Program& p, const Table& table, const Range& octets, Quad<uint32_t> packed) {
+__device__ void program_octets(const Program& p, const Table& table, const Range& octets) {
   const float step = *p.step, std = table.values[table.levels];
-  int64_t octet = octets.begin + threadIdx.x;
-  if (has_short_codes(p)) {
 #pragma unroll 1
-    for (; octet < octets.end; octet += kThreads) {
-      const OctetCodes c = unpacked_octet(packed);
-      packed = packed_octet(p, octet + kThreads, octets.end);
-      program_octet<kOut, kConstant>(p, table, step, std, octet, c, blockIdx.y, gridDim.y);
-    }
-    return;
-  }
-#pragma unroll 1
-  for (; octet < octets.end; octet += kThreads)
+  for (int64_t octet = octets.begin + threadIdx.x; octet < octets.end; octet += kThreads)
     program_octet<kOut, kConstant>(p, table, step, std, octet, load_octet(p, step, octet), blockIdx.y, gridDim.y);
 }
 
-// This thread's codes of a tile, as they are in memory.
-__device__ Quad<uint32_t> packed_in_tile(const Program& p, int64_t tile, int64_t end) {
-  if (tile >= end || (int)threadIdx.x >= channels_in_tile(p, tile) * p.taps / 8) return {};
-  return load_packed(p, tile * (tile_channels(p.taps) * p.taps / 8) + threadIdx.x);
-}
+// What a tile holds: results, or where rows are scaled the numbers before, which are rounded once, after it.
+template <OutType kOut, bool kScaled>
+constexpr OutType kTileType = kScaled ? OutType::kFloat32 : kOut;
 
-// The same where the weights are stored channels last; `packed`: this thread's codes of the first tile.
-template <OutType kOut, bool kConstant>
-__device__ void program_tiles(const Program& p, const Table& table, const Range& tiles, Quad<uint32_t> packed,
-                              typename Stored<kOut>::Type* tile_memory) {
-  __shared__ TileStart at;  // one thread's work, and no registers
+// The tiles of a share, stored channels last.
+template <OutType kOut, bool kConstant, bool kScaled>
+__device__ void program_tiles(const Program& p, const Table& table, const Range& tiles,
+                              typename Stored<kTileType<kOut, kScaled>>::Type* tile_memory) {
   const float step = *p.step, std = table.values[table.levels];
-  if (threadIdx.x == 0) at = tile_start(p, tiles.begin);
+  TileStart at = tile_start(p, tiles.begin);
 #pragma unroll 1
-  for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
-    const OctetCodes c = unpacked_octet(packed);
-    packed = packed_in_tile(p, tile + 1, tiles.end);  // under way while this tile is programmed
+  for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, go_on(at, p)) {
+    const int octets = channels_in_tile(p, tile) * p.taps / 8;
+    const int64_t octet = tile * (tile_channels(p.taps) * p.taps / 8) + threadIdx.x;
+    OctetCodes c = {};
+    if ((int)threadIdx.x < octets) c = unpacked_octet(load_packed(p, octet));
 #pragma unroll 1
     for (int chip = (int)blockIdx.y; chip < p.chips; chip += (int)gridDim.y) {
-      if ((int)threadIdx.x < channels_in_tile(p, tile) * p.taps / 8) {
+      if ((int)threadIdx.x < octets) {
         float w[8];
-        const int64_t octet = tile * (tile_channels(p.taps) * p.taps / 8) + threadIdx.x;
         octet_on_chip<kConstant>(table, std, key_of(p, chip), step, opaque(octet), c, w);
-        store_octet<kOut>(tile_memory + 8 * threadIdx.x, w, c.sign, 1.0f);
+        store_octet<kTileType<kOut, kScaled>>(tile_memory + 8 * threadIdx.x, w, c.sign, 1.0f);
       }
       __syncthreads();
-      write_tile(p, at, channels_in_tile(p, tile), tile_memory, (typename Stored<kOut>::Type*)p.out + chip * p.n, (int)threadIdx.x);
+      write_tile<kOut>(p, at, channels_in_tile(p, tile), tile_memory, (typename Stored<kOut>::Type*)p.out + chip * p.n,
+                       (int)threadIdx.x);
       __syncthreads();
     }
-    if (threadIdx.x == 0) go_on(at, p);
   }
 }
 
@@ -144,19 +124,16 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kOut, kStaged
   for (int l = layer_of(batch, share(batch).begin); reaches(batch, share(batch), l); ++l) {
     const Program p = program_in<kPath, kOut>(batch, l);
     const Range blocks = blocks_in(batch, share(batch), l);
-    int64_t rest = blocks.begin;
     Table table = {p.table, table_levels(p), false};
+    if (kStaged) table = staged_table<kThreads>(p, shared);
+    int64_t rest = blocks.begin;
     if constexpr (kPath == kPathFast && kStaged) {
       const Range octets = {blocks.begin / 2, min(blocks.end / 2, octets_of<kOut>(p))};
-      const Quad<uint32_t> packed = packed_octet(p, octets.begin + threadIdx.x, octets.end);  // on its way while the table is staged
-      table = staged_table<kThreads>(p, shared);
       if (table.constant)
-        program_octets<kOut, true>(p, table, octets, packed);
+        program_octets<kOut, true>(p, table, octets);
       else
-        program_octets<kOut, false>(p, table, octets, packed);
+        program_octets<kOut, false>(p, table, octets);
       rest = max(rest, 2 * octets.end);
-    } else if constexpr (kStaged) {
-      table = staged_table<kThreads>(p, shared);
     }
 #pragma unroll 1
     for (int64_t block = rest + threadIdx.x;; block += kThreads) {
@@ -168,14 +145,12 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kOut, kStaged
 }
 
 // Layers that are stored channels last: codes of two bytes, staged tables, the fast path.
-template <OutType kOut, int kMost>
-__global__ void __launch_bounds__(kTileThreads, resident_blocks_turned(kOut))
+template <OutType kOut, bool kScaled, int kMost>
+__global__ void __launch_bounds__(kTileThreads, resident_blocks_turned(kTileType<kOut, kScaled>))
     program_turned_kernel(const __grid_constant__ Batch<kMost> batch) {
   extern __shared__ float shared[];
   for (int l = layer_of(batch, share(batch).begin); reaches(batch, share(batch), l); ++l) {
     const Program p = program_in<kPathFast, kOut>(batch, l);
-    const Range tiles = tiles_in(blocks_in(batch, share(batch), l), p.taps);
-    const Quad<uint32_t> packed = packed_in_tile(p, tiles.begin, tiles.end);
     const Table table = staged_table<kTileThreads>(p, shared);
     if (!(octets_of<kOut>(p) > 0)) {  // an irregular step makes all weights the same, in any order
       const Range blocks = blocks_in(batch, share(batch), l);
@@ -184,11 +159,12 @@ __global__ void __launch_bounds__(kTileThreads, resident_blocks_turned(kOut))
         program_block<kPathFast, kOut>(p, table, block, blockIdx.y, gridDim.y);
       continue;
     }
-    auto* const memory = (typename Stored<kOut>::Type*)(shared + tile_offset(batch.table_bytes));
+    const Range tiles = tiles_in(blocks_in(batch, share(batch), l), p.taps);
+    auto* const memory = (typename Stored<kTileType<kOut, kScaled>>::Type*)(shared + tile_offset(batch.table_bytes));
     if (table.constant)
-      program_tiles<kOut, true>(p, table, tiles, packed, memory);
+      program_tiles<kOut, true, kScaled>(p, table, tiles, memory);
     else
-      program_tiles<kOut, false>(p, table, tiles, packed, memory);
+      program_tiles<kOut, false, kScaled>(p, table, tiles, memory);
   }
 }
 
@@ -196,14 +172,17 @@ __global__ void __launch_bounds__(kTileThreads, resident_blocks_turned(kOut))
 // its threads, for all weights; `resident`: thread blocks that a multiprocessor holds at once. All are resident where each then has
 // few rounds. Else each gets kRounds, and the device hands them out as others end: equal shares do not end together, since a
 // multiprocessor prefers its oldest warps, and the last ones would not keep it busy.
-constexpr int kRounds = 6;
+#ifndef NFT_ROUNDS
+#define NFT_ROUNDS 8
+#endif
+constexpr int kRounds = NFT_ROUNDS;
 
 cudaError_t grid_for(int64_t works, int64_t chips, int resident, dim3* grid) {
   int device = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   const int64_t most = std::max<int64_t>(1, (int64_t)multiprocessors * resident);
-  const int64_t x = std::max<int64_t>({1, std::min(works, most), std::min<int64_t>(works / kRounds, 0x7fffffff)});
+  const int64_t x = std::max<int64_t>({1, std::min(works, most), kRounds ? std::min<int64_t>(works / std::max(kRounds, 1), 0x7fffffff) : 1});
   const int64_t y = std::max<int64_t>(1, std::min<int64_t>({chips, most / x, 65535}));
   *grid = dim3((unsigned)x, (unsigned)y);
   return error;
@@ -261,28 +240,34 @@ cudaError_t launch(const Batch<kMostLayers>& batch, const Kind& kind, const Shap
   }
 }
 
-template <OutType kOut>
+template <OutType kOut, bool kScaled>
 cudaError_t launch_turned(const Batch<kMostLayers>& batch, const Shape& s) {
   if (batch.count == 1)
-    program_turned_kernel<kOut><<<s.grid, kTileThreads, s.shared_bytes, s.stream>>>(only_layer(batch));
+    program_turned_kernel<kOut, kScaled><<<s.grid, kTileThreads, s.shared_bytes, s.stream>>>(only_layer(batch));
   else
-    program_turned_kernel<kOut><<<s.grid, kTileThreads, s.shared_bytes, s.stream>>>(batch);
+    program_turned_kernel<kOut, kScaled><<<s.grid, kTileThreads, s.shared_bytes, s.stream>>>(batch);
   return cudaGetLastError();
+}
+
+template <OutType kOut>
+cudaError_t launch_turned(const Batch<kMostLayers>& batch, const Kind& kind, Shape s) {
+  const bool floats = kind.scaled || kOut == OutType::kFloat32;
+  s.shared_bytes = 4 * tile_offset(batch.table_bytes) + kTileWeights * (floats ? 4 : 2);
+  return kind.scaled ? launch_turned<kOut, true>(batch, s) : launch_turned<kOut, false>(batch, s);
 }
 
 cudaError_t launch_programs(Batch<kMostLayers>& batch, const Kind& kind, cudaStream_t stream) {
   Shape shape = {{}, kind.staged ? (size_t)batch.table_bytes : 0, stream};
-  const int resident = kind.turned ? resident_blocks_turned(kind.out_type) : resident_blocks(kind.path, kind.out_type, kind.staged);
+  const int resident = kind.turned ? resident_blocks_turned(kind.scaled ? OutType::kFloat32 : kind.out_type) : resident_blocks(kind.path, kind.out_type, kind.staged);
   // Tiles of nine taps are about full; octets are counted as blocks, or few weights would keep few multiprocessors busy.
   const int64_t works = kind.turned ? (strips_of(batch) * kStrip * 4 + kTileWeights - 1) / kTileWeights : works_of(strips_of(batch), 4);
   const cudaError_t error = grid_for(works, batch.chips, resident, &shape.grid);
   if (error != cudaSuccess) return error;
   deal(batch, shape.grid.x);
   if (kind.turned) {
-    shape.shared_bytes = 4 * tile_offset(batch.table_bytes) + kTileWeights * (kind.out_type == OutType::kFloat32 ? 4 : 2);
-    if (kind.out_type == OutType::kBFloat16) return launch_turned<OutType::kBFloat16>(batch, shape);
-    if (kind.out_type == OutType::kFloat16) return launch_turned<OutType::kFloat16>(batch, shape);
-    return launch_turned<OutType::kFloat32>(batch, shape);
+    if (kind.out_type == OutType::kBFloat16) return launch_turned<OutType::kBFloat16>(batch, kind, shape);
+    if (kind.out_type == OutType::kFloat16) return launch_turned<OutType::kFloat16>(batch, kind, shape);
+    return launch_turned<OutType::kFloat32>(batch, kind, shape);
   }
   if (kind.path == kPathFast) return launch<kPathFast>(batch, kind, shape);
   if (kind.path == kPathDevice) return launch<kPathDevice>(batch, kind, shape);

@@ -247,7 +247,7 @@ void test_long_lists() {
     counts.push_back(batch.count);
     return counts.size() == 4 ? 2 : 0;
   };
-  expect(in_batches_of_a_kind(programs.data(), 150, launch) == 0 && counts == std::vector<int>({63, 63, 24}), "150 layers");
+  expect(in_batches_of_a_kind(programs.data(), 150, launch) == 0 && counts == std::vector<int>({56, 56, 38}), "150 layers");
   expect(in_batches_of_a_kind(programs.data(), 150, launch) == 2 && counts.size() == 4, "an error ends the list");
   expect(in_batches_of_a_kind(programs.data(), 0, launch) == 0 && counts.size() == 4, "no layers, no launch");
 }

@@ -136,10 +136,10 @@ void test_who_takes_octets() {
 
 // ---- channels last
 
-template <OutType kOut>
+template <OutType kOut, OutType kTile>
 void run_tile(const nft::cuda::Program& p, const Layer& layer, int64_t tile, int64_t chip) {
   typedef typename Stored<kOut>::Type Out;
-  alignas(16) Out memory[kTileWeights];
+  alignas(16) typename Stored<kTile>::Type memory[kTileWeights];
   const int channels = channels_in_tile(p, tile), octets = channels * p.taps / 8;
   expect(channels > 0 && channels * p.taps % 8 == 0 && octets <= kTileThreads, "a tile is whole octets, one a thread");
   const int64_t first = tile * (tile_channels(p.taps) * p.taps / 8);
@@ -147,21 +147,29 @@ void run_tile(const nft::cuda::Program& p, const Layer& layer, int64_t tile, int
     const OctetCodes c = unpacked_octet(load_packed(p, first + thread));
     float w[8];
     octet_on_chip<false>(layer.view(), 0.0f, key_of(p, chip), layer.step, first + thread, c, w);
-    store_octet<kOut>(memory + 8 * thread, w, c.sign, 1.0f);
+    store_octet<kTile>(memory + 8 * thread, w, c.sign, 1.0f);
   }
   for (int thread = 0; thread < kTileThreads; ++thread)
-    write_tile(p, tile_start(p, tile), channels, memory, (Out*)p.out + chip * p.n, thread);
+    write_tile<kOut>(p, tile_start(p, tile), channels, memory, (Out*)p.out + chip * p.n, thread);
 }
 
-template <OutType kOut>
+template <OutType kOut, bool kScaled>
 void test_turned(int64_t outputs, int channels, int taps, int64_t parts) {
   typedef typename Stored<kOut>::Type Out;
   Layer layer(outputs * channels * taps, 8, false, true);
-  const std::vector<Out> want = by_blocks<kOut>(layer);
+  std::vector<float> scale;
+  for (int64_t o = 0; o < outputs; ++o) scale.push_back(0.37f + 0.21f * (float)(o % 7));
+  std::vector<Out> want = by_blocks<kOut>(layer);
+  if (kScaled) {
+    const std::vector<float> exact = by_blocks<OutType::kFloat32>(layer);
+    for (size_t i = 0; i < want.size(); ++i)
+      want[i] = Stored<kOut>::from(mul(exact[i], scale[i % (size_t)layer.n / (size_t)(channels * taps)]));
+  }
   std::vector<Out> found(want.size(), Out(12345));
   nft::cuda::Program p = layer.program();
   p.out = found.data(), p.out_type = kOut;
   p.channels = channels, p.taps = taps;
+  p.scale = kScaled ? scale.data() : nullptr;
   Batch<2> batch;
   batch.count = 0;
   Layer before(1000, 8, false, true);  // so that shares begin anywhere
@@ -178,7 +186,7 @@ void test_turned(int64_t outputs, int channels, int taps, int64_t parts) {
     for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, go_on(at, p)) {
       const TileStart anew = tile_start(p, tile);
       expect(at.output == anew.output && at.channel == anew.channel, "from one tile to the next");
-      for (int64_t chip = 0; chip < kChips; ++chip) run_tile<kOut>(p, layer, tile, chip);
+      for (int64_t chip = 0; chip < kChips; ++chip) run_tile<kOut, kScaled ? OutType::kFloat32 : kOut>(p, layer, tile, chip);
       next = tile + 1;
     }
   }
@@ -198,8 +206,10 @@ void test_channels_last() {
   for (const auto& s : shapes) {
     expect(can_turn((int64_t)s[0] * s[1] * s[2], s[1], s[2]), "%d x %d x %d can be turned", s[0], s[1], s[2]);
     for (int64_t parts : {1, 2, 7, 40}) {
-      test_turned<OutType::kBFloat16>(s[0], s[1], s[2], parts);
-      test_turned<OutType::kFloat32>(s[0], s[1], s[2], parts);
+      test_turned<OutType::kBFloat16, false>(s[0], s[1], s[2], parts);
+      test_turned<OutType::kBFloat16, true>(s[0], s[1], s[2], parts);
+      test_turned<OutType::kFloat16, true>(s[0], s[1], s[2], parts);
+      test_turned<OutType::kFloat32, false>(s[0], s[1], s[2], parts);
     }
   }
   expect(!can_turn(9 * 3 * 5, 3, 9), "not whole octets");

@@ -34,6 +34,7 @@ class NoisyLayer(nn.Module):
     """
 
     int8 = False  # of a whole model that was pickled before there was such a thing
+    scaled = False  # whether what stands programmed has its rows multiplied by row_scale
 
     def attach(self, nvm: NVMDevice, name: str | None = None, stream: int = 0) -> None:
         """Give the layer its device, its qualified name in the model and its random stream."""
@@ -50,19 +51,23 @@ class NoisyLayer(nn.Module):
         self.register_buffer("_programmed", None, persistent=False)
 
     def noise_state(self) -> tuple:
-        """What a context saves and puts back: (table, key, programmed weights, enabled, spec, int8)."""
-        return self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.int8
+        """What a context saves and puts back: (table, key, programmed weights, enabled, spec, int8, scaled)."""
+        return self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.int8, self.scaled
 
     def set_noise_state(self, state: tuple) -> None:
-        self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.int8 = state
+        self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.int8, self.scaled = state
 
     def set_key(self, key: Tensor) -> None:
         """Other chips from here on."""
         self._key, self._programmed = key, None
 
-    def set_programmed(self, weights: Tensor) -> None:
-        """What `programmed` gives from here on: W_p [S, *weight.shape] of the key in force."""
-        self._programmed = weights
+    def set_programmed(self, weights: Tensor, scaled: bool = False) -> None:
+        """What `programmed` gives from here on: W_p [S, *weight.shape] of the key in force; scaled: times `row_scale`."""
+        self._programmed, self.scaled = weights, scaled
+
+    def row_scale(self, dtype: torch.dtype) -> Tensor | None:
+        """Numbers [out] that the layer wants its rows multiplied by where they are programmed in `dtype` for many batches."""
+        return None
 
     def programmed(self) -> Tensor | None:
         """Weights [S, *weight.shape] that stand programmed, or None where the operator shall program them: also wherever a

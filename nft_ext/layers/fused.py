@@ -29,6 +29,7 @@ class FusedLayer(NoisyLayer):
         self.register_buffer("shift", shift)
         self.ends_in_relu = ends_in_relu
         self._known: dict[tuple, tuple] = {}
+        self._scaled_shift: tuple = ()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """y of x and, where the model adds one, the residual.
@@ -94,11 +95,11 @@ class FusedLayer(NoisyLayer):
         for name, row in rows.items():
             if self._buffers[name].dtype != torch.float32:
                 self._buffers[name] = row.to(self._buffers[name].device)
-        self._known = {}
+        self._known, self._scaled_shift = {}, ()
         return self
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_known": {}}
+        return {**super().__getstate__(), "_known": {}, "_scaled_shift": ()}
 
     def extra_repr(self) -> str:
         given = {"scale": self.scale is not None, "shift": self.shift is not None, "relu": self.ends_in_relu}
@@ -135,7 +136,43 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         return self.finish(y.squeeze(0) if single else y, residual), None
 
 
+    def row_scale(self, dtype: torch.dtype) -> Tensor | None:
+        """BatchNorm's scale, where cuDNN has a convolution that adds a bias and a residual and ends in ReLU by itself: in 16 bits. One
+        rounding of W_p * scale stands for that of W_p, and results are not rounded before the epilogue."""
+        served = (self.weight.is_cuda and dtype in (torch.bfloat16, torch.float16) and torch.backends.cudnn.enabled
+                  and torch.backends.cudnn.is_available() and operators.can_be_channels_last(self.weight, self._spec))
+        plain = self.ends_in_relu and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        return self.scale if served and plain else None
+
+    def scaled_shift(self, dtype: torch.dtype) -> Tensor:
+        """b * scale + shift [out] in `dtype`; kept."""
+        given = [t for t in (self.bias, self.scale, self.shift) if t is not None]
+        stamp = (dtype, *((id(t), t._version) for t in given))
+        if not self._scaled_shift or self._scaled_shift[0] != stamp:
+            shift = torch.zeros_like(self.scale) if self.shift is None else self.shift
+            shift = shift if self.bias is None else torch.addcmul(shift, self.bias.float(), self.scale)
+            self._scaled_shift = (stamp, shift.to(dtype), given)  # which nobody else's identity can be while they live
+        return self._scaled_shift[1]
+
+    def with_scaled(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
+        """y by cuDNN's convolution with an epilogue, from weights that hold the scale."""
+        if x.dim() != 4:
+            fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
+        x = programmed.autocast(x)
+        weights, shift, geometry = weights.to(x.dtype), self.scaled_shift(x.dtype), (self.stride, self.padding, self.dilation, self.groups)
+        size = [(x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel_size[i] - 1) - 1) // self.stride[i] + 1 for i in (0, 1)]
+        if torch.compiler.is_compiling() or not _fits(residual, [x.shape[0], self.out_channels, *size], x):
+            return self.finish(programmed.conv2d(x, weights, shift, *geometry), residual)
+        chips = programmed.chips_of(x, weights)
+        residuals = [None] * chips if residual is None else residual.chunk(chips)
+        parts = [torch.cudnn_convolution_relu(part, w, shift, *geometry) if z is None
+                 else torch.cudnn_convolution_add_relu(part, w, z, 1.0, shift, *geometry)
+                 for part, w, z in zip(x.chunk(chips), weights, residuals)]
+        return parts[0] if chips == 1 else torch.cat(parts)
+
     def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
+        if self.scaled:
+            return self.with_scaled(x, weights, residual)
         if x.dim() == 3 and self.scale is not None:
             fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
         single, padding = x.dim() == 3, self.padding

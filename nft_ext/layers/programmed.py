@@ -19,12 +19,13 @@ from .base import NoisyLayer
 
 
 @torch.no_grad()
-def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype) -> list[Tensor]:
-    """W_p [S, *weight.shape] of every layer on the chips of the key in force, in `dtype`; one launch a device.
+def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Iterable[Tensor] = ()) -> list[Tensor]:
+    """W_p [S, *weight.shape] of every layer on the chips of the key in force, in `dtype`; one launch a device. scales: none, or [out]
+    float32 for every layer: its rows are multiplied before they are rounded to `dtype`.
 
     Layers without a key in force, or with different keys, are an error of the caller.
     """
-    layers = list(layers)
+    layers, scales = list(layers), list(scales)
     together = defaultdict(list)
     for place, layer in enumerate(layers):
         together[layer.weight.device].append(place)
@@ -38,17 +39,11 @@ def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype) -> list[Ten
         # Tensor cores want channels last: torch's convolutions would copy the weights of other layouts in every call.
         channels_last = bars[0].weight.is_cuda and dtype != torch.float32
         many = operators.ops.program_many([bar.weight for bar in bars], [bar.codes for bar in bars], steps, [bar.table for bar in bars],
-                                          bars[0].key, [bar.stream for bar in bars], spec, [], dtype, channels_last)
+                                          bars[0].key, [bar.stream for bar in bars], spec, [scales[p] for p in places if scales], dtype,
+                                          channels_last)
         for place, weights in zip(places, many, strict=True):
             found[place] = weights
     return found
-
-
-def gains(layer: NoisyLayer, dtype: torch.dtype) -> bool:
-    """Whether it is worth holding a layer's weights. Not where the operator makes them on its way for next to nothing: rows of few
-    weights on CUDA, whose product in 16 bits it does itself (csrc/cuda/ops_cuda.cpp, has_few_inputs)."""
-    weight = layer.weight
-    return not (weight.is_cuda and dtype != torch.float32 and weight[0].numel() <= 64)
 
 
 def autocast(x: Tensor) -> Tensor:
@@ -61,7 +56,7 @@ def linear(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
     """x [S * B, ..., in] chip-major, weights [S, out, in] -> [S * B, ..., out]."""
     x = autocast(x)
     weights, bias = weights.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    chips = _chips_of(x, weights)
+    chips = chips_of(x, weights)
     if chips == 1:
         return functional.linear(x, weights[0], bias)
     rows = x.reshape(chips, -1, x.shape[-1])
@@ -73,7 +68,7 @@ def conv2d(x: Tensor, weights: Tensor, bias: Tensor | None, *convolution) -> Ten
     """x [S * B, C, H, W] chip-major, weights [S, out, C / groups, kh, kw] -> [S * B, out, oh, ow]."""
     x = autocast(x)
     weights, bias = weights.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    chips = _chips_of(x, weights)
+    chips = chips_of(x, weights)
     if chips == 1:
         return functional.conv2d(x, weights[0], bias, *convolution)
     return torch.cat([functional.conv2d(part, w, bias, *convolution) for part, w in zip(x.chunk(chips), weights)])
@@ -87,7 +82,7 @@ def finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tens
     return y
 
 
-def _chips_of(x: Tensor, weights: Tensor) -> int:
+def chips_of(x: Tensor, weights: Tensor) -> int:
     chips = weights.shape[0]
     if x.dim() == 1 and chips > 1:
         fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
