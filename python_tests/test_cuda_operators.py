@@ -154,9 +154,10 @@ def test_epilogues_inside_the_librarys_convolution(draws, layout, dtype):
             exact = fused(x)
         with torch.autocast("cuda", dtype), nft.chips(fused, seed=3, draws=draws, programmed=True):
             found = fused(x)
-            assert [fused.a.scaled, fused.b.scaled, fused.s.scaled] == [True, True, False]
-            weights = fused.b.programmed()
-    expected = nft.program_weights(fused.b.weight, NVM, seed=3, stream=fused.b.stream, draws=draws) * fused.b.scale.view(-1, 1, 1, 1)
+            # The product that is made last takes the residual and the ReLU; the other has none, and is finished by itself.
+            assert [fused.a.scaled, fused.b.scaled, fused.s.scaled] == [True, False, True]
+            weights = fused.s.programmed()
+    expected = nft.program_weights(fused.s.weight, NVM, seed=3, stream=fused.s.stream, draws=draws) * fused.s.scale.view(-1, 1, 1, 1)
     assert torch.equal(weights.contiguous(), expected.to(dtype))
     assert found.dtype == dtype and found.shape == exact.shape
     torch.testing.assert_close(found.float(), exact, rtol=0, atol=(3e-2 if dtype == torch.bfloat16 else 4e-3) * float(exact.abs().max()))

@@ -30,6 +30,7 @@ CONV = (  # rows, C, H, W; out, kernel; options
     ((1, 67, 4, 3), (3, (1, 1)), dict(stride=2)),
     ((1, 9, 10, 10), (2, (9, 9)), dict(padding=4)),
 )
+ENOUGH = 8  # csrc/cuda/ops_cuda.cpp, kLeastRows
 FUSED = 256  # columns a chip up to which these are fused products; beyond, the library's
 # In 8 bits, weights are programmed first for so many columns.
 MANY_ROWS, MANY_PIXELS = (140, 33, 9), ((2, 5, 9, 9), (11, (3, 3)), dict(padding=1))
@@ -42,8 +43,23 @@ def finish(*tensors: torch.Tensor) -> None:
         assert t.isfinite().all(), "a result is not finite"
 
 
+def fused_conv(nvm, key, shared, x, weight, stride=1, padding=0, dilation=1, groups=1) -> None:
+    """A convolution and the gradient of its input, each where a group has enough outputs or inputs for a kernel of this package."""
+    from nft_ext.operators import _conv_size, ops
+
+    geometry = [[v, v] if isinstance(v, int) else list(v) for v in (stride, padding, dilation)]
+    noise = (None, None, torch.from_numpy(nvm.operator_table()).to(x.device), key, 5, nvm.operator_spec())
+    if len(weight) // groups >= ENOUGH:
+        finish(ops.noisy_conv2d(x, weight, None, *noise, *geometry, groups, shared))
+    if x.shape[1] // groups >= ENOUGH:
+        size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], *(g[i] for g in geometry)) for i in (0, 1)]
+        grad = torch.randn(len(x) * (len(key) if shared else 1), len(weight), *size, device=x.device).to(x.dtype)
+        finish(ops.noisy_conv2d_backward(grad, x, weight, *noise, *geometry, groups, shared, 1)[0])
+
+
 def cases(only_ours: bool = False) -> list[list[Case]]:
-    """only_ours: no gradient of a convolution by the library. Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions, both of these in 8 bits."""
+    """Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions, both of these in 8 bits.
+    only_ours: of convolutions and their gradients those that are done by a kernel of this package."""
     import nft_ext as nft
     from nft_ext import choice
 
@@ -90,9 +106,11 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
         weight = torch.randn(out, channels // options.get("groups", 1), *kernel, device="cuda", requires_grad=True)
         x = torch.randn(rows * (1 if shared else len(key)), channels, *side, device="cuda").to(dtype)
         leaf = x.to(memory_format=layout).requires_grad_()
+        if only_ours:
+            fused_conv(nvm, key, shared, leaf.detach(), weight.detach(), **options)
+            return
         y = nft.noisy_conv2d(leaf, weight, nvm=nvm, key=key, shared=shared, **options)
-        wanted = [] if only_ours and channels // options.get("groups", 1) < 8 else [leaf] if only_ours else [leaf, weight]
-        finish(y, *(torch.autograd.grad(y.float().sum(), wanted) if wanted else ()))
+        finish(y, *torch.autograd.grad(y.float().sum(), (leaf, weight)))
 
     @torch.no_grad()
     def int8_linear(nvm, dtype, key, shared, sizes):

@@ -13,10 +13,7 @@
 namespace nft {
 namespace NFT_ISA {
 
-#ifndef NFT_TILE_THREADS
-#define NFT_TILE_THREADS 128
-#endif
-constexpr int kTileThreads = NFT_TILE_THREADS, kTileWeights = 8 * kTileThreads;  // at most: one octet a thread
+constexpr int kTileThreads = 128, kTileWeights = 8 * kTileThreads;  // at most: one octet a thread
 constexpr int kMostTaps = 128, kMostChannels = 1 << 15;
 constexpr int kTurnedTableBytes = 32 << 10;      // of shared memory, beside the tile
 

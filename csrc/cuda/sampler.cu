@@ -28,7 +28,7 @@ constexpr int resident_blocks(int path, OutType type, bool staged) {
   if (path == kPathFast) return !staged ? 6 : type == OutType::kInt8 ? 4 : 5;
   return kResident;
 }
-constexpr int resident_blocks_turned(OutType tile) { return (tile == OutType::kFloat32 ? 512 : 768) / kTileThreads; }
+constexpr int resident_blocks_turned(OutType tile) { return tile == OutType::kFloat32 ? 4 : 6; }  // of kTileThreads
 
 // This thread block's share. Volatile, so that it is computed anew for each layer, from constants: kept, it would take
 // registers from the weights all the while.
@@ -168,34 +168,27 @@ __global__ void __launch_bounds__(kTileThreads, resident_blocks_turned(kTileType
   }
 }
 
-// Thread blocks, `x` for the weights and, where these are few, `y` for the chips. `works`: what one thread block does in one round of
-// its threads, for all weights; `resident`: thread blocks that a multiprocessor holds at once. All are resident where each then has
-// few rounds. Else each gets kRounds, and the device hands them out as others end: equal shares do not end together, since a
-// multiprocessor prefers its oldest warps, and the last ones would not keep it busy.
-#ifndef NFT_ROUNDS
-#define NFT_ROUNDS 8
-#endif
-constexpr int kRounds = NFT_ROUNDS;
-
+// As many thread blocks as the current device holds at once (`resident` a multiprocessor): `x` for the weights, and where these are
+// few, `y` for the chips. `works`: what one thread block does in one round of its threads, for all weights.
 cudaError_t grid_for(int64_t works, int64_t chips, int resident, dim3* grid) {
   int device = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   const int64_t most = std::max<int64_t>(1, (int64_t)multiprocessors * resident);
-  const int64_t x = std::max<int64_t>({1, std::min(works, most), kRounds ? std::min<int64_t>(works / std::max(kRounds, 1), 0x7fffffff) : 1});
+  const int64_t x = std::max<int64_t>(1, std::min(works, most));
   const int64_t y = std::max<int64_t>(1, std::min<int64_t>({chips, most / x, 65535}));
   *grid = dim3((unsigned)x, (unsigned)y);
   return error;
 }
 
-// Of kThreads, `weights` a thread.
-int64_t works_of(int64_t strips, int weights) { return (strips * kStrip * 4 + kThreads * weights - 1) / (kThreads * weights); }
+// Of kThreads, a block of four weights each. Octets are counted so too, or few weights would keep few multiprocessors busy.
+int64_t works_of(int64_t strips) { return (strips * kStrip + kThreads - 1) / kThreads; }
 
 Batch<1> only_layer(const Batch<kMostLayers>& b) { return {b.keys, b.chips, b.each, b.more, 1, b.table_bytes, {b.layer[0]}}; }
 
 cudaError_t launch_steps(Batch<kMostLayers>& batch, float* step, cudaStream_t stream) {
   dim3 grid;
-  const cudaError_t error = grid_for(works_of(strips_of(batch), 4), 1, kResident, &grid);
+  const cudaError_t error = grid_for(works_of(strips_of(batch)), 1, kResident, &grid);
   if (error != cudaSuccess) return error;
   deal(batch, grid.x);
   uint32_t* largest = reinterpret_cast<uint32_t*>(step);
@@ -259,8 +252,7 @@ cudaError_t launch_turned(const Batch<kMostLayers>& batch, const Kind& kind, Sha
 cudaError_t launch_programs(Batch<kMostLayers>& batch, const Kind& kind, cudaStream_t stream) {
   Shape shape = {{}, kind.staged ? (size_t)batch.table_bytes : 0, stream};
   const int resident = kind.turned ? resident_blocks_turned(kind.scaled ? OutType::kFloat32 : kind.out_type) : resident_blocks(kind.path, kind.out_type, kind.staged);
-  // Tiles of nine taps are about full; octets are counted as blocks, or few weights would keep few multiprocessors busy.
-  const int64_t works = kind.turned ? (strips_of(batch) * kStrip * 4 + kTileWeights - 1) / kTileWeights : works_of(strips_of(batch), 4);
+  const int64_t works = kind.turned ? (strips_of(batch) * kStrip * 4 + kTileWeights - 1) / kTileWeights : works_of(strips_of(batch));
   const cudaError_t error = grid_for(works, batch.chips, resident, &shape.grid);
   if (error != cudaSuccess) return error;
   deal(batch, shape.grid.x);
@@ -298,7 +290,7 @@ cudaError_t weight_step(const float* weight, int64_t n, int weight_bits, float* 
 cudaError_t quantize(const float* weight, int64_t n, const float* step, int weight_bits, void* codes, cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
   dim3 grid;
-  const cudaError_t error = grid_for(works_of(strips_of(n), 4), 1, kResident, &grid);
+  const cudaError_t error = grid_for(works_of(strips_of(n)), 1, kResident, &grid);
   if (error != cudaSuccess) return error;
   if (weight_bits <= 15)
     quantize_kernel<<<grid, kThreads, 0, stream>>>(weight, n, step, weight_bits, static_cast<int16_t*>(codes));
