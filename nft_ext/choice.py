@@ -27,7 +27,7 @@ DIRECTIONS = ("forward", "input_gradient")
 MOST = 1 << 30
 
 Bounds = dict[str, dict[str, int]]  # [direction][dtype] -> columns a chip
-# bench/results/2026-11-26-h100.json; csrc/cuda/choice.h has the same numbers.
+# bench/results/2026-11-26-h100-cudnn-epilogue.json; csrc/cuda/choice.h has the same numbers.
 DEFAULT: Bounds = {"forward": {"float32": 32, "bfloat16": 0, "float16": 0}, "input_gradient": dict.fromkeys(DTYPES, 0)}
 
 

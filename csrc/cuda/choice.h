@@ -14,7 +14,7 @@ enum class Direction { kForward = 0, kInputGradient = 1 };
 
 class FusedColumns {
  public:
-  // As measured on an H100 (bench/results/2026-11-26-h100.json): in 16 bits the library's product wins with weights that were
+  // As measured on an H100 (bench/results/2026-11-26-h100-cudnn-epilogue.json): in 16 bits the library's product wins with weights that were
   // programmed first, however few the columns. By direction and type; nft_ext/choice.py has the same numbers.
   static constexpr int64_t kDefault[2][3] = {{32, 0, 0}, {0, 0, 0}};
   // Beyond, weights of 8 bits are programmed first, for the same kernel: one tile of columns, by counting, as a weight
