@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import nft_ext as nft
+from nft_ext import contexts
 from nft_ext.montecarlo import MonteCarloReport, chip_evaluator, monte_carlo
 
 IMAGES, CLASSES, RUNS = 37, 6, 7
@@ -294,3 +295,27 @@ def test_an_interrupt_before_two_runs_is_passed_on(model, data, monkeypatch):
     interrupt_after(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, data, chips_per_pass=1)
+
+
+@pytest.mark.parametrize("protocol", ["full", "stratified"])
+def test_layers_that_are_programmed_once_a_pass_give_the_same_report(model, data, monkeypatch, protocol):
+    """As CUDA devices have it: what a chip's batches share is programmed once, for the chips of a pass together."""
+    options = dict(batch_size=5, chips_per_pass=3) | (dict(protocol=protocol, slice_images=12) if protocol == "stratified" else {})
+    expected = evaluate(model, data, **options)
+    programmed, held = [], contexts.program_layers
+    original = chip_evaluator.ChipEvaluator.__init__
+
+    def on_cuda(self, *arguments):
+        original(self, *arguments)
+        self.programmed = True
+
+    monkeypatch.setattr(chip_evaluator.ChipEvaluator, "__init__", on_cuda)
+    monkeypatch.setattr(contexts, "program_layers", lambda layers, *more: programmed.append(len(list(layers))) or held(layers, *more))
+    found = evaluate(model, data, **options)
+    assert found.accuracy.per_run.tolist() == expected.accuracy.per_run.tolist()
+    passes = [count for count in programmed if count]
+    # Three passes of the runs; a few of the probe and of the pilot. Batches are 8 a pass of whole sets.
+    assert set(passes) == {2} and 3 <= len(passes) <= 3 + 40, "both layers, once a pass"
+    if protocol == "full":
+        np.testing.assert_allclose(found.ekl.per_run, expected.ekl.per_run, rtol=1e-5)
+        assert len(passes) < 3 * 8, "not once a batch"

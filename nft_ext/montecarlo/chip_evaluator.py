@@ -32,17 +32,20 @@ class ChipEvaluator:
         fits = inputs.device == device or inputs.nbytes <= DATA_SHARE * free_memory(device)
         self.inputs = inputs.to(device) if fits else inputs
         self.labels = labels.to(device)
+        # Several batches see the same chips. On CUDA a layer's weights then cost more than holding them: launches, and Python's time
+        # between them, in every batch. On the CPU our own product makes them on its way.
+        self.programmed = device.type == "cuda"
 
     def logits(self, inputs: Tensor, draws: list[int]) -> Tensor:
         """Logits [S, b, C] of the chips `draws` (S of them) on `inputs` [b, ...], in one pass."""
-        with chips(self.model, seed=self.seed, draws=draws, domain="evaluation"):
+        with chips(self.model, seed=self.seed, draws=draws, domain="evaluation", programmed=self.programmed):
             return self._pass(inputs, draws)
 
     def tallies(self, draws: list[int], done: Callable[[float], None]) -> Tallies:
         """Sums over all images for the chips `draws`; `done(share)` is told of every share of the images."""
         total = None
         # One context for all batches: the layers keep their quantized weights within it.
-        with chips(self.model, seed=self.seed, draws=draws, domain="evaluation"):
+        with chips(self.model, seed=self.seed, draws=draws, domain="evaluation", programmed=self.programmed):
             for start in range(0, len(self.labels), self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 part = Tallies.of(self._pass(self.inputs[batch], draws), self.labels[batch])
@@ -54,7 +57,7 @@ class ChipEvaluator:
         """Sums of the chips `draws`, each over its own slice of the images."""
         images, counted = slices.of(draws)  # [S, n]
         total = None
-        with chips(self.model, seed=self.seed, draws=draws, domain="evaluation", repeat=False):
+        with chips(self.model, seed=self.seed, draws=draws, domain="evaluation", repeat=False, programmed=self.programmed):
             for start in range(0, slices.size, self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 here = images[:, batch].to(self.inputs.device)
@@ -72,7 +75,7 @@ class ChipEvaluator:
         images = torch.from_numpy(permutation(self.seed, LAST_PERMUTATION, len(self.labels))[first:last].copy())
         rows = []
         for draw in range(chips_):
-            with chips(self.model, seed=self.seed, draws=draw, domain="selection"):
+            with chips(self.model, seed=self.seed, draws=draw, domain="selection", programmed=self.programmed):
                 parts = [
                     self._pass(self.inputs[part.to(self.inputs.device)], [draw])[0].argmax(dim=1)
                     == self.labels[part.to(self.device)]
@@ -84,7 +87,7 @@ class ChipEvaluator:
     def pilot_pass(self, chips_: int, count: int) -> None:
         """One pass of `chips_` chips of the domain "selection" with `count` images each, to be timed; ends when its sums have arrived."""
         rows = (torch.arange(chips_ * count) % len(self.labels)).to(self.inputs.device)
-        with chips(self.model, seed=self.seed, draws=range(chips_), domain="selection", repeat=False):
+        with chips(self.model, seed=self.seed, draws=range(chips_), domain="selection", repeat=False, programmed=self.programmed):
             logits = split_chips(self.model(self.inputs[rows].to(self.device)), chips_, count)
             Tallies.of(logits, self.labels[rows.to(self.device)].view(chips_, count)).chips(chips_)
 

@@ -44,9 +44,10 @@ class Prepared:
         if asked.chips_per_pass != "auto":
             return asked.chips_per_pass
         evaluator = self.evaluator
-        largest_weight = max(layer.weight.numel() for layer in noisy_layers(evaluator.model).values())
+        weights = [layer.weight.numel() for layer in noisy_layers(evaluator.model).values()]
+        held = sum(weights) if evaluator.programmed else max(weights)
         images = evaluator.batch_size if planned.slices is None else min(evaluator.batch_size, planned.slices.size)
-        return chips_that_fit(asked.most_runs, images, self.probe.row_bytes, 4 * largest_weight, evaluator.device)
+        return chips_that_fit(asked.most_runs, images, self.probe.row_bytes, 4 * held, evaluator.device)
 
 
 def check(model, asked: Arguments) -> None:
