@@ -137,6 +137,25 @@ def hold(layers: dict[str, NoisyLayer]) -> None:
 
 
 @contextlib.contextmanager
+def shared_codes(model: nn.Module) -> Iterator[None]:
+    """Inside, all forwards of `model` and their backwards quantize each weight on CUDA once, in training too, where the step otherwise takes
+    passes of its own in each of them. On the CPU nothing changes: there the operators find it on their way.
+
+    For several forwards between two changes of the weights. What is shared is made inside and dropped at the exit, so a CUDA graph that
+    holds the context makes it anew in every replay.
+    """
+    with _swapped(model) as layers:
+        before = {layer: layer.shares_codes for layer in layers.values()}
+        try:
+            for layer in before:
+                layer.share_codes(layer.weight.is_cuda)
+            yield
+        finally:
+            for layer, shared in before.items():
+                layer.share_codes(shared)
+
+
+@contextlib.contextmanager
 def _swapped(model: nn.Module) -> Iterator[dict[str, NoisyLayer]]:
     """The model's noisy layers; whatever is done to their noise inside is undone at the exit."""
     if not isinstance(model, nn.Module):

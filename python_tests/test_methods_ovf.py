@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 
 import nft_ext as nft
 from nft_ext import methods
+from nft_ext.layers import base
 
 WEIGHT_STD = 0.7776  # of max|W|, at sigma 1, 8-bit weights on 2-bit devices (design, section 2)
 
@@ -229,3 +230,30 @@ def test_sigma_of_the_feedbacks():
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         methods.OVF(**{"sigma": 0.1, "beta": 0.1} | options)
+
+
+def test_forwards_that_share_their_codes_change_nothing(step, monkeypatch):
+    """As CUDA has it: every weight is quantized once a step, for N + 1 forwards and their backwards."""
+    model, _, x, target = step
+    model.eval()  # batch statistics would move from one call to the next
+
+    def gradients():
+        torch.manual_seed(3)
+        model.zero_grad()
+        value = methods.OVF(sigma=0.1, beta=0.5).loss(model, x, target)
+        value.backward()
+        return [value.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    expected, quantized, quantize = gradients(), [], base.operators.ops.quantize
+
+    def toggled(layer, shared):
+        layer.shares_codes = not layer.shares_codes
+        layer.forget_codes()
+
+    monkeypatch.setattr(base.NoisyLayer, "share_codes", toggled)
+    monkeypatch.setattr(base.operators.ops, "quantize", lambda *arguments: quantized.append(1) or quantize(*arguments))
+    found = gradients()
+    assert len(quantized) == len(nft.noisy_layers(model))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    assert not any(layer.shares_codes or layer._quantized for layer in nft.noisy_layers(model).values()), "nothing outlives the step"

@@ -2,7 +2,7 @@
 // taps], in which random numbers come too: so that a library's product need not copy them again.
 //
 // A thread block programs a tile of whole channels of consecutive outputs, octet by octet, into shared memory, and writes it out tap by tap,
-// neighbouring threads neighbouring channels. Host and device compile the same functions (csrc/tests/test_cuda_channels_last.cpp).
+// neighbouring threads neighbouring channels. Host and device compile the same functions (csrc/tests/test_cuda_octet.cpp).
 #pragma once
 
 #include <type_traits>

@@ -35,6 +35,7 @@ class NoisyLayer(nn.Module):
 
     int8 = False  # of a whole model that was pickled before there was such a thing
     scaled = False  # whether what stands programmed has its rows multiplied by row_scale
+    shares_codes = False  # whether forwards with gradients quantize the weight once for all
 
     def attach(self, nvm: NVMDevice, name: str | None = None, stream: int = 0) -> None:
         """Give the layer its device, its qualified name in the model and its random stream."""
@@ -108,15 +109,15 @@ class NoisyLayer(nn.Module):
         return Crossbar(weight, codes, step, buffers["_table"], key, self.stream, self._spec)
 
     def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The quantized weight, kept while the weight stays unchanged. In training on the CPU nothing, where the operator finds the step
-        on its way; on CUDA, where that takes passes of its own, forwards and backwards between two optimizer steps share it.
+        """The quantized weight, kept while the weight stays unchanged; nothing in training, where the operator finds the step, except
+        within a context that says that forwards share it (nft_ext.contexts.shared_codes).
 
         "Unchanged" is the same parameter at the same address, torch's version counter, and no optimizer's step. Writing through
         `.data` moves none of them, hence the cache is also dropped by train(), eval(), to(), load_state_dict and at the entry of
         the outermost context.
         """
         bits = self.nvm.weight_bits
-        if weight.is_inference() or torch.is_grad_enabled() and not weight.is_cuda:
+        if weight.is_inference() or torch.is_grad_enabled() and not self.shares_codes:
             return None, None
         stamp = (id(weight), weight.data_ptr(), weight._version, _optimizer_steps, bits, weight.device)
         if self._quantized is None or self._quantized[0] != stamp:
@@ -126,6 +127,11 @@ class NoisyLayer(nn.Module):
             # Holding the weight and its memory keeps another from taking their identity and address.
             self._quantized = (stamp, codes, step, weight, weight.detach())
         return self._quantized[1:3]
+
+    def share_codes(self, shared: bool) -> None:
+        """Whether forwards with gradients use one quantized weight from here on; what was kept before is not it."""
+        self.shares_codes = shared
+        self.forget_codes()
 
     def forget_codes(self) -> None:
         """Drop the cached codes (after writing to weight.data by hand)."""

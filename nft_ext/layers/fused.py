@@ -135,7 +135,6 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift), self.int8)
         return self.finish(y.squeeze(0) if single else y, residual), None
 
-
     def row_scale(self, dtype: torch.dtype) -> Tensor | None:
         """BatchNorm's scale, where cuDNN has a convolution that adds a bias and a residual and ends in ReLU by itself: in 16 bits. One
         rounding of W_p * scale stands for that of W_p, and results are not rounded before the epilogue."""

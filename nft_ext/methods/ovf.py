@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nft_ext.checks import boolean, integer, number
-from nft_ext.contexts import chips, noise
+from nft_ext.contexts import chips, noise, shared_codes
 from nft_ext.keys import fresh_key
 from nft_ext.layers import noisy_layers
 from nft_ext.methods.base import Method
@@ -94,7 +94,7 @@ class OVF(Method):
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the total output of N + 1 forwards, a scalar."""
-        with self._chip(model):
+        with shared_codes(model), self._chip(model):
             backbone = logits_of(model(x))
             with frozen_statistics(model, enabled=not self.feedback_updates_statistics):
                 feedbacks = [self._noisier(model, x, sigma) for sigma in self.sigmas()]
