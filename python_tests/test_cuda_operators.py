@@ -16,6 +16,7 @@ from nft_ext import build_info, operators
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import test_noise_identity as identity  # noqa: E402
+import test_programmed as on_cpu  # noqa: E402
 from on_cuda import (DTYPES, NVM, STREAM, bar, bits, needs_cuda, ops,  # noqa: E402
                      poisoned_memory_and_exact_float32, random, there)  # noqa: F401
 
@@ -176,17 +177,10 @@ def test_channels_last_of_an_irregular_step(step):
 def test_finish_is_its_definition(shape, dtype):
     y, residual = random(*shape, seed=1, dtype=dtype), random(*shape, seed=2, dtype=dtype)
     scale, shift = random(shape[1], seed=3), random(shape[1], seed=4)
-    row = [1, -1] + [1] * (len(shape) - 2)
     for layout in (torch.contiguous_format, torch.channels_last)[: len(shape) // 2]:
-        for asked in range(16):
-            given = [t if asked >> i & 1 else None for i, t in enumerate((scale, shift, residual))]
-            expected = y.float()
-            expected = expected * scale.view(row) if asked & 1 else expected
-            expected = expected + shift.view(row) if asked & 2 else expected
-            expected = expected + residual.float() if asked & 4 else expected
-            expected = (expected.relu() if asked & 8 else expected).to(dtype)
+        for given, relu, expected in on_cpu.finishes(y, scale, shift, residual):
             found = y.cuda().clone(memory_format=layout)
-            ops.finish_(found, *map(there, given), bool(asked & 8))
+            ops.finish_(found, *map(there, given), relu)
             assert torch.equal(found.cpu(), expected)
 
 

@@ -194,28 +194,33 @@ def test_compiled_fused_layers_compute_with_what_is_held(block):
         torch.testing.assert_close(compiled(x), block(x), rtol=2e-5, atol=2e-5)
 
 
+def finishes(y, scale, shift, residual):
+    """((scale, shift, residual), relu, expected) for whichever of the four are asked for: float32, each operation rounded."""
+    row = [1, -1] + [1] * (y.dim() - 2)
+    for asked in range(16):
+        z = y.float()
+        z = z * scale.view(row) if asked & 1 else z
+        z = z + shift.view(row) if asked & 2 else z
+        z = z + residual.float() if asked & 4 else z
+        given = [t if asked >> i & 1 else None for i, t in enumerate((scale, shift, residual))]
+        yield given, bool(asked & 8), (z.relu() if asked & 8 else z).to(y.dtype)
+
+
 SHAPES = {"linear": (5, 8), "images": (2, 8, 3, 5), "many images": (3, 16, 8, 8)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
 def test_finish_is_its_definition(name, dtype):
-    """relu(y * scale + shift + residual): float32, each operation rounded, whichever of them are asked for, in both layouts."""
+    """relu(y * scale + shift + residual), in both layouts."""
     g = torch.Generator().manual_seed(3)
     shape = SHAPES[name]
     y, residual = (torch.randn(shape, generator=g).to(dtype) for _ in range(2))
     scale, shift = (torch.randn(shape[1], generator=g) for _ in range(2))
-    row = [1, -1] + [1] * (len(shape) - 2)
     for layout in (torch.contiguous_format, torch.channels_last)[: len(shape) // 2]:
-        for asked in range(16):
-            given = [t if asked >> i & 1 else None for i, t in enumerate((scale, shift, residual))]
-            expected = y.float()
-            expected = expected * scale.view(row) if asked & 1 else expected
-            expected = expected + shift.view(row) if asked & 2 else expected
-            expected = expected + residual.float() if asked & 4 else expected
-            expected = (expected.relu() if asked & 8 else expected).to(dtype)
+        for given, relu, expected in finishes(y, scale, shift, residual):
             found = y.clone(memory_format=layout)
-            assert torch.ops.nft_ext.finish_(found, *given, bool(asked & 8)) is None
+            assert torch.ops.nft_ext.finish_(found, *given, relu) is None
             assert torch.equal(found, expected)
 
 
