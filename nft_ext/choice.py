@@ -27,7 +27,7 @@ DIRECTIONS = ("forward", "input_gradient")
 MOST = 1 << 30
 
 Bounds = dict[str, dict[str, int]]  # [direction][dtype] -> columns a chip
-# bench/results/2026-11-26-h100-cudnn-epilogue.json; csrc/cuda/choice.h has the same numbers.
+# bench/results/2026-11-26-h100-octets.json and -cudnn-epilogue.json; csrc/cuda/choice.h has the same numbers.
 DEFAULT: Bounds = {"forward": {"float32": 32, "bfloat16": 0, "float16": 0}, "input_gradient": dict.fromkeys(DTYPES, 0)}
 
 
@@ -68,7 +68,8 @@ def read(key: str) -> Bounds | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"{path()}: must hold the result of `nft-ext tune`, and is not used ({error}); the defaults hold", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{path()}: must hold the result of `nft-ext tune`, and is not used ({error}); the defaults hold", RuntimeWarning,
+                      stacklevel=2)
         return None
 
 

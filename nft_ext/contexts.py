@@ -76,8 +76,8 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
     Args:
         seed, draws, domain: see `noise_key`; or give `key` int64 [S, 2] itself.
         repeat: False if each chip has an input of its own: x is then [S * B, ...], chip-major itself.
-        programmed: program all layers once, at the entry, in one launch, and keep W_p [S, *weight.shape] of each (in autocast's
-            dtype where that is on); forwards without gradients then use torch's products on them. The same chips bit for bit, the
+        programmed: program all layers once, at the entry, in few launches, and keep W_p [S, *weight.shape] of each (in autocast's
+            dtype where that is on; in 16 bits on CUDA, of fused layers that end in ReLU, W_p times BatchNorm's scale, rounded once); forwards without gradients then use torch's products on them. The same chips bit for bit, the
             results up to the rounding of the products. It pays where many rows a chip follow in several batches, and costs S
             times the weights' memory. The weights are those of the entry; `noise` and `int8` within, and gradients, program as usual.
 
@@ -143,6 +143,9 @@ def shared_codes(model: nn.Module) -> Iterator[None]:
 
     For several forwards between two changes of the weights. What is shared is made inside and dropped at the exit, so a CUDA graph that
     holds the context makes it anew in every replay.
+
+    Raises:
+        ValueError: no noisy layers. RuntimeError: another thread is inside a context of this model.
     """
     with _swapped(model) as layers:
         before = {layer: layer.shares_codes for layer in layers.values()}

@@ -38,7 +38,7 @@ class MonteCarloGraph:
         inputs: [B, ...], an example; its shape and dtype are those of every later batch.
         chips: S, chips a replay.
         precision: "float32", "bfloat16" for products under autocast, or "int8" for those of nft_ext.int8.
-        programmed: whether a replay programs all layers first, in one launch, and multiplies with torch's products (many rows a
+        programmed: whether a replay programs all layers first, in few launches, and multiplies with torch's products (many rows a
             chip), instead of layer by layer. Costs S times the weights' memory. Not with int8.
         after: None, or a function of the logits [S, B, ...] that is captured too; its result is then the step's.
 

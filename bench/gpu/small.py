@@ -62,6 +62,7 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
     only_ours: of convolutions and their gradients those that are done by a kernel of this package."""
     import nft_ext as nft
     from nft_ext import choice
+    from nft_ext.operators import can_be_channels_last
 
     choice.apply(0)  # what was measured here must not be put in force by a later call
     choice.put(0, {direction: dict.fromkeys(choice.DTYPES, FUSED) for direction in choice.DIRECTIONS})
@@ -89,6 +90,10 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
         table, count = torch.from_numpy(nvm.operator_table()).cuda(), len(weights)
         finish(*torch.ops.nft_ext.program_many(weights, [None] * count, [], [table] * count, key, list(range(count)),
                                                nvm.operator_spec() * count, [], dtype, True))
+        weights = [w for w in weights if can_be_channels_last(w, nvm.operator_spec())]
+        count, scales = len(weights), [torch.randn(len(w), device="cuda") for w in weights]
+        finish(*torch.ops.nft_ext.program_many(weights, [None] * count, [], [table] * count, key, list(range(count)),
+                                               nvm.operator_spec() * count, scales, dtype, True))
         for shape in ((3, 8, 5, 3), (2, 7, 3, 3), (5, 24)):
             y, row = torch.randn(*shape, device="cuda").to(dtype), torch.randn(shape[1], device="cuda")
             torch.ops.nft_ext.finish_(y, row, row, y.clone(), True)

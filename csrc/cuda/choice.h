@@ -14,8 +14,9 @@ enum class Direction { kForward = 0, kInputGradient = 1 };
 
 class FusedColumns {
  public:
-  // As measured on an H100 (bench/results/2026-11-26-h100-cudnn-epilogue.json): in 16 bits the library's product wins with weights that were
-  // programmed first, however few the columns. By direction and type; nft_ext/choice.py has the same numbers.
+  // As measured on an H100 (stage tune of bench/results/2026-11-26-h100-octets.json and -cudnn-epilogue.json: 16 and 32 columns in float32): in
+  // 16 bits the library's product wins, with weights that were programmed first, however few the columns. By direction and type;
+  // nft_ext/choice.py has the same numbers.
   static constexpr int64_t kDefault[2][3] = {{32, 0, 0}, {0, 0, 0}};
   // Beyond, weights of 8 bits are programmed first, for the same kernel: one tile of columns, by counting, as a weight
   // costs 60 instructions to make and a few to store and read again. Not measured either, and the same on all devices.

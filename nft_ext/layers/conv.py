@@ -45,12 +45,15 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
             if chips > 1:
                 fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
             x = x.unsqueeze(0)
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x = torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
+        x, padding = self.padded(x)
         if bar is None:
             y = programmed.conv2d(x, weights, self.bias, self.stride, padding, self.dilation, self.groups)
         else:
             y = conv2d_product(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared=chips == 1, int8=self.int8)
         return y.squeeze(0) if single else y
+
+    def padded(self, x: Tensor) -> tuple[Tensor, Any]:
+        """x [N, C, H, W] with what the padding mode puts around it, and the padding with zeros that is left to the product."""
+        if self.padding_mode == "zeros":
+            return x, self.padding
+        return torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0

@@ -124,9 +124,8 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         single, shared = x.dim() == 3, bar.key.shape[0] == 1
         if x.dim() != 4 and not (single and shared and self.scale is None):
             fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
-        given, x, padding = x, x.unsqueeze(0) if single else x, self.padding
-        if self.padding_mode != "zeros":
-            x, padding = torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        given = x
+        x, padding = self.padded(x.unsqueeze(0) if single else x)
         x, geometry, shape = conv2d_operands(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared)
         if residual is None or not single and _fits(residual, shape, x):
             e = Epilogue(self.scale, self.shift, residual, self.ends_in_relu)
@@ -172,18 +171,10 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
     def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
         if self.scaled:
             return self.with_scaled(x, weights, residual)
-        if x.dim() == 3 and self.scale is not None:
+        if x.dim() != 4 and self.scale is not None:
             fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
-        single, padding = x.dim() == 3, self.padding
-        if single and weights.shape[0] > 1:
-            fail("x", f"must have a batch dimension for {weights.shape[0]} chips", list(x.shape))
-        x = x.unsqueeze(0) if single else x
-        if self.padding_mode != "zeros":
-            x, padding = torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        y = programmed.conv2d(x, weights, self.bias, self.stride, padding, self.dilation, self.groups)
-        if single:
-            return self.finish(y.squeeze(0), residual)
-        return self.finish_programmed(y, residual)
+        y = NoisyConv2d.forward(self, x)
+        return self.finish(y, residual) if y.dim() == 3 else self.finish_programmed(y, residual)
 
 
 class FusedLinear(FusedLayer, NoisyLinear):

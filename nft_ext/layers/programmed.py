@@ -1,4 +1,4 @@
-"""Weights programmed once for many batches: all layers in one launch, then torch's own products.
+"""Weights programmed once for many batches: all layers in few launches, then torch's own products.
 
 For evaluation with many rows a chip, where a product costs far more than its weights and each batch would otherwise program
 them again. What a layer computes with is W_p of the same key, bit for bit; only the products are the library's.
@@ -20,7 +20,7 @@ from .base import NoisyLayer
 
 @torch.no_grad()
 def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Iterable[Tensor] = ()) -> list[Tensor]:
-    """W_p [S, *weight.shape] of every layer on the chips of the key in force, in `dtype`; one launch a device. scales: none, or [out]
+    """W_p [S, *weight.shape] of every layer on the chips of the key in force, in `dtype`, by one call a device. scales: none, or [out]
     float32 for every layer: its rows are multiplied before they are rounded to `dtype`.
 
     Layers without a key in force, or with different keys, are an error of the caller.
