@@ -23,4 +23,12 @@ inline Tensor draw_key(Tensor like) {
   return key;
 }
 
+// As many as `count` calls of draw_key give, one after the other.
+inline std::vector<Tensor> draw_keys(Tensor like, int64_t count) {
+  check(count >= 0, "draw_keys", "count", "must not be negative", count);
+  std::vector<Tensor> keys;
+  for (int64_t i = 0; i < count; ++i) keys.push_back(draw_key(like));
+  return keys;
+}
+
 }  // namespace nft

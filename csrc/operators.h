@@ -1,6 +1,7 @@
 // The operators' C++ signatures, as the schemas of ops.cpp spell them, for any backend: what they check and whom they call.
 #pragma once
 
+#include "cascade.h"
 #include "int8_products.h"
 
 namespace nft {
@@ -134,6 +135,33 @@ struct Operators {
                             std::optional<Tensor> scale, std::optional<Tensor> shift, std::optional<Tensor> residual, bool relu) {
     return noisy_conv2d_int8<Backend>({"noisy_conv2d_int8", weight, codes, step, table, key, stream, device}, x, bias,
                                       {stride, padding, dilation, groups}, shared, {scale, shift, residual, relu});
+  }
+
+  // Layers that feed each other: plan as CascadeStep reads it, kept numbers the values that are returned.
+  static std::vector<Tensor> cascade(std::vector<Tensor> inputs, std::vector<Tensor> weights, std::vector<std::optional<Tensor>> biases,
+                                     std::vector<Tensor> codes, std::vector<Tensor> steps, std::vector<Tensor> tables,
+                                     std::vector<Tensor> keys, Ints streams, Ints devices, std::vector<std::optional<Tensor>> scales,
+                                     std::vector<std::optional<Tensor>> shifts, Ints plan, Ints kept) {
+    const char* op = "noisy_cascade";
+    const size_t count = weights.size();
+    const auto check_size = [&](const char* argument, size_t size, size_t each, const char* rule) {
+      check(size == each * count, op, argument, rule, size);
+    };
+    check_size("biases", biases.size(), 1, "must be one a weight");
+    check_size("codes", codes.size(), 1, "must be one a weight");
+    check_size("steps", steps.size(), 1, "must be one a weight");
+    check_size("tables", tables.size(), 1, "must be one a weight");
+    check_size("keys", keys.size(), 1, "must be one a weight");
+    check_size("streams", streams.size(), 1, "must be one a weight");
+    check_size("devices", devices.size(), 4, "must be four numbers a weight");
+    check_size("scales", scales.size(), 1, "must be one a weight");
+    check_size("shifts", shifts.size(), 1, "must be one a weight");
+    check_size("plan", plan.size(), CascadeStep::kInts, "must be ten numbers a weight");
+    std::vector<Crossbar> layers;
+    for (size_t l = 0; l < count; ++l)
+      layers.push_back({op, weights[l], codes[l], steps[l], tables[l], keys[l], streams[l],
+                        Ints(devices.begin() + 4 * l, devices.begin() + 4 * (l + 1))});
+    return noisy_cascade<Backend>(inputs, layers, biases, scales, shifts, plan, kept);
   }
 
   static std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Step step,

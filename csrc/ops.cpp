@@ -17,6 +17,12 @@
 //
 // The operators named _many take lists with one entry a layer and devices as [4 L]; no steps: found on the way
 //   scales  [] each        float32, the weight of one unit of int8 (CUDA only), the same on all chips; u_w of core/int8.h is one
+//
+// noisy_cascade is the _fused operators on layers that feed each other, without gradients, on the CPU
+//   biases, scales, shifts [out] each, or None
+//   plan    [10 L]         for each layer: x and residual (-1: none), relu, stride, padding, dilation, groups (of a linear layer: any).
+//                          Values are numbered: the inputs first, then the layers' results; each x is chip-major
+//   kept                   the values that are returned, layers' results in ascending order
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(nft_ext, m) {
@@ -53,6 +59,9 @@ STABLE_TORCH_LIBRARY(nft_ext, m) {
       "noisy_conv2d_fused(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, Tensor? scale, "
       "Tensor? shift, Tensor? residual, bool relu) -> Tensor");
+  m.def(
+      "noisy_cascade(Tensor[] inputs, Tensor[] weights, Tensor?[] biases, Tensor[] codes, Tensor[] steps, Tensor[] tables, "
+      "Tensor[] keys, int[] streams, int[] devices, Tensor?[] scales, Tensor?[] shifts, int[] plan, int[] kept) -> Tensor[]");
   m.def(
       "noisy_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, int wanted) -> "

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checks import fail
+from .layers.cascade import Cascade, Link
 from .layers import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
 from .layers.fused import FusedConv2d, FusedLayer, FusedLinear
 
@@ -32,6 +33,9 @@ def fuse(model: nn.Module) -> nn.Module:
     An intermediate result is folded only where nothing else uses it, and only into a layer that the forward calls once. BatchNorm's
     weight and statistics are folded at this call: scale = w / sqrt(var + eps), shift = b - mean * scale, computed in float64, kept in
     float32. After training, fuse again.
+
+    Layers that the forward calls one right after the other are one operator call on the CPU (nft_ext/layers/cascade.py): the bits of a call
+    a layer, without Python in between. Hooks on layers, autocast and gradients switched on have the layers called.
 
     Noisy layers keep their names, streams and devices, so the same key gives the same chips bit for bit, and `noise`, `chips`,
     `monte_carlo` and `noisy_layers` take the result; values differ by the epilogue's rounding only (and where weights stand programmed in
@@ -71,8 +75,12 @@ def fuse(model: nn.Module) -> nn.Module:
     _drop_identities(root, graph)
     for chain in _chains(root, graph):
         _fold(root, graph, chain)
-    graph.lint()
-    return fx.GraphModule(root, graph, type(model).__name__)
+    fused = fx.GraphModule(root, graph, type(model).__name__)  # without what nobody calls any more
+    for run in _runs(fused):
+        _join(fused, run)
+    fused.graph.lint()
+    fused.recompile()
+    return fused
 
 
 class _Tracer(fx.Tracer):
@@ -223,3 +231,42 @@ def _as_fused(plain: NoisyLayer, scale: Tensor | None, shift: Tensor | None, rel
     layer._non_persistent_buffers_set = set(plain._non_persistent_buffers_set)
     layer.follow(scale, shift, relu)
     return layer
+
+
+def _runs(model: fx.GraphModule) -> list[list[fx.Node]]:
+    """Fused layers called one right after the other, two or more, and the last of use to somebody."""
+    runs: list[list[fx.Node]] = [[]]
+    for node in model.graph.nodes:
+        if _may_join(model, node):
+            runs[-1].append(node)
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if len(run) > 1 and run[-1].users]
+
+
+def _may_join(model: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module" or not isinstance(layer := model.get_submodule(node.target), FusedLayer):
+        return False
+    return getattr(layer, "padding_mode", "zeros") == "zeros" and all(isinstance(arg, fx.Node) for arg in node.args)
+
+
+def _join(model: fx.GraphModule, run: list[fx.Node]) -> None:
+    """One call of a Cascade in place of the layers' calls. It finds the layers below the model's own children, which the graph hands to
+    it: what a user puts in a layer's place is what is called."""
+    graph = model.graph
+    inputs = list(dict.fromkeys(arg for node in run for arg in node.args if arg not in run))
+    number = {node: i for i, node in enumerate([*inputs, *run])}
+    kept = [node for node in run if any(user not in run for user in node.users)]
+    paths = [node.target.split(".") for node in run]
+    holders = list(dict.fromkeys(path[0] for path in paths))
+    cascade = Cascade([(holders.index(path[0]), *path[1:]) for path in paths], [Link(*(number[arg] for arg in node.args)) for node in run],
+                      [run.index(node) for node in kept], len(inputs))
+    name = next(name for i in range(len(graph.nodes)) if not hasattr(model, name := f"cascade{i}"))
+    model.add_module(name, cascade)
+    with graph.inserting_before(run[0]):
+        call = graph.call_module(name, (tuple(map(graph.get_attr, holders)), *inputs))
+        results = [call] if len(kept) == 1 else [graph.call_function(operator.getitem, (call, i)) for i in range(len(kept))]
+    for node, result in zip(kept, results, strict=True):
+        node.replace_all_uses_with(result)
+    for node in reversed(run):
+        graph.erase_node(node)

@@ -64,12 +64,26 @@ def _(like: torch.Tensor) -> torch.Tensor:
     return torch.empty((1, 2), dtype=torch.int64, device=like.device)
 
 
-_draw_key = torch.ops.nft_ext.draw_key.default
+torch.library.define("nft_ext::draw_keys", "(Tensor like, int count) -> Tensor[]",
+                     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
+
+
+@torch.library.register_fake("nft_ext::draw_keys")
+def _(like: torch.Tensor, count: int) -> list[torch.Tensor]:
+    return [torch.empty((1, 2), dtype=torch.int64, device=like.device) for _ in range(count)]
+
+
+_draw_key, _draw_keys = torch.ops.nft_ext.draw_key.default, torch.ops.nft_ext.draw_keys.default
 
 
 def fresh_key(like: torch.Tensor) -> torch.Tensor:
     """A key [1, 2] in the training domain whose seed comes from torch's generator of `like`'s device (torch.manual_seed)."""
     return _draw_key(like)
+
+
+def fresh_keys(like: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """`count` keys, those that as many calls of `fresh_key` would give."""
+    return _draw_keys(like, count)
 
 
 def stream_of(name: str, taken: Iterable[int] = ()) -> int:

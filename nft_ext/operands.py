@@ -30,6 +30,12 @@ def is_ordinary(value: Any) -> bool:
             and not value.is_nested)
 
 
+def is_dense_on_cpu(value: Any) -> bool:
+    """Whether the CPU's operators take `value` as it is, for x or a residual."""
+    return is_ordinary(value) or (type(value) in _PLAIN and value.dtype is torch.bfloat16 and value.is_cpu
+                                  and value.layout is torch.strided and not value.is_nested)
+
+
 def check_tensor(argument: str, value: Any) -> None:
     """A floating tensor the operators serve, on a device that this build serves."""
     if is_ordinary(value):

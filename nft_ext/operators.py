@@ -95,7 +95,26 @@ def _(x, weight, bias, codes, step, table, key, stream, device, shared, *epilogu
 @torch.library.register_fake("nft_ext::noisy_conv2d_int8")
 def _(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared, *epilogue):
     size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
-    return torch.empty((_rows(x, key, shared), weight.shape[0], *size), dtype=x.dtype, device=x.device,
+    return _image(x, (_rows(x, key, shared), weight.shape[0], *size))
+
+
+@torch.library.register_fake("nft_ext::noisy_cascade")
+def _(inputs, weights, biases, codes, steps, tables, keys, streams, devices, scales, shifts, plan, kept):
+    values = list(inputs)
+    for layer, (weight, key) in enumerate(zip(weights, keys)):
+        x, _, _, *geometry = plan[10 * layer : 10 * layer + 10]
+        x, rows = values[x], _rows(values[x], key, key.shape[0] == 1)
+        if weight.dim() == 2:
+            values.append(x.new_empty((rows, weight.shape[0])))
+            continue
+        size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], geometry[i], geometry[2 + i], geometry[4 + i]) for i in (0, 1)]
+        values.append(_image(x, (rows, weight.shape[0], *size)))
+    return [values[value] for value in kept]
+
+
+def _image(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An empty result of `shape` in x's memory format."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device,
                        memory_format=torch.channels_last if _channels_last(x) else torch.contiguous_format)
 
 
@@ -172,7 +191,7 @@ torch.library.register_autograd("nft_ext::noisy_conv2d", _backward_conv2d, setup
 
 
 _NO_GRADIENT = "must not require a gradient, the {} operators have none: call them under torch.no_grad(), or use the plain ones"
-_FOR_INFERENCE = ("noisy_linear_fused", "noisy_conv2d_fused", "noisy_linear_int8", "noisy_conv2d_int8")
+_FOR_INFERENCE = ("noisy_linear_fused", "noisy_conv2d_fused", "noisy_linear_int8", "noisy_conv2d_int8", "noisy_cascade")
 
 
 def _refuse_gradient(ctx: Any, inputs: tuple, output: Tensor, *, name: str) -> None:

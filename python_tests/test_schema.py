@@ -36,7 +36,10 @@ SCHEMAS = {
     "convolution_backward": "(Tensor grad, Tensor x, Tensor weight, int[]? bias_sizes, int[] stride, int[] padding, "
                             "int[] dilation, bool transposed, int[] output_padding, int groups, bool[3] wanted) -> "
                             "(Tensor, Tensor, Tensor)",
+    "noisy_cascade": "(Tensor[] inputs, Tensor[] weights, Tensor?[] biases, Tensor[] codes, Tensor[] steps, Tensor[] tables, "
+                     "Tensor[] keys, int[] streams, int[] devices, Tensor?[] scales, Tensor?[] shifts, int[] plan, int[] kept) -> Tensor[]",
     "draw_key": "(Tensor like) -> Tensor",
+    "draw_keys": "(Tensor like, int count) -> Tensor[]",
 }
 
 
@@ -52,7 +55,7 @@ def test_these_are_all_the_operators():
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_only_draw_key_is_random_in_torchs_eyes(name):
+def test_only_keys_are_random_in_torchs_eyes(name):
     """All other noise is a function of the key, so compilers may reorder, deduplicate and recompute it."""
     tags = getattr(torch.ops.nft_ext, name).default.tags
-    assert (torch.Tag.nondeterministic_seeded in tags) == (name == "draw_key")
+    assert (torch.Tag.nondeterministic_seeded in tags) == (name in ("draw_key", "draw_keys"))

@@ -144,6 +144,7 @@ using CpuOperators = Operators<Cpu>;
 
 STABLE_TORCH_LIBRARY_IMPL(nft_ext, CPU, m) {
   m.impl("draw_key", TORCH_BOX(&nft::draw_key));
+  m.impl("draw_keys", TORCH_BOX(&nft::draw_keys));
   m.impl("weight_step", TORCH_BOX(&nft::weight_step));
   m.impl("weight_step_many", TORCH_BOX(&nft::weight_step_many));
   m.impl("finish_", TORCH_BOX(&nft::CpuOperators::finish));
@@ -157,5 +158,6 @@ STABLE_TORCH_LIBRARY_IMPL(nft_ext, CPU, m) {
   m.impl("noisy_conv2d", TORCH_BOX(&nft::CpuOperators::conv2d));
   m.impl("noisy_conv2d_fused", TORCH_BOX(&nft::CpuOperators::conv2d_fused));
   m.impl("noisy_conv2d_int8", TORCH_BOX(&nft::CpuOperators::conv2d_int8));
+  m.impl("noisy_cascade", TORCH_BOX(&nft::CpuOperators::cascade));
   m.impl("noisy_conv2d_backward", TORCH_BOX(&nft::CpuOperators::conv2d_backward));
 }

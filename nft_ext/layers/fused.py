@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import operators
 from ..checks import fail
 from ..functional import Crossbar, conv2d_operands, conv2d_product, linear_product
-from ..operands import Epilogue, check_tensor, finished, in_autocast
+from ..operands import Epilogue, check_tensor, finished, in_autocast, is_ordinary
 from . import programmed
 from .base import NoisyLayer
 from .conv import NoisyConv2d
@@ -65,6 +65,19 @@ class FusedLayer(NoisyLayer):
                 self._known.clear()
             self._known[stamp] = static
         return y
+
+    def plain_operands(self) -> tuple | None:
+        """A Crossbar's weight, codes, step, table, key (None where a fresh chip is to be drawn), stream and spec, then bias, scale
+        and shift; or None where only a call of the layer will do: it has hooks, programmed or parametrized weights, `int8`, or refuses."""
+        own, rows = self._parameters, self._buffers
+        weight = own.get("weight")
+        if (weight is None or self.training or self.int8 or self._forward_hooks or self._forward_pre_hooks
+                or rows["_programmed"] is not None or "forward" in self.__dict__ or not is_ordinary(weight)):
+            return None
+        codes, step = self._codes_and_step(weight)
+        bias = own["bias"] if "bias" in own else self.bias
+        return None if codes is None else (weight, codes, step, rows["_table"], rows["_key"], self.stream, self._spec, bias, rows["scale"],
+                                           rows["shift"])
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         """(y, the operator's static arguments where it takes x and residual as they are); all arguments are checked."""
