@@ -146,13 +146,16 @@ inline Tensor cast(const Tensor& t, ScalarType dtype) {
 // `t` itself where it is dense and row-major: asking the dispatcher costs as much as a small layer.
 inline Tensor contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-// Channels last in memory and not also plainly contiguous. The fake kernels use the same rule.
+// Dense with channels last, and so by torch's word: where both formats are the same memory (one channel, one pixel), strides of sizes that
+// are 1 tell which was meant, as torch's own convolutions read them. The fake kernels use the same rule.
 inline bool is_channels_last(const Tensor& t) {
-  if (t.dim() != 4 || t.is_contiguous()) return false;
-  int64_t expected = 1;
+  if (t.dim() != 4 || t.stride(1) == 0) return false;
+  int64_t expected = 1, least = 0;
   for (int dim : {1, 3, 2, 0}) {
-    if (t.size(dim) != 1 && t.stride(dim) != expected) return false;
-    expected *= t.size(dim);
+    const int64_t size = t.size(dim), stride = t.stride(dim);
+    if (size == 0 || (size != 1 && stride != expected) || stride < least || (dim == 0 && least == t.stride(1))) return false;
+    expected *= size;
+    least = stride * size;
   }
   return true;
 }

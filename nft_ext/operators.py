@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.autograd.function import once_differentiable
 
 from . import build_info, deterministic  # noqa: F401  (the libraries, and the kernel that is written in Python)
@@ -20,8 +21,8 @@ ops = torch.ops.nft_ext
 
 
 def _channels_last(x: Tensor) -> bool:
-    """The kernels' rule for the result's memory format: channels last and not also plainly contiguous."""
-    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    """The kernels' rule for the result's memory format (csrc/aten.h, is_channels_last)."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and suggest_memory_format(x) == torch.channels_last
 
 
 def _rows(x: Tensor, key: Tensor, shared: bool) -> int:

@@ -165,9 +165,9 @@ void integer_products(const int16_t* w, int64_t rows, const int16_t* x, int64_t 
   for (; row < rows; ++row) integer_rows<1>(w + row * pitch, x, count, pitch, sums + row * count);
 }
 
-// The first `count` (1 .. kVector) numbers at p as float32, zeros after them, and back.
+// The first `count` (1 .. kVector) numbers at p as float32, zeros after them, and back; where all are wanted `count` is to be a constant,
+// else each would be a call of memcpy.
 NFT_FN FloatVector load_some(const float* p, int64_t count) {
-  if (count == kVector) return load_vector(p);
   FloatVector v = {};
   memcpy(&v, p, (size_t)count * sizeof(float));
   return v;
@@ -177,38 +177,40 @@ typedef uint16_t HalfVector __attribute__((vector_size(2 * kVector)));
 
 NFT_FN FloatVector load_some(const uint16_t* p, int64_t count) {
   HalfVector v = {};
-  memcpy(&v, p, count == kVector ? sizeof v : (size_t)count * sizeof(uint16_t));
+  memcpy(&v, p, (size_t)count * sizeof(uint16_t));
   return (FloatVector)(__builtin_convertvector(v, WordVector) << 16);
 }
 
-NFT_FN void store_some(float* p, int64_t count, FloatVector a) {
-  memcpy(p, &a, count == kVector ? sizeof a : (size_t)count * sizeof(float));
-}
+NFT_FN void store_some(float* p, int64_t count, FloatVector a) { memcpy(p, &a, (size_t)count * sizeof(float)); }
 
 // to_bfloat16 of core/macros.h on a vector.
 NFT_FN void store_some(uint16_t* p, int64_t count, FloatVector a) {
   const WordVector u = (WordVector)a, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const WordVector bits = a == a ? rounded : WordVector{} + 0x7fc0u;
   const HalfVector v = __builtin_convertvector(bits, HalfVector);
-  memcpy(p, &v, count == kVector ? sizeof v : (size_t)count * sizeof(uint16_t));
+  memcpy(p, &v, (size_t)count * sizeof(uint16_t));
 }
 
-// n results side by side, of one row (kAlong false) or of successive rows.
+// `count` results side by side, of one row (kAlong false) or of successive rows.
+template <bool kAlong, class T>
+NFT_FN void finish_some(const Finish& f, int64_t row, int64_t count, T* y, const T* residual) {
+  const auto constant = [=](const float* p) { return kAlong ? load_some(p + row, count) : p[row] - FloatVector{}; };
+  FloatVector a = load_some(y, count);
+  if (f.bias) a = a + constant(f.bias);
+  if (f.scale) a = a * constant(f.scale);
+  if (f.shift) a = a + constant(f.shift);
+  if (residual) a = a + load_some(residual, count);
+  if (f.relu) a = positive_part(a);
+  store_some(y, count, a);
+}
+
+// n results likewise.
 template <bool kAlong, class T>
 NFT_FN void finish_span(const Finish& f, int64_t row, int64_t n, T* y, const T* residual) {
-  for (int64_t i = 0; i < n; i += kVector) {
-    const int64_t count = n - i < kVector ? n - i : kVector;
-    const auto constant = [=](const float* p) {
-      return kAlong ? load_some(p + row + i, count) : p[row] - FloatVector{};
-    };
-    FloatVector a = load_some(y + i, count);
-    if (f.bias) a = a + constant(f.bias);
-    if (f.scale) a = a * constant(f.scale);
-    if (f.shift) a = a + constant(f.shift);
-    if (residual) a = a + load_some(residual + i, count);
-    if (f.relu) a = positive_part(a);
-    store_some(y + i, count, a);
-  }
+  int64_t i = 0;
+  for (; i + kVector <= n; i += kVector)
+    finish_some<kAlong>(f, kAlong ? row + i : row, kVector, y + i, residual ? residual + i : nullptr);
+  if (i < n) finish_some<kAlong>(f, kAlong ? row + i : row, n - i, y + i, residual ? residual + i : nullptr);
 }
 
 template <class T>

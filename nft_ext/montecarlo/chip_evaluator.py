@@ -9,6 +9,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from nft_ext.contexts import chips
+from nft_ext.montecarlo.layout import channels_last
 from nft_ext.montecarlo.passes import free_memory, split_chips
 from nft_ext.montecarlo.slices import LAST_PERMUTATION, Slices, permutation
 from nft_ext.montecarlo.tallies import Tallies
@@ -32,6 +33,7 @@ class ChipEvaluator:
         fits = inputs.device == device or inputs.nbytes <= DATA_SHARE * free_memory(device)
         self.inputs = inputs.to(device) if fits else inputs
         self.labels = labels.to(device)
+        self.channels_last = False  # whether the model sees images in that layout
         # Several batches see the same chips. On CUDA a layer's weights then cost more than holding them: launches, and Python's time
         # between them, in every batch. On the CPU our own product makes them on its way.
         self.programmed = device.type == "cuda"
@@ -61,8 +63,8 @@ class ChipEvaluator:
             for start in range(0, slices.size, self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 here = images[:, batch].to(self.inputs.device)
-                rows = self.inputs[here.flatten()].to(self.device)  # [S * b, ...], chip-major
-                logits = split_chips(self.model(rows), *here.shape)
+                rows = self.inputs[here.flatten()]  # [S * b, ...], chip-major
+                logits = split_chips(self.model(self._laid_out(rows)), *here.shape)
                 labels = self.labels[here.to(self.device)]
                 part = Tallies.of(logits, labels, counted[:, batch].to(self.device))
                 total = part if total is None else total + part
@@ -88,9 +90,14 @@ class ChipEvaluator:
         """One pass of `chips_` chips of the domain "selection" with `count` images each, to be timed; ends when its sums have arrived."""
         rows = (torch.arange(chips_ * count) % len(self.labels)).to(self.inputs.device)
         with chips(self.model, seed=self.seed, draws=range(chips_), domain="selection", repeat=False, programmed=self.programmed):
-            logits = split_chips(self.model(self.inputs[rows].to(self.device)), chips_, count)
+            logits = split_chips(self.model(self._laid_out(self.inputs[rows])), chips_, count)
             Tallies.of(logits, self.labels[rows.to(self.device)].view(chips_, count)).chips(chips_)
 
     def _pass(self, inputs: Tensor, draws: list[int]) -> Tensor:
         """The same, of the chips already in force."""
-        return split_chips(self.model(inputs.to(self.device)), len(draws), len(inputs))
+        return split_chips(self.model(self._laid_out(inputs)), len(draws), len(inputs))
+
+    def _laid_out(self, inputs: Tensor) -> Tensor:
+        """On the model's device, in the layout that it is to see."""
+        inputs = inputs.to(self.device)
+        return channels_last(inputs) if self.channels_last else inputs

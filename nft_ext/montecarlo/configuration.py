@@ -21,9 +21,10 @@ NO_SETTINGS = ("training", "name", "stream", "noise_enabled", "int8")  # set by 
 
 
 def configuration(
-    model: nn.Module, inputs: Tensor, labels: Tensor, asked: Arguments, hardware: str
+    model: nn.Module, inputs: Tensor, labels: Tensor, asked: Arguments, hardware: str, channels_last: bool = False
 ) -> dict[str, dict[str, Any]]:
     """The header of a journal. model: noisy. inputs, labels: as read. hardware: where the model is evaluated.
+    channels_last: whether it sees images in that layout.
 
     The number of runs and the target are no part of it: a file can be continued to more chips.
     The size of slices is settled once a file (`Journal.settled`). Code is not hashed: a forward that was rewritten
@@ -48,6 +49,7 @@ def configuration(
         "noted": {
             "batch_size": asked.batch_size,
             "chips_per_pass": asked.chips_per_pass,
+            "channels_last": channels_last,
             "hardware": hardware,
             "threads": torch.get_num_threads(),
             "torch": str(built["torch"]),

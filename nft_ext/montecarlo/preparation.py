@@ -16,6 +16,7 @@ from nft_ext.layers import noisy_layers
 from nft_ext.montecarlo.arguments import Arguments
 from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.images import check_label_range
+from nft_ext.montecarlo.layout import gains_by_channels_last, takes_channels_last
 from nft_ext.montecarlo.passes import Probe, chips_that_fit, images_that_suit, probe, why_one_chip
 from nft_ext.montecarlo.protocols import Plan
 from nft_ext.montecarlo.session import Session
@@ -84,6 +85,8 @@ def prepared(
         evaluator = ChipEvaluator(model, inputs, labels, asked.seed, min(asked.batch_size, len(labels)), device)
         found = probe(model, evaluator.logits, evaluator.inputs)
         check_label_range(labels, found.classes)
+        if gains_by_channels_last(model, evaluator.inputs, device):
+            evaluator.channels_last = takes_channels_last(evaluator.logits, evaluator.inputs, asked.precision)
         alone = None
         if asked.most_runs > 1 and asked.chips_per_pass != 1:
             alone = why_one_chip(evaluator.logits, evaluator.inputs, asked.precision)

@@ -1,0 +1,32 @@
+"""Images with channels last in memory: what convolutions on a CPU are fastest with, where the model takes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
+
+from nft_ext.montecarlo.passes import PROBE_IMAGES, SAME, Forward
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """`images` [b, C, H, W] in that layout, a copy where they are not; strides say so for C = 1 too, where the memory is the same."""
+    if suggest_memory_format(images) == torch.channels_last and images.is_contiguous(memory_format=torch.channels_last):
+        return images
+    return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+
+
+def gains_by_channels_last(model: nn.Module, inputs: Tensor, device: torch.device) -> bool:
+    """Whether it is worth a try: images through convolutions on a CPU."""
+    return device.type == "cpu" and inputs.ndim == 4 and any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
+def takes_channels_last(forward: Forward, inputs: Tensor, precision: str) -> bool:
+    """Whether the model gives the same logits up to rounding, on a few images: a forward with `.view` in it may refuse them."""
+    inputs = inputs[:PROBE_IMAGES]
+    expected = forward(inputs, [0])
+    try:
+        found = forward(channels_last(inputs), [0])
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= SAME[precision] * expected.abs().max().clamp_min(1e-30))
