@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,26 @@ IMAGES = (1, 8, 128)
 ROUNDS = {1: 15, 8: 15, 128: 9}
 FOLDED = "folded batch-norm"
 FUSED = "fused epilogue"
+CHANNELS_LAST = "channels last"
 CALLS = 32  # whose spread tells whether a compiled network is as noisy as the eager one
 
 
+class Batch(NamedTuple):
+    """Images, and whether their channels are last in memory: what both sides' convolutions are fastest with, where images are many."""
+
+    images: int
+    channels_last: bool = False
+
+
 @functools.cache
-def _input(images: int) -> Tensor:
-    torch.manual_seed(images)
-    return torch.randn(images, 3, 32, 32)
+def _input(batch: Batch) -> Tensor:
+    torch.manual_seed(batch.images)
+    x = torch.randn(batch.images, 3, 32, 32)
+    return x.contiguous(memory_format=torch.channels_last) if batch.channels_last else x
 
 
-def _forward(model: Callable[[Tensor], Tensor], images: int, precision: str) -> Callable[[], Tensor]:
-    x = _input(images)
+def _forward(model: Callable[[Tensor], Tensor], batch: Batch, precision: str) -> Callable[[], Tensor]:
+    x = _input(batch)
 
     @torch.no_grad()
     def run() -> Tensor:
@@ -39,58 +49,58 @@ def _forward(model: Callable[[Tensor], Tensor], images: int, precision: str) -> 
     return run
 
 
-def _check_noise(model: nn.Module, layers: list[nn.Module], images: int, precision: str) -> str | None:
+def _check_noise(model: nn.Module, layers: list[nn.Module], batch: Batch, precision: str) -> str | None:
     return checks.standard_normal(f"outputs of {len(layers)} layers",
-                                  checks.layer_scores(model, layers, _forward(model, images, precision)), precision)
+                                  checks.layer_scores(model, layers, _forward(model, batch, precision)), precision)
 
 
-def _plain(images: int, precision: str) -> Ready:
-    return Ready(_forward(network(), images, precision), lambda: None)
+def _plain(batch: Batch, precision: str) -> Ready:
+    return Ready(_forward(network(), batch, precision), lambda: None)
 
 
-def _ours(images: int, precision: str, draws: str, mode: str) -> Ready:
+def _ours(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
     model = nft.convert(network(), SAMPLING[draws])
-    eager = _forward(model, images, precision)
+    eager = _forward(model, batch, precision)
 
     def check() -> str | None:
-        expected = _forward(baselines.by_hand(network(), "none"), images, precision)()
+        expected = _forward(baselines.by_hand(network(), "none"), batch, precision)()
         with nft.noise(model, enabled=False):
             quiet = eager()
         return checks.first(checks.close("noise-free logits", quiet, expected, precision),
-                            _check_noise(model, list(nft.noisy_layers(model).values()), images, precision))
+                            _check_noise(model, list(nft.noisy_layers(model).values()), batch, precision))
 
-    return _ready(model, eager, check, images, precision, mode)
+    return _ready(model, eager, check, batch, precision, mode)
 
 
-def _fused(images: int, precision: str, draws: str, mode: str) -> Ready:
+def _fused(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
     """nft.fuse: batch-norm, residual additions and ReLUs in the products' epilogues. Right where the unfused network, which
     is checked itself, gives the same logits on the same chip."""
     model = nft.convert(network(), SAMPLING[draws])
     fused = nft.fuse(model)
-    run, unfused = _forward(fused, images, precision), _forward(model, images, precision)
+    run, unfused = _forward(fused, batch, precision), _forward(model, batch, precision)
 
     def check() -> str | None:
         with nft.chips(model, seed=6), nft.chips(fused, seed=6):
             same = checks.close("logits with fused epilogues", run(), unfused(), precision)
         with nft.noise(fused, enabled=False):
-            quiet = checks.close("noise-free logits", run(), _forward(baselines.by_hand(network(), "none"), images, precision)(), precision)
-        return checks.first(same, quiet, _check_noise(model, list(nft.noisy_layers(model).values()), images, precision))
+            quiet = checks.close("noise-free logits", run(), _forward(baselines.by_hand(network(), "none"), batch, precision)(), precision)
+        return checks.first(same, quiet, _check_noise(model, list(nft.noisy_layers(model).values()), batch, precision))
 
-    return _ready(fused, run, check, images, precision, mode)
+    return _ready(fused, run, check, batch, precision, mode)
 
 
-def _by_hand(images: int, precision: str, draws: str, mode: str, cached: bool) -> Ready:
+def _by_hand(batch: Batch, precision: str, draws: str, mode: str, cached: bool) -> Ready:
     model = baselines.by_hand(network(), draws, cached=cached, functional=mode == "compile")
     layers = [m for m in model.modules() if isinstance(m, baselines.ByHand)]
-    return _ready(model, _forward(model, images, precision), lambda: _check_noise(model, layers, images, precision),
-                  images, precision, mode)
+    return _ready(model, _forward(model, batch, precision), lambda: _check_noise(model, layers, batch, precision),
+                  batch, precision, mode)
 
 
-def _folded(images: int, precision: str, draws: str, mode: str) -> Ready:
+def _folded(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
     """Plain PyTorch's counterpart of nft.fuse: batch-norm folded into the noisy weights. Right where the network with
     its batch-norms, which is checked itself, gives the same logits under the same seed."""
     model, whole = (baselines.by_hand(network(), draws, cached=True, functional=mode == "compile") for _ in range(2))
-    run, unfolded = _forward(baselines.fold_norms(model), images, precision), _forward(whole, images, precision)
+    run, unfolded = _forward(baselines.fold_norms(model), batch, precision), _forward(whole, batch, precision)
 
     def check() -> str | None:
         torch.manual_seed(5)
@@ -98,14 +108,14 @@ def _folded(images: int, precision: str, draws: str, mode: str) -> Ready:
         torch.manual_seed(5)
         return checks.close("logits with folded batch-norm", found, unfolded(), precision)
 
-    return _ready(model, run, check, images, precision, mode)
+    return _ready(model, run, check, batch, precision, mode)
 
 
-def _ready(model: nn.Module, eager: Callable[[], Tensor], check: Callable[[], str | None], images: int, precision: str,
+def _ready(model: nn.Module, eager: Callable[[], Tensor], check: Callable[[], str | None], batch: Batch, precision: str,
            mode: str) -> Ready:
     if mode == "eager":
         return Ready(eager, check)
-    run = _forward(baselines.compiled(model), images, precision)
+    run = _forward(baselines.compiled(model), batch, precision)
 
     def check_compiled() -> str | None:
         # The compiled graph draws from torch's own generator: equal to eager under the same seed, where it draws in the same order,
@@ -175,10 +185,12 @@ def _counts() -> tuple[int, int, int]:
 def _case(images: int) -> Case:
     weights, activations, products = _counts()
 
-    def variant(family: str, draws: str, precision: str, make: Callable[..., Ready], *options, **facts) -> Variant:
+    def variant(family: str, draws: str, precision: str, make: Callable[..., Ready], *options, note: str = "", last: bool = False,
+                **facts) -> Variant:
         work = Work(flops=2.0 * products * images, normals=baselines.NORMALS[draws] * weights,
                     bytes=4.0 * weights + autocast.ELEMENT_BYTES[precision] * activations * images)
-        return Variant(family, draws, functools.partial(make, images, precision, *options), work, precision, **facts)
+        note = ", ".join(filter(None, (note, CHANNELS_LAST if last else "")))
+        return Variant(family, draws, functools.partial(make, Batch(images, last), precision, *options), work, precision, note=note, **facts)
 
     variants = []
     for precision in ("fp32", "bf16"):
@@ -197,6 +209,13 @@ def _case(images: int) -> Case:
         variants.append(variant("nft", "one", "fp32", _fused, "one", "compile", mode="compile", note=FUSED))
     for draws in ("one", "device"):  # as it is usually written: quantizing at every forward
         variants.append(variant("torch", draws, "fp32", _by_hand, draws, "eager", False))
+    if images > 1:  # one image is slower so, on either side
+        variants.append(variant("torch", "none", "fp32", _plain, last=True))
+        variants.append(variant("nft", "one", "fp32", _ours, "one", "eager", cached=True, last=True))
+        variants.append(variant("nft", "one", "fp32", _fused, "one", "eager", cached=True, note=FUSED, last=True))
+        for mode in ("eager", "compile"):
+            variants.append(variant("torch", "one", "fp32", _by_hand, "one", mode, True, cached=True, mode=mode, last=True))
+            variants.append(variant("torch", "one", "fp32", _folded, "one", mode, cached=True, mode=mode, note=FOLDED, last=True))
     return Case(f"resnet18-{images}", f"ResNet-18, {images} x 3 x 32 x 32, forward", tuple(variants), rounds=ROUNDS[images])
 
 

@@ -1,4 +1,4 @@
-"""Runs benchmarks: python bench/run.py [--list] [--only PATTERN] [--out FILE] [--rounds N] [--no-compile]."""
+"""Runs benchmarks: python bench/run.py [--list] [--only PATTERN] [--out FILE] [--rounds N] [--no-compile] [--precision P]."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="FILE", type=Path, help="write everything measured as JSON")
     parser.add_argument("--rounds", metavar="N", type=int, help="interleaved rounds a case (default: the case's own, 9 to 15)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes to compile")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="leave out the other: bf16 takes minutes a call on processors without it")
     parser.add_argument("--threads", metavar="N", type=int, help="threads of torch and of nft_ext (default: torch's)")
     parser.add_argument("--malloc", choices=("default", "keep"), default="default",
                         help="keep: glibc keeps freed memory, so nobody pays for page clearing (default: the system's behaviour)")
@@ -38,14 +39,15 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _variants(case: Case, compiled: bool) -> list:
-    return [v for v in case.variants if compiled or v.mode != "compile"]
+def _variants(case: Case, options: argparse.Namespace) -> list:
+    return [v for v in case.variants if not (options.no_compile and v.mode == "compile")
+            and options.precision in (None, v.precision)]
 
 
-def _print_list(chosen: list[Case], reports: list[str], compiled: bool) -> None:
+def _print_list(chosen: list[Case], reports: list[str], options: argparse.Namespace) -> None:
     for case in chosen:
         print(f"{case.name}: {case.shape}")
-        for variant in _variants(case, compiled):
+        for variant in _variants(case, options):
             print(f"    {variant.name}")
     for name in reports:
         print(f"{name}: the machine's limits, the sampler's distance to them and where its time goes")
@@ -55,7 +57,7 @@ def _print_list(chosen: list[Case], reports: list[str], compiled: bool) -> None:
 
 
 def _run_case(case: Case, options: argparse.Namespace, title: str) -> measure.Measured:
-    variants = _variants(case, not options.no_compile)
+    variants = _variants(case, options)
     rounds = options.rounds or case.rounds
     if not options.no_compile:
         torch.compiler.reset()
@@ -86,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if options.list:
-        _print_list(chosen, reports, not options.no_compile)
+        _print_list(chosen, reports, options)
         return 0
     if options.threads is not None:
         torch.set_num_threads(options.threads)
