@@ -6,7 +6,7 @@ from torch import nn
 from torch._prims_common import suggest_memory_format
 
 import nft_ext as nft
-from nft_ext.montecarlo.layout import channels_last
+from nft_ext.layout import channels_last
 from nft_ext.montecarlo.passes import PROBE_IMAGES
 
 LAST, PLAIN = torch.channels_last, torch.contiguous_format

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._prims_common import suggest_memory_format
 
 import nft_ext as nft
 from nft_ext import models
@@ -117,6 +118,23 @@ def test_channels_last_reaches_images_and_weights():
     for flag in (False, True):
         nft.fit(net, nft.methods.Vanilla(), data, data, epochs=1, progress=False, channels_last=flag)
     assert seen == [[False, False], [True, True]]
+
+
+def test_channels_last_of_grey_images_in_training_and_validation():
+    """One channel is the same memory in both layouts; strides tell, and results follow. Noisy weights stay as their noise is counted."""
+
+    class Spy(nft.NoisyConv2d):
+        def forward(self, x):
+            y = super().forward(x)
+            seen.add((self.training, suggest_memory_format(x), suggest_memory_format(y), self.weight.is_contiguous()))
+            return y
+
+    seen, last = set(), torch.channels_last
+    nvm = nft.NVMDevice(sigma=0.1)
+    net = torch.nn.Sequential(Spy(1, 4, 3, nvm=nvm), torch.nn.Flatten(), nft.NoisyLinear(4 * 36, 3, nvm=nvm))
+    data = torch.randn(8, 1, 8, 8), torch.arange(8) % 3
+    nft.fit(net, nft.methods.NoiseInjection(sigma=0.1), data, data, nvm=nvm, epochs=1, progress=False, channels_last=True)
+    assert seen >= {(True, last, last, True), (False, last, last, True)}
 
 
 def test_seeds_differ_by_purpose_and_place():

@@ -9,7 +9,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from nft_ext.contexts import chips
-from nft_ext.montecarlo.layout import channels_last
+from nft_ext.layout import channels_last
 from nft_ext.montecarlo.passes import free_memory, split_chips
 from nft_ext.montecarlo.slices import LAST_PERMUTATION, Slices, permutation
 from nft_ext.montecarlo.tallies import Tallies

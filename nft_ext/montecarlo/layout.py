@@ -1,19 +1,12 @@
-"""Images with channels last in memory: what convolutions on a CPU are fastest with, where the model takes them."""
+"""Whether a network under evaluation is handed images with channels last in memory (nft_ext/layout.py)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch._prims_common import suggest_memory_format
 
+from nft_ext.layout import channels_last
 from nft_ext.montecarlo.passes import PROBE_IMAGES, SAME, Forward
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """`images` [b, C, H, W] in that layout, a copy where they are not; strides say so for C = 1 too, where the memory is the same."""
-    if suggest_memory_format(images) == torch.channels_last and images.is_contiguous(memory_format=torch.channels_last):
-        return images
-    return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
 
 
 def gains_by_channels_last(model: nn.Module, inputs: Tensor, device: torch.device) -> bool:

@@ -123,7 +123,7 @@ class Loop:
                 noisy=self.method.sigma is not None,
                 draws=self.validation_chips,
                 seed=self.seed,
-                batch_size=self.recipe.batch_size,
+                recipe=self.recipe,
                 ranks=self.ranks,
             )
         self._check_finite(torch.tensor(found.loss))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nft_ext import data
+from nft_ext import data, layout
 from nft_ext.checks import fail, integer, number
 
 OPTIMIZERS = ("adam", "sgd")
@@ -38,7 +38,8 @@ class Recipe:
             stay float32.
         accumulate: micro-batches a step. Each is a forward and a backward on a chip of its own, with its own
             batch statistics; without BatchNorm and noise the step is that of the whole batch, up to rounding.
-        channels_last: convolve images and weights with the channels innermost in memory.
+        channels_last: images, in training and validation, and the weights of plain layers have the channels innermost in memory. Noisy
+            layers' weights stay row-major, as their noise is counted; their results follow the images.
 
     Raises:
         ValueError: a number out of range, an unknown optimizer, schedule or precision.
@@ -127,5 +128,11 @@ class Recipe:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How images [B, C, H, W] and 4-D weights lie in memory."""
+        """How images [B, C, H, W] and plain layers' 4-D weights lie in memory."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """A batch of inputs as the model is to see it."""
+        if x.dim() != 4:
+            return x
+        return layout.channels_last(x) if self.channels_last else x.contiguous()

@@ -12,6 +12,7 @@ from nft_ext.contexts import chips, noise
 from nft_ext.outputs import logits_of
 from nft_ext.training.batches import Batches
 from nft_ext.training.ranks import Ranks
+from nft_ext.training.recipe import Recipe
 
 
 KEEP = ("best", "last")  # epochs whose weights a training may end with
@@ -31,7 +32,7 @@ class Validation:
 
 
 def validate(
-    model: nn.Module, data: Batches, *, noisy: bool, draws: int, seed: int, batch_size: int, ranks: Ranks
+    model: nn.Module, data: Batches, *, noisy: bool, draws: int, seed: int, recipe: Recipe, ranks: Ranks
 ) -> Validation:
     """`Validation` of a prepared model, on chips `0 .. draws-1` of `seed` in the "selection" key domain.
 
@@ -39,28 +40,29 @@ def validate(
 
     Args:
         noisy: whether the model has noisy layers; if not, one plain pass says all.
+        recipe: whose batch size and layout are used.
         ranks: the processes that deal the batches among them; each gets the whole result.
     """
     if not noisy:
-        accuracy, loss = _figures(model, data, 1, batch_size, ranks)
+        accuracy, loss = _figures(model, data, 1, recipe, ranks)
         return Validation(accuracy, loss, accuracy)
     with chips(model, seed=seed, draws=range(draws), domain="selection"):
-        accuracy, loss = _figures(model, data, draws, batch_size, ranks)
+        accuracy, loss = _figures(model, data, draws, recipe, ranks)
     with noise(model, enabled=False):
-        clean, _ = _figures(model, data, 1, batch_size, ranks)
+        clean, _ = _figures(model, data, 1, recipe, ranks)
     return Validation(accuracy, loss, clean)
 
 
 @torch.no_grad()
 def _figures(
-    model: nn.Module, data: Batches, chips_a_pass: int, batch_size: int, ranks: Ranks
+    model: nn.Module, data: Batches, chips_a_pass: int, recipe: Recipe, ranks: Ranks
 ) -> tuple[float, float]:
     model.eval()
     right, loss = 0, 0.0
-    for indices in torch.arange(len(data)).split(batch_size)[ranks.rank :: ranks.size]:
+    for indices in torch.arange(len(data)).split(recipe.batch_size)[ranks.rank :: ranks.size]:
         x, target = data.take(indices)
         target = target.to(ranks.device).repeat(chips_a_pass)  # [S*B], chip-major as the output is
-        logits = logits_of(model(x.to(ranks.device))).float()
+        logits = logits_of(model(recipe.laid_out(x.to(ranks.device)))).float()
         right += int((logits.argmax(dim=1) == target).sum())
         loss += float(cross_entropy(logits, target, reduction="sum"))
     right, loss = ranks.add(torch.tensor([right, loss], dtype=torch.float64, device=ranks.device)).tolist()

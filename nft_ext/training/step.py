@@ -67,7 +67,7 @@ class Gradient:
         x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
         if self.augment is not None:
             x = self.augment(x)
-        return x.contiguous(memory_format=self.recipe.memory_format) if x.dim() == 4 else x, target
+        return self.recipe.laid_out(x), target
 
     def _choose_chip(self, step: int, part: int) -> None:
         rank = self.ranks.rank if self.chip_per_rank else 0
