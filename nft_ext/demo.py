@@ -108,7 +108,7 @@ class Demo:
                 torch.manual_seed(s.seed)  # the same initial weights for every method
                 model = models.vgg8(self.train.num_classes, self.train.channels, s.width)
                 history = fit(model, method, train, validation, epochs=s.epochs, batch_size=s.batch_size, lr=s.lr, seed=s.seed,
-                              nvm=nvm, log=self.out / f"{method.name}.csv", checkpoint=self.out / f"{method.name}.safetensors",
+                              channels_last=True, nvm=nvm, log=self.out / f"{method.name}.csv", checkpoint=self.out / f"{method.name}.safetensors",
                               meta={"dataset": s.dataset})
                 if history.interrupted:
                     complete = False
