@@ -90,7 +90,7 @@ class Cascade(nn.Module):
         plan = self._plans.get(stamp, _UNKNOWN)
         if plan is None:
             return None
-        if fresh := keys.count(None):
+        if fresh := sum(key is None for key in keys):
             drawn = iter(fresh_keys(weights[0], fresh))
             keys = [next(drawn) if key is None else key for key in keys]
         if plan is _UNKNOWN:
