@@ -82,7 +82,7 @@ def fresh_key(like: torch.Tensor) -> torch.Tensor:
 
 
 def fresh_keys(like: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """`count` keys, those that as many calls of `fresh_key` would give."""
+    """`count` keys, int64 [1, 2] each: those that as many calls of `fresh_key` would give."""
     return _draw_keys(like, count)
 
 

@@ -137,6 +137,15 @@ def test_channels_last_of_grey_images_in_training_and_validation():
     assert seen >= {(True, last, last, True), (False, last, last, True)}
 
 
+def test_a_noisy_weight_stays_row_major_whoever_moves_the_model():
+    """Its noise is counted so; the values, the parameter and other layers' layout are as asked for."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), nft.NoisyConv2d(4, 4, 3, nvm=nft.NVMDevice(sigma=0.1)))
+    weight, before = net[1].weight, net[1].weight.detach().clone()
+    net.to(memory_format=torch.channels_last)
+    assert net[1].weight is weight and weight.is_contiguous() and torch.equal(weight, before)
+    assert not net[0].weight.is_contiguous()
+
+
 def test_seeds_differ_by_purpose_and_place():
     seeds = [seed_at(0, "data", 1, 2), seed_at(0, "chip", 1, 2), seed_at(1, "data", 1, 2), seed_at(0, "data", 12),
              seed_at(0, "data", 2, 1)]

@@ -146,11 +146,15 @@ class NoisyLayer(nn.Module):
         return super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn, recurse=True):
-        """Move with the weight but keep their own types: a float16 table or key would be another device."""
+        """Move with the weight but keep their own types: a float16 table or key would be another device. A row-major weight stays so in
+        .to(memory_format=...), as its noise is counted; else every forward would copy it."""
         self.forget_codes()
         table, key = self._table, self._key
         self._table = self._key = self._programmed = None
+        row_major = self.weight.is_contiguous()
         super()._apply(fn, recurse)
+        if row_major and not self.weight.is_contiguous() and (weight := self._parameters.get("weight")) is not None:
+            weight.data = weight.data.contiguous()
         device = self.weight.device
         self._table = table.to(device) if device.type != "meta" else table
         self._key = key.to(device) if key is not None and device.type != "meta" else key

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext.layout import channels_last
-from nft_ext.montecarlo.passes import PROBE_IMAGES, SAME, Forward
+from nft_ext.montecarlo.passes import PROBE_IMAGES, SAME, Forward, difference
 
 
 def gains_by_channels_last(model: nn.Module, inputs: Tensor, device: torch.device) -> bool:
@@ -22,4 +22,4 @@ def takes_channels_last(forward: Forward, inputs: Tensor, precision: str) -> boo
         found = forward(channels_last(inputs), [0])
     except (RuntimeError, ValueError, IndexError):
         return False
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= SAME[precision] * expected.abs().max().clamp_min(1e-30))
+    return found.shape == expected.shape and difference(found, expected) <= SAME[precision]

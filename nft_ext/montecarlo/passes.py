@@ -113,7 +113,12 @@ def why_one_chip(forward: Forward, inputs: Tensor, precision: str) -> str | None
         return f"two chips in one pass fail: {first_line}"
     if together.shape != apart.shape:
         return "two chips in one pass give logits of another shape"
-    off = (together - apart).abs().max() / apart.abs().max().clamp_min(1e-30)
+    off = difference(together, apart)
     if not off <= SAME[precision]:  # NaN is no agreement
-        return f"two chips in one pass differ from two passes by {float(off):.1e} of the largest logit"
+        return f"two chips in one pass differ from two passes by {off:.1e} of the largest logit"
     return None
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of logits of one shape, relative to the largest expected one."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nft_ext.checks import fail, integer
 from nft_ext.device import NVMDevice
-from nft_ext.layers import noisy_layers
 from nft_ext.methods import Method
 from nft_ext.outputs import logits_of
 from nft_ext.training import ranks as processes
@@ -146,8 +145,6 @@ def fit(
         }
         outputs = Outputs(log, checkpoint, tensorboard, notes) if ranks.first else Outputs(None, None, None, notes)
         prepared = method.prepare(model, nvm).to(device, memory_format=recipe.memory_format)
-        for layer in noisy_layers(prepared).values():
-            layer.to(memory_format=torch.contiguous_format)
         keeper = None
         if state is not None or ranks.size > 1:
             run = configuration(

@@ -132,7 +132,7 @@ class Recipe:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """A batch of inputs as the model is to see it."""
+        """A batch of inputs [B, ...] as the model is to see it: images [B, C, H, W] in `memory_format`."""
         if x.dim() != 4:
             return x
         return layout.channels_last(x) if self.channels_last else x.contiguous()
