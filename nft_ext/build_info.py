@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 import torch
 
+from .bfloat16 import on_cpu
 from .version import __version__
 
 _HERE = Path(__file__).parent
@@ -54,6 +55,7 @@ def info() -> dict[str, Any]:
         "instruction_sets": build["instruction_sets"],
         "instruction_set": _core.isa(),
         "threads": torch.get_num_threads(),
+        "bfloat16_on_cpu": on_cpu().value,
         "cuda_built_for": build["cuda_architectures"] or None,
         "cuda_off": cuda_failure,
     }

@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
         ("CPU kernels", f"{facts['instruction_set']} in use ({facts['machine']}; this processor can run "
                         f"{', '.join(facts['instruction_sets'])}; NFT_EXT_CPU_ISA chooses)"),
         ("threads", str(facts["threads"])),
+        ("bfloat16", f"on the CPU: {facts['bfloat16_on_cpu']}"),
         ("CUDA kernels", f"built for {facts['cuda_built_for']}" if facts["cuda_built_for"] else "not built"),
         ("CUDA", f"off: {facts['cuda_off']}" if facts["cuda_off"] else "on"),
         ("fused product", facts["fused_product"]),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from nft_ext.bfloat16 import warn_where_slow
 from nft_ext.checks import fail
 from nft_ext.contexts import int8, noise
 from nft_ext.layers import noisy_layers
@@ -73,6 +74,7 @@ def prepared(
     model, device = on_device(model, session.device(device))
     if asked.batch_size == "auto":
         asked = replace(asked, batch_size=images_that_suit(device))
+    warn_where_slow(asked.precision, device)
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:

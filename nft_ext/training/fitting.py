@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nft_ext.bfloat16 import warn_where_slow
 from nft_ext.checks import fail, integer
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
@@ -127,6 +128,7 @@ def fit(
         fail("model", "must have parameters to train", type(model).__name__)
     device = processes.place(torch.device(device) if device is not None else parameter.device)
     train, validation = Batches("train", train), Batches("validation", validation)
+    warn_where_slow(recipe.precision, device)
     nvm = None if method.sigma is None else (nvm or NVMDevice()).replace(sigma=method.sigma)
 
     ranks = processes.joined(device)

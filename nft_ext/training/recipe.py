@@ -35,7 +35,7 @@ class Recipe:
         weight_decay: L2 penalty of the optimizer.
         schedule: "cosine" (to 0, stepped every batch) or "constant".
         precision: "float32", or "bfloat16" for training under autocast; weights, noise, optimizer and validation
-            stay float32.
+            stay float32. Faster on processors that multiply bfloat16 (`nft-ext info`); `fit` warns on a CPU that is many times slower.
         accumulate: micro-batches a step. Each is a forward and a backward on a chip of its own, with its own
             batch statistics; without BatchNorm and noise the step is that of the whole batch, up to rounding.
         channels_last: images, in training and validation, and the weights of plain layers have the channels innermost in memory. Noisy

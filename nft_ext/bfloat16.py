@@ -1,0 +1,32 @@
+"""How a CPU multiplies bfloat16: precision="bfloat16" halves an evaluation on one processor and takes thirty times as long on another."""
+
+from __future__ import annotations
+
+import enum
+import warnings
+
+import torch
+
+
+class Products(enum.Enum):
+    """Who multiplies bfloat16 matrices and convolutions on the CPU."""
+
+    PROCESSOR = "the processor's own products"
+    FLOAT32 = "float32 products underneath, so no faster than float32"
+    SLOW = "torch's loops without a library, many times slower than float32"
+
+
+def on_cpu() -> Products:
+    """What torch does on this machine's CPU: oneDNN where it takes bfloat16 (on x86 from AVX-512 on), its own loops elsewhere."""
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return Products.SLOW
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX") and not torch.cpu._is_avx512_bf16_supported():
+        return Products.FLOAT32
+    return Products.PROCESSOR
+
+
+def warn_where_slow(precision: str, device: torch.device) -> None:
+    """A RuntimeWarning where `precision` is bfloat16 and `device` a CPU that is many times slower with it."""
+    if precision == "bfloat16" and device.type == "cpu" and on_cpu() is Products.SLOW:
+        warnings.warn(f"precision: bfloat16 on this CPU means {Products.SLOW.value}; float32 is the faster one",
+                      RuntimeWarning, stacklevel=3)
