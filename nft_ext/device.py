@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,20 @@ class NVMDevice:
         mean, std = tables.read_levels(Path(path), unit, g_min, g_max)
         options.setdefault("device_bits", int(math.log2(len(mean))))
         return cls(sigma=sigma, level_mean=tuple(mean), level_std=tuple(std), name=Path(path).stem, **options)
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any]) -> NVMDevice:
+        """The device that `describe` described: checkpoints and reports hold such descriptions.
+
+        Raises:
+            TypeError, ValueError: no description of a device.
+        """
+        fields = dict(description)
+        sampling = fields.pop("sampling", "auto")
+        if fields.get("level_std") is not None:
+            fields.pop("relative_to", None)
+        found = cls(**fields)
+        return found if sampling in ("auto", found.path) else found.replace(sampling=sampling)
 
     def replace(self, **changes: Any) -> NVMDevice:
         """A copy with some fields changed."""

@@ -284,6 +284,22 @@ def test_replace_checks_again():
     assert NVMDevice.preset("fefet6", sigma=0.1).replace(sigma=0.2) == NVMDevice.preset("fefet6", sigma=0.2)
 
 
+@pytest.mark.parametrize("device", [
+    NVMDevice(), NVMDevice(4, 1, 0.3, relative_to="own", mapping="differential"), NVMDevice.preset("fefet2", state_rule="weight"),
+    NVMDevice(level_mean=(0, 1.1), level_std=(0.1, 0.2), device_bits=1, name="mine"), NVMDevice(sampling="per_device"),
+    NVMDevice(clip=(0, 1), censor=1.5, stuck=(0.01, 0.02)), NVMDevice(truncate=2.0),
+], ids=str)
+def test_a_description_read_back_is_the_same_device(device):
+    assert NVMDevice.described(json.loads(json.dumps(device.describe()))) == device
+
+
+def test_what_describes_no_device_is_refused():
+    with pytest.raises(ValueError, match="^sigma: "):
+        NVMDevice.described({"sigma": -1})
+    with pytest.raises(TypeError):
+        NVMDevice.described({"colour": "blue"})
+
+
 def test_describe_is_json_and_says_what_a_report_must():
     plain = {"name": "gaussian", "weight_bits": 8, "device_bits": 2, "sigma": 0.1, "relative_to": "max", "mapping": "sign",
              "sampling": "fast"}

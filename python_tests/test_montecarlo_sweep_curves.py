@@ -183,7 +183,7 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     for seed in range(2):
         torch.manual_seed(seed)
-        meta = {"model": {"name": "vgg8", "num_classes": 10, "in_channels": 1, "width": 0.0625}}
+        meta = {"model": {"name": "vgg8", "num_classes": 10, "in_channels": 1, "width": 0.0625}, "dataset": "digits"}
         save(folder / f"net{seed}.safetensors", nft.models.build(**meta["model"]), meta)
     return [str(folder / f"net{seed}.safetensors") for seed in range(2)]
 

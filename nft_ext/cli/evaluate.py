@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import options
+from . import checkpoints, options
 
 
 def add_parser(commands) -> None:
     parser = commands.add_parser("evaluate", help="Monte Carlo accuracy of a checkpoint")
     parser.add_argument("checkpoint", type=Path, help="file written by nft-ext train or demo")
-    parser.add_argument("--sigma", type=float, nargs="+", default=[0.1], help="one sigma, or several for a sweep (default 0.1)")
+    parser.add_argument("--sigma", type=float, nargs="+", help="one sigma, or several for a sweep (default: as trained at)")
     parser.add_argument("--resume", type=Path, metavar="FILE",
                         help="file that finished chips go to; continues what is there (one sigma)")
     parser.add_argument("--estimate", action="store_true", help="first say what it will cost, from a few timed passes")
     parser.add_argument("--dry-run", action="store_true", help="the same, and evaluate nothing")
     add_monte_carlo(parser)
-    options.add_data(parser)
-    options.add_device(parser)
+    options.add_data(parser, checkpoints.DATA)
+    options.add_device(parser, checkpoints.DEVICE)
     parser.set_defaults(run=run)
 
 
@@ -73,11 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
     from ..montecarlo.ranks import is_main
     from ..training import load_model
 
+    model, meta = load_model(arguments.checkpoint)
+    metas = {arguments.checkpoint.stem: meta}
+    arguments.dataset = checkpoints.dataset_of(arguments, metas)
+    arguments.sigma = arguments.sigma or checkpoints.sigmas_left_open(arguments, meta)
     if arguments.resume is not None and len(arguments.sigma) > 1:
         fail("--resume", "must come with one --sigma; nft-ext sweep --resume FOLDER takes several",
              str(arguments.resume))
-    model, meta = load_model(arguments.checkpoint)
-    noisy = convert(model, options.device_of(arguments, arguments.sigma[0]))
+    device = options.device_of(arguments, arguments.sigma[0], checkpoints.device_left_open(arguments, metas))
+    noisy = convert(model, device)
     test, asked = test_set(arguments), settings(arguments)
     if arguments.estimate or arguments.dry_run:
         slices = _estimate(noisy, test, arguments.sigma, asked)

@@ -15,8 +15,8 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("method")
     group.add_argument("--method", choices=methods.NAMES, default="noise")
     group.add_argument("--base", choices=methods.NAMES, help="correctnet: the method it regularizes (default vanilla)")
-    group.add_argument("--sigma", type=float, default=0.1,
-                       help="sigma trained at, in the device's convention (default 0.1)")
+    group.add_argument("--sigma", type=float,
+                       help="sigma trained at, in the device's convention (default 0.1; with --table 1, as measured)")
     group.add_argument("--beta", type=_beta, metavar="BETA",
                        help='weight of the feedback, ovf and irs: a number, "paper", or "search" for the best of 1e-1, '
                             "1e-2, 1e-3, 1e-4 on the validation split (default: the paper's for this network and data "

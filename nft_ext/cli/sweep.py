@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import evaluate, options
+from ..device import NVMDevice
+from . import checkpoints, evaluate, options
 
 
 def add_parser(commands) -> None:
@@ -18,8 +19,8 @@ def add_parser(commands) -> None:
     parser.add_argument("--resume", type=Path, metavar="DIR",
                         help="folder that finished chips go to; continues what is there")
     evaluate.add_monte_carlo(parser)
-    options.add_data(parser)
-    options.add_device(parser)
+    options.add_data(parser, checkpoints.DATA)
+    options.add_device(parser, checkpoints.DEVICE)
     parser.set_defaults(run=run)
 
 
@@ -29,13 +30,15 @@ def run(arguments: argparse.Namespace) -> int:
     from ..montecarlo.ranks import is_main
     from ..training import load_model
 
-    models = {}
+    models, metas = {}, {}
     for path in arguments.checkpoint:
         name = path.stem if path.stem not in models else str(path.with_suffix(""))
         if name in models:
             fail("checkpoint", "must name each file once", str(path))
-        models[name] = load_model(path)[0]
-    found = sweep(models, evaluate.test_set(arguments), arguments.sigma, _devices(arguments), resume=arguments.resume,
+        models[name], metas[name] = load_model(path)
+    arguments.dataset = checkpoints.dataset_of(arguments, metas)
+    devices = _devices(arguments, checkpoints.device_left_open(arguments, metas))
+    found = sweep(models, evaluate.test_set(arguments), arguments.sigma, devices, resume=arguments.resume,
                   **evaluate.settings(arguments))
     if is_main():
         print(found)
@@ -50,11 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 130 if found.interrupted else 0
 
 
-def _devices(arguments: argparse.Namespace) -> dict:
+def _devices(arguments: argparse.Namespace, left_open: NVMDevice) -> dict[str, NVMDevice]:
     """name -> device; the names are left out where there is one."""
     if arguments.presets is None:
-        return {"": options.device_of(arguments, arguments.sigma[0])}
+        return {"": options.device_of(arguments, arguments.sigma[0], left_open)}
     devices = {}
     for arguments.preset in arguments.presets:
-        devices[arguments.preset] = options.device_of(arguments, arguments.sigma[0])
+        devices[arguments.preset] = options.device_of(arguments, arguments.sigma[0], left_open)
     return devices

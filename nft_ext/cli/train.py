@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training.files import write_atomically
 
     check_resume(arguments)
+    if arguments.sigma is None:
+        arguments.sigma = options.sigma_left_open(arguments)
     method = method_of(arguments)
     nvm = options.device_of(arguments, arguments.sigma)
     training = fit_options(arguments)

@@ -53,7 +53,8 @@ def load(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_model(path: str | PathLike) -> tuple[nn.Module, dict[str, Any]]:
-    """The plain model of a checkpoint, rebuilt by `nft_ext.models.build`, in eval mode, and the metadata.
+    """The plain model of a checkpoint, rebuilt by `nft_ext.models.build`, in eval mode, and the metadata. `NVMDevice.described` rebuilds
+    the device it was trained for from `meta["device"]`, which is None or missing for none.
 
     Raises:
         FileNotFoundError, ValueError: as `load`; also if the metadata name no built-in model, or the weights
