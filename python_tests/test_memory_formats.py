@@ -30,4 +30,5 @@ def test_strides_are_those_of_torchs_convolution(shape, layout):
     assert y.stride() == F.conv2d(x, weight).stride()
     said = torch.channels_last if _channels_last(x) else torch.contiguous_format
     assert y.stride() == torch.empty(y.shape, memory_format=said).stride()
-    assert torch.equal(y, nft.noisy_conv2d(x.contiguous(), weight, nvm=NVM, key=nft.noise_key(1)))
+    plain = nft.noisy_conv2d(x.contiguous(), weight, nvm=NVM, key=nft.noise_key(1))
+    torch.testing.assert_close(y.contiguous(), plain, rtol=1e-5, atol=1e-5)  # by processor, the library adds up in another order

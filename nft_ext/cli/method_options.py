@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from . import options
+
 DEFAULT_BETA = 1e-3  # where the paper has no beta for the network and the data set
 
 
@@ -47,12 +49,17 @@ def method_of(arguments: argparse.Namespace) -> Any:
     return methods.build(arguments.method, base=base, **own)
 
 
+def sigma_of(arguments: argparse.Namespace) -> float:
+    """The sigma trained at."""
+    return arguments.sigma if arguments.sigma is not None else options.sigma_left_open(arguments)
+
+
 def _given(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """The general options that the method called `name` takes."""
     from .. import methods
 
     taken = methods.options_of(name)
-    given = {"sigma": arguments.sigma, "feedbacks": arguments.feedbacks}
+    given = {"sigma": sigma_of(arguments), "feedbacks": arguments.feedbacks}
     if "beta" in taken:
         given["beta"] = _beta_of(arguments, name)
     return {option: value for option, value in given.items() if option in taken and value is not None}

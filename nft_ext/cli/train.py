@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from . import options
-from .method_options import add_method, method_of
+from .method_options import add_method, method_of, sigma_of
 from .training_options import add_training, check_resume, fit_options
 
 
@@ -33,10 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training.files import write_atomically
 
     check_resume(arguments)
-    if arguments.sigma is None:
-        arguments.sigma = options.sigma_left_open(arguments)
     method = method_of(arguments)
-    nvm = options.device_of(arguments, arguments.sigma)
+    nvm = options.device_of(arguments, sigma_of(arguments))
     training = fit_options(arguments)
     train, _ = data.load(arguments.dataset, arguments.data_dir)
     train, validation = data.split_validation(train, arguments.validation, seed=arguments.seed)
