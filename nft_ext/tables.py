@@ -76,12 +76,14 @@ def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None)
     Raises:
         FileNotFoundError: no such file.
         ValueError: a missing column, a number that is not one, levels that are not 0 .. 2^K - 1, a negative std, bytes that are
-            not text.
+            not text; means far from their levels: another unit.
     """
     if unit not in ("level", "microsiemens"):
         fail("unit", "must be level or microsiemens", unit)
     if unit == "microsiemens" and (g_min is None or g_max is None or not g_min < g_max):
         fail("g_min, g_max", "must be given with g_min < g_max where unit is microsiemens", (g_min, g_max))
+    if unit == "level" and (g_min, g_max) != (None, None):
+        fail("g_min, g_max", "must be left out where unit is level", (g_min, g_max))
     if not path.is_file():
         fail("path", "must be a CSV file with the columns level, mean, std", str(path), FileNotFoundError)
     try:
@@ -111,4 +113,17 @@ def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None)
     if unit == "microsiemens":
         per_level = (g_max - g_min) / (count - 1)
         mean, std = [(m - g_min) / per_level for m in mean], [s / per_level for s in std]
+    _check_unit(path, mean, unit, g_min, g_max)
     return mean, std
+
+
+def _check_unit(path: Path, mean: list[float], unit: str, g_min: float | None, g_max: float | None) -> None:
+    """Means that no device has whose levels are told apart: those of another unit, or of other bounds."""
+    top = len(mean) - 1
+    if all(-1 < m < top + 1 for m in mean) and mean[0] < top / 2 < mean[-1]:
+        return
+    found = ", ".join(f"{m:.4g}" for m in mean)
+    if unit == "level":
+        fail(str(path), f'must have means in level units, near 0 .. {top} (unit="microsiemens" takes conductances)', found)
+    fail("g_min, g_max", f"must be the conductances of level 0 and level {top}, so that the means are near 0 .. {top} level units",
+         f"{g_min:g}, {g_max:g} and so {found}")

@@ -73,6 +73,16 @@ def test_a_table_is_as_measured_unless_told_otherwise(write, evaluated, table):
     assert device_in(report) == json.loads(json.dumps(nft.NVMDevice.from_table(table, weight_bits=4).describe()))
 
 
+def test_a_table_in_microsiemens_from_the_shell(write, evaluated, tmp_path, capsys):
+    table = tmp_path / "conductances.csv"
+    table.write_text("level,mean,std\n0,10,1.5\n1,22,1\n2,32,2\n3,40,1\n")
+    options = ["--unit", "microsiemens", "--g-min", "10", "--g-max", "40"]
+    (report,) = evaluated(write(), "--table", str(table), *options)
+    assert device_in(report)["level_mean"] == pytest.approx([0, 1.2, 2.2, 3])
+    assert main(["evaluate", write(), *FEW, *options]) == 1
+    assert "--unit, --g-min, --g-max: must be left out without --table" in capsys.readouterr().err
+
+
 def test_without_noise_in_training_the_default_device(write, evaluated):
     (report,) = evaluated(write(device=None))
     assert device_in(report) == nft.NVMDevice(sigma=0.1).describe()

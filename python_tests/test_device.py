@@ -167,6 +167,9 @@ def test_tables_as_spreadsheets_write_them(tmp_path):
     ("level,mean,std\n0,0,-0.1\n1,1,0.1\n", "row 1: must hold a finite mean and a finite std >= 0; got {.*'-0.1'"),
     ("level,mean,std\n0,nan,0.1\n1,1,0.1\n", "row 1: must hold a finite mean"),
     ("level,mean,std\n0,0,inf\n1,1,0.1\n", "row 1: must hold a finite mean and a finite std"),
+    ("level,mean,std\n0,2,0.1\n1,18,1\n2,34,1\n3,49,1\n", "must have means in level units, near 0 .. 3 .*microsiemens.* got 2, 18, 34, 49"),
+    ("level,mean,std\n0,2e-6,1e-7\n1,5e-5,1e-6\n", "must have means in level units, near 0 .. 1 .* got 2e-06, 5e-05"),
+    ("level,mean,std\n0,1,0.1\n1,0,0.1\n", "must have means in level units, near 0 .. 1 .* got 1, 0"),
     (b"\xff\xfe\x00\x01", "must be a CSV file in UTF-8; got bytes that are not text"),
 ])
 def test_a_bad_table_names_the_file_and_the_row(tmp_path, text, message):
@@ -183,6 +186,10 @@ def test_other_errors_of_from_table(tmp_path):
     for g_min, g_max in ((None, 40), (10, None), (40, 10), (10, 10), (math.nan, 40)):
         with pytest.raises(ValueError, match="^g_min, g_max: must be given with g_min < g_max"):
             NVMDevice.from_table(path, unit="microsiemens", g_min=g_min, g_max=g_max)
+    with pytest.raises(ValueError, match="^g_min, g_max: must be left out where unit is level; got .10, None."):
+        NVMDevice.from_table(path, g_min=10)
+    with pytest.raises(ValueError, match="^g_min, g_max: must be the conductances of level 0 and level 3, .* got 10, 40 and so -0.99, "):
+        NVMDevice.from_table(path, unit="microsiemens", g_min=10, g_max=40)
     with pytest.raises(ValueError, match=r"^level_mean: must have 2\^device_bits = 16 entries; got 4"):
         NVMDevice.from_table(path, device_bits=4)
     with pytest.raises(ValueError, match="^weight_bits: must be a multiple of device_bits = 2; got 7"):

@@ -24,7 +24,10 @@ def add_device(parser: argparse.ArgumentParser, left_open: str = "Gaussian devic
     group.add_argument("--stuck", type=float, nargs=2, metavar=("OFF", "ON"), help="probabilities of devices stuck at level 0, at the top level")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--preset", choices=sorted(PRESETS), help="a published two-bit device")
-    source.add_argument("--table", metavar="CSV", help="a measured device: columns level, mean, std in level units")
+    source.add_argument("--table", metavar="CSV", help="a measured device: columns level, mean, std, in level units or as --unit says")
+    group.add_argument("--unit", choices=("level", "microsiemens"), help="of --table (default level)")
+    group.add_argument("--g-min", type=float, metavar="G", help="conductance of level 0, with --unit microsiemens")
+    group.add_argument("--g-max", type=float, metavar="G", help="conductance of the top level, with --unit microsiemens")
 
 
 def device_of(arguments: argparse.Namespace, sigma: float, left_open: NVMDevice = NVMDevice()) -> NVMDevice:
@@ -35,12 +38,15 @@ def device_of(arguments: argparse.Namespace, sigma: float, left_open: NVMDevice 
     given = {name: getattr(arguments, name) for name in _FIELDS if getattr(arguments, name) is not None}
     if "relative_to" in given and (arguments.table or (left_open.level_std and not arguments.preset)):
         fail("--relative-to", "must be left out for a measured device, whose deviations are as measured", given["relative_to"])
+    measured = {name: getattr(arguments, name) for name in ("unit", "g_min", "g_max") if getattr(arguments, name) is not None}
+    if measured and not arguments.table:
+        fail("--unit, --g-min, --g-max", "must be left out without --table", measured)
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if not (arguments.table or arguments.preset):
         return left_open.replace(sigma=sigma, **given)
     kept = {"weight_bits": left_open.weight_bits, "mapping": left_open.mapping} | given
     if arguments.table:
-        return NVMDevice.from_table(arguments.table, sigma=sigma, **kept)
+        return NVMDevice.from_table(arguments.table, sigma=sigma, **measured, **kept)
     return NVMDevice.preset(arguments.preset, sigma=sigma, **kept)
 
 
