@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import difflib
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -15,11 +16,13 @@ from .device import NVMDevice
 from .keys import noise_key, stream_of
 from .layers import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
 from .layers.fused import FusedLayer
+from .layers.noise_free import noise_free_layers
 from .layers.programmed import program_layers
 
 _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
 _OWN_BUFFERS = {"_table", "_key", "_programmed"}
 _PLAIN = {noisy: plain for plain, noisy in _NOISY.items()}
+_SHOWN = 6  # layers that a warning names
 Patterns = Iterable[str | type] | str | type | None
 
 
@@ -28,7 +31,8 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
 
     Args:
         model: any nn.Module. Layers that are noisy already get the device `nvm`. Subclasses of Conv2d and Linear stay as they
-            are: their forward is not ours to know.
+            are: their forward is not ours to know. A UserWarning names the layers that go on multiplying without noise for such a reason,
+            unless `include` says what is wanted.
         nvm: the device model.
         include: only these layers; exclude: not these. Qualified names, glob patterns over them, or module types.
 
@@ -49,6 +53,8 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
         fail("model", "must hold at least one Conv2d or Linear to convert", type(model).__name__)
     for name in wanted:
         _check_finite(name, names[name])
+    if include is None:
+        _warn_of_noise_free(model, names)
     result = copy.deepcopy(model)
     taken = {m.stream for m in names.values() if isinstance(m, NoisyLayer) and m.name is not None}
     for name in names:  # in the model's order, so that a hash collision resolves the same way every time
@@ -108,6 +114,13 @@ def _check_model(model: nn.Module) -> None:
 def _check_finite(name: str, layer: nn.Module) -> None:
     if not bool(torch.isfinite(layer.weight).all()):
         fail(f"{name or 'model'}.weight", "must be finite (no NaN, no infinity)", "a tensor that is not")
+
+
+def _warn_of_noise_free(model: nn.Module, convertible: dict[str, nn.Module]) -> None:
+    others = [f"{name} ({type(m).__name__})" for name, m in noise_free_layers(model).items() if name not in convertible]
+    if others:
+        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+        warnings.warn(f"model: only Conv2d and Linear themselves become noisy; without noise go on {shown}", stacklevel=3)
 
 
 def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> NoisyLayer:

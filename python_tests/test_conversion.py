@@ -1,6 +1,7 @@
 """convert, restore and program: from a plain model to a noisy one, back, and to one chip."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -91,6 +92,42 @@ def test_subclasses_are_left_as_they_are(net):
 def test_parametrized_layers_are_left_as_they_are(net):
     nn.utils.parametrizations.weight_norm(net.head)
     assert list(nft.noisy_layers(nft.convert(net, NVM))) == LAYERS[:3]
+
+
+class Mixed(nn.Module):
+    """Layers of many kinds; those that convert leaves multiply by weights as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.up, self.head = nn.Conv2d(1, 4, 3), nn.ConvTranspose2d(4, 4, 2), nn.Linear(4, 2)
+        self.attention, self.memory = nn.MultiheadAttention(4, 2, batch_first=True), nn.LSTM(4, 4, batch_first=True)
+        self.norm, self.place = nn.LayerNorm([4, 4]), nn.Parameter(torch.zeros(1, 4))  # neither multiplies a crossbar's input
+
+    def forward(self, x):
+        x = self.up(self.conv(x)).flatten(2).transpose(1, 2)
+        x = self.attention(x, x, x)[0]
+        return self.head(self.memory(x)[0][:, -1])
+
+
+def test_layers_that_go_on_without_noise_are_named():
+    left = r"up \(ConvTranspose2d\), attention \(MultiheadAttention\), attention.out_proj \(NonDynamicallyQuantizableLinear\), memory \(LSTM\)$"
+    with pytest.warns(UserWarning, match="^model: only Conv2d and Linear themselves become noisy; without noise go on " + left):
+        noisy = nft.convert(Mixed(), NVM)
+    report = nft.monte_carlo(noisy, (torch.randn(6, 1, 8, 8), torch.arange(6) % 2), runs=2, progress=False)
+    assert any("without noise" in note and note.endswith(": up, attention, attention.out_proj, memory") for note in report.notes)
+
+
+def test_of_many_such_layers_some_are_named():
+    with pytest.warns(UserWarning, match=r"go on 1 \(Conv1d\), .*, 6 \(Conv1d\) and 3 more$"):
+        nft.convert(nn.Sequential(nn.Linear(2, 2), *(nn.Conv1d(2, 2, 1) for _ in range(9))), NVM)
+
+
+def test_no_warning_where_the_user_chose_or_nothing_is_left():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nft.convert(Mixed(), NVM, include="conv")
+        nft.convert(nft.models.vgg8(width=0.0625), NVM, exclude="fc1")
+        nft.convert(nft.models.resnet18(width=0.0625), NVM)
 
 
 def test_a_noisy_model_gets_the_new_device_and_keeps_its_streams(net):

@@ -12,6 +12,7 @@ from torch import nn
 from nft_ext.checks import fail
 from nft_ext.functional import device_table
 from nft_ext.layers import noisy_layers
+from nft_ext.layers.noise_free import noise_free_layers
 
 
 def check_model(model) -> None:
@@ -82,10 +83,6 @@ def devices_in_use(model: nn.Module, sigma: float | None) -> list[dict[str, Any]
 
 
 def layers_without_noise(model: nn.Module) -> list[str]:
-    """Names of the convolutions and linear layers never converted, or with their noise switched off."""
-    noisy = {id(layer) for layer in noisy_layers(model).values() if layer.noise_enabled}
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and id(module) not in noisy
-    ]
+    """Names of the layers with weights that are not noisy, or with their noise switched off."""
+    quiet = {name for name, layer in noisy_layers(model).items() if not layer.noise_enabled} | set(noise_free_layers(model))
+    return [name for name, _ in model.named_modules() if name in quiet]
