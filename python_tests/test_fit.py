@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 import nft_ext as nft
 from nft_ext import methods
 from nft_ext.training.batches import Batches, permuted
+from nft_ext.training.history import History
 from nft_ext.training.recipe import Recipe
 from nft_ext.training.selection import Validation
 
@@ -97,6 +98,15 @@ def test_rows_say_what_happened(net):
         assert 0 <= row["val_accuracy"] <= 1 and 0 <= row["val_clean"] <= 1
         assert math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])
     assert history.rows[0]["train_loss"] > history.rows[-1]["train_loss"]
+
+
+def test_a_history_prints_a_line_an_epoch_and_marks_the_one_kept():
+    row = {"lr": 1e-3, "train_loss": 1.25, "val_loss": 0.5, "val_clean": 0.75, "seconds": 2.0}
+    rows = [row | {"epoch": 1, "val_accuracy": 0.625}, row | {"epoch": 2, "val_accuracy": 0.5}]
+    head, first, second, end = str(History(nn.Identity(), rows, 1, interrupted=True, seconds=4.0)).splitlines()
+    assert first.split() == ["*", "1", "1.00e-03", "1.2500", "62.50", "0.5000", "75.00", "2.0"] and second.split()[0] == "2"
+    assert len(head) == len(first) == len(second) and end == "interrupted after 4 s; * epoch 1 is kept"
+    assert str(History(nn.Identity())).endswith("no epoch ended") and "Identity" not in repr(History(nn.Identity()))
 
 
 def test_the_best_epoch_is_kept_not_the_last(net):

@@ -30,7 +30,7 @@ class History:
         seconds: wall-clock time of the whole run, with what earlier processes of a resumed run saved of theirs.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     rows: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int | None = None
     interrupted: bool = False
@@ -40,6 +40,17 @@ class History:
     def best(self) -> dict[str, Any] | None:
         """The row of the best epoch, None if no epoch ended."""
         return None if self.best_epoch is None else self.rows[self.best_epoch - 1]
+
+    def __str__(self) -> str:
+        """A line an epoch, the best one marked, accuracies in %."""
+        lines = ["  epoch        lr  train loss  val accuracy  val loss  noise off       s"]
+        for row in self.rows:
+            mark = "*" if row["epoch"] == self.best_epoch else " "
+            lines.append(f"{mark} {row['epoch']:5d}  {row['lr']:8.2e}  {row['train_loss']:10.4f}  {100 * row['val_accuracy']:12.2f}  "
+                         f"{row['val_loss']:8.4f}  {100 * row['val_clean']:9.2f}  {row['seconds']:6.1f}")
+        end = "interrupted" if self.interrupted else "done"
+        lines.append(f"{end} after {self.seconds:.0f} s; " + ("no epoch ended" if self.best_epoch is None else f"* epoch {self.best_epoch} is kept"))
+        return "\n".join(lines)
 
     def to_csv(self, path: str | PathLike) -> None:
         """Writes the rows as CSV, whole or not at all.
