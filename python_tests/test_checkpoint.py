@@ -61,6 +61,14 @@ def test_fit_writes_a_checkpoint_that_can_be_rebuilt(tmp_path, vgg8):
     assert (meta["recipe"]["epochs"], meta["seed"], meta["epoch"]) == (2, 7, history.best_epoch)
     assert meta["validation"] == history.best
     assert set(meta["versions"]) == {"nft_ext", "torch", "python"}
+    assert "dataset" not in meta  # two tensors have no name
+
+
+@pytest.mark.parametrize("meta, expected", [(None, "digits"), ({"dataset": "mine"}, "mine")])
+def test_a_checkpoint_names_the_data_set_that_has_a_name(tmp_path, meta, expected):
+    few = nft.data.load("digits")[0].subset(range(8))
+    nft.fit(nft.models.vgg8(width=0.125), methods.Vanilla(), few, few, epochs=1, batch_size=4, progress=False, checkpoint=tmp_path / "c.safetensors", meta=meta)
+    assert checkpoint.load(tmp_path / "c.safetensors")[1]["dataset"] == expected
 
 
 def test_tied_weights_views_and_scalars_are_saved(tmp_path):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nft_ext.bfloat16 import warn_where_slow
 from nft_ext.checks import fail, integer
+from nft_ext.data import ImageSet
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
 from nft_ext.outputs import logits_of
@@ -98,7 +99,8 @@ def fit(
         tensorboard: folder for TensorBoard's event files (needs the package tensorboard).
         checkpoint: file for the best epoch's weights, rewritten at each better epoch.
         meta: entries added to the checkpoint's metadata: model (arguments of `nft_ext.models.build`, None for
-            another model), method, device, recipe, seed, validation_chips, versions, epoch, validation.
+            another model), method, device, recipe, seed, validation_chips, versions, epoch, validation, and dataset, the
+            first part of an ImageSet's name.
         state: file to keep the run's state in, and to continue from where it exists.
         resume: False: begin anew although there is a state.
         save_every: seconds from one save of the state within an epoch to the next; it is also saved after each
@@ -127,6 +129,7 @@ def fit(
     if parameter is None:
         fail("model", "must have parameters to train", type(model).__name__)
     device = processes.place(torch.device(device) if device is not None else parameter.device)
+    named = {"dataset": train.name.split("/")[0]} if isinstance(train, ImageSet) else {}
     train, validation = Batches("train", train), Batches("validation", validation)
     warn_where_slow(recipe.precision, device)
     nvm = None if method.sigma is None else (nvm or NVMDevice()).replace(sigma=method.sigma)
@@ -143,6 +146,7 @@ def fit(
             "validation_chips": validation_chips,
             **kept,
             "versions": versions(),
+            **named,
             **(meta or {}),
         }
         outputs = Outputs(log, checkpoint, tensorboard, notes) if ranks.first else Outputs(None, None, None, notes)
