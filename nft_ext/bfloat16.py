@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import platform
 import warnings
 
 import torch
@@ -14,15 +15,20 @@ class Products(enum.Enum):
     PROCESSOR = "the processor's own products"
     FLOAT32 = "float32 products underneath, so no faster than float32"
     SLOW = "torch's loops without a library, many times slower than float32"
+    UNKNOWN = "not known: this torch does not tell"
 
 
 def on_cpu() -> Products:
     """What torch does on this machine's CPU: oneDNN where it takes bfloat16 (on x86 from AVX-512 on), its own loops elsewhere."""
-    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if not torch.backends.mkldnn.is_available():
         return Products.SLOW
-    if torch.backends.cpu.get_cpu_capability().startswith("AVX") and not torch.cpu._is_avx512_bf16_supported():
-        return Products.FLOAT32
-    return Products.PROCESSOR
+    try:  # names of torch that are not public
+        library, own = torch.ops.mkldnn._is_mkldnn_bf16_supported(), torch.cpu._is_avx512_bf16_supported()
+    except AttributeError:
+        return Products.UNKNOWN
+    if not library:
+        return Products.SLOW
+    return Products.FLOAT32 if platform.machine() in ("x86_64", "AMD64") and not own else Products.PROCESSOR
 
 
 def warn_where_slow(precision: str, device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """Who multiplies bfloat16 on the CPU: what is said is true of this processor, and the slow case is warned of, before any work."""
 
+import platform
 import warnings
 from pathlib import Path
 
@@ -35,9 +36,15 @@ def test_it_is_this_processor():
 def test_it_follows_from_the_library_and_the_instruction_set(monkeypatch, library, own, expected):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: library)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: own)
     assert on_cpu() is expected
+
+
+def test_a_torch_that_does_not_tell_is_no_failure(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert on_cpu() in (Products.UNKNOWN, Products.SLOW)
+    assert nft.info()["bfloat16_on_cpu"] == on_cpu().value
 
 
 def evaluate(precision: str) -> None:

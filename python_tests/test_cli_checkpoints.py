@@ -73,6 +73,17 @@ def test_a_table_is_as_measured_unless_told_otherwise(write, evaluated, table):
     assert device_in(report) == json.loads(json.dumps(nft.NVMDevice.from_table(table, weight_bits=4).describe()))
 
 
+@pytest.mark.parametrize("trained_for, options, sigma", [
+    (nft.NVMDevice(level_mean=(0, 1, 2, 3), level_std=(0.1,) * 4, sigma=0.7), [], 0.7),
+    (nft.NVMDevice(level_mean=(0, 1, 2, 3), level_std=(0.1,) * 4, sigma=0.7), ["--preset", "rram4"], 0.1),
+    (nft.NVMDevice(sigma=0.3), ["--relative-to", "spacing"], 0.1), (nft.NVMDevice(sigma=0.3), ["--relative-to", "max"], 0.3),
+    (nft.NVMDevice(sigma=0.3), ["--preset", "rram4"], 0.3),
+], ids=str)
+def test_a_sigma_in_another_unit_is_not_taken_over(write, evaluated, trained_for, options, sigma):
+    (report,) = evaluated(write(device=trained_for), *options)
+    assert device_in(report)["sigma"] == sigma
+
+
 def test_a_table_in_microsiemens_from_the_shell(write, evaluated, tmp_path, capsys):
     table = tmp_path / "conductances.csv"
     table.write_text("level,mean,std\n0,10,1.5\n1,22,1\n2,32,2\n3,40,1\n")
@@ -134,6 +145,11 @@ def test_a_sweep_is_over_one_device_that_all_were_trained_for(write, capsys):
     assert main(["sweep", noisy, other, *sweep]) == 1
     assert "checkpoint: must be trained for one device, or --preset" in capsys.readouterr().err
     assert main(["sweep", noisy, other, *sweep, "--preset", "rram1"]) == 0
+
+
+def test_several_presets_stand_in_place_of_one(write, capsys):
+    assert main(["sweep", write(), "--sigma", "0.1", *FEW, "--presets", "rram1", "rram4", "--preset", "fefet2"]) == 1
+    assert "--presets: must be left out with --preset or --table; got ['rram1', 'rram4']" in capsys.readouterr().err
 
 
 def test_a_sweep_is_over_one_data_set(write, capsys):

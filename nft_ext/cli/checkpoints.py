@@ -57,6 +57,7 @@ def device_left_open(arguments: argparse.Namespace, metas: Metas) -> NVMDevice:
 
 
 def sigmas_left_open(arguments: argparse.Namespace, meta: Mapping[str, Any]) -> list[float]:
-    """The sigma that a checkpoint was trained at, if for the device that it is evaluated on."""
-    own = (meta.get("device") or {}).get("sigma")
-    return [options.sigma_left_open(arguments) if own is None or arguments.table else own]
+    """The sigma that a checkpoint was trained at, where it means the same on the device that the options describe."""
+    own = meta.get("device") or {}
+    another_unit = arguments.table or (arguments.preset and own.get("level_std")) or arguments.relative_to not in (None, own.get("relative_to"))
+    return [options.sigma_left_open(arguments) if another_unit or not own else own["sigma"]]

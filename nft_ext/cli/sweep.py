@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..checks import fail
 from ..device import NVMDevice
 from . import checkpoints, evaluate, options
 
@@ -25,7 +26,6 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..checks import fail
     from ..montecarlo import sweep
     from ..montecarlo.ranks import is_main
     from ..training import load_model
@@ -57,6 +57,8 @@ def _devices(arguments: argparse.Namespace, left_open: NVMDevice) -> dict[str, N
     """name -> device; the names are left out where there is one."""
     if arguments.presets is None:
         return {"": options.device_of(arguments, arguments.sigma[0], left_open)}
+    if arguments.preset or arguments.table:
+        fail("--presets", "must be left out with --preset or --table", arguments.presets)
     devices = {}
     for arguments.preset in arguments.presets:
         devices[arguments.preset] = options.device_of(arguments, arguments.sigma[0], left_open)
