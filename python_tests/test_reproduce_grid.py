@@ -33,6 +33,17 @@ def test_seed_by_seed_so_that_an_early_stop_leaves_a_whole_figure():
     assert seeds == sorted(seeds) and set(seeds) == set(range(5))
 
 
+def test_how_fast_it_is_trained_is_part_of_a_network_and_the_usual_networks_keep_their_names():
+    usual, = cells("figure3", "vgg8-mnist", QUICK, sigmas=(0.2,), names=("control",), seeds=1)
+    assert usual.key == "vgg8-mnist-control-sigma0.2-seed0-65faba89f6"  # of a finished cell
+    faster, = cells("figure3", "vgg8-mnist", QUICK.replace(precision="bfloat16", channels_last=True), (0.2,), ("control",), 1)
+    recipe = faster.scale.recipe(faster.panel)
+    assert (recipe.precision, recipe.channels_last) == ("bfloat16", True) and faster.key != usual.key
+    assert {k for k, v in faster.config().items() if v != usual.config()[k]} == {"precision", "channels_last"}
+    with pytest.raises(ValueError, match="^precision: "):
+        QUICK.replace(precision="int4")
+
+
 def test_the_two_figures_share_their_cells():
     assert [c.key for c in cells("figure3", None, QUICK)] == [c.key for c in cells("figure4", None, QUICK)]
 

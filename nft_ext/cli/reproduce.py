@@ -11,6 +11,7 @@ from pathlib import Path
 def add_parser(commands) -> None:
     from ..reproduce.grid import EXPERIMENTS, FIGURE_METHODS
     from ..reproduce.panels import PANELS, PRESETS
+    from ..training.recipe import PRECISIONS
 
     parser = commands.add_parser("reproduce", help="a figure or table of the paper beside the published numbers",
                                  description="Trains and measures the networks of a figure or table (one JSON file each, never computed "
@@ -36,6 +37,8 @@ def add_parser(commands) -> None:
     for name, kind in (("width", float), ("epochs", int), ("lr", float), ("batch-size", int), ("train-images", int),
                        ("test-images", int), ("runs", int)):
         group.add_argument(f"--{name}", type=kind)
+    group.add_argument("--precision", choices=PRECISIONS, help="of the training; bfloat16 is faster where the processor multiplies it (nft-ext info)")
+    group.add_argument("--channels-last", action="store_true", default=None, help="train with channels innermost in memory, which most processors like")
     parser.set_defaults(run=run)
 
 
@@ -48,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     a = arguments
     scale = PRESETS[known("preset", a.preset, PRESETS)].replace(
         width=a.width, epochs=a.epochs, lr=a.lr, batch_size=a.batch_size, train_images=a.train_images, test_images=a.test_images,
-        runs=a.runs)
+        runs=a.runs, precision=a.precision, channels_last=a.channels_last)
     grid = cells(a.experiment, a.panel, scale, a.sigma, a.methods, a.seeds, not a.no_control)
     integer("--jobs", a.jobs, 1)
     mine = grid if a.shard is None else _shard(a.shard, grid)

@@ -11,6 +11,7 @@ from nft_ext import methods, models
 from nft_ext.contexts import chips
 from nft_ext.conversion import convert
 from nft_ext.device import NVMDevice
+from nft_ext.layout import channels_last
 from nft_ext.methods import Method
 from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.work import sets
@@ -27,7 +28,8 @@ def seconds(cells: Sequence[Cell], data_dir: str | None) -> dict[str, float]:
     found = {}
     for cell in cells:
         train, test = sets(cell.panel, cell.scale, data_dir)
-        kind = (cell.panel, cell.method["name"], cell.method.get("feedbacks"), cell.scale.width, cell.scale.batch_size)
+        kind = (cell.panel, cell.method["name"], cell.method.get("feedbacks"), cell.scale.width, cell.scale.batch_size,
+                cell.scale.precision, cell.scale.channels_last)
         if kind not in known:
             known[kind] = _measured(cell, train.images, train.labels, train.num_classes)
         step, image = known[kind]
@@ -44,18 +46,21 @@ def seconds(cells: Sequence[Cell], data_dir: str | None) -> dict[str, float]:
 def _measured(cell: Cell, images: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[float, float]:
     """(seconds of a training step, of one noisy image)."""
     model = models.build(cell.panel.model, classes, images.shape[1], cell.scale.width)
+    recipe = cell.scale.recipe(cell.panel)
     method: Method = methods.build(**cell.method)
     nvm = NVMDevice(sigma=cell.sigma or 0.1)
-    prepared = method.prepare(model, None if method.sigma is None else nvm).train()
+    prepared = method.prepare(model, None if method.sigma is None else nvm).train().to(memory_format=recipe.memory_format)
     optimizer = torch.optim.Adam(prepared.parameters(), lr=1e-4)
-    x, target = images[: cell.scale.batch_size], labels[: cell.scale.batch_size]
+    x, target = recipe.laid_out(images[: cell.scale.batch_size]), labels[: cell.scale.batch_size]
 
     def step() -> None:
         optimizer.zero_grad()
-        method.loss(prepared, x, target).backward()
+        with recipe.autocast(x.device):
+            loss = method.loss(prepared, x, target)
+        loss.backward()
         optimizer.step()
 
-    noisy, batch = convert(model.eval(), nvm), images[: min(BATCH, cell.scale.test_images or BATCH)]
+    noisy, batch = convert(model.eval(), nvm), channels_last(images[: min(BATCH, cell.scale.test_images or BATCH)])  # as monte_carlo on a CPU
 
     @torch.no_grad()
     def inference() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nft_ext.checks import fail, integer, number
 from nft_ext.training import Recipe
+from nft_ext.training.recipe import PRECISIONS
 
 SELECTIONS = ("validation", "last", "test")
 SIGMAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
@@ -55,7 +56,7 @@ class Scale:
     evenly spaced over the sets, None: all. runs: chips a point. validation: share of the training images. selection: the
     epoch kept is the best on the validation split, the last, or, as in the published code and only to see what that does, the
     best on the test images under one noisy pass (on one chip, the same each epoch). sigmas, methods: a figure's, where the
-    command names none.
+    command names none. precision, channels_last: of the training (`nft_ext.training.Recipe`); what is measured is in float32.
     """
 
     width: float = 1.0
@@ -68,6 +69,8 @@ class Scale:
     validation: float = 0.1
     validation_chips: int = 4
     selection: str = "validation"
+    precision: str = "float32"
+    channels_last: bool = False
     seeds: int = 1
     sigmas: tuple[float, ...] = SIGMAS
     methods: tuple[str, ...] = ("vanilla", "noise", "control", "correctnet", "ovf", "irs")
@@ -83,6 +86,7 @@ class Scale:
             if getattr(self, argument) is not None:
                 integer(argument, getattr(self, argument), 20)
         known("selection", self.selection, SELECTIONS)
+        known("precision", self.precision, PRECISIONS)
         for sigma in self.sigmas:
             number("sigma", sigma, low=0.0)
 
@@ -92,8 +96,8 @@ class Scale:
 
     def recipe(self, panel: Panel) -> Recipe:
         """The training recipe of a panel at this scale."""
-        changes = {"epochs": self.epochs, "batch_size": self.batch_size} | ({} if self.lr is None else {"lr": self.lr})
-        return Recipe.paper(panel.model, panel.dataset, **changes)
+        changes = {name: getattr(self, name) for name in ("epochs", "batch_size", "precision", "channels_last")}
+        return Recipe.paper(panel.model, panel.dataset, **changes, **({} if self.lr is None else {"lr": self.lr}))
 
 
 PRESETS = {

@@ -15,8 +15,7 @@ RUNS = 200  # the paper's, of a Monte Carlo evaluation
 def conditions(cells: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Settings of the cells in words, name -> value or values."""
     names = ("model", "dataset", "width", "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay",
-             "precision", "train_images",
-             "test_images", "validation", "validation_chips", "runs", "device")
+             "precision", "channels_last", "train_images", "test_images", "validation", "validation_chips", "runs", "device")
     found = {name: values(cells, name) for name in names}
     return {name.replace("_", " "): _words(seen) for name, seen in found.items() if seen}
 
