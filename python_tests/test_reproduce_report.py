@@ -293,6 +293,8 @@ def test_what_differs_from_the_papers_protocol_comes_from_the_settings():
     full = cell(chips=[0.9] * 200)
     always = differences([full])
     assert len(always) == 4 and not any("the paper 200" in text for text in always)
+    faster = differences([cell(chips=[0.9] * 200, precision="bfloat16", channels_last=True)])  # a layout in memory is no difference
+    assert faster == ["vgg8-mnist: precision bfloat16 (the paper float32)", *always]
     small = cell(width=0.125, epochs=5, lr=2e-3, train_images=3000)
     assert differences([small])[:2] == [
         "vgg8-mnist: width 0.125 (the paper 1), epochs 5 (the paper 200), lr 0.002 (the paper 0.001), "

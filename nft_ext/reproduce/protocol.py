@@ -67,9 +67,10 @@ def _of_panel(panel: str, cells: Sequence[dict[str, Any]]) -> list[str]:
     if panel not in published.facts()["accuracy_percent"]:
         found.append("the paper has no such panel")
     try:
-        paper = vars(Recipe.paper(model, dataset))
+        paper = dict(vars(Recipe.paper(model, dataset)))
     except ValueError:
         paper = {}
+    paper.pop("channels_last", None)  # a layout in memory is no protocol
     for name, usual in {"width": 1.0, **paper}.items():
         seen = values(cells, name)
         if name == "epochs":  # pretrained variants are trained longer or shorter on purpose
