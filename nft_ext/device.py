@@ -176,10 +176,18 @@ class NVMDevice:
     def described(cls, description: Mapping[str, Any]) -> NVMDevice:
         """The device that `describe` described: checkpoints and reports hold such descriptions.
 
+        Args:
+            description: fields by name; what is missing has its default.
+
         Raises:
-            TypeError, ValueError: no description of a device.
+            TypeError: no mapping. ValueError: a name that is no field, or a field out of its range.
         """
+        if not isinstance(description, Mapping):
+            fail("description", "must be a mapping, as describe gives it", type(description).__name__, TypeError)
         fields = dict(description)
+        known = tuple(f.name for f in dataclasses.fields(cls))
+        for name in fields:
+            _one_of("description", name, known)
         sampling = fields.pop("sampling", "auto")
         if fields.get("level_std") is not None:
             fields.pop("relative_to", None)

@@ -12,8 +12,6 @@ from nft_ext import bfloat16
 from nft_ext.bfloat16 import Products, on_cpu, warn_where_slow
 from training_runs import run, small_net, VALIDATION
 
-CPU = torch.device("cpu")
-
 
 def flags() -> set[str]:
     """The processor's own, on Linux on x86; none elsewhere."""

@@ -77,7 +77,7 @@ def test_a_table_is_as_measured_unless_told_otherwise(write, evaluated, table):
     (nft.NVMDevice(level_mean=(0, 1, 2, 3), level_std=(0.1,) * 4, sigma=0.7), [], 0.7),
     (nft.NVMDevice(level_mean=(0, 1, 2, 3), level_std=(0.1,) * 4, sigma=0.7), ["--preset", "rram4"], 0.1),
     (nft.NVMDevice(sigma=0.3), ["--relative-to", "spacing"], 0.1), (nft.NVMDevice(sigma=0.3), ["--relative-to", "max"], 0.3),
-    (nft.NVMDevice(sigma=0.3), ["--preset", "rram4"], 0.3),
+    (nft.NVMDevice(sigma=0.3), ["--preset", "rram4"], 0.3), (nft.NVMDevice(sigma=0.3, relative_to="spacing"), ["--preset", "rram4"], 0.1),
 ], ids=str)
 def test_a_sigma_in_another_unit_is_not_taken_over(write, evaluated, trained_for, options, sigma):
     (report,) = evaluated(write(device=trained_for), *options)

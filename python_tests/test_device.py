@@ -303,8 +303,10 @@ def test_a_description_read_back_is_the_same_device(device):
 def test_what_describes_no_device_is_refused():
     with pytest.raises(ValueError, match="^sigma: "):
         NVMDevice.described({"sigma": -1})
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="^description: must be one of weight_bits, .*, name; got colour"):
         NVMDevice.described({"colour": "blue"})
+    with pytest.raises(TypeError, match="^description: must be a mapping, as describe gives it; got list"):
+        NVMDevice.described([0.1])
 
 
 def test_describe_is_json_and_says_what_a_report_must():

@@ -56,8 +56,8 @@ def device_left_open(arguments: argparse.Namespace, metas: Metas) -> NVMDevice:
     return NVMDevice()
 
 
-def sigmas_left_open(arguments: argparse.Namespace, meta: Mapping[str, Any]) -> list[float]:
-    """The sigma that a checkpoint was trained at, where it means the same on the device that the options describe."""
+def sigma_left_open(arguments: argparse.Namespace, meta: Mapping[str, Any], device: NVMDevice) -> float:
+    """The sigma that a checkpoint was trained at, where sigma has the same unit on `device`."""
     own = meta.get("device") or {}
-    another_unit = arguments.table or (arguments.preset and own.get("level_std")) or arguments.relative_to not in (None, own.get("relative_to"))
-    return [options.sigma_left_open(arguments) if another_unit or not own else own["sigma"]]
+    same_unit = own.get("relative_to") == device.describe()["relative_to"]
+    return own["sigma"] if same_unit else options.sigma_left_open(arguments)

@@ -76,12 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
     model, meta = load_model(arguments.checkpoint)
     metas = {arguments.checkpoint.stem: meta}
     arguments.dataset = checkpoints.dataset_of(arguments, metas)
-    arguments.sigma = arguments.sigma or checkpoints.sigmas_left_open(arguments, meta)
+    device = options.device_of(arguments, 0.0, checkpoints.device_left_open(arguments, metas))
+    arguments.sigma = arguments.sigma or [checkpoints.sigma_left_open(arguments, meta, device)]
     if arguments.resume is not None and len(arguments.sigma) > 1:
         fail("--resume", "must come with one --sigma; nft-ext sweep --resume FOLDER takes several",
              str(arguments.resume))
-    device = options.device_of(arguments, arguments.sigma[0], checkpoints.device_left_open(arguments, metas))
-    noisy = convert(model, device)
+    noisy = convert(model, device.replace(sigma=arguments.sigma[0]))
     test, asked = test_set(arguments), settings(arguments)
     if arguments.estimate or arguments.dry_run:
         slices = _estimate(noisy, test, arguments.sigma, asked)
