@@ -14,9 +14,10 @@ if not __package__:  # started as a file: its own folder must not be where modul
 
 import torch
 
-from bench import limits, machine, measure, registry, table
-from bench.case import Case
-from nft_ext.progress import Progress
+from bench.cpu import limits
+from bench.harness import machine, measure, registry, table
+from bench.harness.case import Case
+from nft_ext._common.progress import Progress
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:

@@ -7,14 +7,9 @@ One process, but not interleaved: bench/run.py is the measurement to quote, this
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from bench import registry  # noqa: E402
+from bench.harness import registry
 
 EAGER = [pytest.param(case, variant, id=f"{case.name}: {variant.name}")
          for case in registry.cases() for variant in case.variants if variant.mode == "eager"]

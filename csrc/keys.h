@@ -1,5 +1,5 @@
 // The key of a fresh chip from torch's generator of a device: what torch.randint(2**63 - 1, (1, 1)) draws, and draw 0 of the
-// training domain. Schema and fake kernel: nft_ext/keys.py.
+// training domain. Schema and fake kernel: nft_ext/ops/keys.py.
 #pragma once
 
 #include "aten.h"

@@ -1,4 +1,4 @@
-// Every operator's schema, once. The backends (cpu/ops_cpu.cpp, cuda/ops_cuda.cpp) implement them; nft_ext/operators.py adds
+// Every operator's schema, once. The backends (cpu/ops_cpu.cpp, cuda/ops_cuda.cpp) implement them; nft_ext/ops/operators.py adds
 // fake kernels and gradients.
 //
 // Shared arguments
@@ -66,7 +66,7 @@ STABLE_TORCH_LIBRARY(nft_ext, m) {
       "noisy_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, int wanted) -> "
       "(Tensor, Tensor, Tensor)");
-  // aten's, with the same bits every time: nft_ext/deterministic.py implements it.
+  // aten's, with the same bits every time: nft_ext/ops/deterministic.py implements it.
   m.def(
       "convolution_backward(Tensor grad, Tensor x, Tensor weight, int[]? bias_sizes, int[] stride, int[] padding, "
       "int[] dilation, bool transposed, int[] output_padding, int groups, bool[3] wanted) -> (Tensor, Tensor, Tensor)");

@@ -9,19 +9,22 @@
 docs/noise.md defines the noise; nft_ext.reference says in plain PyTorch what every kernel computes.
 """
 
-from . import data, methods, metrics, models, reference
-from .build_info import info
-from .contexts import checkpoint_contexts, chips, int8, noise
-from .conversion import convert, program, restore
-from .cuda_graphs import MonteCarloGraph
-from .device import NVMDevice
-from .functional import noisy_conv2d, noisy_linear, program_weights
-from .fusion import fuse
-from .keys import noise_key
-from .layers import NoisyConv2d, NoisyLinear, noisy_layers
-from .montecarlo import CostEstimate, MonteCarloReport, estimate_cost, monte_carlo, sigma_sweep, sweep
-from .training import fit
-from .version import __version__
+from nft_ext import data, methods, metrics, models, reference
+from nft_ext.ops.build_info import info
+from nft_ext.nn.contexts import checkpoint_contexts, chips, int8, noise
+from nft_ext.nn.conversion import convert, program, restore
+from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
+from nft_ext.device import NVMDevice
+from nft_ext.ops.functional import noisy_conv2d, noisy_linear, program_weights
+from nft_ext.nn.fusion import fuse
+from nft_ext.ops.keys import noise_key
+from nft_ext.nn import NoisyConv2d, NoisyLinear, noisy_layers
+from nft_ext.montecarlo import CostEstimate, MonteCarloReport, estimate_cost, monte_carlo, sigma_sweep, sweep
+from nft_ext.training import fit
+from nft_ext.version import __version__
+from nft_ext._common.moved import keep_old_names
+
+keep_old_names()
 
 __all__ = [
     "CostEstimate", "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from . import build_info
-from .checks import fail, integer
-from .version import __version__
+from nft_ext.ops import build_info
+from nft_ext._common.checks import fail, integer
+from nft_ext.version import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DIRECTIONS = ("forward", "input_gradient")

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from . import data, methods, models
-from .build_info import info
-from .checks import fail
-from .conversion import convert
-from .device import NVMDevice
-from .methods.base import Method
-from .montecarlo import MonteCarloReport, plot_sweep, sigma_sweep, sweep_table
-from .training import fit
-from .training.files import write_atomically
+from nft_ext import data, methods, models
+from nft_ext.ops.build_info import info
+from nft_ext._common.checks import fail
+from nft_ext.nn.conversion import convert
+from nft_ext.device import NVMDevice
+from nft_ext.methods.base import Method
+from nft_ext.montecarlo import MonteCarloReport, plot_sweep, sigma_sweep, sweep_table
+from nft_ext.training import fit
+from nft_ext._common.files import write_atomically
 
 METHODS = ("vanilla", "noise", "control", "ovf", "irs")
 

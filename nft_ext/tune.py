@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import choice, operators
-from .checks import fail
-from .choice import Bounds
-from .device import NVMDevice
-from .functional import Crossbar, device_table
-from .keys import noise_key
+from nft_ext import choice
+from nft_ext.ops import operators
+from nft_ext._common.checks import fail
+from nft_ext.choice import Bounds
+from nft_ext.device import NVMDevice
+from nft_ext.ops.functional import Crossbar, device_table
+from nft_ext.ops.keys import noise_key
 
 COLUMNS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048)
 # (outputs, inputs, kernel, side of the image): a wide linear layer, and the middle and the last convolutions of a ResNet-18.

@@ -14,15 +14,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bench import baselines, checks
-from bench.case import Ready, Variant, Work
+from bench.harness import baselines, checks
+from bench.harness.case import Ready, Variant, Work
 from bench.gpu import layers, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.layers import ELEMENT, Point
 from bench.gpu.sampler import NVM
 from bench.gpu.tune import in_force
-from nft_ext.functional import Crossbar
+from nft_ext.ops.functional import Crossbar
 
 MOST_ROWS = 256  # a chip; csrc/cuda/ops_cuda.cpp leaves more to the library
 ROUNDING = 2.0   # of what checks.close allows: the sum over chips rounds once more

@@ -1,4 +1,4 @@
-"""Stage `identity`: chips on CUDA are the CPU's, bit for bit: every device model of python_tests/test_noise_identity.py."""
+"""Stage `identity`: chips on CUDA are the CPU's, bit for bit: every device model of python_tests/support/every_device.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def differences(nvm: nft.NVMDevice, weight: Tensor, key: Tensor, stream: int) ->
 
 def run(task: Task) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python_tests"))
-    from test_noise_identity import DEVICES, STREAM, weights
+    from support.every_device import DEVICES, STREAM, weights
 
     wrong: list[str] = []
     compared = 0

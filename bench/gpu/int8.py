@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.case import Variant
+from bench.harness.case import Variant
 from bench.gpu import layers, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings

@@ -13,15 +13,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bench import baselines, checks
-from bench.case import Ready, Variant, Work
+from bench.harness import baselines, checks
+from bench.harness.case import Ready, Variant, Work
 from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
 from bench.gpu.tune import in_force
-from bench.layers import SHAPES, Shape
-from nft_ext.functional import Crossbar, conv2d_product, linear_product
+from bench.cpu.layers import SHAPES, Shape
+from nft_ext.ops.functional import Crossbar, conv2d_product, linear_product
 
 # (shape, images): 16 rows a chip at one image of conv2d-512x4, 64 of conv2d-256x8, 1024 of conv2d-64x32
 SIZES = {"linear-8192x1024": (1, 32, 256), "conv2d-512x4": (1, 16), "conv2d-256x8": (1, 4), "conv2d-64x32": (1,)}

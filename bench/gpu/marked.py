@@ -19,7 +19,7 @@ LAST_SECONDS = 5.0  # kept from the slow tests for what comes after them
 
 def files(folder: Path) -> list[Path]:
     """Test files that mention the marker: collecting the others would only take time."""
-    return sorted(p for p in folder.glob("test_*.py") if re.search(r"\bmark\.cuda\b", p.read_text(encoding="utf-8")))
+    return sorted(p for p in folder.rglob("test_*.py") if re.search(r"\bmark\.cuda\b", p.read_text(encoding="utf-8")))
 
 
 def results(report: Path) -> dict[str, Any]:

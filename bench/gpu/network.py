@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import nft_ext as nft
-from bench import baselines, checks
-from bench.case import Ready, Variant, Work
+from bench.harness import baselines, checks
+from bench.harness.case import Ready, Variant, Work
 from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
 from bench.gpu.tune import in_force
-from bench.networks import _counts as counts
-from nft_ext.cuda_graphs import MonteCarloGraph
+from bench.cpu.networks import _counts as counts
+from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
 
 CASES = ((128, "bf16"), (1, "bf16"), (128, "fp32"), (32, "bf16"), (8, "bf16"), (1, "fp32"))  # the most important first
 WHOLLY = (1, 128)  # at other numbers of images only what may be the fastest is timed

@@ -1,4 +1,4 @@
-"""The best plain PyTorch for the noise model on CUDA. Semantics as in bench/baselines.py, from which it takes the formulas.
+"""The best plain PyTorch for the noise model on CUDA. Semantics as in bench/harness/baselines.py, from which it takes the formulas.
 
 What differs from the CPU: nothing may be read back to the host, bfloat16 noise is drawn in bfloat16, launches cost more than
 arithmetic, so all layers' noise is drawn into one piece of memory where the model is not compiled ("wholesale": one normal_ and
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import baselines
-from bench.baselines import DEVICE_SD, NORMALS, PLACES, WEIGHT_SD
+from bench.harness import baselines
+from bench.harness.baselines import DEVICE_SD, NORMALS, PLACES, WEIGHT_SD
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}  # of what lies between layers
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import nft_ext as nft
-from bench import baselines, checks
-from bench.case import Ready, Variant, Work
+from bench.harness import baselines, checks
+from bench.harness.case import Ready, Variant, Work
 from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings

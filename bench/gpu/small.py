@@ -45,7 +45,7 @@ def finish(*tensors: torch.Tensor) -> None:
 
 def fused_conv(nvm, key, shared, x, weight, stride=1, padding=0, dilation=1, groups=1) -> None:
     """A convolution and the gradient of its input, each where a group has enough outputs or inputs for a kernel of this package."""
-    from nft_ext.operators import _conv_size, ops
+    from nft_ext.ops.operators import _conv_size, ops
 
     geometry = [[v, v] if isinstance(v, int) else list(v) for v in (stride, padding, dilation)]
     noise = (None, None, torch.from_numpy(nvm.operator_table()).to(x.device), key, 5, nvm.operator_spec())
@@ -62,7 +62,7 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
     only_ours: of convolutions and their gradients those that are done by a kernel of this package."""
     import nft_ext as nft
     from nft_ext import choice
-    from nft_ext.operators import can_be_channels_last
+    from nft_ext.ops.operators import can_be_channels_last
 
     choice.apply(0)  # what was measured here must not be put in force by a later call
     choice.put(0, {direction: dict.fromkeys(choice.DTYPES, FUSED) for direction in choice.DIRECTIONS})

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from bench import baselines
-from bench.case import DRAWS, Variant
+from bench.harness import baselines
+from bench.harness.case import DRAWS, Variant
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings, Floor, floor, sampling_instructions
-from bench.measure import Row, Timing, fastest
+from bench.harness.measure import Row, Timing, fastest
 
 SAMPLE_SECONDS = 0.01    # a timing holds as many calls as fill this
 MOST_CALLS = 100

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import nft_ext as nft
-from bench import baselines, checks
-from bench.case import Ready, Variant, Work
+from bench.harness import baselines, checks
+from bench.harness.case import Ready, Variant, Work
 from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
 from bench.gpu.tune import in_force
-from bench.networks import _counts as counts
+from bench.cpu.networks import _counts as counts
 from nft_ext.methods.batchnorm import frozen_statistics
 from nft_ext.methods.losses import gammas_noisiest_first_in_weight, total_output
 

@@ -63,7 +63,7 @@ inline cuda::Program program_of(Crossbar& c, Tensor& dense) {
   return p;
 }
 
-// Whether a convolution's weights may be programmed channels last; nft_ext/operators.py has the same rule.
+// Whether a convolution's weights may be programmed channels last; nft_ext/ops/operators.py has the same rule.
 inline bool can_be_channels_last(const Crossbar& c) {
   return c.weight.dim() == 4 && c.device[2] == generic::kPathFast && 2 * sizeof(float) << c.device[0] <= generic::kTurnedTableBytes &&
          generic::can_turn(c.weight.numel(), c.weight.size(1), c.weight.size(2) * c.weight.size(3));

@@ -200,7 +200,7 @@ struct Cuda {
     return y;
   }
 
-  // cuDNN's, but never by atomics (nft_ext/deterministic.py).
+  // cuDNN's, but never by atomics (nft_ext/ops/deterministic.py).
   static std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                                  const aten::Convolution& p, std::array<bool, 3> mask) {
     return aten::convolution_backward(grad, x, weight, p, mask, "nft_ext::convolution_backward");

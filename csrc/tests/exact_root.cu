@@ -1,5 +1,5 @@
 // Every number that csrc/core/macros.h's moderate_root is for, against the device's own correctly rounded root. To be run where a
-// GPU is: python_tests/test_cuda_root.py compiles and runs it.
+// GPU is: python_tests/cuda/test_root.py compiles and runs it.
 #include <stdio.h>
 
 #include "../core/macros.h"

@@ -1,5 +1,5 @@
 """The command line: nft-ext. One file a command."""
 
-from .main import main
+from nft_ext.cli.main import main
 
 __all__ = ["main"]

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from .. import data
-from ..checks import fail
-from ..device import NVMDevice
-from . import options
+from nft_ext import data
+from nft_ext._common.checks import fail
+from nft_ext.device import NVMDevice
+from nft_ext.cli import options
 
 Metas = Mapping[str, Mapping[str, Any]]
 

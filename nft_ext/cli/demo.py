@@ -21,7 +21,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..demo import SETTINGS, Demo
+    from nft_ext.demo import SETTINGS, Demo
 
     given = {name: getattr(arguments, name) for name in ("sigma", "epochs", "width", "runs", "methods")}
     settings = SETTINGS[arguments.dataset].replace(seed=arguments.seed, **{k: v for k, v in given.items() if v is not None})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import checkpoints, options
+from nft_ext.cli import checkpoints, options
 
 
 def add_parser(commands) -> None:
@@ -57,8 +57,8 @@ def settings(arguments: argparse.Namespace) -> dict:
 
 def test_set(arguments: argparse.Namespace):
     """The data set's test images, or the first --limit of them."""
-    from .. import data
-    from ..checks import integer
+    from nft_ext import data
+    from nft_ext._common.checks import integer
 
     _, test = data.load(arguments.dataset, arguments.data_dir)
     if arguments.limit is not None:
@@ -67,11 +67,11 @@ def test_set(arguments: argparse.Namespace):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..checks import fail
-    from ..conversion import convert
-    from ..montecarlo import plot_sweep, sigma_sweep, sweep_table
-    from ..montecarlo.ranks import is_main
-    from ..training import load_model
+    from nft_ext._common.checks import fail
+    from nft_ext.nn.conversion import convert
+    from nft_ext.montecarlo import plot_sweep, sigma_sweep, sweep_table
+    from nft_ext.montecarlo.distributed.ranks import is_main
+    from nft_ext.training import load_model
 
     model, meta = load_model(arguments.checkpoint)
     metas = {arguments.checkpoint.stem: meta}
@@ -111,9 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _estimate(noisy, test, sigmas: list[float], asked: dict) -> int | None:
     """Prints what each sigma will cost, and the sum; gives the last one's images of a slice (None: whole sets)."""
-    from ..montecarlo import estimate_cost
-    from ..montecarlo.ranks import is_main
-    from ..progress import duration
+    from nft_ext.montecarlo import estimate_cost
+    from nft_ext.montecarlo.distributed.ranks import is_main
+    from nft_ext._common.progress import duration
 
     total, cost = 0.0, None
     for sigma in sigmas:

@@ -6,7 +6,7 @@ import argparse
 
 
 def add_parser(commands) -> None:
-    from ..data import SOURCES
+    from nft_ext.data import SOURCES
 
     parser = commands.add_parser("fetch", help="download a published data set, with its checksum")
     parser.add_argument("dataset", choices=tuple(SOURCES), metavar="NAME", help=", ".join(SOURCES))
@@ -16,7 +16,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..data import fetch
+    from nft_ext.data import fetch
 
     done = fetch(arguments.dataset, arguments.data_dir, progress=True)
     print(f"{arguments.dataset}: {'downloaded, checksum as published' if done else 'already there'}")

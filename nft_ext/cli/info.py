@@ -13,8 +13,8 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from .. import choice
-    from ..build_info import info
+    from nft_ext import choice
+    from nft_ext.ops.build_info import info
 
     facts = info() | {"fused_product": choice.described()}
     if arguments.json:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 done, 1 bad input, 2 bad usage, 130 interrupted)."""
-    from . import demo, evaluate, fetch, info, reproduce, sweep, train, tune
-    from ..montecarlo.ranks import RanksError
+    from nft_ext.cli import demo, evaluate, fetch, info, reproduce, sweep, train, tune
+    from nft_ext.montecarlo.distributed.ranks import RanksError
 
     parser = argparse.ArgumentParser(prog="nft-ext", description="Noisy inference and noise-aware training for NVM crossbars.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -6,13 +6,13 @@ import argparse
 import json
 from typing import Any
 
-from . import options
+from nft_ext.cli import options
 
 DEFAULT_BETA = 1e-3  # where the paper has no beta for the network and the data set
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
-    from .. import methods
+    from nft_ext import methods
 
     group = parser.add_argument_group("method")
     group.add_argument("--method", choices=methods.NAMES, default="noise")
@@ -37,7 +37,7 @@ def method_of(arguments: argparse.Namespace) -> Any:
     Raises:
         ValueError: options that do not fit the method.
     """
-    from .. import methods
+    from nft_ext import methods
 
     own = dict(arguments.method_options)
     if arguments.base is None:
@@ -56,7 +56,7 @@ def sigma_of(arguments: argparse.Namespace) -> float:
 
 def _given(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """The general options that the method called `name` takes."""
-    from .. import methods
+    from nft_ext import methods
 
     taken = methods.options_of(name)
     given = {"sigma": sigma_of(arguments), "feedbacks": arguments.feedbacks}
@@ -66,7 +66,7 @@ def _given(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def _beta_of(arguments: argparse.Namespace, name: str) -> float:
-    from .. import methods
+    from nft_ext import methods
 
     panel = f"{arguments.model}-{arguments.dataset}"
     if arguments.beta == "paper":

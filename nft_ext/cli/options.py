@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from .. import data, models
-from ..checks import fail
-from ..device import PRESETS, NVMDevice
+from nft_ext import data, models
+from nft_ext._common.checks import fail
+from nft_ext.device.model import PRESETS, NVMDevice
 
 # Options by the names of NVMDevice's fields; what is not given is None.
 _FIELDS = ("weight_bits", "device_bits", "relative_to", "mapping", "clip", "censor", "truncate", "stuck")

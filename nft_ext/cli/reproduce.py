@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def add_parser(commands) -> None:
-    from ..reproduce.grid import EXPERIMENTS, FIGURE_METHODS
-    from ..reproduce.panels import PANELS, PRESETS
-    from ..training.recipe import PRECISIONS
+    from nft_ext.reproduce.grid import EXPERIMENTS, FIGURE_METHODS
+    from nft_ext.reproduce.panels import PANELS, PRESETS
+    from nft_ext.training.recipe import PRECISIONS
 
     parser = commands.add_parser("reproduce", help="a figure or table of the paper beside the published numbers",
                                  description="Trains and measures the networks of a figure or table (one JSON file each, never computed "
@@ -43,10 +43,10 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..checks import integer
-    from ..reproduce.grid import cells
-    from ..reproduce.panels import PRESETS, known
-    from ..reproduce.store import Store
+    from nft_ext._common.checks import integer
+    from nft_ext.reproduce.grid import cells
+    from nft_ext.reproduce.panels import PRESETS, known
+    from nft_ext.reproduce.store import Store
 
     a = arguments
     scale = PRESETS[known("preset", a.preset, PRESETS)].replace(
@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(integer("--threads", a.threads, 1))
     if a.dry_run:
         return _show(mine, a)
-    from ..reproduce import run as grid_run
-    from ..reproduce.work import sets
+    from nft_ext.reproduce import run as grid_run
+    from nft_ext.reproduce.work import sets
 
     sets(grid[0].panel, scale, a.data_dir)  # missing data are told before any work
     store = Store(a.out)
@@ -89,7 +89,7 @@ def _report(a: argparse.Namespace, grid: list, store, status: int) -> int:
         print(f"{others} finished cells of other configurations lie in {store.cells} and are not used")
     if not found:
         return status
-    from ..reproduce.report import write_report
+    from nft_ext.reproduce.report import write_report
 
     command = shlex.join(["nft-ext", *sys.argv[1:]])
     print(write_report(a.experiment, found, a.out, command, {"preset": a.preset, "cells": len(grid), "finished": len(found)}))
@@ -97,7 +97,7 @@ def _report(a: argparse.Namespace, grid: list, store, status: int) -> int:
 
 
 def _shard(text: str, grid: list) -> list:
-    from ..checks import fail
+    from nft_ext._common.checks import fail
 
     try:
         which, count = (int(part) for part in text.split("/"))
@@ -109,8 +109,8 @@ def _shard(text: str, grid: list) -> list:
 
 
 def _show(grid: list, a: argparse.Namespace) -> int:
-    from ..progress import duration
-    from ..reproduce.estimate import seconds
+    from nft_ext._common.progress import duration
+    from nft_ext.reproduce.estimate import seconds
 
     expected = seconds(grid, a.data_dir)
     finished = {path.stem for path in (a.out / "cells").glob("*.json")}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..checks import fail
-from ..device import NVMDevice
-from . import checkpoints, evaluate, options
+from nft_ext._common.checks import fail
+from nft_ext.device import NVMDevice
+from nft_ext.cli import checkpoints, evaluate, options
 
 
 def add_parser(commands) -> None:
@@ -26,9 +26,9 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..montecarlo import sweep
-    from ..montecarlo.ranks import is_main
-    from ..training import load_model
+    from nft_ext.montecarlo import sweep
+    from nft_ext.montecarlo.distributed.ranks import is_main
+    from nft_ext.training import load_model
 
     models, metas = {}, {}
     for path in arguments.checkpoint:

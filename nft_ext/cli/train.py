@@ -7,9 +7,9 @@ import json
 import os
 from pathlib import Path
 
-from . import options
-from .method_options import add_method, method_of, sigma_of
-from .training_options import add_training, check_resume, fit_options
+from nft_ext.cli import options
+from nft_ext.cli.method_options import add_method, method_of, sigma_of
+from nft_ext.cli.training_options import add_training, check_resume, fit_options
 
 
 def add_parser(commands) -> None:
@@ -28,9 +28,9 @@ def add_parser(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from .. import data, models
-    from ..training import fit, search_beta
-    from ..training.files import write_atomically
+    from nft_ext import data, models
+    from nft_ext.training import fit, search_beta
+    from nft_ext._common.files import write_atomically
 
     check_resume(arguments)
     method = method_of(arguments)

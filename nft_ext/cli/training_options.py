@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..training.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES, Recipe
+from nft_ext.training.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES, Recipe
 
 RECIPE = tuple(field.name for field in dataclasses.fields(Recipe))
 

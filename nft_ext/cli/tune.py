@@ -14,8 +14,9 @@ def add_parser(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from .. import build_info, tune
-    from ..checks import fail, integer
+    from nft_ext.ops import build_info
+    from nft_ext import tune
+    from nft_ext._common.checks import fail, integer
 
     if build_info.cuda_failure is not None:
         raise ImportError(f"nothing to tune on this machine, because {build_info.cuda_failure}")

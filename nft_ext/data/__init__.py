@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.data import cifar, digits, mnist, tinyimagenet
 from nft_ext.data.augment import augment_for
 from nft_ext.data.fetch import SOURCES, fetch

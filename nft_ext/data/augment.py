@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nft_ext.checks import fail, integer
+from nft_ext._common.checks import fail, integer
 from nft_ext.data.image_set import ImageSet
 
 PADDING = 4  # pixels, the paper's for CIFAR

@@ -11,8 +11,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from nft_ext.checks import fail
-from nft_ext.progress import Progress
+from nft_ext._common.checks import fail
+from nft_ext._common.progress import Progress
 
 ATTEMPTS = 4  # at each address, while the trouble looks passing
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one

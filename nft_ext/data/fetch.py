@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.data import cifar, mnist, tinyimagenet
 from nft_ext.data.download import PAUSE, Remote, download
 from nft_ext.data.files import ENVIRONMENT

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import NoReturn
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 
 ENVIRONMENT = "NFT_EXT_DATA"
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from nft_ext.checks import fail, integer, number
+from nft_ext._common.checks import fail, integer, number
 
 
 class ImageSet(Dataset):

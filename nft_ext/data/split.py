@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nft_ext.checks import fail, integer, number
+from nft_ext._common.checks import fail, integer, number
 from nft_ext.data.image_set import ImageSet
 
 

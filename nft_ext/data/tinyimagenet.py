@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nft_ext.checks import fail, integer
+from nft_ext._common.checks import fail, integer
 from nft_ext.data.array_cache import read_cache, write_cache
 from nft_ext.data.files import bad_file
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.pixels import IMAGE_SIZE, write_inputs
-from nft_ext.progress import Progress
+from nft_ext._common.progress import Progress
 
 SIDE = 64  # pixels, as published
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # of the training images, as everybody uses

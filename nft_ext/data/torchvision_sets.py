@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.data import cifar, mnist
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.pixels import IMAGE_SIZE, write_inputs

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from nft_ext.checks import fail
-from nft_ext.progress import Progress
+from nft_ext._common.checks import fail
+from nft_ext._common.progress import Progress
 
 
 def unpack(archive: Path, folder: Path, wanted: Callable[[str, int], bool], count: int,

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from nft_ext.checks import fail
-from nft_ext.conversion import convert, restore
+from nft_ext._common.checks import fail
+from nft_ext.nn.conversion import convert, restore
 from nft_ext.device import NVMDevice
 
 

@@ -14,12 +14,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext.checks import boolean, fail, number
-from nft_ext.conversion import restore
+from nft_ext._common.checks import boolean, fail, number
+from nft_ext.nn.conversion import restore
 from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
 from nft_ext.methods.injected import injecting, with_injection, without_injection
-from nft_ext.outputs import logits_of
+from nft_ext._common.logits import logits_of
 
 SIDES = ("right", "left", "both")
 

@@ -13,9 +13,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext.checks import fail, integer, number
+from nft_ext._common.checks import fail, integer, number
 from nft_ext.methods.base import Method
-from nft_ext.outputs import logits_of
+from nft_ext._common.logits import logits_of
 
 
 def control_of(method: Method, model: nn.Module | None = None) -> Method:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nft_ext.checks import fail, number
+from nft_ext._common.checks import fail, number
 from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
 from nft_ext.methods.registry import build

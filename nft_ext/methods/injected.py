@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.device import NVMDevice
-from nft_ext.functional import program_weights
-from nft_ext.keys import fresh_key
-from nft_ext.layers import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
+from nft_ext.ops.functional import program_weights
+from nft_ext.ops.keys import fresh_key
+from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
 
 # Noise in units of max|W| from standard normals: z [*weight.shape] -> [*weight.shape].
 Noise = Callable[[Tensor], Tensor]

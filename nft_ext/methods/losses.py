@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nft_ext.checks import boolean, fail, number
+from nft_ext._common.checks import boolean, fail, number
 
 # None: powers of 10; a number: powers of it; gamma(n, N); or gamma_1 .. gamma_N themselves.
 Gammas = None | float | Callable[[int, int], float] | Sequence[float]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 
 # arXiv 2305.14561: one beta a method, network and data set.
 BETAS: dict[str, dict[str, float]] = {

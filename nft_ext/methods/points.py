@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from nft_ext.checks import fail, integer
+from nft_ext._common.checks import fail, integer
 
 # (module name, side its output is pooled to; None: by its channels, see `side_for`)
 Point = tuple[str, int | None]

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from typing import Any, TypeVar
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.methods.base import Method
 
 _METHODS: dict[str, type[Method]] = {}

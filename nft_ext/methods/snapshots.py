@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.methods.points import Point, check_names, side_for
-from nft_ext.outputs import logits_of
+from nft_ext._common.logits import logits_of
 
 HIDDEN = 512
 

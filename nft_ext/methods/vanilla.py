@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nft_ext.methods.base import Method
-from nft_ext.outputs import logits_of
+from nft_ext._common.logits import logits_of
 
 
 @dataclass(frozen=True)

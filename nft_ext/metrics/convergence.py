@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nft_ext.checks import fail, number
+from nft_ext._common.checks import fail, number
 from nft_ext.metrics.proportions import clopper_pearson, fisher_exact
 from nft_ext.metrics.samples import row_means, sample
 

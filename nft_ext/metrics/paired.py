@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.metrics.distributions import t_half_width, t_two_sided
 from nft_ext.metrics.samples import sample
 from nft_ext.metrics.wilcoxon import signed_rank_p

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nft_ext.checks import fail, integer, number
+from nft_ext._common.checks import fail, integer, number
 from nft_ext.metrics.distributions import beta_quantile
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 
 
 def sample(argument: str, values: Any, dims: tuple[int, ...], symbols: str, least: int = 1) -> np.ndarray:

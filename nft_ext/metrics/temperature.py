@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nft_ext.checks import fail, number
+from nft_ext._common.checks import fail, number
 
 LIMITS = (1e-4, 1e4)  # a fitted temperature lies within
 TOLERANCE = 1e-9  # of log T

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.models.resnet18 import resnet18
 from nft_ext.models.vgg8 import vgg8
 

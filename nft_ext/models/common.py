@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nft_ext.checks import fail, integer, number
+from nft_ext._common.checks import fail, integer, number
 
 IMAGE_SIZE = 32  # pixels a side; the sizes of the fully connected layers follow from it
 

@@ -2,11 +2,11 @@
 
 from nft_ext.montecarlo.calibration import calibrate
 from nft_ext.montecarlo.cost_estimate import CostEstimate, estimate_cost
-from nft_ext.montecarlo.curves import sweep_table
+from nft_ext.montecarlo.report.curves import sweep_table
 from nft_ext.montecarlo.evaluate import monte_carlo
-from nft_ext.montecarlo.plots import plot_sweep
-from nft_ext.montecarlo.report import MonteCarloReport
-from nft_ext.montecarlo.statistic import Quantile, RunStatistic, Worst
+from nft_ext.montecarlo.report.plots import plot_sweep
+from nft_ext.montecarlo.report.report import MonteCarloReport
+from nft_ext.montecarlo.statistics.statistic import Quantile, RunStatistic, Worst
 from nft_ext.montecarlo.sweep import sigma_sweep, sweep
 from nft_ext.montecarlo.sweep_result import Sweep
 

@@ -7,11 +7,11 @@ import contextlib
 import torch
 from torch import nn
 
-from nft_ext.checks import integer, number
-from nft_ext.contexts import chips, noise
+from nft_ext._common.checks import integer, number
+from nft_ext.nn.contexts import chips, noise
 from nft_ext.metrics.temperature import Temperature, fit_temperature
-from nft_ext.montecarlo.images import check_label_range, read_data
-from nft_ext.montecarlo.subject import check_model, check_sigma_is_known, eval_mode, on_device
+from nft_ext.montecarlo.execution.images import check_label_range, read_data
+from nft_ext.montecarlo.execution.subject import check_model, check_sigma_is_known, eval_mode, on_device
 
 
 def calibrate(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sigma: float | None = None,

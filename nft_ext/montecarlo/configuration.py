@@ -12,9 +12,9 @@ from typing import Any, Iterable
 import torch
 from torch import Tensor, nn
 
-from nft_ext.build_info import info
-from nft_ext.layers import noisy_layers
-from nft_ext.montecarlo.arguments import Arguments
+from nft_ext.ops.build_info import info
+from nft_ext.nn import noisy_layers
+from nft_ext.montecarlo.execution.arguments import Arguments
 
 SETTING = (bool, int, float, str, tuple, type(None))
 NO_SETTINGS = ("training", "name", "stream", "noise_enabled", "int8")  # set by evaluation, or with fields of their own

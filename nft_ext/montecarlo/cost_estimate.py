@@ -11,18 +11,18 @@ from typing import Any
 
 from torch import nn
 
-from nft_ext.montecarlo.arguments import Arguments, checked
-from nft_ext.montecarlo.cost import Cost, measure
-from nft_ext.montecarlo.intervals import CONFIDENCE, student_t_quantile
-from nft_ext.montecarlo.pilot import pilot
-from nft_ext.montecarlo.preparation import check, prepared
-from nft_ext.montecarlo.protocols import Plan, plan
-from nft_ext.montecarlo.session import Session
-from nft_ext.montecarlo.slices import Slices
-from nft_ext.montecarlo.stopping import PILOT_RUNS
-from nft_ext.montecarlo.strata import least_exact
-from nft_ext.montecarlo.text import WIDTH, align
-from nft_ext.progress import duration
+from nft_ext.montecarlo.execution.arguments import Arguments, checked
+from nft_ext.montecarlo.execution.cost import Cost, measure
+from nft_ext.montecarlo.statistics.intervals import CONFIDENCE, student_t_quantile
+from nft_ext.montecarlo.execution.pilot import pilot
+from nft_ext.montecarlo.execution.preparation import check, prepared
+from nft_ext.montecarlo.execution.protocols import Plan, plan
+from nft_ext.montecarlo.execution.session import Session
+from nft_ext.montecarlo.statistics.slices import Slices
+from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS
+from nft_ext.montecarlo.statistics.strata import least_exact
+from nft_ext.montecarlo.report.text import WIDTH, align
+from nft_ext._common.progress import duration
 
 # A variance seen on the pilot's 24 chips, as factors on it: its 95 % interval by the chi-square distribution with 23 degrees
 # of freedom (23 / 38.08 and 23 / 11.69).

@@ -10,23 +10,23 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from nft_ext.build_info import info
-from nft_ext.checks import fail
+from nft_ext.ops.build_info import info
+from nft_ext._common.checks import fail
 from nft_ext.metrics.temperature import Tempered
-from nft_ext.montecarlo.arguments import Arguments, checked
-from nft_ext.montecarlo.collect import Collector
+from nft_ext.montecarlo.execution.arguments import Arguments, checked
+from nft_ext.montecarlo.execution.collect import Collector
 from nft_ext.montecarlo.configuration import configuration
-from nft_ext.montecarlo.estimates import METRICS, run_statistics, slice_statistics
-from nft_ext.montecarlo.memory import Halving
-from nft_ext.montecarlo.preparation import Prepared, check, prepared
-from nft_ext.montecarlo.protocols import Plan, execute, plan
-from nft_ext.montecarlo.report import MonteCarloReport
-from nft_ext.montecarlo.session import Session
-from nft_ext.montecarlo.slices import Slices
-from nft_ext.montecarlo.stopping import PILOT_RUNS, Precision
-from nft_ext.montecarlo.strata import least_exact
-from nft_ext.montecarlo.subject import devices_in_use, layers_without_noise
-from nft_ext.montecarlo.tallies import Tallies
+from nft_ext.montecarlo.statistics.estimates import METRICS, run_statistics, slice_statistics
+from nft_ext.montecarlo.execution.out_of_memory import Halving
+from nft_ext.montecarlo.execution.preparation import Prepared, check, prepared
+from nft_ext.montecarlo.execution.protocols import Plan, execute, plan
+from nft_ext.montecarlo.report.report import MonteCarloReport
+from nft_ext.montecarlo.execution.session import Session
+from nft_ext.montecarlo.statistics.slices import Slices
+from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Precision
+from nft_ext.montecarlo.statistics.strata import least_exact
+from nft_ext.montecarlo.execution.subject import devices_in_use, layers_without_noise
+from nft_ext.montecarlo.statistics.tallies import Tallies
 
 
 def monte_carlo(

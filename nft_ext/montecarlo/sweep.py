@@ -10,14 +10,14 @@ from typing import Any, Sequence
 
 from torch import nn
 
-from nft_ext.checks import fail, number
-from nft_ext.conversion import convert
+from nft_ext._common.checks import fail, number
+from nft_ext.nn.conversion import convert
 from nft_ext.device import NVMDevice
-from nft_ext.layers import noisy_layers
+from nft_ext.nn import noisy_layers
 from nft_ext.montecarlo.evaluate import monte_carlo
-from nft_ext.montecarlo.report import MonteCarloReport
-from nft_ext.montecarlo.session import main_rank_makes, read_together
-from nft_ext.montecarlo.subject import check_model
+from nft_ext.montecarlo.report.report import MonteCarloReport
+from nft_ext.montecarlo.execution.session import main_rank_makes, read_together
+from nft_ext.montecarlo.execution.subject import check_model
 from nft_ext.montecarlo.sweep_result import Curve, Sweep
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.metrics import Paired, paired
-from nft_ext.montecarlo.curves import sweep_table
-from nft_ext.montecarlo.report import MonteCarloReport
-from nft_ext.montecarlo.text import align
+from nft_ext.montecarlo.report.curves import sweep_table
+from nft_ext.montecarlo.report.report import MonteCarloReport
+from nft_ext.montecarlo.report.text import align
 
 FORMAT = "nft_ext.sweep/1"
 COMPARED = "on common chips: this compares these checkpoints, not the methods that trained them"
@@ -102,7 +102,7 @@ class Sweep:
 
         Raises ImportError, with the command that mends it, without matplotlib.
         """
-        from nft_ext.montecarlo.plots import plot_sweep
+        from nft_ext.montecarlo.report.plots import plot_sweep
 
         plot_sweep(self.reports, path, title)
 

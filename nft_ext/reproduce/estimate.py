@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from nft_ext import methods, models
-from nft_ext.contexts import chips
-from nft_ext.conversion import convert
+from nft_ext.nn.contexts import chips
+from nft_ext.nn.conversion import convert
 from nft_ext.device import NVMDevice
-from nft_ext.layout import channels_last
+from nft_ext._common.channels_last import channels_last
 from nft_ext.methods import Method
 from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.work import sets

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nft_ext import methods
-from nft_ext.checks import fail, integer, number
+from nft_ext._common.checks import fail, integer, number
 from nft_ext.methods import BETAS, Method
 from nft_ext.reproduce.panels import Panel, Scale, known, panel_named
 from nft_ext.reproduce.settings import METHODS, SETTINGS

@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from nft_ext.checks import fail, integer, number
+from nft_ext._common.checks import fail, integer, number
 from nft_ext.training import Recipe
 from nft_ext.training.recipe import PRECISIONS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.reproduce import published
 from nft_ext.training import Recipe
 

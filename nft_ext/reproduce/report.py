@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nft_ext.progress import duration
+from nft_ext._common.progress import duration
 from nft_ext.reproduce import published
 from nft_ext.reproduce.convergence import Converged, converged
 from nft_ext.reproduce.figures import DARK, LIGHT, drawn
@@ -15,9 +15,8 @@ from nft_ext.reproduce.html import Picture, Section, page
 from nft_ext.reproduce.protocol import check_cells, conditions, differences, machines, seconds
 from nft_ext.reproduce.ranking import contrasts, ranked, ranking_tables
 from nft_ext.reproduce.summary import NO_CLAIM, Comparison, Row, comparisons, rows
-from nft_ext.reproduce.tables import (Table, accuracy_tables, calibration_tables, comparison_tables,
-                                      convergence_tables, write_csv, write_json)
-from nft_ext.training.files import write_atomically
+from nft_ext.reproduce.tables import Table, accuracy_tables, calibration_tables, comparison_tables, convergence_tables, write_csv, write_json
+from nft_ext._common.files import write_atomically
 
 WIDTH = 108
 TITLES = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nft_ext.progress import duration
+from nft_ext._common.progress import duration
 from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.store import Store
 from nft_ext.reproduce.work import work

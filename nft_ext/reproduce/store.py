@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.reproduce.grid import Cell
-from nft_ext.training.files import remove_leftovers, write_atomically
+from nft_ext._common.files import remove_leftovers, write_atomically
 
 
 class Store:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.metrics import compare_methods, over_seeds
 from nft_ext.reproduce import published
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nft_ext.montecarlo.text import align
+from nft_ext.montecarlo.report.text import align
 from nft_ext.reproduce.convergence import AGAINST, Converged
 from nft_ext.reproduce.summary import Comparison, Row, rank
-from nft_ext.training.files import write_atomically
+from nft_ext._common.files import write_atomically
 
 ABSENT = "-"
 

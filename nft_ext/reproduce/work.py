@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from nft_ext import data, methods, models
-from nft_ext.build_info import info
-from nft_ext.contexts import chips, noise
-from nft_ext.conversion import convert
+from nft_ext.ops.build_info import info
+from nft_ext.nn.contexts import chips, noise
+from nft_ext.nn.conversion import convert
 from nft_ext.data import ImageSet
 from nft_ext.device import NVMDevice
 from nft_ext.metrics import fit_temperature, tempered

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 
 
 class Batches:

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from nft_ext.checks import fail, number
+from nft_ext._common.checks import fail, number
 from nft_ext.methods import Method
-from nft_ext.training.files import check_writable_target, write_atomically
+from nft_ext._common.files import check_writable_target, write_atomically
 from nft_ext.training.fitting import fit
 from nft_ext.training.history import History, NonFiniteLoss
 

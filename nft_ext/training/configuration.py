@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nft_ext.build_info import info
+from nft_ext.ops.build_info import info
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
 from nft_ext.training.batches import Batches

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from nft_ext.checks import fail
-from nft_ext.training.files import write_atomically
+from nft_ext._common.checks import fail
+from nft_ext._common.files import write_atomically
 
 
 def write_tensors(path: str | PathLike, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], format: str) -> None:

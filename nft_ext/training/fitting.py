@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nft_ext.bfloat16 import warn_where_slow
-from nft_ext.checks import fail, integer
+from nft_ext._common.bfloat16 import warn_where_slow
+from nft_ext._common.checks import fail, integer
 from nft_ext.data import ImageSet
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
-from nft_ext.outputs import logits_of
+from nft_ext._common.logits import logits_of
 from nft_ext.training import ranks as processes
 from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import describe_model, versions

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nft_ext.training.files import write_atomically
+from nft_ext._common.files import write_atomically
 
 COLUMNS = ("epoch", "lr", "train_loss", "val_accuracy", "val_loss", "val_clean", "seconds")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nft_ext.progress import Progress
+from nft_ext._common.progress import Progress
 from nft_ext.training.batches import Batches, permuted
 from nft_ext.training.history import History, NonFiniteLoss
 from nft_ext.training.outputs import Outputs

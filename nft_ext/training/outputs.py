@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 
 from nft_ext.training.checkpoint import save
-from nft_ext.training.files import check_writable_target, remove_leftovers
+from nft_ext._common.files import check_writable_target, remove_leftovers
 from nft_ext.training.history import COLUMNS, History
 
 

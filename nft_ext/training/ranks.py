@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nft_ext.checks import fail
+from nft_ext._common.checks import fail
 from nft_ext.training.configuration import differences
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nft_ext import data, layout
-from nft_ext.checks import fail, integer, number
+from nft_ext import data
+from nft_ext._common import channels_last as layout
+from nft_ext._common.checks import fail, integer, number
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "constant")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext.contexts import chips, noise
-from nft_ext.outputs import logits_of
+from nft_ext.nn.contexts import chips, noise
+from nft_ext._common.logits import logits_of
 from nft_ext.training.batches import Batches
 from nft_ext.training.ranks import Ranks
 from nft_ext.training.recipe import Recipe

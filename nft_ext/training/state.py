@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nft_ext.checks import fail, number
+from nft_ext._common.checks import fail, number
 from nft_ext.training.configuration import differences, environment
 from nft_ext.training.container import read_tensors, write_tensors
-from nft_ext.training.files import check_writable_target, remove_leftovers
+from nft_ext._common.files import check_writable_target, remove_leftovers
 
 FORMAT = "nft_ext training state 1"
 EXPECTED = "the state of a training run, written by fit"

@@ -1,0 +1,1 @@
+"""What every benchmark shares: cases, measuring, checking results, the table."""

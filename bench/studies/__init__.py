@@ -1,0 +1,1 @@
+"""Studies: questions answered once, with their own commands."""

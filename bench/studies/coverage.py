@@ -1,0 +1,219 @@
+"""How often the 95 % intervals of Monte Carlo evaluations hold the truth: python -m bench.studies.coverage [--out FILE] [--recorded NPZ].
+
+Ten thousand evaluations a setting, each through the product's own slices, estimators and stopping rule
+(nft_ext/montecarlo: slices, strata, stopping, slice_statistic); only the network is replaced by a population with known figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.studies.populations import Recorded, Synthetic
+from nft_ext.montecarlo.statistics.slice_statistic import LOGIT_FROM, logit_interval
+from nft_ext.montecarlo.statistics.slices import Slices
+from nft_ext.montecarlo.statistics.stopping import Goal, precision_of, until
+from nft_ext.montecarlo.statistics.strata import SliceEstimate, between_chips, estimate
+
+BAND = (0.935, 0.965)
+EVALUATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """runs chips with slices of at most n images; or with a target half-width as many as it takes, at most `most`."""
+
+    name: str
+    population: Synthetic | Recorded
+    n: int
+    runs: int | None = None
+    target: float | None = None
+    most: int = 5000
+
+
+@dataclass
+class Outcome:
+    """Of one evaluation: intervals and figures."""
+
+    runs: int
+    accuracy: tuple[float, float]
+    mean: float
+    half_width: float
+    between: float
+    ekl: tuple[float, float]
+    conservative: bool
+
+
+class _Evaluation:
+    """One evaluation: its chips come as they are asked for, as from a collector."""
+
+    def __init__(self, population: Synthetic | Recorded, n: int, number: int):
+        self.population, self.random = population, np.random.default_rng(number)
+        self.slices = Slices(number, population.images, n)
+        self.right, self.loss, self.sizes = (np.empty(0) for _ in range(3))
+
+    def more(self, first: int, last: int) -> None:
+        images, counted = (t.numpy() for t in self.slices.of(list(range(first, last))))
+        right, loss = self.population.sums(self.random, images, counted)
+        self.right, self.loss = np.append(self.right, right), np.append(self.loss, loss)
+        self.sizes = np.append(self.sizes, counted.sum(axis=1))
+
+    def estimate(self) -> SliceEstimate:
+        return estimate(self.right, self.sizes, self.slices.count)
+
+
+def evaluate(setting: Setting, number: int) -> Outcome:
+    """Evaluation `number` of a setting."""
+    evaluation = _Evaluation(setting.population, setting.n, number)
+    count = evaluation.slices.count
+    if setting.target is None:
+        evaluation.more(0, setting.runs)
+        precision = precision_of(evaluation.estimate())
+    else:
+        goal = Goal(setting.target, 64, setting.most)
+        precision = until(goal, count, evaluation.more, evaluation.estimate)
+    found = evaluation.estimate()
+    mean, half = float(found.mean), precision.half_width
+    if setting.n < setting.population.images and LOGIT_FROM < mean < 1:
+        interval = logit_interval(mean, half)
+    else:
+        interval = mean - half, mean + half
+    ekl = estimate(evaluation.loss, evaluation.right, count)
+    ekl_half = precision_of(ekl).half_width
+    between = between_chips(found, evaluation.right, evaluation.sizes, count, setting.population.images)
+    return Outcome(len(evaluation.right), interval, mean, half, float(between), (float(ekl.mean) - ekl_half, float(ekl.mean) + ekl_half),
+                   found.conservative)
+
+
+def study(setting: Setting, evaluations: int = EVALUATIONS) -> dict:
+    """Coverage and figures of `evaluations` evaluations of one setting."""
+    started = time.perf_counter()
+    outcomes = [evaluate(setting, number) for number in range(evaluations)]
+    truth = setting.population.truth
+    count = Slices(0, setting.population.images, setting.n).count
+    held = np.mean([o.accuracy[0] <= truth["accuracy"] <= o.accuracy[1] for o in outcomes])
+    runs = np.array([o.runs for o in outcomes])
+    means = np.array([o.mean for o in outcomes])
+    # By design too wide while the slices of an evaluation make less than two tilings.
+    conservative = float(np.mean([o.conservative for o in outcomes]))
+    result = {
+        "name": setting.name,
+        "population": asdict(setting.population) if isinstance(setting.population, Synthetic) else "recorded",
+        "images": setting.population.images, "n": setting.n, "slices": count,
+        "accuracy": truth["accuracy"], "chip_std": truth["std"],
+        "target_ci": setting.target, "runs_mean": float(runs.mean()), "runs_most": int(runs.max()),
+        "tilings_mean": float(runs.mean()) / count, "conservative_share": conservative,
+        "coverage": float(held), "mean_error": float(means.mean() - truth["accuracy"]),
+        "half_width_mean": float(np.mean([o.half_width for o in outcomes])),
+        "std_of_means": float(means.std(ddof=1)),
+        "std_estimate": float(np.sqrt(max(0.0, np.mean([o.between for o in outcomes])))),
+        "evaluations": evaluations,
+    }
+    if "ekl" in truth and setting.target is None:
+        result["ekl_coverage"] = float(np.mean([o.ekl[0] <= truth["ekl"] <= o.ekl[1] for o in outcomes]))
+    high = 1.0 if conservative > 0.5 else BAND[1]
+    result["within_band"] = bool(BAND[0] <= held <= high)
+    return result | {"seconds": time.perf_counter() - started}
+
+
+def synthetic_settings() -> list[Setting]:
+    """Accuracies from 60 to 98 %, chips from equal to very different, whole and incomplete tilings, with and without a target."""
+    strong, weak = Synthetic(1000, 0.8, 0.3), Synthetic(1000, 0.6, 0.1)
+    high, high_strong = Synthetic(1000, 0.98, 0.3), Synthetic(1000, 0.98, 0.6)
+    equal, few, odd = Synthetic(1000, 0.9, 0.0), Synthetic(360, 0.9, 0.3), Synthetic(997, 0.85, 0.2)
+    large, skewed = Synthetic(2000, 0.9, 0.3), Synthetic(1000, 0.85, 0.4, skewed=True)
+    rare = Synthetic(10_000, 0.977, 0.33, skewed=True)
+    return [
+        Setting("10 tilings", strong, 50, runs=200),
+        Setting("little chip variance, 5 tilings", weak, 17, runs=295),
+        Setting("98 %, 10 tilings", high, 50, runs=200),
+        Setting("98 %, chips differ much, 5 tilings", high_strong, 50, runs=100),
+        Setting("equal chips, 2 tilings", equal, 10, runs=200),
+        Setting("360 images, 20 tilings", few, 36, runs=200),
+        Setting("unequal slices, incomplete third tiling", odd, 30, runs=97),
+        Setting("skewed chips, 10 tilings", skewed, 50, runs=200),
+        Setting("one tiling and 64 chips", large, 10, runs=264),
+        Setting("98 %, 1.7 tilings", high, 10, runs=170),
+        Setting("1.25 tilings", large, 25, runs=100),
+        Setting("half a tiling", large, 10, runs=100),
+        Setting("98 %, 1.5 tilings", high, 10, runs=150),
+        Setting("whole sets", few, 360, runs=64),
+        Setting("target, slices", strong, 50, target=0.008),
+        Setting("target, little chip variance", weak, 50, target=0.008),
+        Setting("target, 98 %", high, 50, target=0.0015),
+        Setting("target, 98 %, chips differ much", high_strong, 50, target=0.003),
+        Setting("target, unequal slices", odd, 30, target=0.008),
+        Setting("target met soon after the pilot", few, 36, target=0.012),
+        Setting("target, skewed chips", skewed, 50, target=0.012),
+        Setting("target, one tiling and 64 chips decide", large, 20, target=0.005),
+        Setting("target, skewed chips that differ little", rare, 14, target=0.00195),
+        Setting("target met below one tiling", large, 10, target=0.02),
+        Setting("target not reachable", strong, 50, target=0.002, most=200),
+        Setting("target, whole sets", few, 360, target=0.005),
+    ]
+
+
+def recorded_settings(correct: np.ndarray) -> list[Setting]:
+    """The same questions of a real network's matrix bool [C, I]."""
+    population = Recorded(correct)
+    half = 0.3 * population.truth["std"]
+    sizes = (population.images // 20, population.images // 10, population.images // 4)
+    settings = [Setting(f"real network, n = {n}", population, n, runs=200) for n in sizes]
+    settings += [Setting("real network, 1.5 tilings", population, 5, runs=108)]
+    settings += [Setting("real network, one tiling and 64 chips", population, 2, runs=(population.images + 1) // 2 + 64)]
+    settings += [Setting("real network, whole sets", population, population.images, runs=200)]
+    settings += [Setting(f"real network, target, n = {n}", population, n, target=half / 2) for n in (5, *sizes)]
+    return settings + [Setting("real network, target, whole sets", population, population.images, target=half / 2)]
+
+
+def line(result: dict) -> str:
+    """One row for people."""
+    mark = "" if result["within_band"] else "  OUTSIDE"
+    cautious = " (conservative)" if result["conservative_share"] > 0.5 else ""
+    ekl = f"  EKL {100 * result['ekl_coverage']:.2f} %" if "ekl_coverage" in result else ""
+    return (f"{result['name']:42s} accuracy {100 * result['accuracy']:.2f} %, chip std {100 * result['chip_std']:.2f}, n {result['n']}, "
+            f"R {result['runs_mean']:.0f}, tilings {result['tilings_mean']:.2f}: {100 * result['coverage']:.2f} %{cautious}{ekl}{mark}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with settings of its own (default 1)")
+    parser.add_argument("--recorded", type=Path, metavar="NPZ", help="a matrix that python -m bench.studies.record_chips wrote")
+    parser.add_argument("--only", nargs="+", metavar="TEXT",
+                        help="settings whose name holds one of these; the others stay as --out has them")
+    parser.add_argument("--out", type=Path, metavar="JSON")
+    arguments = parser.parse_args()
+    settings = synthetic_settings()
+    if arguments.recorded is not None:
+        with np.load(arguments.recorded) as file:
+            chips, images = file["shape"]
+            settings = recorded_settings(np.unpackbits(file["bits"], axis=1, count=images)[:chips].astype(bool))
+    names = [setting.name for setting in settings]
+    if arguments.only is not None:
+        settings = [setting for setting in settings if any(text in setting.name for text in arguments.only)]
+        if not settings:
+            parser.error(f"--only: must hold a part of a setting's name ({'; '.join(names)}); got {' '.join(arguments.only)}")
+    results = []
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for result in pool.map(study, settings, [arguments.evaluations] * len(settings)):
+            results.append(result)
+            print(line(result), flush=True)
+    if arguments.out is not None:
+        if arguments.only is not None and arguments.out.exists():
+            kept = json.loads(arguments.out.read_text())["results"]
+            found = {result["name"]: result for result in kept + results}
+            results = [found[name] for name in names if name in found]
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps({"band": BAND, "results": results}, indent=1) + "\n")
+    return 0 if all(result["within_band"] for result in results) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

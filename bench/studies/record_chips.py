@@ -1,0 +1,62 @@
+"""Trains a small VGG-8 on digits and records which chip is right on which test image: python -m bench.studies.record_chips OUT.npz.
+
+The matrix is the population that `bench.studies.coverage --recorded` resamples. About ten minutes on a core.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import nft_ext as nft
+from nft_ext import data, methods, models
+
+
+def train(width: float, epochs: int) -> torch.nn.Module:
+    """A VGG-8 trained by noise injection at sigma 0.3."""
+    training, validation = data.split_validation(data.load("digits", None)[0], 0.1, seed=0)
+    torch.manual_seed(0)
+    history = nft.fit(models.vgg8(10, 1, width), methods.build("noise", sigma=0.3), training, validation, epochs=epochs,
+                      batch_size=64, seed=0, nvm=nft.NVMDevice(sigma=0.3), progress=None)
+    return history.model
+
+
+def record(model: torch.nn.Module, chips: int, seed: int) -> np.ndarray:
+    """Right or wrong, bool [chips, I], of chips 0 .. chips - 1 of `seed` on the test images."""
+    test = data.load("digits", None)[1]
+    inputs, labels = test.images, test.labels
+    rows = []
+    with torch.no_grad():
+        for draw in range(chips):
+            with nft.chips(model, seed=seed, draws=draw):
+                rows.append(model(inputs).argmax(dim=1) == labels)
+    return torch.stack(rows).numpy()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--sigma", type=float, default=0.2)
+    parser.add_argument("--chips", type=int, default=2000)
+    parser.add_argument("--width", type=float, default=0.125)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--checkpoint", type=Path, help="a trained network instead of training one")
+    arguments = parser.parse_args()
+    if arguments.checkpoint is not None:
+        plain = nft.training.load_model(arguments.checkpoint)[0]
+    else:
+        plain = train(arguments.width, arguments.epochs)
+    noisy = nft.convert(plain, nft.NVMDevice(sigma=arguments.sigma)).eval()
+    correct = record(noisy, arguments.chips, seed=1)
+    by_chip = correct.mean(axis=1)
+    print(f"accuracy {100 * correct.mean():.2f} %, std over chips {100 * by_chip.std(ddof=1):.2f} points, "
+          f"worst {100 * by_chip.min():.2f} %")
+    np.savez_compressed(arguments.out, bits=np.packbits(correct, axis=1), shape=np.array(correct.shape))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,66 @@
+"""Old module names of 0.2, kept for one release: importing one gives the module at its new place and warns.
+
+Whole models that torch.save pickled name the modules of their classes, so these names are needed to read them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_ROOMS = {
+    "_common": "checks progress",
+    "device": "tables",
+    "ops": "build_info deterministic functional keys operands operators",
+    "nn": "contexts conversion fusion",
+    "montecarlo.statistics": "montecarlo.estimates montecarlo.intervals montecarlo.slice_statistic montecarlo.slices "
+    "montecarlo.statistic montecarlo.stopping montecarlo.strata montecarlo.tallies",
+    "montecarlo.distributed": "montecarlo.journal montecarlo.ranks montecarlo.rows",
+    "montecarlo.execution": "cuda_graphs montecarlo.cost montecarlo.images montecarlo.passes montecarlo.subject",
+    "montecarlo.report": "montecarlo.curves montecarlo.plots montecarlo.stored montecarlo.text",
+}
+_RENAMED = {
+    "layers": "nn",
+    **{f"layers.{name}": f"nn.{name}" for name in "base cascade conv fused linear noise_free programmed".split()},
+    "outputs": "_common.logits",
+    "training.files": "_common.files",
+}
+MOVED: dict[str, str] = {  # old name -> new name
+    **{f"nft_ext.{old}": f"nft_ext.{room}.{old.rpartition('.')[2]}" for room, names in _ROOMS.items() for old in names.split()},
+    **{f"nft_ext.{old}": f"nft_ext.{new}" for old, new in _RENAMED.items()},
+}
+
+
+class _Alias(Loader):
+    """Hands out the module at its new place, unchanged."""
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(self.new)
+        self.own_spec, self.own_loader = module.__spec__, module.__loader__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__, module.__loader__ = self.own_spec, self.own_loader  # the import system wrote the alias's
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        new = MOVED.get(fullname)
+        if new is None:
+            return None
+        warnings.warn(f"{fullname} is now {new}; the old name goes in the next release", DeprecationWarning, stacklevel=2)
+        return ModuleSpec(fullname, _Alias(new), is_package=fullname == "nft_ext.layers")
+
+
+def keep_old_names() -> None:
+    """Makes the old names importable. First in line, so that files of an older installation are not found instead."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,1 @@
+"""Runs chips: a network and its data become sums per chip."""

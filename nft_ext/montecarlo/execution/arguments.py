@@ -1,0 +1,75 @@
+"""What `monte_carlo` may be asked for, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nft_ext._common.checks import fail, integer, number
+from nft_ext.ops.keys import noise_key
+from nft_ext.montecarlo.statistics.estimates import METRICS
+from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal
+
+MAX_RUNS = 2**31  # a draw has 32 bits; the padding of the last pass needs a few more than `runs`
+PROTOCOLS = ("full", "stratified")
+PRECISIONS = ("float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The checked arguments of `monte_carlo`; `goal` is None where `runs` is given."""
+
+    runs: int
+    seed: int
+    sigma: float | None
+    protocol: str
+    slice_images: int | str
+    goal: Goal | None
+    metrics: set[str]
+    chips_per_pass: int | str
+    batch_size: int | str
+    precision: str
+
+    @property
+    def most_runs(self) -> int:
+        """Chips that may be asked for at most."""
+        return self.runs if self.goal is None else self.goal.high
+
+
+def checked(*, runs, seed, sigma, protocol, slice_images, target_ci, min_runs, max_runs, metrics, chips_per_pass,
+            batch_size, precision) -> Arguments:
+    """The arguments as they are used; raises ValueError that names the argument, the rule and the value."""
+    runs = integer("runs", runs, 2, MAX_RUNS)
+    if batch_size != "auto":
+        batch_size = integer("batch_size", batch_size, 1)
+    goal = None
+    if target_ci is not None:
+        target = number("target_ci", target_ci)
+        if not 0 < target < 1:
+            fail("target_ci", "must be a half-width of accuracy as a fraction, above 0 and below 1", target)
+        high = integer("max_runs", max_runs, PILOT_RUNS, MAX_RUNS)
+        goal = Goal(target, integer("min_runs", min_runs, PILOT_RUNS, high), high)
+    if chips_per_pass != "auto":
+        chips_per_pass = min(runs if goal is None else goal.high, integer("chips_per_pass", chips_per_pass, 1))
+    if sigma is not None:
+        sigma = number("sigma", sigma, 0.0)
+    noise_key(seed=seed, draws=[0], domain="evaluation")  # refuses a bad seed
+    _one_of("protocol", protocol, PROTOCOLS)
+    _one_of("precision", precision, PRECISIONS)
+    if slice_images != "auto":
+        slice_images = integer("slice_images", slice_images, 1)
+        if protocol == "full":
+            fail("slice_images", "must be left alone under protocol 'full', where every chip sees every image", slice_images)
+    return Arguments(runs, int(seed), sigma, protocol, slice_images, goal, _metric_names(metrics), chips_per_pass, batch_size,
+                     precision)
+
+
+def _one_of(argument: str, value, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        fail(argument, "must be " + " or ".join(map(repr, allowed)), value)
+
+
+def _metric_names(metrics) -> set[str]:
+    names = {metrics} if isinstance(metrics, str) else set(metrics)
+    if "accuracy" not in names or not names <= set(METRICS):
+        fail("metrics", f"must be names of {', '.join(METRICS)}, accuracy among them", sorted(map(str, names)))
+    return names

@@ -1,0 +1,91 @@
+"""Collects the sums of a range of chips, pass by pass: all that protocols and stopping rules ask for."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from nft_ext.montecarlo.distributed.rows import Row, rows_of, tallies_of_rows
+from nft_ext.montecarlo.execution.session import Session
+from nft_ext.montecarlo.statistics.tallies import Tallies
+from nft_ext._common.progress import Progress
+
+# tallies_of(draws, done) -> Tallies, one row a draw; done(share) is told of each share of the pass that is over
+TalliesOf = Callable[[list[int], Callable[[float], None]], Tallies]
+
+
+class Collector:
+    """Runs chips in passes of always the same size.
+
+    tallies_of: the sums of the chips `draws`, over whichever images each of them sees.
+    per_pass: chips a pass, >= 1. label, show: of the progress display (`Progress`).
+    session: with a journal or other ranks, or None. It is the passes that are dealt to ranks and redone after a kill,
+        and a pass has the same chips on whichever rank and at whichever time; so its figures are the same bits.
+    interrupted: True once a KeyboardInterrupt has ended a call before its last chip.
+    """
+
+    def __init__(
+        self, tallies_of: TalliesOf, per_pass: int, label: str, show: bool | None, session: Session | None = None
+    ):
+        self.tallies_of, self.per_pass, self.label, self.show = tallies_of, per_pass, label, show
+        self.session = session if session is not None and session.keeps else None
+        self.interrupted = False
+
+    def run(self, first: int, last: int) -> Tallies:
+        """Sums of the chips `first` .. `last` - 1, in order.
+
+        If interrupted: of the finished chips from `first` on, possibly none; and none in later calls.
+        """
+        if self.interrupted:
+            return Tallies.concatenate([])
+        return self._run(first, last) if self.session is None else self._run_kept(first, last)
+
+    def _run(self, first: int, last: int) -> Tallies:
+        finished: list[Tallies] = []
+        done = first
+        try:
+            with Progress(last - first, self.label, "chips", enabled=self.show) as progress:
+                shown = _Shown(progress)
+                while done < last:
+                    kept = min(self.per_pass, last - done)
+                    finished.append(self._pass(done, kept, lambda share: progress.update(kept * share)))
+                    done += kept
+                    shown.result(finished[-1])
+        except KeyboardInterrupt:
+            self.interrupted = done < last
+        return Tallies.concatenate(finished)
+
+    def _pass(self, start: int, kept: int, done: Callable[[float], None]) -> Tallies:
+        # Always per_pass chips, so that shapes never change; the surplus is dropped.
+        return self.tallies_of(list(range(start, start + self.per_pass)), done).chips(kept)
+
+    def _run_kept(self, first: int, last: int) -> Tallies:
+        kept = {start: min(self.per_pass, last - start) for start in range(first, last, self.per_pass)}
+        todo = [start for start, n in kept.items() if not all(map(self.session.known, range(start, start + n)))]
+
+        def compute(start: int) -> list[Row]:
+            draws = range(start, start + kept[start])
+            return rows_of(draws, self._pass(start, len(draws), lambda share: None), 0.0)
+
+        with Progress(last - first, self.label, "chips", enabled=self.show) as progress:
+            shown = _Shown(progress)
+            progress.update(sum(map(self.session.known, range(first, last))))
+
+            def arrived(rows: list[Row]) -> None:
+                progress.update(len(rows))
+                shown.result(tallies_of_rows(rows))
+
+            rows, self.interrupted = self.session.rows(first, last, todo, compute, arrived)
+        return tallies_of_rows(rows)
+
+
+class _Shown:
+    """The accuracy so far, in the progress display."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self._right, self._seen = progress, 0.0, 0.0
+
+    def result(self, tallies: Tallies) -> None:
+        self._right += float(tallies.correct.sum())
+        self._seen += float(tallies.images.sum())
+        if self._seen:
+            self.progress.update(0, note=f"accuracy {100 * self._right / self._seen:.2f} %")

@@ -1,0 +1,196 @@
+"""A whole Monte Carlo step as one CUDA graph: images and chips in, logits out, no launch left to the host."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nft_ext.ops import build_info, operators
+from nft_ext._common.checks import fail, integer
+from nft_ext.nn.contexts import chips as chips_of
+from nft_ext.nn.contexts import hold, int8
+from nft_ext.ops.keys import noise_key
+from nft_ext.nn import base, noisy_layers
+from nft_ext.montecarlo.execution.subject import check_model, check_not_int8, eval_mode
+
+WARM_UPS = 3  # libraries choose algorithms and get their workspaces before the capture, where they may not
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "int8": None}  # autocast's dtypes
+
+
+class MonteCarloGraph:
+    """`model` on S programmed chips, captured once and replayed for any images of the same shape and any chips.
+
+        step = MonteCarloGraph(model, images, chips=8)
+        for draws in batched(range(200), 8):
+            logits = step(images, nft.noise_key(seed, draws, device="cuda"))      # [8 * B, C], chip-major
+
+    The model runs in eval mode, without gradients, as `nft.monte_carlo` runs it, with the sigma and the noise's on/off state of
+    the moment of the capture. Weights may be trained or loaded in place between replays: quantized weights kept for the graph are
+    found anew (`refresh`, called by itself except after writing through `.data`). A graph's memory is its own: results stay valid
+    until the next replay overwrites them.
+
+    Args:
+        model: a converted model on one CUDA device whose forward reads nothing back to the host.
+        inputs: [B, ...], an example; its shape and dtype are those of every later batch.
+        chips: S, chips a replay.
+        precision: "float32", "bfloat16" for products under autocast, or "int8" for those of nft_ext.int8.
+        programmed: whether a replay programs all layers first, in few launches, and multiplies with torch's products (many rows a
+            chip), instead of layer by layer. Costs S times the weights' memory. Not with int8.
+        after: None, or a function of the logits [S, B, ...] that is captured too; its result is then the step's.
+
+    Attributes:
+        inputs [B, ...], key [S, 2]: what a replay reads; may be filled by hand instead of being given to a call.
+        output: what a replay writes: the model's output [S * B, ...], or the result of `after`.
+
+    Raises:
+        TypeError, ValueError: bad arguments, weights that are not finite. RuntimeError: no CUDA here, or a forward that cannot be
+            captured.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, chips: int = 1, *, precision: str = "float32",
+                 programmed: bool = False, after: Callable[[Tensor], Any] | None = None) -> None:
+        check_model(model)
+        check_not_int8(model)
+        chips = integer("chips", chips, 1)
+        if precision not in PRECISIONS:
+            fail("precision", "must be float32, bfloat16 or int8", precision)
+        if programmed and precision == "int8":
+            fail("programmed", "must be False with precision int8, whose products torch has not", programmed)
+        if not isinstance(inputs, Tensor):
+            fail("inputs", "must be a torch.Tensor", type(inputs).__name__, TypeError)
+        if inputs.dim() == 0 or inputs.shape[0] == 0:
+            fail("inputs", "must have the shape [B, ...] with B >= 1", list(inputs.shape))
+        self.device = _cuda_device(model)
+        self.model, self.chips, self._precision, self._after = model, chips, precision, after
+        self._programmed = bool(programmed)
+        self._layers = noisy_layers(model)
+        with torch.cuda.device(self.device):
+            self.inputs = torch.empty_like(inputs, device=self.device).copy_(inputs)  # keeps the memory format
+            self.key = noise_key(0, range(chips), device=self.device)
+            self._graph = torch.cuda.CUDAGraph()
+            self.output = self._capture()
+
+    def __call__(self, inputs: Tensor, key: Tensor) -> Any:
+        """The output on these images and chips; a buffer that the next call overwrites.
+
+        Args:
+            inputs: [B, ...] of the captured shape and dtype, on any device. key: int64 [S, 2], on any device; from the host both
+                are copied, which a tensor on the device saves.
+
+        Raises:
+            TypeError, ValueError: another shape or dtype. RuntimeError: weights that moved in memory since the capture.
+        """
+        _check_same("inputs", inputs, self.inputs)
+        _check_same("key", key, self.key)
+        self.inputs.copy_(inputs, non_blocking=True)
+        self.key.copy_(key, non_blocking=True)
+        return self.replay()
+
+    def replay(self) -> Any:
+        """The output on what stands in `inputs` and `key`, on the current stream of the device."""
+        if self._stamp() != self._captured:
+            self.refresh()
+        with torch.cuda.device(self.device):
+            self._graph.replay()
+        return self.output
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Quantizes the weights as they are now; needed by hand only after writing to them through `.data`.
+
+        Raises:
+            RuntimeError: a weight has moved in memory (the model was moved, or a parameter replaced).
+        """
+        stamp = self._stamp()
+        for name, then, now in zip(self._layers, self._captured[1], stamp[1]):
+            if then[:2] != now[:2]:
+                fail(f"{name}.weight", "must stay where it was at the capture; capture the model again", "another tensor",
+                     RuntimeError)
+        with torch.cuda.device(self.device):
+            for layer, (codes, step) in self._kept:
+                found = operators.ops.weight_step(layer.weight, layer.nvm.weight_bits)
+                step.copy_(found)
+                codes.copy_(operators.ops.quantize(layer.weight, found, layer.nvm.weight_bits))
+        self._captured = stamp
+
+    # ---- the capture
+
+    def _capture(self) -> Any:
+        # One context for all of it: layers then quantize in the first warm-up, and the graph reads what they keep.
+        with (eval_mode(self.model), torch.no_grad(), chips_of(self.model, key=self.key),
+              int8(self.model, enabled=self._precision == "int8")):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    self._step()
+            torch.cuda.current_stream().wait_stream(side)
+            current = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(self._graph):
+                    output = self._step()
+            except RuntimeError as error:
+                _recover(current)
+                first = error.__context__ or error  # the end of a broken capture raises too, and says less
+                reason = next(iter(str(first).splitlines()), type(first).__name__)
+                raise RuntimeError("model: must have a forward that a CUDA graph can hold (fixed shapes, nothing read back to "
+                                   f"the host); got {reason}") from error
+            # What the graph reads besides parameters must outlive the layers' own caches.
+            self._tables = [layer.noise_state()[0] for layer in self._layers.values()]
+            self._kept = [(layer, layer._quantized[1:3]) for layer in self._layers.values() if layer._quantized is not None]
+        self._captured = self._stamp()
+        return output
+
+    def _step(self) -> Any:
+        dtype = PRECISIONS[self._precision]
+        # Autocast's cache would hand the graph copies of weights that are gone by the replay.
+        cast = contextlib.nullcontext() if dtype is None else torch.autocast("cuda", dtype, cache_enabled=False)
+        with cast:
+            if self._programmed:
+                hold(self._layers)
+            y = self.model(self.inputs)
+        return y if self._after is None else self._after(y.unflatten(0, (self.chips, self.inputs.shape[0])))
+
+    def _stamp(self) -> tuple:
+        """Changes with the weights: fused optimizers move no version, hence their steps."""
+        weights = [layer.weight for layer in self._layers.values()]
+        return base._optimizer_steps, tuple((id(w), w.data_ptr(), w._version) for w in weights)
+
+
+def _recover(current: torch.cuda.Stream) -> None:
+    """After a capture that broke, torch is still on the capture's stream, and some versions take the generator to be
+    captured until a capture ends well."""
+    torch.cuda.set_stream(current)
+    with contextlib.suppress(RuntimeError):  # a device in error says so at its next use
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            torch.zeros(1, device=current.device)
+    torch.cuda.set_stream(current)
+
+
+def _cuda_device(model: nn.Module) -> torch.device:
+    """The one CUDA device of the model's noisy layers.
+
+    Raises:
+        RuntimeError: there is no CUDA here, or this build does not serve it. ValueError: they are elsewhere, or on several.
+    """
+    found = sorted({str(layer.weight.device) for layer in noisy_layers(model).values()})
+    if not torch.cuda.is_available():
+        fail("model", "must be on a CUDA device, where CUDA graphs are, and torch sees none on this machine; call the model "
+             "itself, or nft_ext.monte_carlo", ", ".join(found), RuntimeError)
+    if build_info.cuda_failure is not None:
+        fail("model", f"cannot run on CUDA, because {build_info.cuda_failure}", ", ".join(found), RuntimeError)
+    if len(found) != 1 or not found[0].startswith("cuda"):
+        fail("model", "must have all its noisy layers on one CUDA device; use model.cuda()", ", ".join(found))
+    return torch.device(found[0])
+
+
+def _check_same(argument: str, value: Any, buffer: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.dtype != buffer.dtype:
+        fail(argument, f"must be a {buffer.dtype} tensor, as at the capture", str(getattr(value, "dtype", type(value).__name__)),
+             TypeError)
+    if value.shape != buffer.shape:
+        fail(argument, f"must have the shape {list(buffer.shape)}, as at the capture", list(value.shape))

@@ -1,0 +1,78 @@
+"""Reads what a user hands over as `data` into one tensor of inputs and one of labels, checked."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from nft_ext._common.checks import fail
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+READ_BATCH = 512  # items collated at a time when a data set is read
+
+
+def read_data(data) -> tuple[Tensor, Tensor]:
+    """`data` as (inputs [n, ...], labels int64 [n]), read once, in its own order.
+
+    data: a pair of tensors, a DataLoader, or a map-style data set (an ImageSet, say) of
+        (input, label) items.
+
+    Raises TypeError for anything else, and ValueError if it is empty, if a label is not a
+    non-negative integer, if lengths differ, or if an input is NaN or infinite.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(d, "shape") for d in data):
+        inputs, labels = data
+        if not (torch.is_tensor(inputs) and torch.is_tensor(labels)):
+            fail("data", "a pair must be of two tensors",
+                 f"{type(inputs).__name__} and {type(labels).__name__}", kind=TypeError)
+    else:
+        inputs, labels = _collect(data)
+    _check(inputs, labels)
+    return inputs.detach(), labels.detach().long()
+
+
+def _collect(data) -> tuple[Tensor, Tensor]:
+    if isinstance(data, DataLoader):
+        batches = data
+    elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        if len(data) == 0:
+            fail("data", "must hold at least one image", "an empty data set")
+        batches = DataLoader(data, batch_size=READ_BATCH)
+    else:
+        fail("data", "must be a DataLoader, a map-style Dataset or a pair of tensors",
+             type(data).__name__, kind=TypeError)
+    inputs, labels = [], []
+    for batch in batches:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(torch.is_tensor, batch))):
+            fail("data", "each item must be a pair (input, label) of a tensor and an integer",
+                 type(batch).__name__, kind=TypeError)
+        inputs.append(batch[0])
+        labels.append(batch[1])
+    if not inputs:
+        fail("data", "must hold at least one image", "no batch at all")
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def _check(inputs: Tensor, labels: Tensor) -> None:
+    if labels.ndim != 1:
+        fail("data", "labels must be one integer an image, shape [n]", list(labels.shape))
+    if labels.dtype not in INTEGERS:
+        fail("data", "labels must be integers", str(labels.dtype))
+    if inputs.ndim == 0 or len(inputs) != len(labels):
+        fail("data", "inputs and labels must have the same length",
+             f"inputs {list(inputs.shape)} and labels {list(labels.shape)}")
+    if len(labels) == 0:
+        fail("data", "must hold at least one image", "0 images")
+    if labels.min() < 0:
+        fail("data", "labels must be >= 0", int(labels.min()))
+    if inputs.is_floating_point() and not inputs.isfinite().all():
+        bad = int((~inputs.flatten(1).isfinite()).any(dim=1).sum()) if inputs.ndim > 1 else "some"
+        fail("data", "inputs must be finite", f"NaN or inf in {bad} of {len(inputs)} images")
+
+
+def check_label_range(labels: Tensor, classes: int) -> None:
+    """Raises ValueError if a label is not one of the model's `classes`."""
+    if labels.max() >= classes:
+        fail("data", f"labels must lie in 0 .. {classes - 1}, the model having {classes} classes",
+             int(labels.max()))

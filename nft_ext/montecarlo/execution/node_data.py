@@ -1,0 +1,83 @@
+"""A test set read once a machine: the rank that comes first reads it, the others map the same memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nft_ext.montecarlo.execution.images import read_data
+from nft_ext.montecarlo.distributed.ranks import POLL, Team
+
+FOLDERS = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # memory, else a disk
+
+
+class NodeData:
+    """inputs, labels: of `read_data(data)`, on every rank of a team; read by one rank a machine.
+
+    A pair of tensors is in memory already and stays each rank's own. Where no folder has room for a copy, or the reader
+    dies, every rank reads for itself. `close` removes the file, once every rank has its data; what is mapped stays.
+    """
+
+    def __init__(self, team: Team, data):
+        self._file: Path | None = None
+        if isinstance(data, (tuple, list)):
+            self.inputs, self.labels = read_data(data)
+            return
+        place = f"data/{socket.gethostname()}"
+        if team.add(f"{place}/ranks") == 1:
+            team.set(f"{place}/reader", str(team.rank))
+            self.inputs, self.labels = read_data(data)
+            self._file = _leave(self.inputs, self.labels)
+            team.set(f"{place}/left", json.dumps(self._file and _describe(self._file, self.inputs, self.labels)))
+        else:
+            self.inputs, self.labels = _mapped(team, place) or read_data(data)
+
+    def close(self) -> None:
+        """Removes the file that this rank left, if it did."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+
+def _leave(inputs: Tensor, labels: Tensor) -> Path | None:
+    """Both tensors' bytes in one file, readable by this user only; None where there is no room."""
+    size = inputs.nbytes + labels.nbytes
+    for folder in FOLDERS:
+        if not folder.is_dir() or shutil.disk_usage(folder).free < 2 * size:
+            continue
+        descriptor, name = tempfile.mkstemp(prefix="nft_ext-data-", dir=folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                for tensor in (labels, inputs):  # labels first: int64, so that both lie at multiples of their size
+                    file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            return Path(name)
+        except OSError:
+            os.unlink(name)
+    return None
+
+
+def _describe(file: Path, inputs: Tensor, labels: Tensor) -> dict:
+    kind = str(inputs.dtype).removeprefix("torch.")
+    return {"file": str(file), "images": len(labels), "shape": list(inputs.shape), "type": kind}
+
+
+def _mapped(team: Team, place: str) -> tuple[Tensor, Tensor] | None:
+    """What the machine's reader left, None if it left nothing, or died."""
+    while not team.has(f"{place}/left"):
+        team.check()
+        if team.has(f"{place}/reader") and not team.alive(int(team.get(f"{place}/reader"))):
+            return None
+        time.sleep(POLL)
+    found = json.loads(team.get(f"{place}/left"))
+    if found is None or not os.path.exists(found["file"]):
+        return None
+    content = torch.from_file(found["file"], shared=True, size=os.path.getsize(found["file"]), dtype=torch.uint8)
+    labels, inputs = content.split([8 * found["images"], len(content) - 8 * found["images"]])
+    return inputs.view(getattr(torch, found["type"])).reshape(found["shape"]), labels.view(torch.int64)

@@ -1,0 +1,182 @@
+"""One evaluation's surroundings: its journal, if chips are to be kept, and its ranks, if it has others."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+
+from nft_ext._common.checks import fail
+from nft_ext.montecarlo.distributed.work_queue import Compute, deal, share
+from nft_ext.montecarlo.execution.images import read_data
+from nft_ext.montecarlo.distributed.journal import Journal
+from nft_ext.montecarlo.execution.node_data import NodeData
+from nft_ext.montecarlo.distributed.ranks import RanksError, team_of
+from nft_ext.montecarlo.distributed.rows import Row
+
+
+class Session:
+    """A context around one evaluation.
+
+    resume: path of its journal, or None. ranks: as `monte_carlo` takes it.
+    With neither a journal nor other ranks, `keeps` is False and nothing here costs anything.
+    """
+
+    def __init__(self, resume: str | os.PathLike | None, ranks: bool | None):
+        if resume is not None and not isinstance(resume, (str, os.PathLike)):
+            fail("resume", "must be the path of a file", type(resume).__name__, kind=TypeError)
+        self._resume, self._team = resume, team_of(ranks)
+        self._journal: Journal | None = None
+        self._data: NodeData | None = None
+        self._calls = 0
+        self._rows: dict[int, Row] = {}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether chips go through rows: to a journal, or between ranks."""
+        return self._resume is not None or self._team is not None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self._team is None or self._team.main
+
+    @property
+    def size(self) -> int:
+        """Processes that share the passes."""
+        return 1 if self._team is None else self._team.size
+
+    def __enter__(self) -> Session:
+        if self._team is not None:
+            self._team.begin()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self._data is not None:
+            self._data.close()
+        if self._journal is not None:
+            self._journal.close()
+        if self._team is None:
+            return
+        try:
+            if kind is not None and not self._team.has("stop"):
+                self._team.stop(str(error) or kind.__name__)
+            self._team.end()
+        except RanksError:
+            if kind is None:
+                raise
+
+    def read(self, data) -> tuple[Tensor, Tensor]:
+        """`read_data(data)`, once a machine."""
+        if self._team is None:
+            return read_data(data)
+        self._data = NodeData(self._team, data)
+        return self._data.inputs, self._data.labels
+
+    def meet(self) -> None:
+        """Waits until all ranks are here."""
+        if self._team is not None:
+            self._team.check_same({})
+
+    def device(self, device: torch.device | str | None) -> torch.device | str | None:
+        """`device`, "cuda" being each rank's own GPU of its machine."""
+        if self._team is None or str(device) != "cuda" or not torch.cuda.is_available():
+            return device
+        local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or self._team.rank)
+        return f"cuda:{local % torch.cuda.device_count()}"
+
+    def open(
+        self, header: dict[str, dict[str, Any]], asked: dict[str, Any], settle: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What `settle` decides (rank 0's outcome, or the journal's), once the configuration is found to be the same.
+
+        header: `configuration(...)`. asked: further arguments that ranks must have in common.
+        Raises as `Journal` and `Team.check_same` do.
+        """
+        if self._team is not None:
+            same = {name: header["noted"][name] for name in ("batch_size", "chips_per_pass")}
+            self._team.check_same(header["fixed"] | same | asked)
+            if self._data is not None:
+                self._data.close()
+        settled = None
+        if self.main and self._resume is not None:
+            self._journal = Journal(self._resume, header, settle)
+            self._rows, settled = self._journal.rows, self._journal.settled
+        elif self.main:
+            settled = settle()
+        return self.agree("settled", settled)
+
+    def agree(self, name: str, value: Any) -> Any:
+        """Rank 0's `value` (JSON), on every rank."""
+        return value if self._team is None else self._team.agree(name, value)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the report should say of the journal."""
+        return self._journal.notes if self._journal is not None else []
+
+    @property
+    def seconds_before(self) -> float:
+        """Wall time that the journal's chips took in earlier calls."""
+        return self._journal.seconds if self._journal is not None else 0.0
+
+    # ---- passes
+
+    def known(self, draw: int) -> bool:
+        """Whether the journal, or an earlier call, has the chip."""
+        return draw in self._rows
+
+    def rows(
+        self, first: int, last: int, starts: list[int], compute: Compute, arrived: Callable[[list[Row]], None]
+    ) -> tuple[list[Row], bool]:
+        """Rows of the chips first .. last - 1; or, if interrupted, of the finished ones from `first` on, and True.
+
+        starts: the passes to be run; compute(start) runs one. arrived: is told of rows as they come.
+        """
+        self._calls += 1
+        name = f"call/{self._calls}"
+        interrupted = False
+        last_time = time.perf_counter()
+        try:
+            for rows in self._passes(name, starts, compute):
+                # Of a pass that was half done when its process was killed, the first outcome counts.
+                new = [row for row in rows if first <= row.draw < last and row.draw not in self._rows]
+                now = time.perf_counter()
+                new = [Row(row.draw, row.tallies, round((now - last_time) / len(new), 6)) for row in new]
+                last_time = now
+                if self._journal is not None and new:
+                    self._journal.add(new)
+                self._rows |= {row.draw: row for row in new}
+                arrived(new)
+        except KeyboardInterrupt:
+            interrupted = True
+        found = []
+        for draw in range(first, last):
+            if draw not in self._rows:
+                break
+            found.append(self._rows[draw])
+        interrupted = interrupted and len(found) < last - first
+        return (found, interrupted) if self._team is None else share(self._team, name, found, interrupted)
+
+    def _passes(self, name: str, starts: list[int], compute: Compute):
+        if self._team is not None:
+            return deal(self._team, name, starts, compute)
+        return (compute(start) for start in starts)
+
+
+def read_together(data, ranks: bool | None) -> tuple[Tensor, Tensor]:
+    """`read_data(data)`, once a machine where there are other ranks; for several evaluations of the same data."""
+    with Session(None, ranks) as session:
+        found = session.read(data)
+        session.meet()
+    return found
+
+
+def main_rank_makes(folder: Path, ranks: bool | None) -> None:
+    """Makes a folder, if it is not there, where files are written: on rank 0."""
+    if Session(None, ranks).main:
+        folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""What an evaluation gives its user: the report, as text, JSON, CSV and pictures."""

@@ -1,0 +1,68 @@
+"""Several networks' reports over sigma, side by side: name -> reports, as `sigma_sweep` gives them."""
+
+from __future__ import annotations
+
+from nft_ext._common.checks import fail
+from nft_ext.montecarlo.report.report import CONVENTIONS, MonteCarloReport
+from nft_ext.montecarlo.report.text import align, images_a_chip
+
+
+def check_curves(curves: dict[str, list[MonteCarloReport]]) -> list[MonteCarloReport]:
+    """All reports of `curves`; raises ValueError if there is none, or one of several sigmas."""
+    reports = [report for curve in curves.values() for report in curve]
+    if not reports:
+        fail("curves", "must hold at least one report", f"{len(curves)} empty curves")
+    for report in reports:
+        if not isinstance(report.sigma, float):
+            fail("curves", "every report must have one sigma for all layers", report.sigma)
+    return reports
+
+
+def convention(report: MonteCarloReport) -> str:
+    """What the report's sigma is relative to, in words."""
+    return CONVENTIONS[report.nvm[0]["device"]["relative_to"]]
+
+
+def common_conditions(reports: list[MonteCarloReport]) -> str:
+    """What the reports of a sweep share: M, K, runs, images and seed, in words."""
+    device = reports[0].nvm[0]["device"]
+    runs = sorted({report.runs for report in reports})
+    chips = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
+    sizes = {report.slice_images for report in reports}
+    images = images_a_chip(reports[0]) if len(sizes) == 1 else f"slices of {reports[0].images} images"
+    kinds = {(group["device"]["name"], group["device"]["weight_bits"], group["device"]["device_bits"])
+             for report in reports for group in report.nvm}
+    kind = f"{device['name']}, M = {device['weight_bits']}, K = {device['device_bits']}" if len(kinds) == 1 else "several devices"
+    return (
+        f"{kind}; {chips} chips x "
+        f"{images}, seed {reports[0].seed}"
+    )
+
+
+def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
+    """Mean accuracy in percent with its 95 % half-width: one row a sigma, one column a curve.
+
+    curves: name -> reports, as `sigma_sweep` gives them. Points a curve lacks are shown as "-", and
+    interrupted ones are marked "*".
+    """
+    reports = check_curves(curves)
+    rows = [["sigma", *curves]]
+    for sigma in sorted({report.sigma for report in reports}):
+        row = [f"{sigma:g}"]
+        for curve in curves.values():
+            at = [report for report in curve if report.sigma == sigma]
+            row.append(_cell(at[0]) if at else "-")
+        rows.append(row)
+    lines = [
+        "accuracy in %, mean over chips +- half-width of its 95 % interval",
+        f"sigma {convention(reports[0])}; {common_conditions(reports)}",
+        *align(rows),
+    ]
+    if any(report.interrupted for report in reports):
+        lines.append("* interrupted: fewer runs than asked for")
+    return "\n".join(lines)
+
+
+def _cell(report: MonteCarloReport) -> str:
+    mark = "*" if report.interrupted else ""
+    return f"{100 * report.accuracy.mean:.2f} +- {100 * report.accuracy.ci95:.2f}{mark}"

@@ -1,0 +1,209 @@
+"""The outcome of a Monte Carlo evaluation: figures with intervals, and the conditions they hold under."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from nft_ext._common.checks import fail
+from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
+from nft_ext.montecarlo.statistics.statistic import RunStatistic
+from nft_ext.montecarlo.report.stored import statistic_entry, statistic_of
+
+FORMAT = "nft_ext.monte_carlo/1"
+CONVENTIONS = {
+    "max": "of the maximal conductance",
+    "spacing": "of the level spacing",
+    "own": "of the device's own level",
+    "measured standard deviation": "times the measured standard deviation",
+}
+NON_GAUSSIAN = ("clip", "censor", "truncate", "stuck")
+
+
+@dataclass(frozen=True, eq=False)
+class MonteCarloReport:
+    """What `monte_carlo` found; `str(report)` is a one-screen table.
+
+    statistics: metric name -> RunStatistic, or SliceStatistic under "stratified"; `accuracy`, `ekl`, `nll` read it.
+    ece: expected calibration error (top label, 15 equal-width bins), pooled over chips and images.
+    runs: chips evaluated; run r is chip draw = r of `seed`, key domain "evaluation".
+    images: images tested on. classes: the model's.
+    nvm: one entry a distinct device: {"device": NVMDevice.describe(), "text", "layers"}, with the
+        sigma in force. protocol, precision, chips_per_pass, batch_size, hardware: how it was run.
+    seconds: wall time. interrupted: True if stopped before the runs asked for.
+    notes: what a reader of the figures should know. versions: name -> version.
+    slice_images: images of a chip's slice at most, n; None where every chip saw all. slices: of a tiling.
+    pilot: what slice_images="auto" was decided by (variances, costs in seconds), else None.
+    stopping: target_ci, reached (bool), pilot_runs, min_runs, max_runs; None where `runs` was given.
+    """
+
+    statistics: dict[str, RunStatistic | SliceStatistic]
+    ece: float
+    runs: int
+    images: int
+    classes: int
+    seed: int
+    nvm: list[dict[str, Any]]
+    protocol: str
+    precision: str
+    chips_per_pass: int
+    batch_size: int
+    hardware: str
+    seconds: float
+    interrupted: bool = False
+    notes: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    slice_images: int | None = None
+    slices: int = 1
+    pilot: dict[str, Any] | None = None
+    stopping: dict[str, Any] | None = None
+
+    def _statistic(self, name: str) -> RunStatistic | SliceStatistic:
+        if name not in self.statistics:
+            fail("metrics", f"must have named {name!r} for the report to hold it",
+                 ", ".join(self.statistics), kind=AttributeError)
+        return self.statistics[name]
+
+    @property
+    def accuracy(self) -> RunStatistic | SliceStatistic:
+        """Share of images right, per chip."""
+        return self._statistic("accuracy")
+
+    @property
+    def ekl(self) -> RunStatistic | SliceStatistic:
+        """sum(-log p_label * correct) / sum(correct) on the raw logits; NaN with nothing right."""
+        return self._statistic("ekl")
+
+    @property
+    def nll(self) -> RunStatistic | SliceStatistic:
+        """Mean of -log p_label over all images, per chip."""
+        return self._statistic("nll")
+
+    @property
+    def images_evaluated(self) -> int:
+        """Noisy inferences the figures rest on (padding and pilots left out)."""
+        tilings, rest = divmod(self.runs, self.slices)
+        return tilings * self.images + rest * self.images // self.slices
+
+    @property
+    def tilings(self) -> float:
+        """How often every image was seen: runs / slices."""
+        return self.runs / self.slices
+
+    @property
+    def equivalent_full_runs(self) -> float:
+        """Runs on all images that would give the mean accuracy the same variance: std^2 / standard error^2.
+
+        `runs` under "full"; as good as the estimated std otherwise, and NaN without one.
+        """
+        if self.slice_images is None:
+            return float(self.runs)
+        error = self.accuracy.standard_error
+        return (self.accuracy.std / error) ** 2 if error > 0 else math.nan
+
+    @property
+    def sigma(self) -> float | list[float]:
+        """The sigma in force; the sorted distinct values where layers differ."""
+        values = sorted({group["device"]["sigma"] for group in self.nvm})
+        return values[0] if len(values) == 1 else values
+
+    def conditions(self) -> str:
+        """Device, sigma with its convention, M and K, in words; one part a distinct device."""
+        parts = []
+        for group in self.nvm:
+            device = group["device"]
+            convention = device["relative_to"]
+            text = f"{device['name']}, sigma = {device['sigma']:g} {CONVENTIONS[convention]}"
+            text += f", M = {device['weight_bits']}, K = {device['device_bits']}"
+            if device.get("mapping", "sign") != "sign":
+                text += f", {device['mapping']} mapping"
+            text += "".join(f", {key} {device[key]}" for key in NON_GAUSSIAN if key in device)
+            parts.append(text if len(self.nvm) == 1 else f"{text} ({len(group['layers'])} layers)")
+        return "; ".join(parts)
+
+    def table(self) -> str:
+        """The report as a text table of one screen."""
+        from nft_ext.montecarlo.report.text import report_table
+
+        return report_table(self)
+
+    __str__ = table
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Writes a figure of the per-run accuracy (PNG, PDF or SVG by the suffix of `path`).
+
+        Raises ImportError, with the command that mends it, without matplotlib.
+        """
+        from nft_ext.montecarlo.report.plots import plot_report
+
+        plot_report(self, path)
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Writes one row a run: run, seed, sigma, then the metrics."""
+        sigma = self.sigma if isinstance(self.sigma, float) else " ".join(map(repr, self.sigma))
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["run", "seed", "sigma", *self.statistics])
+            columns = [s.per_run.tolist() for s in self.statistics.values()]
+            for run, row in enumerate(zip(*columns)):
+                writer.writerow([run, self.seed, sigma, *map(repr, row)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it: every float exactly, NaN and infinities as None."""
+        content = {"format": FORMAT, "conditions": self.conditions()}
+        content |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "statistics"}
+        content |= {name: getattr(self, name) for name in ("images_evaluated", "tilings", "equivalent_full_runs")}
+        content["metrics"] = {name: statistic_entry(s) for name, s in self.statistics.items()}
+        return _finite_or_none(content)
+
+    def to_json(self, path: str | os.PathLike) -> None:
+        """Writes `to_dict()` to a file."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike) -> MonteCarloReport:
+        """Reads what `to_json` wrote.
+
+        Raises FileNotFoundError, or ValueError if the file is corrupt or of another kind.
+        """
+        if not Path(path).is_file():
+            fail("path", "must be a report written by to_json", f"no file {path}", kind=FileNotFoundError)
+        try:
+            content = json.loads(Path(path).read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            fail("path", "must be a whole report written by to_json", f"{path}: {error}")
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            fail("path", f"must be a report of format {FORMAT}", f"{path}: format {found}")
+        try:
+            statistics = {name: statistic_of(_none_to_nan(entry)) for name, entry in content["metrics"].items()}
+            # What reports of earlier versions do not hold has a default.
+            rest = {
+                f.name: content[f.name]
+                for f in fields(cls)
+                if f.name in content or f.default is f.default_factory is MISSING and f.name != "statistics"
+            }
+        except KeyError as error:
+            fail("path", "must be a whole report written by to_json", f"{path}: no entry {error}")
+        return cls(statistics=statistics, **(rest | {"ece": _none_to_nan(rest["ece"])}))
+
+
+def _finite_or_none(value):
+    if isinstance(value, dict):
+        return {key: _finite_or_none(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite_or_none(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _none_to_nan(value):
+    if isinstance(value, dict):
+        return {key: _none_to_nan(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_none_to_nan(v) for v in value]
+    return math.nan if value is None else value

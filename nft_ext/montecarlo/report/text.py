@@ -1,0 +1,91 @@
+"""Reports as aligned text."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+
+from nft_ext.montecarlo.statistics.slice_statistic import WHY_ABSENT
+
+WIDTH = 96
+QUANTILES = (0.05, 0.5, 0.95)
+# metric name -> (what the table calls it, unit, factor to that unit, decimals)
+SHOWN = {
+    "accuracy": ("accuracy, %", 100.0, 2),
+    "ekl": ("EKL", 1.0, 4),
+    "nll": ("NLL", 1.0, 4),
+}
+
+
+def align(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines: the first column flush left, the others flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    ]
+
+
+def images_a_chip(report) -> str:
+    """How many images a chip saw, in words."""
+    return f"{report.images} images" if report.slice_images is None else f"{report.slice_images} of {report.images} images"
+
+
+def report_table(report) -> str:
+    """The table of `MonteCarloReport.table`."""
+    lines = [
+        f"Monte Carlo over programmed chips: {report.runs} runs x {images_a_chip(report)}"
+        + (" (interrupted)" if report.interrupted else ""),
+        f"  noise     {report.conditions()}",
+        f"  chips     seed {report.seed}, draws 0 .. {report.runs - 1}, protocol {report.protocol}",
+        f"  computed  {report.precision} on {report.hardware}, {report.chips_per_pass} chip(s) a pass, "
+        f"batch {report.batch_size}, {report.seconds:.1f} s "
+        f"({report.images_evaluated / max(report.seconds, 1e-9):,.0f} images/s)",
+        "",
+    ]
+    lines += _of_whole_sets(report) if report.slice_images is None else _of_slices(report)
+    for note in report.notes:
+        lines += textwrap.wrap(f"note: {note}", WIDTH, initial_indent="  ", subsequent_indent="        ")
+    return "\n".join(lines)
+
+
+def _of_whole_sets(report) -> list[str]:
+    rows = [["", "mean", "+- 95 %", "std", *(f"q{100 * q:g} %" for q in QUANTILES), "worst", "pooled"]]
+    for name, statistic in report.statistics.items():
+        figures = [statistic.mean, statistic.ci95, statistic.std]
+        figures += [float(statistic.quantile(q)) for q in QUANTILES]
+        figures += [float(statistic.worst), statistic.pooled]
+        rows.append(_row(name, figures))
+    lines = ["  " + line for line in align(rows)]
+    lines += ["", f"  calibration error (ECE, pooled)  {report.ece:.4f}"]
+    low, worst = report.accuracy.quantile(QUANTILES[0]), report.accuracy.worst
+    return lines + [
+        f"  5 % of chips fall below {100 * low:.2f} % accuracy; 95 % interval of that quantile: "
+        f"{_bound(low.low, 'unbounded')} to {_bound(low.high, 'unbounded')}",
+        f"  at most {100 * worst.bounds_quantile:.2g} % of chips do worse than {100 * worst:.2f} %, "
+        f"the worst of {worst.runs} (95 % confidence)",
+    ]
+
+
+def _of_slices(report) -> list[str]:
+    rows = [["", "mean", "+- 95 %", "95 % from", "to", "std, estimated"]]
+    for name, statistic in report.statistics.items():
+        rows.append(_row(name, [statistic.mean, statistic.ci95, *statistic.interval, statistic.std]))
+    lines = ["  " + line for line in align(rows)]
+    equivalent = report.equivalent_full_runs
+    worth = f"the interval of {equivalent:.1f} whole-set runs" if math.isfinite(equivalent) else "of no estimated std"
+    lines += [
+        "",
+        f"  calibration error (ECE, pooled)  {report.ece:.4f}",
+        f"  {report.images_evaluated:,} inferences, {report.tilings:.2f} tilings of {report.slices} slices: {worth}",
+    ]
+    return lines + textwrap.wrap(f"no quantiles, no worst case: {WHY_ABSENT}", WIDTH, initial_indent="  ", subsequent_indent="  ")
+
+
+def _row(name: str, figures: list[float]) -> list[str]:
+    label, factor, decimals = SHOWN[name]
+    return [label, *("-" if math.isnan(x) else f"{factor * x:.{decimals}f}" for x in figures)]
+
+
+def _bound(value: float, absent: str) -> str:
+    return f"{100 * value:.2f}" if math.isfinite(value) else absent

@@ -1,0 +1,117 @@
+"""One metric over the chips of an evaluation: mean, spread, quantiles, worst case, with intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from nft_ext._common.checks import fail
+from nft_ext.montecarlo.statistics.intervals import extreme_bounds_quantile, mean_half_width, order_statistic_ranks
+
+
+class Quantile(float):
+    """An estimated quantile over chips: a float, with its 95 % order-statistic interval.
+
+    low, high: the interval (-inf, inf where the number of runs gives no such bound).
+    """
+
+    low: float
+    high: float
+
+    def __new__(cls, value: float, low: float = math.nan, high: float = math.nan):
+        self = super().__new__(cls, value)
+        self.low, self.high = low, high
+        return self
+
+
+class Worst(float):
+    """The worst chip seen: a float, with what it says about chips not seen.
+
+    runs: the number of chips it is the worst of.
+    bounds_quantile: with 95 % confidence at most this share of all chips does worse
+        (200 runs: 0.0149, so the minimum of 200 bounds the 1.5 % quantile and nothing below it).
+    """
+
+    runs: int
+    bounds_quantile: float
+
+    def __new__(cls, value: float, runs: int = 0, bounds_quantile: float = math.nan):
+        self = super().__new__(cls, value)
+        self.runs, self.bounds_quantile = runs, bounds_quantile
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class RunStatistic:
+    """One metric of a Monte Carlo evaluation.
+
+    per_run: float64 [runs], run r being chip draw = r; NaN where a run has no value (EKL of a chip
+        with no image right).
+    pooled: the metric over all chips and images at once (for EKL the ratio of the summed
+        numerator and denominator; for the others the mean).
+    higher_is_better: decides which end is the worst.
+    fixed_half_width: of the interval, where a stopping rule fixed it (`stopping.until`); None: from all runs.
+
+    Mean, std, interval and quantiles are over the runs that have a value.
+    """
+
+    per_run: np.ndarray
+    pooled: float
+    higher_is_better: bool
+    fixed_half_width: float | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """The runs that have a value, float64 [<= runs]."""
+        return self.per_run[~np.isnan(self.per_run)]
+
+    @property
+    def mean(self) -> float:
+        """Mean over runs; NaN if none has a value."""
+        return float(np.mean(self.values)) if len(self.values) else math.nan
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over runs (divisor n - 1), chip to chip; NaN below two values."""
+        values = self.values
+        # Taken from the first value, equal runs deviate by nothing, not by the mean's rounding.
+        return float(np.std(values - values[0], ddof=1)) if len(values) > 1 else math.nan
+
+    @property
+    def ci95(self) -> float:
+        """Half-width of the 95 % interval of the mean over chips: t(n-1) * std / sqrt(n), or as a stopping rule fixed it."""
+        return mean_half_width(self.std, len(self.values)) if self.fixed_half_width is None else self.fixed_half_width
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the mean: mean -+ ci95."""
+        return self.mean - self.ci95, self.mean + self.ci95
+
+    def quantile(self, q: float) -> Quantile:
+        """The q-quantile over chips (0 < q < 1, linear between order statistics), with interval.
+
+        Raises ValueError if q lies outside (0, 1).
+        """
+        if not 0 < q < 1:
+            fail("q", "must lie between 0 and 1, both excluded", q)
+        ordered = np.sort(self.values)
+        n = len(ordered)
+        if n == 0:
+            return Quantile(math.nan)
+        low, high = order_statistic_ranks(n, q)
+        return Quantile(
+            np.quantile(ordered, q),
+            low=float(ordered[low - 1]) if low >= 1 else -math.inf,
+            high=float(ordered[high - 1]) if high <= n else math.inf,
+        )
+
+    @property
+    def worst(self) -> Worst:
+        """The lowest run where higher is better, else the highest."""
+        n = len(self.values)
+        if n == 0:
+            return Worst(math.nan)
+        value = self.values.min() if self.higher_is_better else self.values.max()
+        return Worst(value, runs=n, bounds_quantile=extreme_bounds_quantile(n))

@@ -1,0 +1,59 @@
+"""NoisyConv2d."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nft_ext._common.checks import fail
+from nft_ext.device import NVMDevice
+from nft_ext.ops.functional import conv2d_product
+from nft_ext.ops.operands import check_tensor
+from nft_ext.nn import programmed
+from nft_ext.nn.base import NoisyLayer
+
+
+class NoisyConv2d(NoisyLayer, nn.Conv2d):
+    """nn.Conv2d whose weight sits on a crossbar: y = conv2d(x, W_p) + b, W_p of Eq. 5; the bias is digital.
+
+    Args:
+        in_channels, out_channels, kernel_size and all other arguments of nn.Conv2d, padding modes included. state_dict keys are
+            the same.
+        nvm: the device model.
+
+    Shapes: x [B, C, H, W] (or [C, H, W]) -> [B, out, oh, ow]; under nft_ext.chips with S chips, dim 0 is chip-major, S * B.
+
+    Raises:
+        TypeError, ValueError: arguments, shapes, types or devices that do not fit, by name.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Any, *args: Any, nvm: NVMDevice, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, *args, **options)
+        self.attach(nvm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_tensor("x", x)
+        if x.dim() not in (3, 4):
+            fail("x", f"must have the shape [B, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
+        weights = self.programmed()
+        bar = self.crossbar() if weights is None else None
+        chips = len(weights) if bar is None else bar.key.shape[0]
+        single = x.dim() == 3
+        if single:
+            if chips > 1:
+                fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
+            x = x.unsqueeze(0)
+        x, padding = self.padded(x)
+        if bar is None:
+            y = programmed.conv2d(x, weights, self.bias, self.stride, padding, self.dilation, self.groups)
+        else:
+            y = conv2d_product(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared=chips == 1, int8=self.int8)
+        return y.squeeze(0) if single else y
+
+    def padded(self, x: Tensor) -> tuple[Tensor, Any]:
+        """x [N, C, H, W] with what the padding mode puts around it, and the padding with zeros that is left to the product."""
+        if self.padding_mode == "zeros":
+            return x, self.padding
+        return torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0

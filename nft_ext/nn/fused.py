@@ -1,0 +1,220 @@
+"""Noisy layers that do what follows them in eval mode: made by nft_ext.fuse, for inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nft_ext.ops import operators
+from nft_ext._common.checks import fail
+from nft_ext.ops.functional import Crossbar, conv2d_operands, conv2d_product, linear_product
+from nft_ext.ops.operands import Epilogue, check_tensor, finished, in_autocast, is_ordinary
+from nft_ext.nn import programmed
+from nft_ext.nn.base import NoisyLayer
+from nft_ext.nn.conv import NoisyConv2d
+from nft_ext.nn.linear import NoisyLinear
+
+
+class FusedLayer(NoisyLayer):
+    """y = relu((W_p x + b) * scale + shift + residual); name, stream, device and chips are those of the noisy layer it was.
+
+    scale, shift: buffers [out] float32 or None, whatever the model is moved to. ends_in_relu: whether a ReLU follows.
+    """
+
+    def follow(self, scale: Tensor | None, shift: Tensor | None, ends_in_relu: bool) -> None:
+        """What is done after the product."""
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+        self.ends_in_relu = ends_in_relu
+        self._known: dict[tuple, tuple] = {}
+        self._scaled_shift: tuple = ()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """y of x and, where the model adds one, the residual.
+
+        Raises:
+            RuntimeError: training mode; a tensor that requires a gradient where gradients are on. TypeError, ValueError: as the
+                noisy layer.
+        """
+        if self.training:
+            fail(self.name or type(self).__name__, "must be in eval mode, a fused model is for inference: train the model it was made "
+                 "of, then fuse again", "training mode", RuntimeError)
+        compiling = torch.compiler.is_compiling()
+        if isinstance(x, Tensor) and (weights := self.programmed()) is not None:
+            return self.with_programmed(x, weights, residual)
+        bar = self.crossbar(compiling)
+        if compiling or not isinstance(x, Tensor):
+            return self.checked(x, residual, bar)[0]
+        x = in_autocast(x)
+        # Checked once for all calls with the same shapes, types and devices.
+        stamp = (type(x), x.shape, x.dtype, x.device, x.layout, bar.weight.shape, bar.weight.device, bar.key.shape[0], self.int8)
+        if residual is not None:
+            stamp += (type(residual), *_facts(residual))
+        static = self._known.get(stamp)
+        if static is not None:
+            rows, own = self._buffers, self._parameters
+            bias = own["bias"] if "bias" in own else self.bias
+            call = operators.call_fused if torch.is_grad_enabled() else operators.past_autograd
+            return call(self._operators[self.int8], x, bar.weight, bias, *bar[1:], *static, rows["scale"], rows["shift"], residual,
+                        self.ends_in_relu)
+        y, static = self.checked(x, residual, bar)
+        if static is not None:
+            if len(self._known) >= 64:
+                self._known.clear()
+            self._known[stamp] = static
+        return y
+
+    def plain_operands(self) -> tuple | None:
+        """A Crossbar's weight, codes, step, table, key (None where a fresh chip is to be drawn), stream and spec, then bias, scale
+        and shift; or None where only a call of the layer will do: it has hooks, programmed or parametrized weights, `int8`, or refuses."""
+        own, rows = self._parameters, self._buffers
+        weight = own.get("weight")
+        if (weight is None or self.training or self.int8 or self._forward_hooks or self._forward_pre_hooks
+                or rows["_programmed"] is not None or "forward" in self.__dict__ or not is_ordinary(weight)):
+            return None
+        codes, step = self._codes_and_step(weight)
+        bias = own["bias"] if "bias" in own else self.bias
+        return None if codes is None else (weight, codes, step, rows["_table"], rows["_key"], self.stream, self._spec, bias, rows["scale"],
+                                           rows["shift"])
+
+    def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
+        """(y, the operator's static arguments where it takes x and residual as they are); all arguments are checked."""
+        raise NotImplementedError
+
+    def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
+        """y by torch's product with weights [S, *weight.shape] that stand programmed."""
+        raise NotImplementedError
+
+    def finish_programmed(self, y: Tensor, residual: Any) -> Tensor:
+        """What follows a product by torch, in one pass where that is possible."""
+        fits = residual is None or _facts(residual) == _facts(y)
+        e = Epilogue(self.scale, self.shift, residual if fits else None, self.ends_in_relu and fits)
+        served = y.dtype in (torch.float32, torch.bfloat16) or y.is_cuda and y.dtype == torch.float16
+        y = programmed.finish(y, *e) if served and not torch.compiler.is_compiling() else finished(y, e)
+        return y if fits else self.finish(y, residual)
+
+    def finish(self, y: Tensor, residual: Any) -> Tensor:
+        """What is left where the residual is not of the product's shape and type: torch broadcasts and promotes."""
+        if residual is not None:
+            y = y + residual
+        return y.relu() if self.ends_in_relu else y
+
+    def _apply(self, fn, recurse=True):
+        """Scale and shift move, but stay float32."""
+        rows = {name: row for name in ("scale", "shift") if (row := self._buffers[name]) is not None}
+        super()._apply(fn, recurse)
+        for name, row in rows.items():
+            if self._buffers[name].dtype != torch.float32:
+                self._buffers[name] = row.to(self._buffers[name].device)
+        self._known, self._scaled_shift = {}, ()
+        return self
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_known": {}, "_scaled_shift": ()}
+
+    def extra_repr(self) -> str:
+        given = {"scale": self.scale is not None, "shift": self.shift is not None, "relu": self.ends_in_relu}
+        return f"{super().extra_repr()}, then {', '.join(name for name, is_given in given.items() if is_given) or 'nothing'}"
+
+
+def _facts(t: Any) -> tuple:
+    return (t.shape, t.dtype, t.device, t.layout) if isinstance(t, Tensor) else (None,)
+
+
+def _fits(residual: Any, shape: list[int], x: Tensor) -> bool:
+    return residual is None or _facts(residual) == (torch.Size(shape), x.dtype, x.device, torch.strided)
+
+
+class FusedConv2d(FusedLayer, NoisyConv2d):
+    """A NoisyConv2d, BatchNorm2d in eval mode, a residual, ReLU: each but the first may be missing."""
+
+    _operators = operators.ops.noisy_conv2d_fused.default, operators.ops.noisy_conv2d_int8.default  # by whether int8 is on
+
+    def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
+        check_tensor("x", x)
+        single, shared = x.dim() == 3, bar.key.shape[0] == 1
+        if x.dim() != 4 and not (single and shared and self.scale is None):
+            fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
+        given = x
+        x, padding = self.padded(x.unsqueeze(0) if single else x)
+        x, geometry, shape = conv2d_operands(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared)
+        if residual is None or not single and _fits(residual, shape, x):
+            e = Epilogue(self.scale, self.shift, residual, self.ends_in_relu)
+            y = conv2d_product(x, self.bias, bar, *geometry, shared, e, self.int8)
+            return y.squeeze(0) if single else y, (*geometry, shared) if x is given else None
+        y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift), self.int8)
+        return self.finish(y.squeeze(0) if single else y, residual), None
+
+    def row_scale(self, dtype: torch.dtype) -> Tensor | None:
+        """BatchNorm's scale, where cuDNN has a convolution that adds a bias and a residual and ends in ReLU by itself: in 16 bits. One
+        rounding of W_p * scale stands for that of W_p, and results are not rounded before the epilogue."""
+        served = (self.weight.is_cuda and dtype in (torch.bfloat16, torch.float16) and torch.backends.cudnn.enabled
+                  and torch.backends.cudnn.is_available() and operators.can_be_channels_last(self.weight, self._spec))
+        plain = self.ends_in_relu and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        return self.scale if served and plain else None
+
+    def scaled_shift(self, dtype: torch.dtype) -> Tensor:
+        """b * scale + shift [out] in `dtype`; kept."""
+        given = [t for t in (self.bias, self.scale, self.shift) if t is not None]
+        stamp = (dtype, *((id(t), t._version) for t in given))
+        if not self._scaled_shift or self._scaled_shift[0] != stamp:
+            shift = torch.zeros_like(self.scale) if self.shift is None else self.shift
+            shift = shift if self.bias is None else torch.addcmul(shift, self.bias.float(), self.scale)
+            self._scaled_shift = (stamp, shift.to(dtype), given)  # which nobody else's identity can be while they live
+        return self._scaled_shift[1]
+
+    def with_scaled(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
+        """y by cuDNN's convolution with an epilogue, from weights that hold the scale."""
+        if x.dim() != 4:
+            fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
+        x = programmed.autocast(x)
+        weights, shift, geometry = weights.to(x.dtype), self.scaled_shift(x.dtype), (self.stride, self.padding, self.dilation, self.groups)
+        size = [(x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel_size[i] - 1) - 1) // self.stride[i] + 1 for i in (0, 1)]
+        if torch.compiler.is_compiling() or not _fits(residual, [x.shape[0], self.out_channels, *size], x):
+            return self.finish(programmed.conv2d(x, weights, shift, *geometry), residual)
+        chips = programmed.chips_of(x, weights)
+        residuals = [None] * chips if residual is None else residual.chunk(chips)
+        parts = [torch.cudnn_convolution_relu(part, w, shift, *geometry) if z is None
+                 else torch.cudnn_convolution_add_relu(part, w, z, 1.0, shift, *geometry)
+                 for part, w, z in zip(x.chunk(chips), weights, residuals)]
+        return parts[0] if chips == 1 else torch.cat(parts)
+
+    def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
+        if self.scaled:
+            return self.with_scaled(x, weights, residual)
+        if x.dim() != 4 and self.scale is not None:
+            fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
+        y = NoisyConv2d.forward(self, x)
+        return self.finish(y, residual) if y.dim() == 3 else self.finish_programmed(y, residual)
+
+
+class FusedLinear(FusedLayer, NoisyLinear):
+    """A NoisyLinear, BatchNorm1d in eval mode, a residual, ReLU: each but the first may be missing."""
+
+    _operators = operators.ops.noisy_linear_fused.default, operators.ops.noisy_linear_int8.default
+
+    def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
+        check_tensor("x", x)
+        shared = bar.key.shape[0] == 1
+        if self.scale is not None and x.dim() != 2:  # BatchNorm1d's channels are dimension 1, here not the product's rows
+            y = linear_product(x, self.bias, bar, shared, Epilogue(), self.int8)
+            if y.dim() != 3 or y.shape[1] != len(self.scale):
+                fail("x", f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the "
+                     "BatchNorm1d that follows", list(x.shape))
+            return self.finish(finished(y, Epilogue(self.scale, self.shift)), residual), None
+        x = in_autocast(x)
+        if _fits(residual, [*x.shape[:-1], self.out_features], x):
+            y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu), self.int8)
+            return y, (shared,) if x.dim() == 2 else None
+        return self.finish(linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift), self.int8), residual), None
+
+    def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
+        y = programmed.linear(x, weights, self.bias)
+        if y.dim() == 2:
+            return self.finish_programmed(y, residual)
+        if self.scale is not None and (y.dim() != 3 or y.shape[1] != len(self.scale)):
+            fail("x", f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the BatchNorm1d "
+                 "that follows", list(x.shape))
+        return self.finish(finished(y, Epilogue(self.scale, self.shift)), residual)

@@ -1,0 +1,36 @@
+"""NoisyLinear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from nft_ext.device import NVMDevice
+from nft_ext.ops.functional import linear_product
+from nft_ext.nn import programmed
+from nft_ext.nn.base import NoisyLayer
+
+
+class NoisyLinear(NoisyLayer, nn.Linear):
+    """nn.Linear whose weight sits on a crossbar: y = x W_p^T + b, W_p of Eq. 5; the bias is digital.
+
+    Args:
+        in_features, out_features, bias, and the other arguments of nn.Linear. state_dict keys are the same.
+        nvm: the device model.
+
+    Shapes: x [B, ..., in] -> [B, ..., out]; under nft_ext.chips with S chips, dim 0 is chip-major, S * B.
+
+    Raises:
+        TypeError, ValueError: arguments, shapes, types or devices that do not fit, by name.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, nvm: NVMDevice, **options: Any) -> None:
+        super().__init__(in_features, out_features, bias, **options)
+        self.attach(nvm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (weights := self.programmed()) is not None:
+            return programmed.linear(x, weights, self.bias)
+        bar = self.crossbar()
+        return linear_product(x, self.bias, bar, shared=bar.key.shape[0] == 1, int8=self.int8)

@@ -1,0 +1,91 @@
+"""Weights programmed once for many batches: all layers in few launches, then torch's own products.
+
+For evaluation with many rows a chip, where a product costs far more than its weights and each batch would otherwise program
+them again. What a layer computes with is W_p of the same key, bit for bit; only the products are the library's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nft_ext.ops import operators
+from nft_ext._common.checks import fail
+from nft_ext.nn.base import NoisyLayer
+
+
+@torch.no_grad()
+def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Iterable[Tensor] = ()) -> list[Tensor]:
+    """W_p [S, *weight.shape] of every layer on the chips of the key in force, in `dtype`, by one call a device. scales: none, or [out]
+    float32 for every layer: its rows are multiplied before they are rounded to `dtype`.
+
+    Layers without a key in force, or with different keys, are an error of the caller.
+    """
+    layers, scales = list(layers), list(scales)
+    together = defaultdict(list)
+    for place, layer in enumerate(layers):
+        together[layer.weight.device].append(place)
+    found: list[Tensor] = [torch.empty(0)] * len(layers)
+    for places in together.values():
+        bars = [layers[p].crossbar() for p in places]
+        steps = [bar.step for bar in bars]
+        if any(step is None for step in steps):  # weights of another type, or written to in this moment
+            bars, steps = [bar._replace(codes=None) for bar in bars], []
+        spec = [entry for bar in bars for entry in bar.spec]
+        # Tensor cores want channels last: torch's convolutions would copy the weights of other layouts in every call.
+        channels_last = bars[0].weight.is_cuda and dtype != torch.float32
+        many = operators.ops.program_many([bar.weight for bar in bars], [bar.codes for bar in bars], steps, [bar.table for bar in bars],
+                                          bars[0].key, [bar.stream for bar in bars], spec, [scales[p] for p in places if scales], dtype,
+                                          channels_last)
+        for place, weights in zip(places, many, strict=True):
+            found[place] = weights
+    return found
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast asks for, where that is on."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) and x.is_floating_point() else x
+
+
+def linear(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    """x [S * B, ..., in] chip-major, weights [S, out, in] -> [S * B, ..., out]."""
+    x = autocast(x)
+    weights, bias = weights.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    chips = chips_of(x, weights)
+    if chips == 1:
+        return functional.linear(x, weights[0], bias)
+    rows = x.reshape(chips, -1, x.shape[-1])
+    y = torch.bmm(rows, weights.mT) if bias is None else torch.baddbmm(bias, rows, weights.mT)
+    return y.reshape(*x.shape[:-1], weights.shape[1])
+
+
+def conv2d(x: Tensor, weights: Tensor, bias: Tensor | None, *convolution) -> Tensor:
+    """x [S * B, C, H, W] chip-major, weights [S, out, C / groups, kh, kw] -> [S * B, out, oh, ow]."""
+    x = autocast(x)
+    weights, bias = weights.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    chips = chips_of(x, weights)
+    if chips == 1:
+        return functional.conv2d(x, weights[0], bias, *convolution)
+    return torch.cat([functional.conv2d(part, w, bias, *convolution) for part, w in zip(x.chunk(chips), weights)])
+
+
+def finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, relu: bool) -> Tensor:
+    """relu(y * scale + shift + residual) in one pass; y [N, out] or [N, out, H, W] is overwritten, the residual has its shape and type."""
+    if not (y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last)):
+        y = y.contiguous()
+    operators.ops.finish_(y, scale, shift, residual, relu)
+    return y
+
+
+def chips_of(x: Tensor, weights: Tensor) -> int:
+    chips = weights.shape[0]
+    if x.dim() == 1 and chips > 1:
+        fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
+    if x.dim() > 1 and x.shape[0] % chips:
+        fail("x", f"dim 0 must be a multiple of the {chips} chips of the key (chip-major)", x.shape[0])
+    return chips

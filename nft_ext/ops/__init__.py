@@ -1,0 +1,1 @@
+"""The compiled operators and the public calls on tensors that reach them."""

@@ -1,0 +1,227 @@
+"""The three public calls on tensors: program a crossbar, and the noisy products."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nft_ext import choice
+from nft_ext.ops import operators
+from nft_ext._common.checks import boolean, fail, integer
+from nft_ext.device import NVMDevice
+from nft_ext.ops.keys import noise_key
+from nft_ext.ops.operands import Epilogue, check_epilogue, check_int8, check_key, check_operands, check_tensor, epilogue_of, finished, padded, two
+
+
+class Crossbar(NamedTuple):
+    """What the operators need of one layer besides x: see csrc/ops.cpp."""
+
+    weight: Tensor          # [*] float32
+    codes: Tensor | None    # [*] or None
+    step: Tensor | None     # [], or None: the operator finds it
+    table: Tensor           # [T]
+    key: Tensor             # [S, 2]
+    stream: int
+    spec: list[int]         # [4]
+
+
+@functools.lru_cache(maxsize=256)
+def device_table(nvm: NVMDevice, device: torch.device) -> Tensor:
+    """The operators' table of a device model, on `device` (the CPU for meta, where it would lose its values); made once."""
+    if device.type == "cuda":
+        choice.apply(torch.cuda.current_device() if device.index is None else device.index)  # the first use of a device comes by here
+    with torch.inference_mode(False):  # an inference tensor kept here could not serve training later
+        return torch.from_numpy(nvm.operator_table()).to("cpu" if device.type == "meta" else device)
+
+
+@functools.lru_cache(maxsize=1024)
+def device_at(nvm: NVMDevice, sigma: float) -> NVMDevice:
+    """The device model at another sigma; made once, since OVF asks for it at every step."""
+    return nvm.replace(sigma=sigma)
+
+
+def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enabled: bool = True) -> Crossbar:
+    """Weight and noise as operator arguments. Checks types, devices and ranges.
+
+    Raises:
+        TypeError, ValueError: the argument, the rule and the value; weights that are not finite.
+    """
+    check_tensor("weight", weight)
+    if not isinstance(nvm, NVMDevice):
+        fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
+    check_key(key, weight.device)
+    weight = weight if weight.dtype == torch.float32 else weight.float()
+    table = device_table(nvm, weight.device)
+    return Crossbar(weight, None, None, table, key, integer("stream", stream, 0, 2**32 - 1), nvm.operator_spec(enabled))
+
+
+def program_weights(weight: Tensor, nvm: NVMDevice, seed: int = 0, stream: int = 0, draws: int | Iterable[int] = 0, *,
+                    key: Tensor | None = None, dtype: torch.dtype = torch.float32, enabled: bool = True) -> Tensor:
+    """Weights as they sit on programmed chips (Eq. 4 and 5).
+
+    Args:
+        weight: [*], float32 (other floating types are converted).
+        nvm: the device model.
+        seed, draws: which chips, see `noise_key`; or give `key` [S, 2] itself.
+        stream: the layer's 32-bit stream.
+        dtype: float32, or bfloat16 rounded to nearest even.
+        enabled: False gives the quantized weight W_d.
+
+    Returns:
+        [S, *weight.shape]. Differentiable: dL/dW is the sum over chips (straight-through).
+
+    Raises:
+        TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite.
+    """
+    check_tensor("weight", weight)
+    key = noise_key(seed, draws, device=weight.device) if key is None else key
+    if dtype not in (torch.float32, torch.bfloat16) and not (dtype == torch.float16 and weight.device.type == "cuda"):
+        fail("dtype", "must be torch.float32 or torch.bfloat16 (or float16 on CUDA)", str(dtype))
+    return operators.call(operators.Program, operators.ops.program.default, *crossbar(weight, nvm, key, stream, enabled=enabled), dtype)
+
+
+def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, nvm: NVMDevice, key: Tensor, stream: int = 0,
+                 shared: bool = True, enabled: bool = True, scale: Tensor | None = None, shift: Tensor | None = None,
+                 residual: Tensor | None = None, relu: bool = False, int8: bool = False) -> Tensor:
+    """x W_p^T + bias for every chip of the key; with scale, shift, residual or relu, for inference,
+    relu((x W_p^T + bias) * scale + shift + residual) in one operator.
+
+    Args:
+        x: [B, ..., in]; or with shared=False [S * B, ..., in], chip-major.
+        weight: [out, in]. bias: [out], digital (no noise).
+        key: int64 [S, 2] on x's device, one row a chip.
+        stream: the layer's 32-bit stream.
+        shared: whether all chips see the same x.
+        enabled: False multiplies with the quantized weight W_d.
+        scale, shift: [out] float32, batch-norm's in eval mode. residual: as the result, shape and dtype. relu: whether to
+            end with one. None and False: left out. Computed in float32; the result is rounded once where the fused product
+            serves the shape, else the product is rounded too.
+        int8: whether W_p and x are rounded to 8 bits and multiplied exactly (docs/int8.md), for inference: one unit for the
+            weights of all chips, one for each row of x [B * ..., in].
+
+    Returns:
+        [S * B, ..., out], chip-major, in x's dtype (autocast's, where that is on). For 1-D x [in]: [out], S = 1 only.
+
+    Raises:
+        TypeError, ValueError: bad arguments; with int8 more than 133144 inputs. RuntimeError: weights that are not finite; with
+            scale, shift, residual, relu or int8, a tensor that requires a gradient where gradients are on.
+    """
+    bar = crossbar(weight, nvm, key, stream, enabled=enabled)
+    return linear_product(x, bias, bar, shared, epilogue_of(scale, shift, residual, relu), boolean("int8", int8))
+
+
+def linear_product(x: Tensor, bias: Tensor | None, bar: Crossbar, shared: bool, epilogue: Epilogue | None = None,
+                   int8: bool = False) -> Tensor:
+    """`noisy_linear` on prepared operator arguments."""
+    chips = bar.key.shape[0]
+    if bar.weight.dim() != 2:
+        fail("weight", "must have the shape [out, in]", list(bar.weight.shape))
+    x = check_operands(x, bar.weight, bias, chips, shared)
+    if x.dim() == 0 or x.shape[-1] != bar.weight.shape[1]:
+        fail("x", f"must have the shape [..., in] with in = {bar.weight.shape[1]}", list(x.shape))
+    if x.dim() == 1 and chips > 1:
+        fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
+    rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
+    lead = list(x.shape[:-1])
+    if lead and shared:
+        lead[0] *= chips
+    if int8:
+        check_int8(bar.weight)
+        epilogue = epilogue or Epilogue()
+    if epilogue is None:
+        y = operators.call(operators.NoisyLinear, operators.ops.noisy_linear.default, rows, bar.weight, bias, *bar[1:], shared)
+    else:
+        check_epilogue(epilogue, x, bar.weight, [*lead, bar.weight.shape[0]])
+        if epilogue.residual is not None:
+            epilogue = epilogue._replace(residual=epilogue.residual.reshape(-1, bar.weight.shape[0]))
+        operator = operators.ops.noisy_linear_int8.default if int8 else operators.ops.noisy_linear_fused.default
+        y = operators.call_fused(operator, rows, bar.weight, bias, *bar[1:], shared, *epilogue)
+    return y if x.dim() == 2 else y.reshape(*lead, y.shape[-1])
+
+
+def noisy_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int, int] = 1,
+                 padding: int | tuple[int, int] | str = 0, dilation: int | tuple[int, int] = 1, groups: int = 1, *,
+                 nvm: NVMDevice, key: Tensor, stream: int = 0, shared: bool = True, enabled: bool = True,
+                 scale: Tensor | None = None, shift: Tensor | None = None, residual: Tensor | None = None,
+                 relu: bool = False, int8: bool = False) -> Tensor:
+    """conv2d(x, W_p, bias) for every chip of the key; the other arguments are those of torch.nn.functional.conv2d. With scale,
+    shift, residual or relu, for inference, relu(conv2d(x, W_p, bias) * scale + shift + residual) in one operator.
+
+    Args:
+        x: [B, C, H, W]; or with shared=False [S * B, C, H, W], chip-major.
+        weight: [out, C / groups, kh, kw]. bias: [out], digital (no noise).
+        stride, padding, dilation, groups: as in torch; padding also "same" (stride 1) or "valid".
+        key: int64 [S, 2] on x's device, one row a chip.
+        stream: the layer's 32-bit stream.
+        shared: whether all chips see the same x.
+        enabled: False convolves with the quantized weight W_d.
+        scale, shift, residual, relu: as in `noisy_linear`, a scale and a shift each output channel.
+        int8: as in `noisy_linear`, a unit for each image.
+
+    Returns:
+        [S * B, out, oh, ow], chip-major, in x's dtype (autocast's, where that is on) and memory format.
+
+    Raises:
+        TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite, gradients as in `noisy_linear`.
+    """
+    bar = crossbar(weight, nvm, key, stream, enabled=enabled)
+    return conv2d_product(x, bias, bar, stride, padding, dilation, groups, shared, epilogue_of(scale, shift, residual, relu),
+                          boolean("int8", int8))
+
+
+def conv2d_product(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, padding: Any, dilation: Any, groups: int,
+                   shared: bool, epilogue: Epilogue | None = None, int8: bool = False) -> Tensor:
+    """`noisy_conv2d` on prepared operator arguments."""
+    x, geometry, shape = conv2d_operands(x, bias, bar, stride, padding, dilation, groups, shared)
+    if epilogue is not None:
+        check_epilogue(epilogue, x, bar.weight, shape)
+    if int8:
+        check_int8(bar.weight)
+        epilogue = epilogue or Epilogue()
+    elif _in_pieces(x, bar):
+        w_p = operators.ops.program.default(*bar, x.dtype)[0]
+        y = torch.nn.functional.conv2d(x, w_p, bias if bias is None else bias.to(x.dtype), *geometry)
+        return y if epilogue is None else finished(y, epilogue)
+    arguments = (x, bar.weight, bias, *bar[1:], *geometry, shared)
+    if epilogue is not None:
+        operator = operators.ops.noisy_conv2d_int8.default if int8 else operators.ops.noisy_conv2d_fused.default
+        return operators.call_fused(operator, *arguments, *epilogue)
+    return operators.call(operators.NoisyConv2d, operators.ops.noisy_conv2d.default, *arguments)
+
+
+def conv2d_operands(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, padding: Any, dilation: Any, groups: Any,
+                    shared: bool) -> tuple[Tensor, tuple[list[int], list[int], list[int], int], list[int]]:
+    """(x as the operator takes it, its stride, padding, dilation and groups, the result's shape), checked."""
+    weight = bar.weight
+    if weight.dim() != 4:
+        fail("weight", "must have the shape [out, C / groups, kh, kw]", list(weight.shape))
+    groups = integer("groups", groups, 1)
+    if weight.shape[0] % groups:
+        fail("groups", f"must divide the {weight.shape[0]} output channels", groups)
+    x = check_operands(x, weight, bias, bar.key.shape[0], shared)
+    if x.dim() != 4 or x.shape[1] != weight.shape[1] * groups:
+        fail("x", f"must have the shape [B, {weight.shape[1] * groups}, H, W]", list(x.shape))
+    stride, dilation = two("stride", stride, 1), two("dilation", dilation, 1)
+    x, padding = padded(x, padding, weight.shape[2:], stride, dilation)
+    size = []
+    for i in (0, 1):
+        reach = dilation[i] * (weight.shape[2 + i] - 1) + 1
+        room = x.shape[2 + i] + 2 * padding[i] - reach
+        if room < 0:
+            fail("x", f"padded {('height', 'width')[i]} must be at least the kernel's {reach}", room + reach)
+        size.append(room // stride[i] + 1)
+    rows = x.shape[0] * (bar.key.shape[0] if shared else 1)
+    return x, (stride, padding, dilation, groups), [rows, weight.shape[0], *size]
+
+
+_MANY = 1 << 17  # elements of x: beyond about as many, csrc/cpu/fused.h leaves the product to the library too
+
+
+def _in_pieces(x: Tensor, bar: Crossbar) -> bool:
+    """Whether a compiled graph shall see the programmed weight and torch's own convolution: with many images the compiler gains
+    more from choosing layouts and fusing what follows than the operator does. One chip, no gradient."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and bar.key.shape[0] == 1 and x.numel() > _MANY

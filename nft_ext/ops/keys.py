@@ -1,0 +1,100 @@
+"""Keys: which chip's noise an operator draws (design, section 3).
+
+A key is an int64 tensor [S, 2], one row a chip: (seed, draw + domain * 2^32). Domains keep what was trained on, what was
+selected on and what is evaluated apart: a chip of one domain never occurs in another, whatever the seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import numbers
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from nft_ext.ops import build_info  # noqa: F401  (loads the libraries)
+from nft_ext._common.checks import fail, integer
+
+DOMAINS = {"evaluation": 0, "training": 1, "selection": 2, "permutation": 3}
+
+
+def noise_key(seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "evaluation",
+              device: torch.device | str | None = None) -> torch.Tensor:
+    """Key of the chips `draws` under `seed`.
+
+    Args:
+        seed: 64-bit Philox key, 0 <= seed < 2^64.
+        draws: chip numbers, each 0 <= draw < 2^32.
+        domain: evaluation, training, selection or permutation.
+        device: where the key lives; must be the operand's device.
+
+    Returns:
+        int64 tensor [S, 2].
+
+    Raises:
+        ValueError: seed or a draw out of range, no draws, unknown domain.
+    """
+    seed = integer("seed", seed, 0, 2**64 - 1)
+    if domain not in DOMAINS:
+        fail("domain", f"must be one of {', '.join(DOMAINS)}", domain)
+    if type(draws) is int:  # the common case
+        draws = [draws]
+    elif not isinstance(draws, (numbers.Integral, Iterable)):
+        fail("draws", "must be an integer or several", draws)
+    else:
+        draws = [draws] if isinstance(draws, numbers.Integral) else list(draws)
+    if not draws:
+        fail("draws", "must name at least one chip", draws)
+    high = DOMAINS[domain] << 32
+    rows = [[seed - 2**64 if seed >= 2**63 else seed, integer("draws", d, 0, 2**32 - 1) + high] for d in draws]
+    if device is None or torch.compiler.is_compiling():
+        return torch.tensor(rows, dtype=torch.int64, device=device)
+    return torch.from_numpy(np.array(rows, np.int64)).to(device)  # half the time of torch.tensor, which is felt with small layers
+
+
+# An operator (csrc/keys.h), for compiled graphs too: a plain randint in a graph takes its numbers from another place than eager
+# mode. Defined here, as the stable ABI of torch 2.11 knows no tags.
+torch.library.define("nft_ext::draw_key", "(Tensor like) -> Tensor",
+                     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
+
+
+@torch.library.register_fake("nft_ext::draw_key")
+def _(like: torch.Tensor) -> torch.Tensor:
+    return torch.empty((1, 2), dtype=torch.int64, device=like.device)
+
+
+torch.library.define("nft_ext::draw_keys", "(Tensor like, int count) -> Tensor[]",
+                     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
+
+
+@torch.library.register_fake("nft_ext::draw_keys")
+def _(like: torch.Tensor, count: int) -> list[torch.Tensor]:
+    return [torch.empty((1, 2), dtype=torch.int64, device=like.device) for _ in range(count)]
+
+
+_draw_key, _draw_keys = torch.ops.nft_ext.draw_key.default, torch.ops.nft_ext.draw_keys.default
+
+
+def fresh_key(like: torch.Tensor) -> torch.Tensor:
+    """A key [1, 2] in the training domain whose seed comes from torch's generator of `like`'s device (torch.manual_seed)."""
+    return _draw_key(like)
+
+
+def fresh_keys(like: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """`count` keys, int64 [1, 2] each: those that as many calls of `fresh_key` would give."""
+    return _draw_keys(like, count)
+
+
+def stream_of(name: str, taken: Iterable[int] = ()) -> int:
+    """The 32-bit stream of the layer with this qualified name: a hash, so other layers do not change it.
+
+    `taken` holds the streams of the layers before it; the rare collision hashes on.
+    """
+    taken = set(taken)
+    text = name
+    while True:
+        stream = int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "little")
+        if stream not in taken:
+            return stream
+        text += "'"

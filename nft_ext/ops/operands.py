@@ -1,0 +1,170 @@
+"""What the products take besides a crossbar, checked before any work: operands, geometry, epilogue."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nft_ext.ops import build_info
+from nft_ext._common.checks import fail, integer
+
+
+class Epilogue(NamedTuple):
+    """What follows a product in a network in eval mode: relu((W_p x + bias) * scale + shift + residual), for inference."""
+
+    scale: Tensor | None = None      # [out] float32
+    shift: Tensor | None = None      # [out] float32
+    residual: Tensor | None = None   # the result's shape and dtype
+    relu: bool = False
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_ordinary(value: Any) -> bool:
+    """Whether `value` is a dense float32 tensor on the CPU: the common case, on the path of every forward."""
+    return (type(value) in _PLAIN and value.dtype is torch.float32 and value.is_cpu and value.layout is torch.strided
+            and not value.is_nested)
+
+
+def is_dense_on_cpu(value: Any) -> bool:
+    """Whether the CPU's operators take `value` as it is, for x or a residual."""
+    return is_ordinary(value) or (type(value) in _PLAIN and value.dtype is torch.bfloat16 and value.is_cpu
+                                  and value.layout is torch.strided and not value.is_nested)
+
+
+def check_tensor(argument: str, value: Any) -> None:
+    """A floating tensor the operators serve, on a device that this build serves."""
+    if is_ordinary(value):
+        return
+    if not isinstance(value, Tensor):
+        fail(argument, "must be a torch.Tensor", type(value).__name__, TypeError)
+    if value.layout != torch.strided or value.is_nested:
+        fail(argument, "must be a dense tensor", "a nested tensor" if value.is_nested else str(value.layout), TypeError)
+    if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        fail(argument, "must be float32, bfloat16 or float16 (float64: see nft_ext.reference)", str(value.dtype), TypeError)
+    if value.device.type == "cuda" and build_info.cuda_failure is not None:
+        fail(argument, f"must be a CPU tensor, because {build_info.cuda_failure}", str(value.device), RuntimeError)
+    if value.device.type not in ("cpu", "cuda", "meta"):
+        fail(argument, "must be on the CPU or on CUDA", str(value.device))
+
+
+def check_key(key: Any, device: torch.device) -> None:
+    if not isinstance(key, Tensor) or key.dtype != torch.int64:
+        fail("key", "must be an int64 tensor [S, 2], see nft_ext.noise_key", str(getattr(key, "dtype", type(key).__name__)), TypeError)
+    if key.dim() != 2 or key.shape[1] != 2 or key.shape[0] == 0:
+        fail("key", "must have the shape [S, 2] with S >= 1", list(key.shape))
+    if key.device != device:
+        fail("key", f"must be on the weight's device {device}", str(key.device))
+
+
+def check_operands(x: Any, weight: Tensor, bias: Tensor | None, chips: int, shared: bool) -> Tensor:
+    """x, in autocast's dtype where that is on, once it fits the weight, the bias and the chips."""
+    check_tensor("x", x)
+    x = in_autocast(x)
+    if x.device != weight.device:
+        fail("x", f"must be on the weight's device {weight.device}", str(x.device))
+    if x.dtype == torch.float16 and x.device.type == "cpu":
+        fail("x", "must be float32 or bfloat16 on the CPU", str(x.dtype), TypeError)
+    if bias is not None:
+        check_tensor("bias", bias)
+        if bias.shape != weight.shape[:1]:
+            fail("bias", f"must have the shape [{weight.shape[0]}]", list(bias.shape))
+        if bias.device != weight.device:
+            fail("bias", f"must be on the weight's device {weight.device}", str(bias.device))
+    if not shared and x.dim() > 1 and x.shape[0] % chips:
+        fail("x", f"dim 0 must be a multiple of the {chips} chips of the key (chip-major)", x.shape[0])
+    return x
+
+
+def check_epilogue(e: Epilogue, x: Tensor, weight: Tensor, shape: list[int]) -> None:
+    """Scale, shift and residual, once they fit the weight, x (in autocast's dtype) and the result's shape."""
+    for argument, value in (("scale", e.scale), ("shift", e.shift)):
+        if value is None:
+            continue
+        check_tensor(argument, value)
+        if value.dtype != torch.float32:
+            fail(argument, "must be float32", str(value.dtype), TypeError)
+        if value.shape != weight.shape[:1]:
+            fail(argument, f"must have the shape [{weight.shape[0]}]", list(value.shape))
+        if value.device != weight.device:
+            fail(argument, f"must be on the weight's device {weight.device}", str(value.device))
+    if e.residual is not None:
+        check_tensor("residual", e.residual)
+        if e.residual.dtype != x.dtype:
+            fail("residual", f"must have the result's dtype {x.dtype}", str(e.residual.dtype), TypeError)
+        if list(e.residual.shape) != shape:
+            fail("residual", f"must have the result's shape {shape}", list(e.residual.shape))
+        if e.residual.device != weight.device:
+            fail("residual", f"must be on the weight's device {weight.device}", str(e.residual.device))
+
+
+MOST_INT8_INPUTS = (2**31 - 1) // 127**2  # products of a result; csrc/core/int8.h has the same number
+
+
+def check_int8(weight: Tensor) -> None:
+    """Sums of 8-bit products must fit 32 bits, whatever the numbers."""
+    inputs = math.prod(weight.shape[1:])
+    if inputs > MOST_INT8_INPUTS:
+        fail("weight", f"must have at most {MOST_INT8_INPUTS} inputs an output with int8, so that 32 bits hold the sums", inputs)
+
+
+def finished(y: Tensor, e: Epilogue) -> Tensor:
+    """The epilogue in torch's operations, for compiled graphs that see the product: there they become one pass."""
+    row = [1, -1, *[1] * (y.dim() - 2)]
+    z = y.float()
+    if e.scale is not None:
+        z = z * e.scale.view(row)
+    if e.shift is not None:
+        z = z + e.shift.view(row)
+    if e.residual is not None:
+        z = z + e.residual.float()
+    return (z.relu() if e.relu else z).to(y.dtype)
+
+
+def in_autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast asks for; weights and tables stay float32, the kernel rounds W_p to x's dtype."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind) and x.is_floating_point():
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
+def two(argument: str, value: Any, low: int) -> list[int]:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and value[0] >= low <= value[1]:
+        return list(value)  # the common case, on the path of every forward
+    if not isinstance(value, (int, tuple, list)):
+        fail(argument, "must be one or two integers", value)
+    values = [value, value] if isinstance(value, int) else list(value)
+    if len(values) == 1:
+        values *= 2
+    if len(values) != 2:
+        fail(argument, "must be one or two integers", value)
+    return [integer(argument, v, low) for v in values]
+
+
+def padded(x: Tensor, padding: Any, kernel: Any, stride: list[int], dilation: list[int]) -> tuple[Tensor, list[int]]:
+    """(x, symmetric padding); an odd total of "same" puts the extra zero at the end, as torch does."""
+    if not isinstance(padding, str):
+        return x, two("padding", padding, 0)
+    if padding == "valid":
+        return x, [0, 0]
+    if padding != "same":
+        fail("padding", 'must be integers, "same" or "valid"', padding)
+    if stride != [1, 1]:
+        fail("padding", 'must not be "same" with a stride other than 1', stride)
+    total = [d * (k - 1) for d, k in zip(dilation, kernel)]
+    odd = [t % 2 for t in total]
+    if any(odd):
+        x = torch.nn.functional.pad(x, (0, odd[1], 0, odd[0]))
+    return x, [t // 2 for t in total]
+
+
+def epilogue_of(scale: Any, shift: Any, residual: Any, relu: Any) -> Epilogue | None:
+    """None where nothing is asked for: the plain operators, with gradients."""
+    if not isinstance(relu, bool):
+        fail("relu", "must be True or False", relu, TypeError)
+    return Epilogue(scale, shift, residual, relu) if relu or not scale is shift is residual is None else None

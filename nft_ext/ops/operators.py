@@ -1,0 +1,289 @@
+"""What torch must know of the compiled operators: fake kernels and straight-through gradients.
+
+Arguments are those of csrc/ops.cpp. Public calls go through the autograd Functions at the end; the same `setup_context` and
+`backward` are registered for the raw operators, so `torch.ops.nft_ext.*` differentiates rightly too.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+from torch.autograd.function import once_differentiable
+
+from nft_ext.ops import build_info, deterministic  # noqa: F401  (the libraries, and the kernel that is written in Python)
+from nft_ext._common.checks import fail
+
+ops = torch.ops.nft_ext
+
+
+def _channels_last(x: Tensor) -> bool:
+    """The kernels' rule for the result's memory format (csrc/aten.h, is_channels_last)."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and suggest_memory_format(x) == torch.channels_last
+
+
+def _rows(x: Tensor, key: Tensor, shared: bool) -> int:
+    return x.shape[0] * key.shape[0] if shared else x.shape[0]
+
+
+def _conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+# ---- fake kernels: shapes, dtypes and real strides without data
+
+
+@torch.library.register_fake("nft_ext::weight_step")
+def _(weight, weight_bits):
+    return weight.new_empty(())
+
+
+@torch.library.register_fake("nft_ext::quantize")
+def _(weight, step, weight_bits):
+    return torch.empty(weight.shape, dtype=torch.int16 if weight_bits <= 15 else torch.int32, device=weight.device)
+
+
+@torch.library.register_fake("nft_ext::program")
+def _(weight, codes, step, table, key, stream, device, dtype):
+    return torch.empty((key.shape[0], *weight.shape), dtype=dtype, device=weight.device)
+
+
+@torch.library.register_fake("nft_ext::weight_step_many")
+def _(weights, weight_bits):
+    return weights[0].new_empty((len(weights),))
+
+
+@torch.library.register_fake("nft_ext::program_many")
+def _(weights, codes, steps, tables, key, streams, devices, scales, dtype, channels_last=False):
+    return [_programmed(weight, key.shape[0], devices[4 * i : 4 * i + 4], dtype, channels_last and dtype != torch.int8)
+            for i, weight in enumerate(weights)]
+
+
+def _programmed(weight: Tensor, chips: int, device: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """[S, *weight.shape] as the kernels lay it out: csrc/cuda/operands.h has the same rule."""
+    if channels_last and can_be_channels_last(weight, device):
+        flat = (chips * weight.shape[0], *weight.shape[1:])
+        found = torch.empty(flat, dtype=dtype, device=weight.device, memory_format=torch.channels_last)
+        return found.unflatten(0, (chips, weight.shape[0]))
+    return torch.empty((chips, *weight.shape), dtype=dtype, device=weight.device)
+
+
+def can_be_channels_last(weight: Tensor, device: list[int]) -> bool:
+    """Whether a weight can be programmed in that layout; device: NVMDevice.operator_spec."""
+    if not weight.is_cuda or weight.dim() != 4 or device[2] != 1 or device[0] > 12:
+        return False
+    channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
+    return 2 <= taps <= 128 and 2 <= channels <= 1 << 15 and weight.numel() % 8 == 0
+
+
+@torch.library.register_fake("nft_ext::finish_")
+def _(y, scale, shift, residual, relu):
+    return None
+
+
+@torch.library.register_fake("nft_ext::noisy_linear")
+@torch.library.register_fake("nft_ext::noisy_linear_fused")
+@torch.library.register_fake("nft_ext::noisy_linear_int8")
+def _(x, weight, bias, codes, step, table, key, stream, device, shared, *epilogue):
+    return x.new_empty((_rows(x, key, shared), weight.shape[0]))
+
+
+@torch.library.register_fake("nft_ext::noisy_conv2d")
+@torch.library.register_fake("nft_ext::noisy_conv2d_fused")
+@torch.library.register_fake("nft_ext::noisy_conv2d_int8")
+def _(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared, *epilogue):
+    size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    return _image(x, (_rows(x, key, shared), weight.shape[0], *size))
+
+
+@torch.library.register_fake("nft_ext::noisy_cascade")
+def _(inputs, weights, biases, codes, steps, tables, keys, streams, devices, scales, shifts, plan, kept):
+    values = list(inputs)
+    for layer, (weight, key) in enumerate(zip(weights, keys)):
+        x, _, _, *geometry = plan[10 * layer : 10 * layer + 10]
+        x, rows = values[x], _rows(values[x], key, key.shape[0] == 1)
+        if weight.dim() == 2:
+            values.append(x.new_empty((rows, weight.shape[0])))
+            continue
+        size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], geometry[i], geometry[2 + i], geometry[4 + i]) for i in (0, 1)]
+        values.append(_image(x, (rows, weight.shape[0], *size)))
+    return [values[value] for value in kept]
+
+
+def _image(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An empty result of `shape` in x's memory format."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device,
+                       memory_format=torch.channels_last if _channels_last(x) else torch.contiguous_format)
+
+
+def _fake_gradients(x: Tensor, weight: Tensor, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape, weight.shape, weight.shape[:1])
+    grads = [torch.empty(shape if wanted >> i & 1 else (0,), dtype=x.dtype if i == 0 else torch.float32, device=x.device)
+             for i, shape in enumerate(shapes)]
+    if wanted & 1 and _channels_last(x):
+        grads[0] = grads[0].contiguous(memory_format=torch.channels_last)
+    return tuple(grads)
+
+
+@torch.library.register_fake("nft_ext::noisy_linear_backward")
+def _(grad, x, weight, codes, step, table, key, stream, device, shared, wanted):
+    return _fake_gradients(x, weight, wanted)
+
+
+@torch.library.register_fake("nft_ext::noisy_conv2d_backward")
+def _(grad, x, weight, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared, wanted):
+    return _fake_gradients(x, weight, wanted)
+
+
+# ---- gradients (design, section 2): dL/dW = dL/dW_p, dL/dx with the forward's W_p, programmed again from the key.
+# Positions in the forwards' arguments: x 0, weight 1, bias 2, then tensors without gradient, then static values.
+# A second derivative is refused: the kernels' backwards have none, and torch would leave out terms in silence.
+
+_TENSORS = 7  # x, weight, bias, codes, step, table, key
+
+
+def _setup_product(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, *noise = inputs[:_TENSORS]
+    ctx.save_for_backward(x, weight, *noise)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.static = inputs[_TENSORS:]
+
+
+def _backward_product(ctx: Any, grad: Tensor, operator: Any) -> tuple:
+    x, weight, *noise = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = needs[0] | needs[1] << 1 | (needs[2] and ctx.bias_dtype is not None) << 2
+    grads = operator(grad.to(x.dtype), x, weight, *noise, *ctx.static, int(wanted))
+    grads = [g if wanted >> i & 1 else None for i, g in enumerate(grads)]
+    if grads[2] is not None:
+        grads[2] = grads[2].to(ctx.bias_dtype)
+    return (*grads, *[None] * (_TENSORS - 3 + len(ctx.static)))
+
+
+def _backward_step(ctx: Any, grad: Tensor) -> tuple:
+    return None, None  # max|W| is a constant
+
+
+def _setup_program(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    pass
+
+
+def _backward_program(ctx: Any, grad: Tensor) -> tuple:
+    return (grad.sum(0, dtype=torch.float32), *[None] * 7)
+
+
+@once_differentiable
+def _backward_linear(ctx: Any, grad: Tensor) -> tuple:
+    return _backward_product(ctx, grad, ops.noisy_linear_backward)
+
+
+@once_differentiable
+def _backward_conv2d(ctx: Any, grad: Tensor) -> tuple:
+    return _backward_product(ctx, grad, ops.noisy_conv2d_backward)
+
+
+torch.library.register_autograd("nft_ext::weight_step", _backward_step)
+torch.library.register_autograd("nft_ext::program", _backward_program, setup_context=_setup_program)
+torch.library.register_autograd("nft_ext::noisy_linear", _backward_linear, setup_context=_setup_product)
+torch.library.register_autograd("nft_ext::noisy_conv2d", _backward_conv2d, setup_context=_setup_product)
+
+
+_NO_GRADIENT = "must not require a gradient, the {} operators have none: call them under torch.no_grad(), or use the plain ones"
+_FOR_INFERENCE = ("noisy_linear_fused", "noisy_conv2d_fused", "noisy_linear_int8", "noisy_conv2d_int8", "noisy_cascade")
+
+
+def _refuse_gradient(ctx: Any, inputs: tuple, output: Tensor, *, name: str) -> None:
+    raise RuntimeError(f"nft_ext::{name}: arguments {_NO_GRADIENT.format(name.rpartition('_')[2])}; got one that does")
+
+
+def _backward_of_nothing(ctx: Any, grad: Tensor) -> None:
+    raise AssertionError("unreachable: _refuse_gradient has raised in the forward")
+
+
+# Without these torch would warn only, and hand out gradients of zero.
+for _name in _FOR_INFERENCE:
+    torch.library.register_autograd(f"nft_ext::{_name}", _backward_of_nothing,
+                                    setup_context=functools.partial(_refuse_gradient, name=_name))
+
+
+@torch.library.register_vmap("nft_ext::program")
+def _(info, in_dims, weight, codes, step, table, key, stream, device, dtype):
+    """vmap over keys [V, S, 2]: one call with V * S chips."""
+    if any(dim is not None for dim in in_dims[:4]):
+        raise ValueError("nft_ext::program: vmap: must run over key only; got another batched argument")
+    key = key.movedim(in_dims[4], 0)
+    out = ops.program(weight, codes, step, table, key.reshape(-1, 2).contiguous(), stream, device, dtype)
+    return out.unflatten(0, key.shape[:2]), 0
+
+
+# The forwards name their parameters: torch.compile counts them to tell whether a context comes first.
+
+
+class Program(torch.autograd.Function):
+    """Programmed weights [S, *weight.shape]; gradient: the sum over chips."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight, codes, step, table, key, stream, device, dtype):
+        return ops.program(weight, codes, step, table, key, stream, device, dtype)
+
+    setup_context = staticmethod(_setup_program)
+    backward = staticmethod(_backward_program)
+
+
+class NoisyLinear(torch.autograd.Function):
+    """y [S * B, out] of x [B, in] or [S * B, in]."""
+
+    @staticmethod
+    def forward(x, weight, bias, codes, step, table, key, stream, device, shared):
+        return ops.noisy_linear(x, weight, bias, codes, step, table, key, stream, device, shared)
+
+    setup_context = staticmethod(_setup_product)
+    backward = staticmethod(_backward_linear)
+
+
+class NoisyConv2d(torch.autograd.Function):
+    """y [S * B, out, oh, ow] of x [B, C, H, W] or [S * B, C, H, W]."""
+
+    @staticmethod
+    def forward(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared):
+        return ops.noisy_conv2d(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups,
+                                shared)
+
+    setup_context = staticmethod(_setup_product)
+    backward = staticmethod(_backward_conv2d)
+
+
+def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any) -> Tensor:
+    """Through the autograd Function where a gradient can be asked for, else the operator itself."""
+    if torch.is_grad_enabled():
+        for differentiable in arguments[:3]:  # x, weight, bias, or of `program` weight alone
+            if differentiable is not None and differentiable.requires_grad:
+                return function.apply(*arguments)
+    return operator(*arguments) if torch.compiler.is_compiling() else past_autograd(operator, *arguments)
+
+
+def past_autograd(operator: Any, *arguments: Any) -> Tensor:
+    """The operator without torch's autograd layer, which costs more than a small product: evaluation calls it millions of times.
+    In eager mode, where no gradient can be asked for."""
+    if torch.is_inference_mode_enabled():  # without it already
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
+
+
+def call_fused(operator: Any, *arguments: Any) -> Tensor:
+    """An operator for inference.
+
+    Raises:
+        RuntimeError: an argument requires a gradient, and gradients are on.
+    """
+    if torch.is_grad_enabled() and (wanting := [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]):
+        kind = str(getattr(operator, "overloadpacket", operator)).rpartition("_")[2]
+        fail("x, weight, bias, scale, shift and residual", _NO_GRADIENT.format(kind), f"a tensor {list(wanting[0].shape)} that does",
+             RuntimeError)
+    return operator(*arguments) if torch.compiler.is_compiling() else past_autograd(operator, *arguments)

@@ -1,0 +1,78 @@
+"""Runs that torchrun starts on each rank: torchrun ... torchrun_runs.py FOLDER. Leaves FOLDER/rankR.json."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from nft_ext.nn import base
+from support.training_runs import TRAIN, jitter, outcome, run, timeless
+
+FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
+SGD = {"optimizer": "sgd", "lr": 0.05, "batch_norm": False}
+keys = []
+
+
+def recorded(like, original=base.fresh_key):
+    """The key a layer draws for a training forward, noted down (a validation with the noise off draws one in vain)."""
+    key = original(like)
+    if torch.is_grad_enabled():
+        keys.append(key.tolist())
+    return key
+
+
+def summary(history):
+    weights = {name: tensor.tolist() for name, tensor in history.model.state_dict().items()}
+    found = {"weights": weights, "rows": timeless(history.rows), "keys": list(keys)}
+    found["bits"] = outcome(history)
+    keys.clear()
+    return found
+
+
+def failing_at(step):
+    count = [0]
+
+    def augment(x):
+        count[0] += 1
+        if count[0] == step:
+            raise InterruptedError
+        return jitter(x)
+
+    augment.__qualname__ = "jitter"
+    return augment
+
+
+def refusal(**options):
+    try:
+        run(**options)
+    except ValueError as error:
+        return str(error)
+    return "no refusal"
+
+
+torch.set_num_threads(1)
+base.fresh_key = recorded
+results = {}
+for method in ("vanilla", "noise", "ovf", "irs"):
+    results[method] = summary(run(method, **SGD))
+results["chip_per_rank"] = summary(run("noise", chip_per_rank=True, **SGD))
+results["accumulate"] = summary(run("noise", accumulate=2, **SGD))
+mine = FOLDER / f"files{RANK}"
+mine.mkdir()
+os.chdir(mine)  # every rank would write its own
+results["batch norm"] = summary(run("ovf", augment=jitter, log="log.csv", checkpoint="best", progress=True))
+try:
+    run("ovf", augment=failing_at(9), state=FOLDER / "state", save_every=0)
+except InterruptedError:
+    keys.clear()
+results["continued"] = summary(run("ovf", augment=jitter, state=FOLDER / "state"))
+results["refused"] = [
+    refusal(batch_size=15), refusal(seed=RANK), refusal(train=tuple(tensor[:3] for tensor in TRAIN)),
+]
+try:
+    run("noise", augment=lambda x: x * float("nan") if RANK == 1 else x)  # the second rank's images alone
+except ArithmeticError as error:
+    results["nan"] = str(error)
+(FOLDER / f"rank{RANK}.json").write_text(json.dumps(results))
