@@ -88,6 +88,19 @@ def seconds(cells: Sequence[dict[str, Any]]) -> float:
     return sum(cell.get("seconds", 0.0) for cell in {cell["key"]: cell for cell in cells}.values())
 
 
+def networks(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Key of each network -> the epoch that was kept, its training loss, and the version that trained it.
+
+    With these a report can stand alone where the cells are not kept.
+    """
+    found = {}
+    for cell in cells:
+        best = cell.get("training", {}).get("best") or {}
+        found[cell["key"]] = {"epoch": best.get("epoch"), "train_loss": best.get("train_loss"),
+                              "nft_ext": cell.get("versions", {}).get("nft_ext")}
+    return dict(sorted(found.items()))
+
+
 def check_cells(cells: Any) -> None:
     """Raises ValueError if there is no cell, or one without what a report needs; the message names it."""
     if not cells:

@@ -12,7 +12,7 @@ from nft_ext.reproduce import published
 from nft_ext.reproduce.convergence import Converged, converged
 from nft_ext.reproduce.figures import DARK, LIGHT, drawn
 from nft_ext.reproduce.html import Picture, Section, page
-from nft_ext.reproduce.protocol import check_cells, conditions, differences, machines, seconds
+from nft_ext.reproduce.protocol import check_cells, conditions, differences, machines, networks, seconds
 from nft_ext.reproduce.ranking import contrasts, ranked, ranking_tables
 from nft_ext.reproduce.summary import NO_CLAIM, Comparison, Row, comparisons, rows
 from nft_ext.reproduce.tables import Table, accuracy_tables, calibration_tables, comparison_tables, convergence_tables, write_csv, write_json
@@ -76,7 +76,8 @@ def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, comman
                 "reference": published.REFERENCE, "conditions": conditions(cells), "differences": differences(cells),
                 "versions": machines(cells), "notes": notes, "rows": table, "comparisons": found,
                 "convergence": counts, "ranking": [{"setting": one.setting, "method": one.method, "place": one.place,
-                                                    "variant": one.row.variant} for one in order]},
+                                                    "variant": one.row.variant} for one in order],
+                "networks": networks(cells)},
                out / f"{experiment}.json")
     sections = _sections(experiment, cells, [picture for _, picture in plots], results, tests, shares, notes, command,
                          settings)

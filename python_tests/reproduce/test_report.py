@@ -221,6 +221,16 @@ def test_csv_and_json_hold_the_numbers(tmp_path, no_plots):
     assert found["comparisons"][0]["p"] is None and found["command"] == "nft-ext reproduce figure3"
 
 
+def test_the_json_names_every_network_and_how_its_training_ended(tmp_path, no_plots):
+    cells = line("noise", [0.9, 0.8])
+    cells[0]["training"]["best"] = {"epoch": 2, "train_loss": 0.7}
+    cells[1]["training"]["best"] = None
+    report(cells, tmp_path)
+    assert json.loads((tmp_path / "figure3.json").read_text())["networks"] == {
+        "vgg8-mnist-noise-0.3-0": {"epoch": 2, "train_loss": 0.7, "nft_ext": "0.1.0"},
+        "vgg8-mnist-noise-0.3-1": {"epoch": None, "train_loss": None, "nft_ext": "0.1.0"}}
+
+
 def test_one_seed_is_said_to_allow_no_claim(tmp_path, no_plots):
     assert NO_CLAIM in report(grid(seeds=1), tmp_path)
     assert NO_CLAIM not in report(grid(seeds=2), tmp_path)
