@@ -19,7 +19,7 @@ from nft_ext.ops.functional import noisy_conv2d, noisy_linear, program_weights
 from nft_ext.nn.fusion import fuse
 from nft_ext.ops.keys import noise_key
 from nft_ext.nn import NoisyConv2d, NoisyLinear, noisy_layers
-from nft_ext.montecarlo import CostEstimate, MonteCarloReport, estimate_cost, monte_carlo, sigma_sweep, sweep
+from nft_ext.montecarlo import CostEstimate, MonteCarloReport, estimate_cost, monte_carlo, sweep
 from nft_ext.training import fit
 from nft_ext.version import __version__
 from nft_ext._common.moved import keep_old_names
@@ -29,6 +29,6 @@ keep_old_names()
 __all__ = [
     "CostEstimate", "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",
     "chips", "convert", "data", "estimate_cost", "fit", "fuse", "info", "int8", "methods", "metrics", "models", "monte_carlo", "noise",
-    "noise_key", "noisy_conv2d", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore", "sigma_sweep",
+    "noise_key", "noisy_conv2d", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore",
     "sweep",
 ]

@@ -19,7 +19,7 @@ from nft_ext._common.checks import fail
 from nft_ext.nn.conversion import convert
 from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
-from nft_ext.montecarlo import MonteCarloReport, plot_sweep, sigma_sweep, sweep_table
+from nft_ext.montecarlo import MonteCarloReport, plot_sweep, sweep, sweep_table
 from nft_ext.training import fit
 from nft_ext._common.files import write_atomically
 
@@ -52,7 +52,7 @@ class Settings:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Arguments of `sigma_sweep`."""
+        """Arguments of `sweep`."""
         return {} if self.slice_images is None else {"protocol": "stratified", "slice_images": self.slice_images}
 
     def replace(self, **changes: Any) -> Settings:
@@ -114,10 +114,10 @@ class Demo:
                     complete = False
                     break
                 self.training[method.name] = {"config": method.config(), "seconds": history.seconds, "best": history.best}
-                reports = sigma_sweep(convert(history.model, nvm), self.test, s.sigmas, runs=s.runs, seed=s.seed, **s.protocol)
-                self.curves[method.name] = reports
+                found = sweep({method.name: convert(history.model, nvm)}, self.test, s.sigmas, runs=s.runs, seed=s.seed, **s.protocol)
+                self.curves |= found.reports
                 self.write()
-                if len(reports) < len(s.sigmas) or reports[-1].interrupted:
+                if found.interrupted:
                     complete = False
                     break
         except KeyboardInterrupt:

@@ -69,7 +69,7 @@ def test_set(arguments: argparse.Namespace):
 def run(arguments: argparse.Namespace) -> int:
     from nft_ext._common.checks import fail
     from nft_ext.nn.conversion import convert
-    from nft_ext.montecarlo import plot_sweep, sigma_sweep, sweep_table
+    from nft_ext.montecarlo import plot_sweep, sweep_table
     from nft_ext.montecarlo.distributed.ranks import is_main
     from nft_ext.training import load_model
 
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             asked["slice_images"] = slices  # what was estimated is what is run; a resume file has settled its own
         if arguments.dry_run:
             return 0
-    reports = sigma_sweep(noisy, test, arguments.sigma, resume=arguments.resume, **asked)
+    reports = _reports(noisy, test, arguments.sigma, arguments.resume, asked)
     status = 130 if reports[-1].interrupted or len(reports) < len(arguments.sigma) else 0
     if not is_main():
         return status
@@ -107,6 +107,29 @@ def run(arguments: argparse.Namespace) -> int:
                        f"{arguments.checkpoint.stem} on {arguments.dataset}")
         print(f"wrote {arguments.out}")
     return status
+
+
+def _reports(noisy, test, sigmas: list[float], resume: Path | None, asked: dict) -> list:
+    """A report per sigma, on the same chips; an interrupt keeps those so far.
+
+    Unlike `sweep`, the size of "auto" slices is settled at each sigma: nothing is paired here.
+    """
+    from nft_ext._common.checks import number
+    from nft_ext.montecarlo import monte_carlo
+    from nft_ext.montecarlo.execution.session import read_together
+
+    sigmas = [number("--sigma", sigma, 0.0) for sigma in sigmas]
+    reports, data = [], read_together(test, None)
+    for sigma in sigmas:
+        try:
+            reports.append(monte_carlo(noisy, data, sigma=sigma, resume=resume, **asked))
+        except KeyboardInterrupt:
+            if not reports:
+                raise
+            break
+        if reports[-1].interrupted:
+            break
+    return reports
 
 
 def _estimate(noisy, test, sigmas: list[float], asked: dict) -> int | None:

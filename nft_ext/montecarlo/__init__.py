@@ -7,7 +7,7 @@ from nft_ext.montecarlo.evaluate import monte_carlo
 from nft_ext.montecarlo.report.plots import plot_sweep
 from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.statistics.statistic import Quantile, RunStatistic, Worst
-from nft_ext.montecarlo.sweep import sigma_sweep, sweep
+from nft_ext.montecarlo.sweep import sweep
 from nft_ext.montecarlo.sweep_result import Sweep
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "estimate_cost",
     "monte_carlo",
     "plot_sweep",
-    "sigma_sweep",
     "sweep",
     "sweep_table",
 ]

@@ -15,7 +15,6 @@ from nft_ext.nn.conversion import convert
 from nft_ext.device import NVMDevice
 from nft_ext.nn import noisy_layers
 from nft_ext.montecarlo.evaluate import monte_carlo
-from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.execution.session import main_rank_makes, read_together
 from nft_ext.montecarlo.execution.subject import check_model
 from nft_ext.montecarlo.sweep_result import Curve, Sweep
@@ -72,35 +71,6 @@ def sweep(
                 found.interrupted = True
                 return found
     return found
-
-
-def sigma_sweep(
-    model: nn.Module, data, sigmas: Sequence[float], runs: int = 200, seed: int = 0, **options
-) -> list[MonteCarloReport]:
-    """One `monte_carlo` report a sigma, in the order given, on the same chips (the same normals).
-
-    sigmas: values in the convention of the layers' device. data is read once.
-    options: further arguments of `monte_carlo`.
-
-    An interrupt ends the sweep: the reports so far are returned, the last marked `interrupted` if
-    it had at least two runs; with nothing to return it is passed on.
-    Raises ValueError for an empty or invalid `sigmas`, and what `monte_carlo` raises.
-    """
-    sigmas = [number("sigmas", sigma, 0.0) for sigma in sigmas]
-    if not sigmas:
-        fail("sigmas", "must name at least one sigma", "none")
-    data = read_together(data, options.get("ranks"))
-    reports: list[MonteCarloReport] = []
-    for sigma in sigmas:
-        try:
-            reports.append(monte_carlo(model, data, runs=runs, seed=seed, sigma=sigma, **options))
-        except KeyboardInterrupt:
-            if not reports:
-                raise
-            break
-        if reports[-1].interrupted:
-            break
-    return reports
 
 
 def _named(argument: str, given, kind: type) -> dict[str, Any]:

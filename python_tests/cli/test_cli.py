@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nft_ext.cli import main
+from nft_ext.montecarlo.execution import chip_evaluator
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,29 @@ def test_evaluate_sweeps_several_sigmas(checkpoint, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("0.2") for line in lines)
     assert (tmp_path / "noise.png").exists()
+
+
+@pytest.mark.parametrize("passes, points", [(5, 2), (3, 1), (4, 1)])
+def test_an_interrupted_evaluate_keeps_the_sigmas_that_are_done(checkpoint, tmp_path, capsys, monkeypatch, passes, points):
+    """3 chips per sigma, one per pass: after 5 passes the second sigma has two chips, after 4 too few."""
+    original, left = chip_evaluator.ChipEvaluator.tallies, [passes]
+
+    def tallies(self, draws, done):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return original(self, draws, done)
+
+    monkeypatch.setattr(chip_evaluator.ChipEvaluator, "tallies", tallies)
+    arguments = ["--sigma", "0.1", "0.2", "0.3", "--runs", "3", "--limit", "20", "--chips-per-pass", "1"]
+    assert main(["evaluate", str(checkpoint), *arguments, "--out", str(tmp_path)]) == 130
+    reports = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*.json"))]
+    assert [report["interrupted"] for report in reports] == [False, True][:points]
+
+
+def test_evaluate_refuses_a_bad_sigma_before_any_work(checkpoint, tmp_path, capsys):
+    assert main(["evaluate", str(checkpoint), "--sigma", "0.1", "-0.2", "--out", str(tmp_path)]) == 1
+    assert "--sigma: " in (error := capsys.readouterr().err) and "-0.2" in error and not list(tmp_path.iterdir())
 
 
 def test_evaluate_with_slices_and_a_target(checkpoint, capsys):

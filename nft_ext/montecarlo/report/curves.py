@@ -1,4 +1,4 @@
-"""Several networks' reports over sigma, side by side: name -> reports, as `sigma_sweep` gives them."""
+"""Several networks' reports over sigma, side by side: name -> reports, as `Sweep.reports` holds them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def common_conditions(reports: list[MonteCarloReport]) -> str:
 def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
     """Mean accuracy in percent with its 95 % half-width: one row a sigma, one column a curve.
 
-    curves: name -> reports, as `sigma_sweep` gives them. Points a curve lacks are shown as "-", and
+    curves: name -> reports, as `Sweep.reports` holds them. Points a curve lacks are shown as "-", and
     interrupted ones are marked "*".
     """
     reports = check_curves(curves)

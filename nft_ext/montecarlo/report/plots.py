@@ -113,7 +113,7 @@ def _report_title(report) -> str:
 def plot_sweep(curves: dict, path: str | os.PathLike, title: str) -> None:
     """Accuracy against sigma with 95 % bands of the mean, one labelled line a curve.
 
-    curves: name -> list of reports, as `sigma_sweep` gives them. title: the figure's first line;
+    curves: name -> list of reports, as `Sweep.reports` holds them. title: the figure's first line;
     the conditions shared by the reports stand below it.
 
     Raises ValueError if there is no report or one with several sigmas, ImportError (with the
