@@ -114,7 +114,8 @@ class Demo:
                     complete = False
                     break
                 self.training[method.name] = {"config": method.config(), "seconds": history.seconds, "best": history.best}
-                found = sweep({method.name: convert(history.model, nvm)}, self.test, s.sigmas, runs=s.runs, seed=s.seed, **s.protocol)
+                noisy = convert(history.model, nvm)
+                found = sweep({method.name: noisy}, self.test, s.sigmas, runs=s.runs, seed=s.seed, **s.protocol)
                 self.curves |= found.reports
                 self.write()
                 if found.interrupted:

@@ -35,7 +35,9 @@ class Temperature:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
-    """The temperature T that minimises the mean of -log softmax(logits / T)[label] (Guo et al., arXiv 1706.04599).
+    """The temperature T of logits at hand; `nft_ext.montecarlo.fit_temperature(model, data)` runs a noisy model first.
+
+    T minimises the mean of -log softmax(logits / T)[label] (Guo et al., arXiv 1706.04599).
 
     With b = 1/T the mean is convex in b: its slope E_p[z] - z_label (mean over images) rises with b, its curvature is
     Var_p[z]. Newton's step on log b, bisected whenever it would leave the bracket of the root. Float64 throughout.

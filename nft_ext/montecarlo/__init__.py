@@ -1,6 +1,5 @@
 """Monte Carlo inference over programmed chips: evaluation, reports, sweeps over sigma."""
 
-from nft_ext.montecarlo.calibration import calibrate
 from nft_ext.montecarlo.cost_estimate import CostEstimate, estimate_cost
 from nft_ext.montecarlo.report.curves import sweep_table
 from nft_ext.montecarlo.evaluate import monte_carlo
@@ -9,6 +8,7 @@ from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.statistics.statistic import Quantile, RunStatistic, Worst
 from nft_ext.montecarlo.sweep import sweep
 from nft_ext.montecarlo.sweep_result import Sweep
+from nft_ext.montecarlo.temperature_fit import calibrate, fit_temperature
 
 __all__ = [
     "CostEstimate",
@@ -19,6 +19,7 @@ __all__ = [
     "Worst",
     "calibrate",
     "estimate_cost",
+    "fit_temperature",
     "monte_carlo",
     "plot_sweep",
     "sweep",

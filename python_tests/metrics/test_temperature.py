@@ -8,6 +8,7 @@ import torch
 import nft_ext as nft
 from nft_ext.metrics import fit_temperature, tempered
 from nft_ext.montecarlo import calibrate
+from nft_ext.montecarlo import fit_temperature as fit_model_temperature
 
 
 def drawn(scale, n=4000, classes=6):
@@ -95,15 +96,23 @@ def test_a_tempered_model_keeps_its_chips_and_its_accuracy(noisy):
     assert not any("temperature" in note for note in plain.notes)
 
 
-def test_calibrate_fits_on_selection_chips(noisy):
-    found = calibrate(noisy, DATA, runs=3, seed=5, sigma=0.2, batch_size=17)
+def test_a_models_temperature_is_fitted_on_selection_chips(noisy):
+    found = fit_model_temperature(noisy, DATA, runs=3, seed=5, sigma=0.2, batch_size=17)
     logits = []
     for draw in range(3):
         with nft.noise(noisy, sigma=0.2), nft.chips(noisy, seed=5, draws=[draw], domain="selection"), torch.no_grad():
             logits.append(noisy(DATA[0]))
     expected = fit_temperature(torch.stack(logits), DATA[1])
     assert found.value == pytest.approx(expected.value, rel=1e-4)
-    assert calibrate(tempered(noisy, found), DATA, runs=3, seed=5, sigma=0.2).value == pytest.approx(1.0, rel=1e-4)
+    again = fit_model_temperature(tempered(noisy, found), DATA, runs=3, seed=5, sigma=0.2)
+    assert again.value == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_old_name_warns_and_does_the_same(noisy):
+    with pytest.warns(DeprecationWarning, match="calibrate is now fit_temperature") as caught:
+        found = calibrate(noisy, DATA, runs=2, seed=5, sigma=0.2)
+    assert [warning.filename for warning in caught] == [__file__]  # it points at the caller
+    assert found == fit_model_temperature(noisy, DATA, runs=2, seed=5, sigma=0.2)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, "hot"])

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import torch
 from torch import nn
 
 from nft_ext._common.checks import integer, number
 from nft_ext.nn.contexts import chips, noise
-from nft_ext.metrics.temperature import Temperature, fit_temperature
+from nft_ext.metrics.temperature import Temperature
+from nft_ext.metrics.temperature import fit_temperature as fit_logits
 from nft_ext.montecarlo.execution.images import check_label_range, read_data
 from nft_ext.montecarlo.execution.subject import check_model, check_sigma_is_known, eval_mode, on_device
 
 
-def calibrate(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sigma: float | None = None,
-              batch_size: int = 256, device: torch.device | str | None = None) -> Temperature:
-    """The temperature at which the noisy logits of `model` on validation `data` have the least negative log-likelihood.
+def fit_temperature(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sigma: float | None = None,
+                    batch_size: int = 256, device: torch.device | str | None = None) -> Temperature:
+    """The temperature of a noisy model: it runs `model` on validation `data`, then fits T to the logits of all chips.
 
-    One temperature for all chips: the chips draw = 0 .. runs-1 of `seed` in the key domain "selection" are pooled, so
-    neither an evaluated chip nor, if `data` is a validation set, a test image takes part. EKL, NLL and calibration
-    error at it:
+    `nft.metrics.fit_temperature(logits, labels)` is the fit alone, for logits at hand.
+    At T the noisy logits have the least negative log-likelihood. One T serves all chips: the chips draw = 0 .. runs-1
+    of `seed` in the key domain "selection" are pooled, so neither an evaluated chip nor, if `data` is a validation
+    set, a test image takes part. EKL, NLL and calibration error at T:
 
-        report = nft.monte_carlo(tempered(model, calibrate(model, validation)), test)
+        report = nft.monte_carlo(tempered(model, fit_temperature(model, validation)), test)
 
     Args:
         model: a converted model, inputs [B, ...] -> logits [B, C]; evaluated in eval mode and left as it was.
@@ -52,4 +55,11 @@ def calibrate(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sigma: fl
                 logits.append(torch.cat([model(batch.to(device)).float() for batch in inputs.split(batch_size)]))
             if draw == 0:
                 check_label_range(labels, logits[0].shape[1])
-    return fit_temperature(torch.stack(logits), labels.to(device))
+    return fit_logits(torch.stack(logits), labels.to(device))
+
+
+def calibrate(*args, **kwargs) -> Temperature:
+    """Deprecated name of `fit_temperature`; it goes in the next release."""
+    warnings.warn("nft_ext.montecarlo.calibrate is now fit_temperature, with the same arguments; the old name goes in "
+                  "the next release", DeprecationWarning, stacklevel=2)
+    return fit_temperature(*args, **kwargs)
