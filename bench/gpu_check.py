@@ -40,7 +40,6 @@ STAGES = (
     Stage("tune", "up to how many columns a chip to fuse", 10, 40, False, True),
     Stage("sampler", "programming ResNet-18's layers", 20, 50, False, True),
     Stage("layers", "convolution and linear layers, several rows a chip", 20, 60, False, True),
-    Stage("int8", "the layers' products of 8-bit numbers beside bfloat16's", 10, 30, False, True),
     Stage("gradients", "dL/dx of layers with regenerated weights, few rows a chip", 14, 45, False, True),
     Stage("network", "ResNet-18's forward at 1, 8, 32, 128 images", 40, 100, False, True),
     Stage("training", "an OVF training step, its time and memory", 60, 120, False, True),

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cascade.h"
-#include "int8_products.h"
 
 namespace nft {
 
@@ -38,15 +37,14 @@ struct Operators {
                                           std::vector<Tensor> scales, ScalarType dtype, bool channels_last) {
     const char* op = "program_many";
     const size_t count = weights.size();
-    const bool bytes = dtype == ScalarType::Char;
     check(codes.size() == count, op, "codes", "must be one a weight", codes.size());
     check(steps.empty() || steps.size() == count, op, "steps", "must be one a weight, or none", steps.size());
     check(tables.size() == count, op, "tables", "must be one a weight", tables.size());
     check(streams.size() == count, op, "streams", "must be one a weight", streams.size());
     check(devices.size() == 4 * count, op, "devices", "must be four numbers a weight", devices.size());
-    check(scales.size() == count || (scales.empty() && !bytes), op, "scales", "must be one a weight, or none but for int8", scales.size());
-    check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || (key.is_cuda() && (bytes || dtype == ScalarType::Half)),
-          op, "dtype", "must be float32 or bfloat16 (or float16 or int8 on CUDA)", "another dtype");
+    check(scales.empty() || scales.size() == count, op, "scales", "must be one per weight, or none", scales.size());
+    check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || (key.is_cuda() && dtype == ScalarType::Half), op,
+          "dtype", "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
     std::vector<Crossbar> layers;
     std::vector<Tensor> outs;
     for (size_t l = 0; l < count; ++l) {
@@ -55,13 +53,9 @@ struct Operators {
       layers.push_back({op, weights[l], codes[l], step, tables[l], key, streams[l],
                         Ints(devices.begin() + 4 * l, devices.begin() + 4 * (l + 1))});
       check_crossbar(layers[l]);
-      if (bytes)
-        check(scales[l].scalar_type() == ScalarType::Float && scales[l].numel() == 1, op, "scales", "must be one float32 each",
-              scales[l].sizes());
-      else if (!scales.empty())
-        check_row_scale(layers[l], scales[l], channels_last);
+      if (!scales.empty()) check_row_scale(layers[l], scales[l], channels_last);
       check(weights[l].dim() >= 1, op, "weights", "must have one dimension or more", weights[l].sizes());
-      outs.push_back(Backend::weights(layers[l], key.size(0), dtype, channels_last && !bytes));
+      outs.push_back(Backend::weights(layers[l], key.size(0), dtype, channels_last));
     }
     Backend::program_many(layers, scales, outs);
     for (size_t l = 0; l < count; ++l) {
@@ -103,13 +97,6 @@ struct Operators {
                                  {scale, shift, residual, relu});
   }
 
-  static Tensor linear_int8(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,
-                            int64_t stream, Ints device, bool shared, std::optional<Tensor> scale, std::optional<Tensor> shift,
-                            std::optional<Tensor> residual, bool relu) {
-    return noisy_linear_int8<Backend>({"noisy_linear_int8", weight, codes, step, table, key, stream, device}, x, bias, shared,
-                                      {scale, shift, residual, relu});
-  }
-
   static std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad, Tensor x, Tensor weight, Codes codes, Step step,
                                                             Tensor table, Tensor key, int64_t stream, Ints device, bool shared,
                                                             int64_t wanted) {
@@ -128,13 +115,6 @@ struct Operators {
                              std::optional<Tensor> scale, std::optional<Tensor> shift, std::optional<Tensor> residual, bool relu) {
     return noisy_conv2d<Backend>({"noisy_conv2d_fused", weight, codes, step, table, key, stream, device}, x, bias,
                                  {stride, padding, dilation, groups}, shared, {scale, shift, residual, relu});
-  }
-
-  static Tensor conv2d_int8(Tensor x, Tensor weight, std::optional<Tensor> bias, Codes codes, Step step, Tensor table, Tensor key,
-                            int64_t stream, Ints device, Ints stride, Ints padding, Ints dilation, int64_t groups, bool shared,
-                            std::optional<Tensor> scale, std::optional<Tensor> shift, std::optional<Tensor> residual, bool relu) {
-    return noisy_conv2d_int8<Backend>({"noisy_conv2d_int8", weight, codes, step, table, key, stream, device}, x, bias,
-                                      {stride, padding, dilation, groups}, shared, {scale, shift, residual, relu});
   }
 
   // Layers that feed each other: plan as CascadeStep reads it, kept numbers the values that are returned.

@@ -11,12 +11,11 @@
 //   device  [4]            weight_bits, device_bits, path (0 off, 1 fast, 2 per device), mapping (0 sign, 1 differential)
 //   wanted                 gradients to compute: bit 0 for x, 1 for the weight, 2 for the bias; others come back empty
 //   scale, shift  [out]    float32, residual as the result (shape and dtype), each or None, and relu: the _fused operators, for
-//                          inference, give relu((W_p x + bias) * scale + shift + residual); so do the _int8 operators, of 8-bit
-//                          numbers (core/int8.h)
+//                          inference, give relu((W_p x + bias) * scale + shift + residual)
 //   shared                 true: all S chips see the same x; false: x is chip-major, dim 0 = S * B
 //
 // The operators named _many take lists with one entry a layer and devices as [4 L]; no steps: found on the way
-//   scales  [] each        float32, the weight of one unit of int8 (CUDA only), the same on all chips; u_w of core/int8.h is one
+//   scales  [out] each     float32, multiplies each output's weights; or none. Only where weights are stored channels last (CUDA)
 //
 // noisy_cascade is the _fused operators on layers that feed each other, without gradients, on the CPU
 //   biases, scales, shifts [out] each, or None
@@ -43,18 +42,11 @@ STABLE_TORCH_LIBRARY(nft_ext, m) {
       "noisy_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, bool shared, int wanted) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "noisy_linear_int8(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
-      "int stream, int[] device, bool shared, Tensor? scale, Tensor? shift, Tensor? residual, bool relu) -> Tensor");
-  m.def(
       "noisy_linear_fused(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, bool shared, Tensor? scale, Tensor? shift, Tensor? residual, bool relu) -> Tensor");
   m.def(
       "noisy_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared) -> Tensor");
-  m.def(
-      "noisy_conv2d_int8(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
-      "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, Tensor? scale, "
-      "Tensor? shift, Tensor? residual, bool relu) -> Tensor");
   m.def(
       "noisy_conv2d_fused(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
       "int stream, int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, Tensor? scale, "

@@ -11,7 +11,7 @@ docs/noise.md defines the noise; nft_ext.reference says in plain PyTorch what ev
 
 from nft_ext import data, methods, metrics, models, reference
 from nft_ext.ops.build_info import info
-from nft_ext.nn.contexts import checkpoint_contexts, chips, int8, noise
+from nft_ext.nn.contexts import checkpoint_contexts, chips, noise
 from nft_ext.nn.conversion import convert, program, restore
 from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
 from nft_ext.device import NVMDevice
@@ -28,7 +28,7 @@ keep_old_names()
 
 __all__ = [
     "CostEstimate", "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",
-    "chips", "convert", "data", "estimate_cost", "fit", "fuse", "info", "int8", "methods", "metrics", "models", "monte_carlo", "noise",
+    "chips", "convert", "data", "estimate_cost", "fit", "fuse", "info", "methods", "metrics", "models", "monte_carlo", "noise",
     "noise_key", "noisy_conv2d", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore",
     "sweep",
 ]

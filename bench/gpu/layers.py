@@ -26,7 +26,7 @@ from nft_ext.ops.functional import Crossbar, conv2d_product, linear_product
 # (shape, images): 16 rows a chip at one image of conv2d-512x4, 64 of conv2d-256x8, 1024 of conv2d-64x32
 SIZES = {"linear-8192x1024": (1, 32, 256), "conv2d-512x4": (1, 16), "conv2d-256x8": (1, 4), "conv2d-64x32": (1,)}
 CHIPS = (1, 8)
-ELEMENT = {"bf16": 2, "fp32": 4, "int8": 4}  # bytes; under int8 x is float32 between layers
+ELEMENT = {"bf16": 2, "fp32": 4}  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +61,11 @@ def layer(shape: Shape) -> nn.Conv2d | nn.Linear:
     return shape.plain().eval().requires_grad_(False).cuda()
 
 
-def images(point: Point, precision: str, channels_last: bool | None = None) -> Tensor:
-    """x; None: in the memory format that suits plain PyTorch."""
+def images(point: Point, precision: str) -> Tensor:
+    """x in the memory format that suits plain PyTorch."""
     torch.manual_seed(1)
     x = point.shape.input(point.images).cuda().to(plain.DTYPES[precision])
-    channels_last = precision == "bf16" if channels_last is None else channels_last
-    return x.to(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
+    return x.to(memory_format=torch.channels_last) if precision == "bf16" and x.dim() == 4 else x
 
 
 def scores(shape: Shape, x: Tensor, y: Tensor) -> Tensor:
@@ -95,8 +94,8 @@ def ready(point: Point, precision: str, mode: str, call: Callable[[], Tensor], o
     return Ready(run, check)
 
 
-def ours(point: Point, draws: str, precision: str, mode: str, channels_last: bool | None = None) -> Ready:
-    p, x, nvm, ops = layer(point.shape), images(point, precision, channels_last), NVM[draws], torch.ops.nft_ext
+def ours(point: Point, draws: str, precision: str, mode: str) -> Ready:
+    p, x, nvm, ops = layer(point.shape), images(point, precision), NVM[draws], torch.ops.nft_ext
     step = ops.weight_step(p.weight, nvm.weight_bits)
     key = torch.cat((torch.zeros(point.chips, 1), torch.arange(point.chips)[:, None]), 1).long().cuda()
     codes, table = ops.quantize(p.weight, step, nvm.weight_bits), torch.from_numpy(nvm.operator_table()).cuda()
@@ -104,8 +103,8 @@ def ours(point: Point, draws: str, precision: str, mode: str, channels_last: boo
 
     def product(bar: Crossbar) -> Tensor:
         if isinstance(p, nn.Linear):
-            return linear_product(x, p.bias, bar, True, int8=precision == "int8")
-        return conv2d_product(x, p.bias, bar, p.stride, p.padding, p.dilation, p.groups, True, int8=precision == "int8")
+            return linear_product(x, p.bias, bar, True)
+        return conv2d_product(x, p.bias, bar, p.stride, p.padding, p.dilation, p.groups, True)
 
     def call() -> Tensor:
         # Another chip in each call, as the checks want: the draws move on, on the device.

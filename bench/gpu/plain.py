@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bench.harness import baselines
 from bench.harness.baselines import DEVICE_SD, NORMALS, PLACES, WEIGHT_SD
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}  # of what lies between layers
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of what lies between layers
 
 
 def in_memory_order(weight: Tensor, channels_last: bool) -> Tensor:

@@ -32,8 +32,6 @@ CONV = (  # rows, C, H, W; out, kernel; options
 )
 ENOUGH = 8  # csrc/cuda/ops_cuda.cpp, kLeastRows
 FUSED = 256  # columns a chip up to which these are fused products; beyond, the library's
-# In 8 bits, weights are programmed first for so many columns.
-MANY_ROWS, MANY_PIXELS = (140, 33, 9), ((2, 5, 9, 9), (11, (3, 3)), dict(padding=1))
 
 Case = Callable[[], None]
 
@@ -58,7 +56,7 @@ def fused_conv(nvm, key, shared, x, weight, stride=1, padding=0, dilation=1, gro
 
 
 def cases(only_ours: bool = False) -> list[list[Case]]:
-    """Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions, both of these in 8 bits.
+    """Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions, epilogues.
     only_ours: of convolutions and their gradients those that are done by a kernel of this package."""
     import nft_ext as nft
     from nft_ext import choice
@@ -118,19 +116,14 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
         finish(y, *torch.autograd.grad(y.float().sum(), (leaf, weight)))
 
     @torch.no_grad()
-    def int8_linear(nvm, dtype, key, shared, sizes):
-        rows, features, out = sizes
-        x = torch.randn(rows * (1 if shared else len(key)), features, device="cuda").to(dtype)
-        weight, bias = torch.randn(out, features, device="cuda"), torch.randn(out, device="cuda")
-        finish(nft.noisy_linear(x, weight, bias, nvm=nvm, key=key, shared=shared, int8=True))
-
-    @torch.no_grad()
-    def int8_conv(nvm, dtype, key, shared, sizes, layout):
+    def epilogue(nvm, dtype, key, shared, sizes, layout):  # a residual and a ReLU inside a product
         (rows, channels, *side), (out, kernel), options = sizes
+        if only_ours and out // options.get("groups", 1) < ENOUGH:
+            return
         weight = torch.randn(out, channels // options.get("groups", 1), *kernel, device="cuda")
         x = torch.randn(rows * (1 if shared else len(key)), channels, *side, device="cuda").to(dtype).to(memory_format=layout)
-        y = nft.noisy_conv2d(x, weight, nvm=nvm, key=key, shared=shared, int8=True, **options)
-        finish(y, nft.noisy_conv2d(x, weight, nvm=nvm, key=key, shared=shared, int8=True, residual=y, relu=True, **options))
+        y = nft.noisy_conv2d(x, weight, nvm=nvm, key=key, shared=shared, **options)
+        finish(nft.noisy_conv2d(x, weight, nvm=nvm, key=key, shared=shared, residual=y, relu=True, **options))
 
     def each(function: Callable[..., None], *values: Sequence) -> list[Case]:
         return [lambda chosen=chosen: function(*chosen) for chosen in itertools.product(*values)]
@@ -140,9 +133,7 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
             each(linear, product_devices, dtypes, keys, (True, False), LINEAR),
             each(conv, product_devices, dtypes, keys, (True, False), CONV,
                  (torch.contiguous_format, torch.channels_last)),
-            each(int8_linear, product_devices, dtypes, keys, (True, False), (*LINEAR, MANY_ROWS)),
-            each(int8_conv, product_devices, dtypes, keys, (True, False), (*CONV, MANY_PIXELS),
-                 (torch.contiguous_format, torch.channels_last))]
+            each(epilogue, product_devices, dtypes, keys, (True, False), CONV, (torch.contiguous_format, torch.channels_last))]
 
 
 def in_turns(kinds: Sequence[Sequence[Case]]) -> Iterator[Case]:

@@ -33,8 +33,6 @@ struct Finish {
   bool relu;               // NaN passes
 };
 
-constexpr int64_t kIntegers = 32;  // a vector's, of the widest instruction set
-
 struct Multiply {
   const char* name;
   int lanes;   // columns a vector
@@ -44,9 +42,6 @@ struct Multiply {
   // y[r, c] = finish(sum_k w[r, k] x[c, k]) for rows [0, rows) and all columns; w has memory for a multiple of twice
   // Multiply::rows rows. Each result sums k in ascending order: the same bits for any number of rows, columns and threads.
   void (*rows_times_columns)(const float* w, int64_t rows, const Columns& columns, const Finish& finish, float* y);
-  // sums[r, c] = sum_k w[r, k] x[c, k] of whole numbers, exactly: w [rows, pitch], x [count, pitch], sums [rows, count]. pitch: a
-  // multiple of kIntegers, with zeros past the last k; the sums of the numbers' magnitudes fit 32 bits.
-  void (*integer_products)(const int16_t* w, int64_t rows, const int16_t* x, int64_t count, int64_t pitch, int32_t* sums);
   // The same epilogue on results that are in memory: elements [begin, end) of y [outer, rows, inner], of type `type`.
   void (*finish)(const Finish& finish, OutType type, int64_t rows, int64_t inner, int64_t begin, int64_t end, void* y);
 };

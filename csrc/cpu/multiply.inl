@@ -110,61 +110,6 @@ void rows_times_columns(const float* w, int64_t rows, const Columns& c, const Fi
   if (row < rows) tile<kRows, 1>(w + row * c.inner, row, rows, c, vector, f, y);
 }
 
-typedef int16_t ShortVector __attribute__((vector_size(4 * kVector)));
-
-// sum + the products of neighbouring pairs.
-NFT_FN IntVector add_pairs(IntVector sum, ShortVector a, ShortVector b) {
-#if defined(__AVX512F__)
-  return sum + (IntVector)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  return sum + (IntVector)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#else
-  const IntVector u = (IntVector)a, v = (IntVector)b;
-  return sum + (u << 16 >> 16) * (v << 16 >> 16) + (u >> 16) * (v >> 16);
-#endif
-}
-
-NFT_FN ShortVector load_shorts(const int16_t* p) {
-  ShortVector v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
-template <int kDown, int kAcross>
-NFT_FN void integer_tile(const int16_t* w, const int16_t* x, int64_t count, int64_t pitch, int32_t* sums) {
-  IntVector sum[kDown][kAcross] = {};
-  for (int64_t k = 0; k < pitch; k += 2 * kVector) {
-    ShortVector b[kAcross];
-#pragma GCC unroll 2
-    for (int c = 0; c < kAcross; ++c) b[c] = load_shorts(x + c * pitch + k);
-#pragma GCC unroll 4
-    for (int r = 0; r < kDown; ++r) {
-      const ShortVector a = load_shorts(w + r * pitch + k);
-#pragma GCC unroll 2
-      for (int c = 0; c < kAcross; ++c) sum[r][c] = add_pairs(sum[r][c], a, b[c]);
-    }
-  }
-  for (int r = 0; r < kDown; ++r)
-    for (int c = 0; c < kAcross; ++c) {
-      int32_t total = 0;
-      for (int lane = 0; lane < kVector; ++lane) total += sum[r][c][lane];
-      sums[r * count + c] = total;
-    }
-}
-
-template <int kDown>
-NFT_FN void integer_rows(const int16_t* w, const int16_t* x, int64_t count, int64_t pitch, int32_t* sums) {
-  int64_t c = 0;
-  for (; c + 2 <= count; c += 2) integer_tile<kDown, 2>(w, x + c * pitch, count, pitch, sums + c);
-  if (c < count) integer_tile<kDown, 1>(w, x + c * pitch, count, pitch, sums + c);
-}
-
-void integer_products(const int16_t* w, int64_t rows, const int16_t* x, int64_t count, int64_t pitch, int32_t* sums) {
-  int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) integer_rows<4>(w + row * pitch, x, count, pitch, sums + row * count);
-  for (; row < rows; ++row) integer_rows<1>(w + row * pitch, x, count, pitch, sums + row * count);
-}
-
 // The first `count` (1 .. kVector) numbers at p as float32, zeros after them, and back; where all are wanted `count` is to be a constant,
 // else each would be a call of memcpy.
 NFT_FN FloatVector load_some(const float* p, int64_t count) {
@@ -239,7 +184,7 @@ void finish(const Finish& f, OutType type, int64_t rows, int64_t inner, int64_t 
 #define NFT_TEXT_(x) #x
 #define NFT_TEXT(x) NFT_TEXT_(x)
 extern const Multiply multiply_table;
-const Multiply multiply_table = {NFT_TEXT(NFT_ISA), kVector, kRows, pack, rows_times_columns, integer_products, finish};
+const Multiply multiply_table = {NFT_TEXT(NFT_ISA), kVector, kRows, pack, rows_times_columns, finish};
 
 }  // namespace NFT_ISA
 }  // namespace nft

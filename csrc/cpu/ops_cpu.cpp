@@ -4,7 +4,6 @@
 #include "../keys.h"
 #include "../operators.h"
 #include "fused.h"
-#include "int8_product.h"
 #include "program.h"
 #include "recycled.h"
 
@@ -81,14 +80,6 @@ struct Cpu {
     return fused_product(c, x, bias, p, shared, epilogue);
   }
 
-  static Tensor int8_product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p, bool shared,
-                             const Epilogue& epilogue) {
-    const Window window = window_of(x, c.weight, p, rows_per_chip(c.op, x, c.chips(), shared));
-    return Int8Product(c, x, bias, epilogue, window, shared).run([](Crossbar& layer, const Tensor& out, int64_t chip) {
-      program(layer, out, chip, 1);
-    });
-  }
-
   static std::optional<Tensor> input_gradient(Crossbar&, const Tensor&, const Tensor&, const aten::Convolution&) {
     return std::nullopt;
   }
@@ -153,11 +144,9 @@ STABLE_TORCH_LIBRARY_IMPL(nft_ext, CPU, m) {
   m.impl("program", TORCH_BOX(&nft::CpuOperators::program));
   m.impl("noisy_linear", TORCH_BOX(&nft::CpuOperators::linear));
   m.impl("noisy_linear_fused", TORCH_BOX(&nft::CpuOperators::linear_fused));
-  m.impl("noisy_linear_int8", TORCH_BOX(&nft::CpuOperators::linear_int8));
   m.impl("noisy_linear_backward", TORCH_BOX(&nft::CpuOperators::linear_backward));
   m.impl("noisy_conv2d", TORCH_BOX(&nft::CpuOperators::conv2d));
   m.impl("noisy_conv2d_fused", TORCH_BOX(&nft::CpuOperators::conv2d_fused));
-  m.impl("noisy_conv2d_int8", TORCH_BOX(&nft::CpuOperators::conv2d_int8));
   m.impl("noisy_cascade", TORCH_BOX(&nft::CpuOperators::cascade));
   m.impl("noisy_conv2d_backward", TORCH_BOX(&nft::CpuOperators::conv2d_backward));
 }

@@ -28,7 +28,7 @@ struct Program {
   OutType out_type;
   void* out;              // [chips, n]
   int channels, taps;     // taps > 1: weights [.., channels, taps] are stored [.., taps, channels] (channels_last.h)
-  const float* scale;     // [], weight of one unit of an 8-bit result, the same on all chips; or null or [outputs], taps > 1
+  const float* scale;     // [outputs], multiplies each output's weights, where taps > 1; or null
 };
 
 }  // namespace cuda
@@ -194,12 +194,6 @@ NFT_FN void block_on_chip(const cuda::Program& p, const Table& t, int64_t chip, 
     for (int i = 0; i < 4; ++i) in_steps[i] = c.code[i];
 }
 
-// Only 8-bit results have a scale.
-template <cuda::OutType kOut>
-NFT_FN float scale_of(const cuda::Program& p) {
-  return kOut == cuda::OutType::kInt8 ? *p.scale : 1.0f;
-}
-
 // Weights 4 * block .. 4 * block + 3 on the chips first_chip, first_chip + chip_stride, ...; the weights are read and
 // quantized once for all of them.
 template <int kPath, cuda::OutType kOut>
@@ -211,7 +205,7 @@ NFT_FN void program_block(const cuda::Program& p, const Table& t, int64_t block,
   Quad<Out> w;
   if (!(step > 0.0f)) {
     // A zero step makes every weight zero, a NaN step (non-finite weights) makes every weight NaN: the step itself.
-    for (int i = 0; i < 4; ++i) w.v[i] = stored<kOut>(step, scale_of<kOut>(p));
+    for (int i = 0; i < 4; ++i) w.v[i] = Stored<kOut>::from(step);
     for (int64_t chip = first_chip; chip < p.chips; chip += chip_stride) store(out + chip * p.n, count, w);
     return;
   }
@@ -219,8 +213,7 @@ NFT_FN void program_block(const cuda::Program& p, const Table& t, int64_t block,
   for (int64_t chip = first_chip; chip < p.chips; chip += chip_stride) {
     float in_steps[4];
     block_on_chip<kPath>(p, t, chip, block, c, in_steps);
-    const float scale = scale_of<kOut>(p);  // read here: a register less while the devices are programmed
-    for (int i = 0; i < 4; ++i) w.v[i] = stored<kOut>(programmed(in_steps[i], step, c.sign[i]), scale);
+    for (int i = 0; i < 4; ++i) w.v[i] = Stored<kOut>::from(programmed(in_steps[i], step, c.sign[i]));
     const int64_t here = opaque(block);
     store((Out*)p.out + chip * p.n + 4 * here, count_of(p.n, here), w);
   }

@@ -18,9 +18,6 @@ class FusedColumns {
   // 16 bits the library's product wins, with weights that were programmed first, however few the columns. By direction and type;
   // nft_ext/choice.py has the same numbers.
   static constexpr int64_t kDefault[2][3] = {{32, 0, 0}, {0, 0, 0}};
-  // Beyond, weights of 8 bits are programmed first, for the same kernel: one tile of columns, by counting, as a weight
-  // costs 60 instructions to make and a few to store and read again. Not measured either, and the same on all devices.
-  static constexpr int64_t kInt8 = 128;
   static constexpr int kDevices = 64;       // those beyond keep the default
   static constexpr int kTypes = 3;          // float32, bfloat16, float16, as in OutType
 
@@ -31,7 +28,6 @@ class FusedColumns {
   }
 
   int64_t most(int device, Direction direction, OutType type) const {
-    if (type == OutType::kInt8) return kInt8;
     if (device < 0 || device >= kDevices) return kDefault[(int)direction][(int)type];
     return columns_[device][(int)direction][(int)type].load(std::memory_order_relaxed);
   }

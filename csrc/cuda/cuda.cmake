@@ -14,7 +14,7 @@ set(NFT_CUDA_FACT "${NFT_CUDA_HOLDS}, nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
 add_library(torch_cuda_stub SHARED csrc/cuda/torch_cuda_stub.cpp)
 set_target_properties(torch_cuda_stub PROPERTIES OUTPUT_NAME torch_cuda LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/stub)
 
-add_library(_C_cuda MODULE csrc/cuda/sampler.cu csrc/cuda/fused.cu csrc/cuda/gradient.cu csrc/cuda/int8.cu csrc/cuda/ops_cuda.cpp)
+add_library(_C_cuda MODULE csrc/cuda/sampler.cu csrc/cuda/fused.cu csrc/cuda/gradient.cu csrc/cuda/ops_cuda.cpp)
 target_include_directories(_C_cuda PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_compile_definitions(_C_cuda PRIVATE USE_CUDA NFT_CUDA_HOLDS="${NFT_CUDA_HOLDS}")
 # Both architectures of a file at once, since they take minutes; no fma in the noise (csrc/core/macros.h asks for none; this is the belt);

@@ -26,7 +26,7 @@ __global__ void finish_kernel(const Results r, const Epilogue e) {
 }  // namespace
 
 cudaError_t add_parts(const Fused& f, const Plan& plan, const float* sums, cudaStream_t stream) {
-  return with_tile(f, [&](auto, auto wide) { return launch_add_parts<OutType::kFloat32, wide>(f, plan.split, sums, stream); });
+  return with_tile(f, [&](auto, auto wide) { return launch_add_parts<wide>(f, plan.split, sums, stream); });
 }
 
 cudaError_t multiprocessors(int* count) {

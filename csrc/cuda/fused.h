@@ -7,7 +7,6 @@
 #include <cuda_runtime_api.h>
 
 #include "fused/split.h"
-#include "images.h"
 
 namespace nft {
 namespace cuda {
@@ -40,21 +39,6 @@ bool can_fuse(const Fused& f);
 cudaError_t fused_gradient_plan(const Fused& f, Plan* plan);
 cudaError_t fused_gradient(const Fused& f, const Plan& plan, float* sums, cudaStream_t stream);
 bool can_fuse_gradient(const Fused& f);
-
-// The product of 8-bit numbers (csrc/core/int8.h): x_type kInt8, x as `round_images` leaves it, program.scale the unit that
-// `measure_images` finds, y of any float type. Where program.out is given, it holds the layer's weights of all chips as
-// cuda::program stores them in 8 bits, and they are read from there: the same bits, for many columns. Where `by_tap` is set too,
-// they and x are what csrc/cuda/fused/taps.h asks for (cudaErrorInvalidValue otherwise): the same bits again, in less time.
-cudaError_t int8_plan(const Fused& f, Plan* plan);
-cudaError_t int8_product(const Fused& f, const Plan& plan, float* sums, cudaStream_t stream);
-
-// Stored weights (f.program.out) of all chips from [chips, rows, channel, place] to [chips, rows, place, channel] in `to`.
-cudaError_t turn_weights(const Fused& f, void* to, cudaStream_t stream);
-
-// Its input on the way to 8 bits: first the largest magnitude of every image and the unit of the layer's weights (table,
-// path, bits and step of `p` are read), then the numbers.
-cudaError_t measure_images(const Images& m, const Program& p, float* unit, cudaStream_t stream);
-cudaError_t round_images(const Images& m, cudaStream_t stream);
 
 // The second launch of a product whose tiles are split.
 cudaError_t add_parts(const Fused& f, const Plan& plan, const float* sums, cudaStream_t stream);

@@ -9,21 +9,14 @@ namespace nft {
 namespace NFT_ISA {
 
 template <class T>
-struct alignas(8 * sizeof(T) < 16 ? 8 * sizeof(T) : 16) Octet {
+struct alignas(16) Octet {
   T v[8];
 };
 
-template <class T>
-NFT_FN bool is_wide_octet(const T* p) {
-  return ((uintptr_t)p & (alignof(Octet<T>) - 1)) == 0;
-}
-
 // How many octets of a program may be done so, on all its chips: all that are whole, or none.
-template <cuda::OutType kOut>
 NFT_FN int64_t octets_of(const cuda::Program& p) {
-  typedef typename Stored<kOut>::Type Out;
-  const bool wide = ((uintptr_t)(p.codes ? p.codes : p.weight) & 15) == 0 && is_wide_octet((const Out*)p.out) &&
-                    (p.chips == 1 || p.n % 8 == 0);
+  const uintptr_t source = (uintptr_t)(p.codes ? p.codes : p.weight);
+  const bool wide = ((source | (uintptr_t)p.out) & 15) == 0 && (p.chips == 1 || p.n % 8 == 0);
   return wide && *p.step > 0.0f ? p.n / 8 : 0;
 }
 
@@ -92,21 +85,20 @@ NFT_FN void octet_on_chip(const Table& t, float std, const Key& key, float step,
 
 // To global or to shared memory. A sign put on after rounding gives the same bits.
 template <cuda::OutType kOut>
-NFT_FN void store_octet(typename Stored<kOut>::Type* to, const float* w, const uint32_t* sign, float scale) {
+NFT_FN void store_octet(typename Stored<kOut>::Type* to, const float* w, const uint32_t* sign) {
   typedef typename Stored<kOut>::Type Out;
   Octet<Out> o;
-  if constexpr (kOut == cuda::OutType::kBFloat16 || kOut == cuda::OutType::kFloat16) {
+  if constexpr (kOut != cuda::OutType::kFloat32) {
     uint32_t pair[4];
     for (int i = 0; i < 4; ++i) pair[i] = stored_pair<kOut>(w[2 * i], w[2 * i + 1]) ^ sign[i];
     memcpy(&o, pair, sizeof o);
   } else {
-    for (int i = 0; i < 8; ++i)
-      o.v[i] = stored<kOut>(with_sign(w[i], i % 2 ? sign[i / 2] : sign[i / 2] << 16), scale);
+    for (int i = 0; i < 8; ++i) o.v[i] = with_sign(w[i], i % 2 ? sign[i / 2] : sign[i / 2] << 16);
   }
   for (size_t at = 0; at < sizeof o; at += 16) {
-    Quad<uint32_t> words = {};
-    memcpy(&words, (const char*)&o + at, sizeof o < 16 ? sizeof o : 16);
-    put_words<(sizeof o < 16 ? 2 : 4)>((uint32_t*)to + at / 4, words);
+    Quad<uint32_t> words;
+    memcpy(&words, (const char*)&o + at, 16);
+    put_words<4>((uint32_t*)to + at / 4, words);
   }
 }
 
@@ -117,7 +109,7 @@ NFT_FN void program_octet(const cuda::Program& p, const Table& t, float step, fl
   for (int64_t chip = first_chip; chip < p.chips; chip += chip_stride) {
     float w[8];
     octet_on_chip<kConstant>(t, std, key_of(p, chip), step, octet, c, w);
-    store_octet<kOut>((typename Stored<kOut>::Type*)p.out + chip * p.n + 8 * octet, w, c.sign, scale_of<kOut>(p));
+    store_octet<kOut>((typename Stored<kOut>::Type*)p.out + chip * p.n + 8 * octet, w, c.sign);
   }
 }
 

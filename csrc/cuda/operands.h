@@ -20,7 +20,6 @@ inline cuda::OutType out_type(const Tensor& out) {
   switch (out.scalar_type()) {
     case ScalarType::BFloat16: return cuda::OutType::kBFloat16;
     case ScalarType::Half: return cuda::OutType::kFloat16;
-    case ScalarType::Char: return cuda::OutType::kInt8;
     default: return cuda::OutType::kFloat32;
   }
 }

@@ -2,7 +2,6 @@
 // no call waits.
 #include "../keys.h"
 #include "choice.h"
-#include "int8_product.h"
 #include "operands.h"
 #include "together.h"
 
@@ -149,12 +148,6 @@ struct Cuda {
     return y;
   }
 
-  static Tensor int8_product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p, bool shared,
-                             const Epilogue& epilogue) {
-    const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kForward, cuda::OutType::kInt8);
-    return nft::int8_product(c, x, bias, p, shared, epilogue, most);
-  }
-
   // Every chip's gradient with respect to its x, chip-major, in x's memory format.
   static std::optional<Tensor> input_gradient(Crossbar& c, const Tensor& grad, const Tensor& x, const aten::Convolution& p) {
     check_beside(c.op, "x", x, c.weight);
@@ -251,10 +244,8 @@ STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
   m.impl("program", TORCH_BOX(&nft::CudaOperators::program));
   m.impl("noisy_linear", TORCH_BOX(&nft::CudaOperators::linear));
   m.impl("noisy_linear_fused", TORCH_BOX(&nft::CudaOperators::linear_fused));
-  m.impl("noisy_linear_int8", TORCH_BOX(&nft::CudaOperators::linear_int8));
   m.impl("noisy_linear_backward", TORCH_BOX(&nft::CudaOperators::linear_backward));
   m.impl("noisy_conv2d", TORCH_BOX(&nft::CudaOperators::conv2d));
   m.impl("noisy_conv2d_fused", TORCH_BOX(&nft::CudaOperators::conv2d_fused));
-  m.impl("noisy_conv2d_int8", TORCH_BOX(&nft::CudaOperators::conv2d_int8));
   m.impl("noisy_conv2d_backward", TORCH_BOX(&nft::CudaOperators::conv2d_backward));
 }

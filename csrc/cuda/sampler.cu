@@ -19,13 +19,13 @@ using namespace generic;
 
 constexpr int kThreads = 256;
 
-// Thread blocks that a multiprocessor holds at once: 8 fill its 2048 threads at 32 registers each; eight weights at a time take 48
-// (a few more in 8 bits), and the per-device path keeps more values alive and would spill them below 64. Tables too large for
+// Thread blocks that a multiprocessor holds at once: 8 fill its 2048 threads at 32 registers each; eight weights at a time take 48,
+// and the per-device path keeps more values alive and would spill them below 64. Tables too large for
 // shared memory take registers for their addresses: 40 and 80.
 constexpr int kResident = 8;
-constexpr int resident_blocks(int path, OutType type, bool staged) {
+constexpr int resident_blocks(int path, bool staged) {
   if (path == kPathDevice) return staged ? 4 : 3;
-  if (path == kPathFast) return !staged ? 6 : type == OutType::kInt8 ? 4 : 5;
+  if (path == kPathFast) return staged ? 5 : 6;
   return kResident;
 }
 constexpr int resident_blocks_turned(OutType tile) { return tile == OutType::kFloat32 ? 4 : 6; }  // of kTileThreads
@@ -107,7 +107,7 @@ __device__ void program_tiles(const Program& p, const Table& table, const Range&
       if ((int)threadIdx.x < octets) {
         float w[8];
         octet_on_chip<kConstant>(table, std, key_of(p, chip), step, opaque(octet), c, w);
-        store_octet<kTileType<kOut, kScaled>>(tile_memory + 8 * threadIdx.x, w, c.sign, 1.0f);
+        store_octet<kTileType<kOut, kScaled>>(tile_memory + 8 * threadIdx.x, w, c.sign);
       }
       __syncthreads();
       write_tile<kOut>(p, at, channels_in_tile(p, tile), tile_memory, (typename Stored<kOut>::Type*)p.out + chip * p.n,
@@ -118,7 +118,7 @@ __device__ void program_tiles(const Program& p, const Table& table, const Range&
 }
 
 template <int kPath, OutType kOut, bool kStaged, int kMost>
-__global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kOut, kStaged))
+__global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kStaged))
     program_kernel(const __grid_constant__ Batch<kMost> batch) {
   extern __shared__ float shared[];
   for (int l = layer_of(batch, share(batch).begin); reaches(batch, share(batch), l); ++l) {
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kPath, kOut, kStaged
     if (kStaged) table = staged_table<kThreads>(p, shared);
     int64_t rest = blocks.begin;
     if constexpr (kPath == kPathFast && kStaged) {
-      const Range octets = {blocks.begin / 2, min(blocks.end / 2, octets_of<kOut>(p))};
+      const Range octets = {blocks.begin / 2, min(blocks.end / 2, octets_of(p))};
       if (table.constant)
         program_octets<kOut, true>(p, table, octets);
       else
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kTileThreads, resident_blocks_turned(kTileType
   for (int l = layer_of(batch, share(batch).begin); reaches(batch, share(batch), l); ++l) {
     const Program p = program_in<kPathFast, kOut>(batch, l);
     const Table table = staged_table<kTileThreads>(p, shared);
-    if (!(octets_of<kOut>(p) > 0)) {  // an irregular step makes all weights the same, in any order
+    if (!(octets_of(p) > 0)) {  // an irregular step makes all weights the same, in any order
       const Range blocks = blocks_in(batch, share(batch), l);
 #pragma unroll 1
       for (int64_t block = blocks.begin + threadIdx.x; block < blocks.end; block += kTileThreads)
@@ -228,7 +228,6 @@ cudaError_t launch(const Batch<kMostLayers>& batch, const Kind& kind, const Shap
   switch (kind.out_type) {
     case OutType::kBFloat16: return launch<kPath, OutType::kBFloat16>(batch, kind, shape);
     case OutType::kFloat16: return launch<kPath, OutType::kFloat16>(batch, kind, shape);
-    case OutType::kInt8: return launch<kPath, OutType::kInt8>(batch, kind, shape);
     default: return launch<kPath, OutType::kFloat32>(batch, kind, shape);
   }
 }
@@ -251,7 +250,7 @@ cudaError_t launch_turned(const Batch<kMostLayers>& batch, const Kind& kind, Sha
 
 cudaError_t launch_programs(Batch<kMostLayers>& batch, const Kind& kind, cudaStream_t stream) {
   Shape shape = {{}, kind.staged ? (size_t)batch.table_bytes : 0, stream};
-  const int resident = kind.turned ? resident_blocks_turned(kind.scaled ? OutType::kFloat32 : kind.out_type) : resident_blocks(kind.path, kind.out_type, kind.staged);
+  const int resident = kind.turned ? resident_blocks_turned(kind.scaled ? OutType::kFloat32 : kind.out_type) : resident_blocks(kind.path, kind.staged);
   const int64_t works = kind.turned ? (strips_of(batch) * kStrip * 4 + kTileWeights - 1) / kTileWeights : works_of(strips_of(batch));
   const cudaError_t error = grid_for(works, batch.chips, resident, &shape.grid);
   if (error != cudaSuccess) return error;

@@ -2,12 +2,12 @@
 // number formats that programmed weights are stored in.
 #pragma once
 
-#include "../core/int8.h"
+#include "../core/macros.h"
 
 namespace nft {
 namespace cuda {
 
-enum class OutType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
+enum class OutType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 }  // namespace cuda
 
@@ -33,17 +33,15 @@ NFT_FN Quad<T> load(const T* p, int count) {
   return q;
 }
 
-// 1, 2 or 4 words to an address that is a multiple of their size, in global or in shared memory. One instruction, said outright: the
+// 2 or 4 words to an address that is a multiple of their size, in global or in shared memory. One instruction, said outright: the
 // compiler splits the plain assignment into four.
 template <int kWords>
 NFT_FN void put_words(void* p, const Quad<uint32_t>& w) {
 #if defined(__CUDA_ARCH__)
   if constexpr (kWords == 4)
     asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(w.v[0]), "r"(w.v[1]), "r"(w.v[2]), "r"(w.v[3]) : "memory");
-  else if constexpr (kWords == 2)
-    asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(w.v[0]), "r"(w.v[1]) : "memory");
   else
-    asm volatile("st.b32 [%0], %1;" ::"l"(p), "r"(w.v[0]) : "memory");
+    asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(w.v[0]), "r"(w.v[1]) : "memory");
 #else
   memcpy(p, &w, 4 * kWords);
 #endif
@@ -116,21 +114,6 @@ struct Stored<cuda::OutType::kFloat32> {
   typedef float Type;
   NFT_FN float from(float a) { return a; }
 };
-
-template <>
-struct Stored<cuda::OutType::kInt8> {
-  typedef int8_t Type;
-  NFT_FN int8_t from(float a, float scale) { return to_int8(a, scale); }
-};
-
-// The same for every format; only 8-bit numbers have a scale.
-template <cuda::OutType kOut>
-NFT_FN typename Stored<kOut>::Type stored(float a, float scale) {
-  if constexpr (kOut == cuda::OutType::kInt8)
-    return Stored<kOut>::from(a, scale);
-  else
-    return Stored<kOut>::from(a);
-}
 
 }  // namespace NFT_ISA
 }  // namespace nft

@@ -12,10 +12,9 @@ namespace nft_test {
 using namespace nft::generic;
 using nft::cuda::OutType;
 
-inline size_t size_of(OutType type) { return type == OutType::kFloat32 ? 4 : type == OutType::kInt8 ? 1 : 2; }
+inline size_t size_of(OutType type) { return type == OutType::kFloat32 ? 4 : 2; }
 
 inline double number_at(OutType type, const void* p) {
-  if (type == OutType::kInt8) return *(const int8_t*)p;
   float f;
   uint16_t h;
   memcpy(&f, p, type == OutType::kFloat32 ? sizeof f : 0);
@@ -25,10 +24,6 @@ inline double number_at(OutType type, const void* p) {
 }
 
 inline void write_number(OutType type, void* p, float value) {
-  if (type == OutType::kInt8) {  // numbers lie within -1 .. 1
-    *(int8_t*)p = to_int8(value, 1.0f / 127);
-    return;
-  }
   const uint16_t half = type == OutType::kBFloat16 ? to_bfloat16(value) : to_float16(value);
   memcpy(p, type == OutType::kFloat32 ? (const void*)&value : (const void*)&half, size_of(type));
 }

@@ -94,8 +94,6 @@ void with_path(int path, const Run& run) {
   if (path == kPathOff) run(T(), std::integral_constant<int, kPathOff>());
   if (path == kPathFast) run(T(), std::integral_constant<int, kPathFast>());
   if (path == kPathDevice) run(T(), std::integral_constant<int, kPathDevice>());
-  if constexpr (kX == OutType::kInt8)
-    if (path == kPathStored) run(T(), std::integral_constant<int, kPathStored>());
 }
 
 template <class Run>
@@ -103,7 +101,6 @@ void with_tile(OutType x, bool wide, int path, const Run& run) {
   if (x == OutType::kFloat32) wide ? with_path<OutType::kFloat32, true>(path, run) : with_path<OutType::kFloat32, false>(path, run);
   if (x == OutType::kBFloat16) wide ? with_path<OutType::kBFloat16, true>(path, run) : with_path<OutType::kBFloat16, false>(path, run);
   if (x == OutType::kFloat16) wide ? with_path<OutType::kFloat16, true>(path, run) : with_path<OutType::kFloat16, false>(path, run);
-  if (x == OutType::kInt8) wide ? with_path<OutType::kInt8, true>(path, run) : with_path<OutType::kInt8, false>(path, run);
 }
 
 // All tiles of a product, in turn, their steps dealt to about `parts` thread blocks and the sums added up afterwards.
@@ -128,8 +125,7 @@ void run_tiles(const Fused& f, const S& sizes, bool constant, bool reversed, int
                               sums ? sums + place_of_sums<T>(split, tile, part, 0, 0) : nullptr, *shared, team);
   if (!sums) return;
   expect(isnan(sums[-1]) && isnan(sums[memory.size() - 12]), "parts' sums lie in their memory");
-  constexpr OutType kAdded = T::kType == OutType::kInt8 ? OutType::kInt8 : OutType::kFloat32;
-  typedef Tile<kAdded, (T::kColumns > 32)> Adder;  // as in csrc/cuda/fused.cu and int8.cu, whatever the tile's numbers
+  typedef Tile<OutType::kFloat32, (T::kColumns > 32)> Adder;  // as in csrc/cuda/fused.cu, whatever the tile's numbers
   for (int64_t at = 0; at < tiling.count * sums_of_tile<T>() / 4; ++at) {
     if (f.y_type == OutType::kBFloat16) add_parts<Adder, OutType::kBFloat16>(f, sizes, tiling, split, sums, at);
     else if (f.y_type == OutType::kFloat16) add_parts<Adder, OutType::kFloat16>(f, sizes, tiling, split, sums, at);

@@ -91,9 +91,6 @@ std::vector<float> expected(const Case& c, const float* weight, int64_t n, float
   return out;
 }
 
-// Of the order of the largest weight over 127, so that some results are clamped and some are not.
-constexpr float kScale = 0.6e-3f;
-
 template <OutType kOut>
 void compare(nft::cuda::Program p, const std::vector<float>& want, int offset, const std::string& name) {
   typedef typename Stored<kOut>::Type Out;
@@ -102,11 +99,10 @@ void compare(nft::cuda::Program p, const std::vector<float>& want, int offset, c
   Out* out = aligned(memory, kChips * p.n, offset, poison);
   p.out = out;
   p.out_type = kOut;
-  p.scale = &kScale;
   for (int constant = 0; constant <= (p.path != kPathOff && table_is_constant(p)); ++constant) {
     run<kOut>(p, constant != 0);
     for (int64_t i = 0; i < kChips * p.n; ++i) {
-      const Out one = stored<kOut>(want[i], kScale);
+      const Out one = Stored<kOut>::from(want[i]);
       expect(memcmp(out + i, &one, sizeof one) == 0, name + ", element " + std::to_string(i));
     }
     expect(out[-1] == poison && out[kChips * p.n] == poison, name + ": writes outside its result");
@@ -150,7 +146,6 @@ void test_program(const Case& c, int64_t n, int offset) {
     compare<OutType::kFloat32>(p, want, offset, source + ", float32");
     compare<OutType::kBFloat16>(p, want, offset, source + ", bfloat16");
     compare<OutType::kFloat16>(p, want, offset, source + ", float16");
-    compare<OutType::kInt8>(p, want, offset, source + ", int8");
   }
 }
 
@@ -197,12 +192,6 @@ void test_irregular_step() {
     p.out = out;
     run<OutType::kFloat32>(p, false);
     for (float w : out) expect(step == 0.0f ? bits_of(w) == 0 : isnan(w), c.name);
-    int8_t bytes[5 * kChips];
-    memset(bytes, 9, sizeof bytes);
-    p.out = bytes;
-    p.scale = &step;  // the scale of such a step is as irregular
-    run<OutType::kInt8>(p, false);
-    for (int8_t w : bytes) expect(w == 0, "8-bit weights of an irregular step");
     int16_t codes[5] = {9, 9, 9, 9, 9};
     for (int64_t block = 0; block < 2; ++block) quantize_block(weight, 5, step, 8, codes, block);
     for (int16_t q : codes) expect(q == 0, "codes of an irregular step");

@@ -29,7 +29,5 @@ int main() {
   for (int bad : {-1, 3}) bounds.set(0, 0, bad, 1);
   for (OutType t : types)
     expect(bounds.most(0, Direction::kForward, t) == FusedColumns::kDefault[0][(int)t], "after indices out of range");
-  for (int device : {-1, 0, 3})
-    expect(bounds.most(device, Direction::kForward, OutType::kInt8) == FusedColumns::kInt8, "8 bits, device %d", device);
   return nft_test::finish("cuda_choice");
 }

@@ -16,7 +16,6 @@ namespace {
 
 constexpr int kChips = 3;
 constexpr int64_t kKeys[kChips][2] = {{7, 0}, {-5, (int64_t(1) << 32) | 0xfffffffe}, {int64_t(1) << 40, 3}};
-const float kScale = 0.6e-3f;
 
 // Weights, their codes, and a table; in memory that starts at a multiple of 16 bytes.
 struct Layer {
@@ -52,7 +51,6 @@ struct Layer {
     p.path = kPathFast;
     p.table = table.data();
     p.keys = &kKeys[0][0], p.chips = kChips, p.stream = 0x9abcdef0u;
-    p.scale = &kScale;
     return p;
   }
 
@@ -83,9 +81,9 @@ void compare(Layer& layer) {
   for (auto& w : found) w = 0;
   nft::cuda::Program p = layer.program();
   p.out = found.data();
-  expect(octets_of<kOut>(p) == layer.n / 8, "%ld weights are whole octets", (long)layer.n);
+  expect(octets_of(p) == layer.n / 8, "%ld weights are whole octets", (long)layer.n);
   for (int64_t row = 0; row < 2; ++row)
-    for (int64_t octet = 0; octet < octets_of<kOut>(p); ++octet)
+    for (int64_t octet = 0; octet < octets_of(p); ++octet)
       program_octet<kOut, kConstant>(p, layer.view(), layer.step, layer.table[(size_t)1 << layer.bits], octet,
                                      load_octet(p, layer.step, octet), row, 2);
   expect(memcmp(found.data(), want.data(), found.size() * sizeof found[0]) == 0, "octets of %ld weights, %d bits, output %d, constant %d, cached %d",
@@ -107,7 +105,6 @@ void test_octets() {
           compare<OutType::kFloat32>(layer);
           compare<OutType::kBFloat16>(layer);
           compare<OutType::kFloat16>(layer);
-          compare<OutType::kInt8>(layer);
         }
 }
 
@@ -117,20 +114,20 @@ void test_who_takes_octets() {
   std::vector<float> out(200);
   nft::cuda::Program p = layer.program();
   p.out = out.data();
-  expect(octets_of<OutType::kFloat32>(p) == 8, "aligned");
+  expect(octets_of(p) == 8, "aligned");
   p.out = out.data() + 1;
-  expect(octets_of<OutType::kFloat32>(p) == 0, "a result at an odd address");
+  expect(octets_of(p) == 0, "a result at an odd address");
   p.out = out.data();
   p.codes = layer.narrow.data() + 1;
-  expect(octets_of<OutType::kFloat32>(p) == 0, "codes at an odd address");
+  expect(octets_of(p) == 0, "codes at an odd address");
   p.codes = layer.narrow.data();
   p.n = 60;
-  expect(octets_of<OutType::kFloat32>(p) == 0, "chips that begin at odd addresses");
+  expect(octets_of(p) == 0, "chips that begin at odd addresses");
   p.chips = 1;
-  expect(octets_of<OutType::kFloat32>(p) == 7, "one chip, the last block left over");
+  expect(octets_of(p) == 7, "one chip, the last block left over");
   for (float step : {0.0f, NAN}) {
     p.step = &step;
-    expect(octets_of<OutType::kFloat32>(p) == 0, "an irregular step");
+    expect(octets_of(p) == 0, "an irregular step");
   }
 }
 
@@ -147,7 +144,7 @@ void run_tile(const nft::cuda::Program& p, const Layer& layer, int64_t tile, int
     const OctetCodes c = unpacked_octet(load_packed(p, first + thread));
     float w[8];
     octet_on_chip<false>(layer.view(), 0.0f, key_of(p, chip), layer.step, first + thread, c, w);
-    store_octet<kTile>(memory + 8 * thread, w, c.sign, 1.0f);
+    store_octet<kTile>(memory + 8 * thread, w, c.sign);
   }
   for (int thread = 0; thread < kTileThreads; ++thread)
     write_tile<kOut>(p, tile_start(p, tile), channels, memory, (Out*)p.out + chip * p.n, thread);

@@ -3,8 +3,6 @@
 
 #include <math.h>
 
-#include <initializer_list>
-
 #include "check.h"
 
 using namespace nft::generic;
@@ -30,32 +28,9 @@ void test_float16() {
   expect(to_float16(NAN) == 0x7e00, "half of NaN");
 }
 
-// The definition in double: the quotient rounded to float32, then to an integer, ties to even, then clamped.
-int8_t byte_defined(float a, float scale) {
-  const double quotient = (double)(float)((double)a / (double)scale);
-  return (int8_t)fmin(fmax(nearbyint(quotient), -127.0), 127.0);
-}
-
-// Every tie, its two neighbours, and numbers of all sizes under several scales.
-void test_int8() {
-  for (float scale : {1.0f, 0.5f, 0.001f, 1.0f / 127, 3e-39f, 2e37f})
-    for (int i = -1000; i <= 1000; ++i) {
-      const float middle = 0.25f * (float)i * scale;
-      for (float a : {middle, nextafterf(middle, INFINITY), nextafterf(middle, -INFINITY), middle * (float)i})
-        expect(to_int8(a, scale) == byte_defined(a, scale), "8 bits of %a under scale %a", a, scale);
-    }
-  for (int i = -127; i < 127; ++i) {
-    const int even = i % 2 ? i + 1 : i;
-    expect(to_int8((float)i + 0.5f, 1) == even && to_int8((float)i, 1) == i, "tie after %d", i);
-  }
-  expect(to_int8(INFINITY, 1) == 127 && to_int8(-1e30f, 1) == -127 && to_int8(1, 0) == 127, "8 bits of what is too large");
-  expect(to_int8(NAN, 1) == 0 && to_int8(1, NAN) == 0 && to_int8(0, 0) == 0, "8 bits of NaN");
-}
-
 }  // namespace
 
 int main() {
   test_float16();
-  test_int8();
   return nft_test::finish("cuda_store");
 }

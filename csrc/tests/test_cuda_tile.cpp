@@ -115,8 +115,6 @@ int main() {
   tile_indices<Tile<OutType::kFloat32, true>>();
   tile_indices<Tile<OutType::kBFloat16, false>>();
   tile_indices<Tile<OutType::kBFloat16, true>>();
-  tile_indices<Tile<OutType::kInt8, false>>();
-  tile_indices<Tile<OutType::kInt8, true>>();
   tiles_cover_the_result();
   large_tensors();
   return nft_test::finish("cuda_tile");

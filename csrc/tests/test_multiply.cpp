@@ -234,25 +234,6 @@ void rounding(const Multiply& m) {
   for (int i = 0; i < 8; ++i) expect(y[i] == want[i], "%s: %g rounds to %04x, not %04x", m.name, shift[i], want[i], y[i]);
 }
 
-// Whole numbers of 8 bits, up to the largest: sums are exact, and nothing but them is written.
-void integers(const Multiply& m) {
-  for (int64_t rows : {1, 3, 4, 9})
-    for (int64_t count : {1, 2, 5})
-      for (int64_t pitch : {kIntegers, 3 * kIntegers, 300 * kIntegers}) {
-        std::vector<int16_t> w((size_t)(rows * pitch)), x((size_t)(count * pitch));
-        for (size_t i = 0; i < w.size(); ++i) w[i] = (int16_t)(i % 3 ? 127 : -126 + (int)(i % 7));
-        for (size_t i = 0; i < x.size(); ++i) x[i] = (int16_t)(i % 11 ? 127 - (int)(i % 2) : -127);
-        std::vector<int32_t> sums((size_t)(rows * count + 1), 77), want = sums;
-        for (int64_t r = 0; r < rows; ++r)
-          for (int64_t c = 0; c < count; ++c) {
-            want[(size_t)(r * count + c)] = 0;
-            for (int64_t k = 0; k < pitch; ++k) want[(size_t)(r * count + c)] += w[(size_t)(r * pitch + k)] * x[(size_t)(c * pitch + k)];
-          }
-        m.integer_products(w.data(), rows, x.data(), count, pitch, sums.data());
-        expect(sums == want, "%s: %d rows, %d columns, %d products", m.name, (int)rows, (int)count, (int)pitch);
-      }
-}
-
 }  // namespace
 
 int main() {
@@ -264,7 +245,6 @@ int main() {
     linear_layers(m);
     results_in_memory(m);
     rounding(m);
-    integers(m);
   }
   for (int order = 0; order < 3; ++order) expect(taken[order] > 0, "order %d occurs", order);
   return nft_test::finish("multiply");

@@ -14,9 +14,7 @@ namespace nft_test {
 using namespace nft::generic;
 using nft::cuda::OutType;
 
-// mma.m16n8k32 (four bytes a word), m16n8k16 (two halves) and m16n8k8 (tf32), as the instruction set's manual lays out their
-// registers
-
+// mma.m16n8k16 (two halves per word) and m16n8k8 (tf32), as the instruction set's manual lays out their registers
 template <class T>
 struct Team {
   std::unique_ptr<State<T>[]> state{new State<T>[T::kThreads]};
@@ -39,11 +37,7 @@ struct Team {
     return fabs((double)nearest) > fabs(a) ? nextafterf(nearest, 0.0f) : nearest;
   }
 
-  static float rounded(double a, float) { return toward_zero(a); }
-  static int32_t rounded(double a, int32_t) { return (int32_t)a; }
-
   static float number(uint32_t word, int i) {
-    if (T::kPerWord == 4) return (float)(int8_t)(word >> 8 * i);
     const uint32_t part = T::kPerWord == 2 ? (i ? word >> 16 : word & 0xffffu) : word;
     expect(T::kPerWord == 2 || (part & 0x1fffu) == 0 || part == 0x7fffffffu, "operand %08x is a tf32 number", part);
     return (float)number_at(T::kType, &part);
@@ -65,10 +59,10 @@ struct Team {
       for (int lane = 0; lane < 32; ++lane)
         for (int i = 0; i < 4; ++i) {
           const int row = lane / 4 + (i < 2 ? 0 : 8), column = lane % 4 * 2 + i % 2;
-          auto* const to = addend<T>(lanes[lane], down, across);
-          double sum = to[i];  // exact, where it is whole numbers
+          float* const to = addend<T>(lanes[lane], down, across);
+          double sum = to[i];
           for (int k = 0; k < 8 * T::kPerWord; ++k) sum += (double)a[row][k] * b[column][k];
-          to[i] = rounded(sum, to[i]);
+          to[i] = toward_zero(sum);
         }
     }
   }

@@ -33,7 +33,7 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slice-images", default="auto", metavar="N", help="images of a slice, or auto (default; stratified only)")
     parser.add_argument("--target-ci", type=float, metavar="H", help="run until the 95 %% half-width of the accuracy is H, a fraction")
     parser.add_argument("--max-runs", type=int, default=20_000, help="chips at most with --target-ci (default 20000)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "int8"), default="float32", help="of the products (default float32)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the products (default float32)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N test images")
     parser.add_argument("--device", help="cpu or cuda (default cpu)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON, CSV and plots")

@@ -33,13 +33,11 @@ class _Injected(NoisyLayer):
         """`W_d + max|W| * noise(z)`, [*weight.shape], z from the key in force; gradients pass straight through to W.
 
         Raises:
-            ValueError: several chips in one pass. RuntimeError: int8 is on, which is for inference.
+            ValueError: several chips in one pass.
         """
         weight, key = self.weight, self._key
         if key is None:
             key = fresh_key(weight)
-        if self.int8:
-            fail("int8", "must be off where a method injects noise of its own, for training", True, RuntimeError)
         if key.shape[0] != 1:
             fail("key", "must hold one chip where a method injects noise of its own", list(key.shape))
         with torch.no_grad():

@@ -17,7 +17,8 @@ from nft_ext.nn import noisy_layers
 from nft_ext.montecarlo.execution.arguments import Arguments
 
 SETTING = (bool, int, float, str, tuple, type(None))
-NO_SETTINGS = ("training", "name", "stream", "noise_enabled", "int8")  # set by evaluation, or with fields of their own
+# Set by evaluation, or with fields of their own; int8: only whole models pickled by an older version have it.
+NO_SETTINGS = ("training", "name", "stream", "noise_enabled", "int8")
 
 
 def configuration(

@@ -83,9 +83,8 @@ def monte_carlo(
     batch_size: images a pass, or "auto": 128 on a CPU, 256 on a GPU.
     device: where to evaluate; a model that lives elsewhere is copied there. None: where it is.
     progress: True, False, or None for a terminal only.
-    precision: "float32"; "bfloat16" for products under autocast, 1.3 to 2.0 times as fast on a Zen 4, which multiplies it (`nft-ext info`
-        tells of others; a RuntimeWarning on a CPU that is many times slower with it); or "int8" for the noisy layers' products of 8-bit
-        numbers, which are slower than bfloat16's so far (docs/int8.md). Both are less exact.
+    precision: "float32", or "bfloat16" for products under autocast, 1.3 to 2.0 times as fast on a Zen 4, which multiplies it (`nft-ext info`
+        tells of others; a RuntimeWarning on a CPU that is many times slower with it), less exact.
     resume: a file that every finished chip is written to, one line each, as soon as its pass is done. Where it exists,
         its chips are taken from it and only the others are run; more runs may be asked for than before. A file of
         another configuration is refused, and the error names the fields that differ. `report.seconds` then holds the

@@ -33,7 +33,6 @@ class NoisyLayer(nn.Module):
     state_dict stays that of the plain layer.
     """
 
-    int8 = False  # of a whole model that was pickled before there was such a thing
     scaled = False  # whether what stands programmed has its rows multiplied by row_scale
     shares_codes = False  # whether forwards with gradients quantize the weight once for all
 
@@ -43,7 +42,6 @@ class NoisyLayer(nn.Module):
             fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
         self.nvm, self.name, self.stream = nvm, name, stream
         self.noise_enabled = True
-        self.int8 = False  # whether products are those of docs/int8.md
         self._quantized: tuple | None = None
         # Plain copies of what is static in a graph; the tensors of a compiled graph are the buffers.
         self._spec = nvm.operator_spec()
@@ -52,11 +50,11 @@ class NoisyLayer(nn.Module):
         self.register_buffer("_programmed", None, persistent=False)
 
     def noise_state(self) -> tuple:
-        """What a context saves and puts back: (table, key, programmed weights, enabled, spec, int8, scaled)."""
-        return self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.int8, self.scaled
+        """What a context saves and puts back: (table, key, programmed weights, enabled, spec, scaled)."""
+        return self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.scaled
 
     def set_noise_state(self, state: tuple) -> None:
-        self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.int8, self.scaled = state
+        self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.scaled = state
 
     def set_key(self, key: Tensor) -> None:
         """Other chips from here on."""
@@ -85,10 +83,6 @@ class NoisyLayer(nn.Module):
         self.noise_enabled, self._programmed = enabled, None
         path = self.nvm.operator_spec(enabled)[2]
         self._spec = [*self._spec[:2], path, self._spec[3]]
-
-    def set_int8(self, enabled: bool) -> None:
-        """Products of 8-bit numbers from here on, or those of x's type; what stands programmed is not for the former."""
-        self.int8, self._programmed = enabled, None
 
     def crossbar(self, compiling: bool | None = None) -> Crossbar:
         """The operator arguments of this layer for one forward; `compiling`: torch's word on that, where it has been asked for."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nft_ext._common.checks import boolean, fail, number
+from nft_ext._common.checks import fail, number
 from nft_ext.ops.functional import device_at
 from nft_ext.ops.keys import noise_key
 from nft_ext.nn import NoisyLayer, noisy_layers
@@ -46,26 +46,6 @@ def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = N
 
 
 @contextlib.contextmanager
-def int8(model: nn.Module, enabled: bool = True) -> Iterator[nn.Module]:
-    """Inside, every noisy layer of `model` rounds its programmed weight and its input to 8 bits and multiplies those, exactly
-    (docs/int8.md): for inference. An image's result depends on no other of its batch; on CUDA and the CPU it is the same bits.
-    Layers without noise, and what lies between layers, compute as ever.
-
-    Args:
-        enabled: False switches it off again inside an outer context.
-
-    Raises:
-        ValueError: no noisy layers. RuntimeError: another thread is inside a context of this model; at the forward: a tensor that
-            requires a gradient where gradients are on.
-    """
-    enabled = boolean("enabled", enabled)
-    with _swapped(model) as layers:
-        for layer in layers.values():
-            layer.set_int8(enabled)
-        yield model
-
-
-@contextlib.contextmanager
 def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "evaluation",
           key: Tensor | None = None, repeat: bool = True, programmed: bool = False) -> Iterator[nn.Module]:
     """Inside, `model` runs on the chips `draws`, all of them in one pass.
@@ -79,7 +59,7 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
         programmed: program all layers once, at the entry, in few launches, and keep W_p [S, *weight.shape] of each (in autocast's
             dtype where that is on; in 16 bits on CUDA, of fused layers that end in ReLU, W_p times BatchNorm's scale, rounded once); forwards without gradients then use torch's products on them. The same chips bit for bit, the
             results up to the rounding of the products. It pays where many rows a chip follow in several batches, and costs S
-            times the weights' memory. The weights are those of the entry; `noise` and `int8` within, and gradients, program as usual.
+            times the weights' memory. The weights are those of the entry; `noise` within, and gradients, program as usual.
 
     Raises:
         ValueError: no noisy layers, draws out of range; at the forward: BatchNorm that uses batch statistics with S > 1, which
@@ -123,13 +103,12 @@ def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.Abstr
 
 
 def hold(layers: dict[str, NoisyLayer]) -> None:
-    """Programs all layers for the chips in force, in few launches; they compute with that until the context ends. Under
-    `int8` layers make their weights as they multiply them."""
+    """Programs all layers for the chips in force, in few launches; they compute with that until the context ends."""
     if not layers:
         return
     kind = next(iter(layers.values())).weight.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-    scales = {layer: layer.row_scale(dtype) for layer in layers.values() if not layer.int8}
+    scales = {layer: layer.row_scale(dtype) for layer in layers.values()}
     for scaled in (False, True):
         held = [layer for layer, scale in scales.items() if (scale is not None) == scaled]
         for layer, weights in zip(held, program_layers(held, dtype, [scales[layer] for layer in held if scaled]), strict=True):

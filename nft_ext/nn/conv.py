@@ -49,7 +49,7 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         if bar is None:
             y = programmed.conv2d(x, weights, self.bias, self.stride, padding, self.dilation, self.groups)
         else:
-            y = conv2d_product(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared=chips == 1, int8=self.int8)
+            y = conv2d_product(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared=chips == 1)
         return y.squeeze(0) if single else y
 
     def padded(self, x: Tensor) -> tuple[Tensor, Any]:

@@ -139,7 +139,7 @@ def _as_plain(layer: NoisyLayer) -> nn.Module:
              f"a {type(layer).__name__} {layer.name}")
     kind = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
     plain = object.__new__(kind)
-    own = ("nvm", "name", "stream", "noise_enabled", "int8", "_quantized", "_spec")
+    own = ("nvm", "name", "stream", "noise_enabled", "_quantized", "_spec")
     plain.__dict__ = {k: v for k, v in layer.__dict__.items() if k not in own}
     plain._buffers = {k: v for k, v in layer._buffers.items() if k not in _OWN_BUFFERS}
     plain._parameters = dict(layer._parameters)

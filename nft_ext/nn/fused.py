@@ -49,7 +49,7 @@ class FusedLayer(NoisyLayer):
             return self.checked(x, residual, bar)[0]
         x = in_autocast(x)
         # Checked once for all calls with the same shapes, types and devices.
-        stamp = (type(x), x.shape, x.dtype, x.device, x.layout, bar.weight.shape, bar.weight.device, bar.key.shape[0], self.int8)
+        stamp = (type(x), x.shape, x.dtype, x.device, x.layout, bar.weight.shape, bar.weight.device, bar.key.shape[0])
         if residual is not None:
             stamp += (type(residual), *_facts(residual))
         static = self._known.get(stamp)
@@ -57,7 +57,7 @@ class FusedLayer(NoisyLayer):
             rows, own = self._buffers, self._parameters
             bias = own["bias"] if "bias" in own else self.bias
             call = operators.call_fused if torch.is_grad_enabled() else operators.past_autograd
-            return call(self._operators[self.int8], x, bar.weight, bias, *bar[1:], *static, rows["scale"], rows["shift"], residual,
+            return call(self._operator, x, bar.weight, bias, *bar[1:], *static, rows["scale"], rows["shift"], residual,
                         self.ends_in_relu)
         y, static = self.checked(x, residual, bar)
         if static is not None:
@@ -68,10 +68,10 @@ class FusedLayer(NoisyLayer):
 
     def plain_operands(self) -> tuple | None:
         """A Crossbar's weight, codes, step, table, key (None where a fresh chip is to be drawn), stream and spec, then bias, scale
-        and shift; or None where only a call of the layer will do: it has hooks, programmed or parametrized weights, `int8`, or refuses."""
+        and shift; or None where only a call of the layer will do: it has hooks, programmed or parametrized weights, or refuses."""
         own, rows = self._parameters, self._buffers
         weight = own.get("weight")
-        if (weight is None or self.training or self.int8 or self._forward_hooks or self._forward_pre_hooks
+        if (weight is None or self.training or self._forward_hooks or self._forward_pre_hooks
                 or rows["_programmed"] is not None or "forward" in self.__dict__ or not is_ordinary(weight)):
             return None
         codes, step = self._codes_and_step(weight)
@@ -130,7 +130,7 @@ def _fits(residual: Any, shape: list[int], x: Tensor) -> bool:
 class FusedConv2d(FusedLayer, NoisyConv2d):
     """A NoisyConv2d, BatchNorm2d in eval mode, a residual, ReLU: each but the first may be missing."""
 
-    _operators = operators.ops.noisy_conv2d_fused.default, operators.ops.noisy_conv2d_int8.default  # by whether int8 is on
+    _operator = operators.ops.noisy_conv2d_fused.default
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         check_tensor("x", x)
@@ -142,9 +142,9 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         x, geometry, shape = conv2d_operands(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared)
         if residual is None or not single and _fits(residual, shape, x):
             e = Epilogue(self.scale, self.shift, residual, self.ends_in_relu)
-            y = conv2d_product(x, self.bias, bar, *geometry, shared, e, self.int8)
+            y = conv2d_product(x, self.bias, bar, *geometry, shared, e)
             return y.squeeze(0) if single else y, (*geometry, shared) if x is given else None
-        y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift), self.int8)
+        y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift))
         return self.finish(y.squeeze(0) if single else y, residual), None
 
     def row_scale(self, dtype: torch.dtype) -> Tensor | None:
@@ -193,22 +193,22 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
 class FusedLinear(FusedLayer, NoisyLinear):
     """A NoisyLinear, BatchNorm1d in eval mode, a residual, ReLU: each but the first may be missing."""
 
-    _operators = operators.ops.noisy_linear_fused.default, operators.ops.noisy_linear_int8.default
+    _operator = operators.ops.noisy_linear_fused.default
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         check_tensor("x", x)
         shared = bar.key.shape[0] == 1
         if self.scale is not None and x.dim() != 2:  # BatchNorm1d's channels are dimension 1, here not the product's rows
-            y = linear_product(x, self.bias, bar, shared, Epilogue(), self.int8)
+            y = linear_product(x, self.bias, bar, shared, Epilogue())
             if y.dim() != 3 or y.shape[1] != len(self.scale):
                 fail("x", f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the "
                      "BatchNorm1d that follows", list(x.shape))
             return self.finish(finished(y, Epilogue(self.scale, self.shift)), residual), None
         x = in_autocast(x)
         if _fits(residual, [*x.shape[:-1], self.out_features], x):
-            y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu), self.int8)
+            y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu))
             return y, (shared,) if x.dim() == 2 else None
-        return self.finish(linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift), self.int8), residual), None
+        return self.finish(linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift)), residual), None
 
     def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
         y = programmed.linear(x, weights, self.bias)

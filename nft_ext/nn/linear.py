@@ -33,4 +33,4 @@ class NoisyLinear(NoisyLayer, nn.Linear):
         if (weights := self.programmed()) is not None:
             return programmed.linear(x, weights, self.bias)
         bar = self.crossbar()
-        return linear_product(x, self.bias, bar, shared=bar.key.shape[0] == 1, int8=self.int8)
+        return linear_product(x, self.bias, bar, shared=bar.key.shape[0] == 1)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from nft_ext import choice
 from nft_ext.ops import operators
-from nft_ext._common.checks import boolean, fail, integer
+from nft_ext._common.checks import fail, integer
 from nft_ext.device import NVMDevice
 from nft_ext.ops.keys import noise_key
-from nft_ext.ops.operands import Epilogue, check_epilogue, check_int8, check_key, check_operands, check_tensor, epilogue_of, finished, padded, two
+from nft_ext.ops.operands import Epilogue, check_epilogue, check_key, check_operands, check_tensor, epilogue_of, finished, padded, two
 
 
 class Crossbar(NamedTuple):
@@ -86,7 +86,7 @@ def program_weights(weight: Tensor, nvm: NVMDevice, seed: int = 0, stream: int =
 
 def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, nvm: NVMDevice, key: Tensor, stream: int = 0,
                  shared: bool = True, enabled: bool = True, scale: Tensor | None = None, shift: Tensor | None = None,
-                 residual: Tensor | None = None, relu: bool = False, int8: bool = False) -> Tensor:
+                 residual: Tensor | None = None, relu: bool = False) -> Tensor:
     """x W_p^T + bias for every chip of the key; with scale, shift, residual or relu, for inference,
     relu((x W_p^T + bias) * scale + shift + residual) in one operator.
 
@@ -100,22 +100,19 @@ def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, nvm: 
         scale, shift: [out] float32, batch-norm's in eval mode. residual: as the result, shape and dtype. relu: whether to
             end with one. None and False: left out. Computed in float32; the result is rounded once where the fused product
             serves the shape, else the product is rounded too.
-        int8: whether W_p and x are rounded to 8 bits and multiplied exactly (docs/int8.md), for inference: one unit for the
-            weights of all chips, one for each row of x [B * ..., in].
 
     Returns:
         [S * B, ..., out], chip-major, in x's dtype (autocast's, where that is on). For 1-D x [in]: [out], S = 1 only.
 
     Raises:
-        TypeError, ValueError: bad arguments; with int8 more than 133144 inputs. RuntimeError: weights that are not finite; with
-            scale, shift, residual, relu or int8, a tensor that requires a gradient where gradients are on.
+        TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite; with scale, shift, residual or relu,
+            a tensor that requires a gradient where gradients are on.
     """
     bar = crossbar(weight, nvm, key, stream, enabled=enabled)
-    return linear_product(x, bias, bar, shared, epilogue_of(scale, shift, residual, relu), boolean("int8", int8))
+    return linear_product(x, bias, bar, shared, epilogue_of(scale, shift, residual, relu))
 
 
-def linear_product(x: Tensor, bias: Tensor | None, bar: Crossbar, shared: bool, epilogue: Epilogue | None = None,
-                   int8: bool = False) -> Tensor:
+def linear_product(x: Tensor, bias: Tensor | None, bar: Crossbar, shared: bool, epilogue: Epilogue | None = None) -> Tensor:
     """`noisy_linear` on prepared operator arguments."""
     chips = bar.key.shape[0]
     if bar.weight.dim() != 2:
@@ -129,17 +126,13 @@ def linear_product(x: Tensor, bias: Tensor | None, bar: Crossbar, shared: bool, 
     lead = list(x.shape[:-1])
     if lead and shared:
         lead[0] *= chips
-    if int8:
-        check_int8(bar.weight)
-        epilogue = epilogue or Epilogue()
     if epilogue is None:
         y = operators.call(operators.NoisyLinear, operators.ops.noisy_linear.default, rows, bar.weight, bias, *bar[1:], shared)
     else:
         check_epilogue(epilogue, x, bar.weight, [*lead, bar.weight.shape[0]])
         if epilogue.residual is not None:
             epilogue = epilogue._replace(residual=epilogue.residual.reshape(-1, bar.weight.shape[0]))
-        operator = operators.ops.noisy_linear_int8.default if int8 else operators.ops.noisy_linear_fused.default
-        y = operators.call_fused(operator, rows, bar.weight, bias, *bar[1:], shared, *epilogue)
+        y = operators.call_fused(operators.ops.noisy_linear_fused.default, rows, bar.weight, bias, *bar[1:], shared, *epilogue)
     return y if x.dim() == 2 else y.reshape(*lead, y.shape[-1])
 
 
@@ -147,7 +140,7 @@ def noisy_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: 
                  padding: int | tuple[int, int] | str = 0, dilation: int | tuple[int, int] = 1, groups: int = 1, *,
                  nvm: NVMDevice, key: Tensor, stream: int = 0, shared: bool = True, enabled: bool = True,
                  scale: Tensor | None = None, shift: Tensor | None = None, residual: Tensor | None = None,
-                 relu: bool = False, int8: bool = False) -> Tensor:
+                 relu: bool = False) -> Tensor:
     """conv2d(x, W_p, bias) for every chip of the key; the other arguments are those of torch.nn.functional.conv2d. With scale,
     shift, residual or relu, for inference, relu(conv2d(x, W_p, bias) * scale + shift + residual) in one operator.
 
@@ -160,7 +153,6 @@ def noisy_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: 
         shared: whether all chips see the same x.
         enabled: False convolves with the quantized weight W_d.
         scale, shift, residual, relu: as in `noisy_linear`, a scale and a shift each output channel.
-        int8: as in `noisy_linear`, a unit for each image.
 
     Returns:
         [S * B, out, oh, ow], chip-major, in x's dtype (autocast's, where that is on) and memory format.
@@ -169,27 +161,22 @@ def noisy_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: 
         TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite, gradients as in `noisy_linear`.
     """
     bar = crossbar(weight, nvm, key, stream, enabled=enabled)
-    return conv2d_product(x, bias, bar, stride, padding, dilation, groups, shared, epilogue_of(scale, shift, residual, relu),
-                          boolean("int8", int8))
+    return conv2d_product(x, bias, bar, stride, padding, dilation, groups, shared, epilogue_of(scale, shift, residual, relu))
 
 
 def conv2d_product(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, padding: Any, dilation: Any, groups: int,
-                   shared: bool, epilogue: Epilogue | None = None, int8: bool = False) -> Tensor:
+                   shared: bool, epilogue: Epilogue | None = None) -> Tensor:
     """`noisy_conv2d` on prepared operator arguments."""
     x, geometry, shape = conv2d_operands(x, bias, bar, stride, padding, dilation, groups, shared)
     if epilogue is not None:
         check_epilogue(epilogue, x, bar.weight, shape)
-    if int8:
-        check_int8(bar.weight)
-        epilogue = epilogue or Epilogue()
-    elif _in_pieces(x, bar):
+    if _in_pieces(x, bar):
         w_p = operators.ops.program.default(*bar, x.dtype)[0]
         y = torch.nn.functional.conv2d(x, w_p, bias if bias is None else bias.to(x.dtype), *geometry)
         return y if epilogue is None else finished(y, epilogue)
     arguments = (x, bar.weight, bias, *bar[1:], *geometry, shared)
     if epilogue is not None:
-        operator = operators.ops.noisy_conv2d_int8.default if int8 else operators.ops.noisy_conv2d_fused.default
-        return operators.call_fused(operator, *arguments, *epilogue)
+        return operators.call_fused(operators.ops.noisy_conv2d_fused.default, *arguments, *epilogue)
     return operators.call(operators.NoisyConv2d, operators.ops.noisy_conv2d.default, *arguments)
 
 

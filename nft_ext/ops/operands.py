@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -100,16 +99,6 @@ def check_epilogue(e: Epilogue, x: Tensor, weight: Tensor, shape: list[int]) -> 
             fail("residual", f"must have the result's shape {shape}", list(e.residual.shape))
         if e.residual.device != weight.device:
             fail("residual", f"must be on the weight's device {weight.device}", str(e.residual.device))
-
-
-MOST_INT8_INPUTS = (2**31 - 1) // 127**2  # products of a result; csrc/core/int8.h has the same number
-
-
-def check_int8(weight: Tensor) -> None:
-    """Sums of 8-bit products must fit 32 bits, whatever the numbers."""
-    inputs = math.prod(weight.shape[1:])
-    if inputs > MOST_INT8_INPUTS:
-        fail("weight", f"must have at most {MOST_INT8_INPUTS} inputs an output with int8, so that 32 bits hold the sums", inputs)
 
 
 def finished(y: Tensor, e: Epilogue) -> Tensor:

@@ -58,7 +58,7 @@ def _(weights, weight_bits):
 
 @torch.library.register_fake("nft_ext::program_many")
 def _(weights, codes, steps, tables, key, streams, devices, scales, dtype, channels_last=False):
-    return [_programmed(weight, key.shape[0], devices[4 * i : 4 * i + 4], dtype, channels_last and dtype != torch.int8)
+    return [_programmed(weight, key.shape[0], devices[4 * i : 4 * i + 4], dtype, channels_last)
             for i, weight in enumerate(weights)]
 
 
@@ -86,14 +86,12 @@ def _(y, scale, shift, residual, relu):
 
 @torch.library.register_fake("nft_ext::noisy_linear")
 @torch.library.register_fake("nft_ext::noisy_linear_fused")
-@torch.library.register_fake("nft_ext::noisy_linear_int8")
 def _(x, weight, bias, codes, step, table, key, stream, device, shared, *epilogue):
     return x.new_empty((_rows(x, key, shared), weight.shape[0]))
 
 
 @torch.library.register_fake("nft_ext::noisy_conv2d")
 @torch.library.register_fake("nft_ext::noisy_conv2d_fused")
-@torch.library.register_fake("nft_ext::noisy_conv2d_int8")
 def _(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared, *epilogue):
     size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
     return _image(x, (_rows(x, key, shared), weight.shape[0], *size))
@@ -192,7 +190,7 @@ torch.library.register_autograd("nft_ext::noisy_conv2d", _backward_conv2d, setup
 
 
 _NO_GRADIENT = "must not require a gradient, the {} operators have none: call them under torch.no_grad(), or use the plain ones"
-_FOR_INFERENCE = ("noisy_linear_fused", "noisy_conv2d_fused", "noisy_linear_int8", "noisy_conv2d_int8", "noisy_cascade")
+_FOR_INFERENCE = ("noisy_linear_fused", "noisy_conv2d_fused", "noisy_cascade")
 
 
 def _refuse_gradient(ctx: Any, inputs: tuple, output: Tensor, *, name: str) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from bench.harness import checks
 from bench import gpu_check
-from bench.gpu import child, int8, layers, marked, network, report, stages, training, tune
+from bench.gpu import child, marked, network, report, stages, training, tune
 from bench.gpu.child import NotHere, Task, Wrong
 from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, SKIPPED, Outcome
 from nft_ext import choice
@@ -76,8 +76,8 @@ def test_every_stage_but_the_build_is_a_module_and_all_fit_in_eight_minutes():
         assert s.name == "build" or (ROOT / "bench" / "gpu" / f"{s.name}.py").exists()
     assert sum(s.least for s in gpu_check.STAGES) <= 8 * 60 and gpu_check.STAGES[0].least >= 150
     assert all(s.least <= s.most for s in gpu_check.STAGES)
-    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "tune", "sampler", "layers", "int8", "gradients",
-                                                                         "network", "training"]
+    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "tune", "sampler", "layers", "gradients", "network",
+                                                                         "training"]
 
 
 def test_the_commit_is_the_checkouts_or_what_a_copy_is_said_to_be(monkeypatch, tmp_path):
@@ -138,23 +138,6 @@ def test_skipped_stages_are_said_to_be_skipped(monkeypatch, tmp_path):
     status, found = whole_run(monkeypatch, tmp_path, {}, "--skip", "build,memcheck")
     assert status == 0
     assert [name for name, s in found["stages"].items() if s["state"] == SKIPPED] == ["build", "memcheck"]
-
-
-def test_int8_stands_beside_bfloat16_where_both_are_right():
-    rows = [{"precision": p, "right": True, "variant": f"nft {p}", "median_s": s, "floor_s": 1e-6, "bound_by": "bytes"}
-            for p, s in (("int8", 2e-6), ("bf16", 3e-6))]
-    (found,) = int8.beside(rows)
-    assert found["ratio"] == pytest.approx(1.5) and found["ours"] == "nft int8"
-    assert "1.50" in "\n".join(report.case_lines({"name": "a layer", "rows": rows, "compared": [found]}))
-    assert int8.beside([rows[0], {"precision": "bf16", "right": False, "variant": "nft bf16", "failure": "wrong"}]) == []
-    assert int8.beside([{**rows[0], "right": False}, {**rows[0], "variant": "nft int8, channels_last"}, rows[1]])[0]["ours"].endswith("last")
-
-
-def test_int8_is_timed_in_both_memory_formats():
-    for point in layers.points():
-        notes = [(v.precision, v.note) for v in int8.variants(point)]
-        assert notes == [("int8", ""), *([] if point.shape.is_linear else [("int8", "channels_last")]), ("bf16", "")]
-        assert len({v.name for v in int8.variants(point)}) == len(notes)
 
 
 def test_direct_calls_of_operators_have_the_measured_bounds_or_the_defaults(monkeypatch):

@@ -44,12 +44,6 @@ def test_evaluate_prints_the_report_and_writes_json_csv_and_plot(checkpoint, tmp
     assert stem.with_name(stem.name + ".csv").exists() and stem.with_name(stem.name + ".png").exists()
 
 
-def test_evaluate_in_8_bits(checkpoint, capsys):
-    """The estimate of the cost runs in the same precision."""
-    assert main(["evaluate", str(checkpoint), "--runs", "2", "--limit", "20", "--precision", "int8", "--estimate"]) == 0
-    assert "computed  int8 on cpu" in capsys.readouterr().out
-
-
 def test_evaluate_sweeps_several_sigmas(checkpoint, tmp_path, capsys):
     assert main(["evaluate", str(checkpoint), "--sigma", "0", "0.2", "--runs", "2", "--limit", "20", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()

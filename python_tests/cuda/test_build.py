@@ -24,22 +24,21 @@ pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=WHY_NOT)
 
 # From libtorch_cuda.so; everything else of torch is in libtorch_cpu.so.
 CUDA_SYMBOLS = {"aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg"}
-OPERATORS = ["draw_key", "weight_step", "weight_step_many", "quantize", "program", "program_many", "finish_", "noisy_linear", "noisy_linear_backward",
-             "noisy_linear_int8", "noisy_conv2d", "noisy_conv2d_backward", "noisy_conv2d_int8"]
+OPERATORS = ["draw_key", "weight_step", "weight_step_many", "quantize", "program", "program_many", "finish_", "noisy_linear", "noisy_linear_fused",
+             "noisy_linear_backward", "noisy_conv2d", "noisy_conv2d_fused", "noisy_conv2d_backward"]
 # Registers a thread, by the first pattern that a kernel's name has: csrc/cuda/sampler.cu asks for 8 blocks of 256 threads a
-# multiprocessor, 5 on the fast path (4 for 8 bits), 4 on the per-device path, 6 or 3 where the table is too large for shared memory, and 3 or 2
+# multiprocessor, 5 on the fast path, 4 on the per-device path, 6 or 3 where the table is too large for shared memory, and 3 or 2
 # where weights are stored channels last; csrc/cuda/fused/launch.h for 2 wide blocks of 256 threads or 5 narrow ones of 128. Adding
 # up parts takes few threads, whose registers cost nothing.
 MOST_REGISTERS = {r"fused_kernel\w*OutTypeE\dELb1": 128, r"fused_kernel\w*OutTypeE\dELb0": 102,
                   r"add_parts_kernel": 64, r"program_kernelILi2\w*Lb1": 64, r"program_kernelILi2": 80,
-                  r"program_kernelILi1\w*Lb0": 40, r"program_kernelILi1\w*OutTypeE3ELb1": 64, r"program_kernelILi1\w*Lb1": 48,
+                  r"program_kernelILi1\w*Lb0": 40, r"program_kernelILi1\w*Lb1": 48,
                   r"program_turned_kernelI\w*(OutTypeE0|Lb1)": 128, r"program_turned_kernel": 80, r"finish_octets_kernel": 40, r"": 32}
-FILES = 4  # of kernels: sampler.cu, fused.cu, gradient.cu and int8.cu
-KERNELS = {"program_kernel": 40, "program_turned_kernel": 12, "finish_octets_kernel": 3, "quantize_kernel": 2, "largest_kernel": 2,
-           "step_kernel": 2, "add_parts_kernel": 4,
-           "measure_images_kernel": 3, "round_images_kernel": 3, "turn_images_kernel": 3, "turn_weights_kernel": 1,
-           # instances; types x tiles x paths, and those of bytes, which may also be stored
-           "fused_kernelINS_7generic8TapSizes": 2, "fused_kernelINS_7generic5Sizes": 3 * 2 * 3 + 2 * 4, "fused_kernelINS_7generic13GradientSizes": 3 * 2 * 3}
+FILES = 3  # of kernels: sampler.cu, fused.cu and gradient.cu
+KERNELS = {"program_kernel": 30, "program_turned_kernel": 12, "finish_octets_kernel": 3, "quantize_kernel": 2, "largest_kernel": 2,
+           "step_kernel": 2, "add_parts_kernel": 2,
+           # types x tiles x paths
+           "fused_kernelINS_7generic5Sizes": 3 * 2 * 3, "fused_kernelINS_7generic13GradientSizes": 3 * 2 * 3}
 
 
 def output_of(*command: object) -> str:

@@ -50,7 +50,7 @@ def evaluate(model, data=(INPUTS, LABELS), **options):
         (dict(metrics=("ekl",)), "metrics: .* accuracy among them"),
         (dict(chips_per_pass=0), "chips_per_pass: .*; got 0"),
         (dict(batch_size=0), "batch_size: .*; got 0"),
-        (dict(precision="float8"), "precision: must be 'float32' or 'bfloat16' or 'int8'; got float8"),
+        (dict(precision="int8"), "precision: must be 'float32' or 'bfloat16'; got int8"),
         (dict(device="nowhere"), "device: must be a device that is present; got 'nowhere'"),
     ],
 )

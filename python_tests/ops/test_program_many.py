@@ -54,10 +54,9 @@ def test_weights_that_are_not_finite_are_refused():
     (dict(tables=[]), "tables: must be one a weight; got 0"),
     (dict(streams=[1, 2]), "streams: must be one a weight; got 2"),
     (dict(devices=[8, 2, 1, 0]), "devices: must be four numbers a weight; got 4"),
-    (dict(scales=[torch.ones(())]), "scales: must be one a weight, or none but for int8; got 1"),
+    (dict(scales=[torch.ones(())]), "scales: must be one per weight, or none; got 1"),
     (dict(scales=[torch.ones(3)] * 5), r"scales: must be contiguous float32 \[out\], each for its weight"),
     (dict(dtype=torch.float64), "dtype: must be float32 or bfloat16"),
-    (dict(dtype=torch.int8, scales=[torch.ones(())] * 5), "dtype: must be float32 or bfloat16"),
 ])
 def test_lists_that_do_not_fit_are_refused(change, message):
     weights, tables, streams, devices = layers()

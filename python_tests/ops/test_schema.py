@@ -28,11 +28,6 @@ SCHEMAS = {
     "noisy_conv2d_fused": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
                           "int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, Tensor? scale, "
                           "Tensor? shift, Tensor? residual, bool relu) -> Tensor",
-    "noisy_linear_int8": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
-                         "int[] device, bool shared, Tensor? scale, Tensor? shift, Tensor? residual, bool relu) -> Tensor",
-    "noisy_conv2d_int8": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
-                         "int[] device, int[] stride, int[] padding, int[] dilation, int groups, bool shared, Tensor? scale, "
-                         "Tensor? shift, Tensor? residual, bool relu) -> Tensor",
     "convolution_backward": "(Tensor grad, Tensor x, Tensor weight, int[]? bias_sizes, int[] stride, int[] padding, "
                             "int[] dilation, bool transposed, int[] output_padding, int groups, bool[3] wanted) -> "
                             "(Tensor, Tensor, Tensor)",

@@ -27,19 +27,6 @@ NFT_FN float loaded(typename Stored<kType>::Type a) {
   }
 }
 
-// A sum as a float: of bytes it is a whole number of units, each chip's weights' times its image's.
-struct Worth {
-  float unit;
-};
-NFT_FN float number_of(const Worth&, float sum) { return sum; }
-NFT_FN float number_of(const Worth& w, int32_t sum) { return worth(sum, w.unit); }
-
-template <class Sum>
-NFT_FN Worth worth_of(const cuda::Fused& f, int64_t chip, const Pixel& p) {
-  if constexpr (std::is_same<Sum, float>::value) return {1.0f};
-  else return {mul(*f.program.scale, image_unit(f.x_largest[chip * f.x_largest_chip + p.image]))};
-}
-
 // A row's constants.
 struct RowEpilogue {
   float bias, scale, shift;
@@ -71,7 +58,7 @@ NFT_FN void store_result(const cuda::Fused& f, int64_t chip, const Pixel& p, int
 // A thread's results of kDown x kAcross products of its warp, the first of them (down, across).
 template <class T, cuda::OutType kY, int kDown, int kAcross>
 NFT_FN void finish(const cuda::Fused& f, const Sizes& s, const Place& place, int thread, int down, int across,
-                   const typename T::Sum (&sum)[kDown][kAcross][4]) {
+                   const float (&sum)[kDown][kAcross][4]) {
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
@@ -79,7 +66,6 @@ NFT_FN void finish(const cuda::Fused& f, const Sizes& s, const Place& place, int
     const int64_t column = place.column + column_of_sum<T>(thread, across + n / 2, n % 2);
     if (column >= s.columns) continue;
     const Pixel pixel = pixel_of(f, s, column);
-    const Worth each = worth_of<typename T::Sum>(f, place.chip, pixel);
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
@@ -87,7 +73,7 @@ NFT_FN void finish(const cuda::Fused& f, const Sizes& s, const Place& place, int
       const int i = m % 2 * 2 + n % 2, in_group = place.row + row_of_sum<T>(thread, down + m / 2, i);
       if (in_group >= s.group_rows) continue;
       const int row = place.group * s.group_rows + in_group;
-      store_result<kY>(f, place.chip, pixel, row, row_epilogue(f.epilogue, row), number_of(each, sum[m / 2][n / 2][i]));
+      store_result<kY>(f, place.chip, pixel, row, row_epilogue(f.epilogue, row), sum[m / 2][n / 2][i]);
     }
   }
 }
@@ -125,7 +111,7 @@ NFT_FN void finish_octet(const cuda::Results& r, const cuda::Epilogue& e, uint32
   for (int i = 0; i < 8; ++i)
     sums[i] = finished(e, row_epilogue(e, (int)first + (one_row ? 0 : i)), loaded<kY>(value.v[i]), loaded<kY>(residual.v[i]));
   const uint32_t no_signs[4] = {};
-  store_octet<kY>((typename Stored<kY>::Type*)y, sums, no_signs, 1.0f);
+  store_octet<kY>((typename Stored<kY>::Type*)y, sums, no_signs);
 }
 
 }  // namespace NFT_ISA

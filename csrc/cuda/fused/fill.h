@@ -21,11 +21,7 @@ NFT_FN uint32_t word_at(const Element* p) {
 }
 
 NFT_FN uint32_t word_of(float only) { return bits_of(only); }
-NFT_FN uint32_t word_of(int32_t only) { return (uint32_t)only; }
 NFT_FN uint32_t word_of(uint16_t low, uint16_t high) { return low | (uint32_t)high << 16; }
-NFT_FN uint32_t word_of(int8_t a, int8_t b, int8_t c, int8_t d) {
-  return (uint32_t)(uint8_t)a | (uint32_t)(uint8_t)b << 8 | (uint32_t)(uint8_t)c << 16 | (uint32_t)(uint8_t)d << 24;
-}
 
 template <class Element>
 NFT_FN void put_four(Element* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
@@ -44,15 +40,6 @@ NFT_FN void put_quad(uint16_t* p, const uint16_t* v) {
   *reinterpret_cast<uint2*>(p) = make_uint2(word_of(v[0], v[1]), word_of(v[2], v[3]));
 #else
   memcpy(p, v, 4 * sizeof *v);
-#endif
-}
-
-NFT_FN void put_quad(int8_t* p, const int8_t* v) {
-  const uint32_t word = word_of(v[0], v[1], v[2], v[3]);
-#if defined(__CUDA_ARCH__)
-  *reinterpret_cast<uint32_t*>(p) = word;
-#else
-  memcpy(p, &word, sizeof word);
 #endif
 }
 
@@ -94,18 +81,7 @@ NFT_FN void made_block(const cuda::Program& p, const Table& t, int64_t chip, flo
                        typename T::Element* v) {
   float w[4] = {step, step, step, step};
   if (used && step > 0.0f) weights_of_block<kPath>(p, t, chip, step, block, w);
-  const float unit = scale_of<T::kType>(p);
-  for (int i = 0; i < 4; ++i) v[i] = stored<T::kType>(i < valid ? w[i] : 0.0f, unit);
-}
-
-// Weights that stand programmed in memory, as cuda::program has written them to `out`.
-constexpr int kPathStored = 3;
-
-template <class Element>
-NFT_FN void stored_block(const cuda::Program& p, int64_t chip, int64_t block, int valid, bool used, Element* v) {
-  Quad<Element> q = {};
-  if (used) q = load((const Element*)p.out + chip * p.n + 4 * block, count_of(p.n, block));
-  for (int i = 0; i < 4; ++i) v[i] = i < valid ? q.v[i] : Element(0);
+  for (int i = 0; i < 4; ++i) v[i] = Stored<T::kType>::from(i < valid ? w[i] : 0.0f);
 }
 
 // A slot's numbers into the tile.
@@ -128,7 +104,7 @@ NFT_FN void clear_rest(const Sizes&, int, typename T::Element*) {}  // slots cov
 template <class T, int kPath, class S>
 NFT_FN void fill_weights(const cuda::Program& p, const Table& t, const S& s, const Place& place, int step, int thread,
                          typename T::Element* tile) {
-  const float scale = kPath == kPathStored ? 0.0f : *p.step;
+  const float scale = *p.step;
   const int slots = slots_of_step<T>(s);
 #if defined(__CUDACC__)
 #pragma unroll 1  // one block's registers at a time
@@ -136,10 +112,7 @@ NFT_FN void fill_weights(const cuda::Program& p, const Table& t, const S& s, con
   for (int n = thread; n < slots; n += T::kThreads) {
     const auto to = slot_of<T>(s, place, step, n);
     typename T::Element v[4];
-    if constexpr (kPath == kPathStored)
-      stored_block(p, place.chip, to.block, to.valid - to.first, is_used<T>(to), v);
-    else
-      made_block<T, kPath>(p, t, place.chip, scale, to.block, to.valid - to.first, is_used<T>(to), v);
+    made_block<T, kPath>(p, t, place.chip, scale, to.block, to.valid - to.first, is_used<T>(to), v);
     put_weights<T>(s, to, v, tile);
   }
 }
@@ -171,29 +144,27 @@ NFT_FN typename T::Element gathered(const cuda::Fused& f, const Column& c, const
 
 NFT_FN uint32_t packed(const float* v) { return word_of(v[0]); }
 NFT_FN uint32_t packed(const uint16_t* v) { return word_of(v[0], v[1]); }
-NFT_FN uint32_t packed(const int8_t* v) { return word_of(v[0], v[1], v[2], v[3]); }
 
-// kWords words of a thread's part of one step's input, still in registers.
-template <class T, int kWords>
+// A thread's part of one step's input, still in registers.
+template <class T>
 NFT_FN void gather(const cuda::Fused& f, const Sizes& s, const Column& seen, const Tap* taps, uint32_t* words) {
-  constexpr int kCount = kWords * T::kPerWord;
   const Column c = seen;
-  if (s.dense && is_inside(f, c, taps[0]) && is_inside(f, c, taps[kCount - 1])) {
+  if (s.dense && is_inside(f, c, taps[0]) && is_inside(f, c, taps[T::kPart - 1])) {
     const typename T::Element* from = (const typename T::Element*)f.x + c.start + taps[0].offset;
     if (is_vector<T>(from)) {
-      for (int i = 0; i < kWords; i += 4) four_words_at(from + i * T::kPerWord, words + i);
+      for (int i = 0; i < T::kPartWords; i += 4) four_words_at(from + i * T::kPerWord, words + i);
       return;
     }
   }
-  typename T::Element v[kCount];
+  typename T::Element v[T::kPart];
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int i = 0; i < kCount; ++i) v[i] = gathered<T>(f, c, taps[i]);
+  for (int i = 0; i < T::kPart; ++i) v[i] = gathered<T>(f, c, taps[i]);
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int i = 0; i < kWords; ++i) words[i] = packed(v + i * T::kPerWord);
+  for (int i = 0; i < T::kPartWords; ++i) words[i] = packed(v + i * T::kPerWord);
 }
 
 template <class T>
@@ -201,21 +172,6 @@ NFT_FN void put_input(int thread, const uint32_t* words, typename T::Element* ti
   typename T::Element* to = tile + column_of_thread<T>(thread) * T::kPitch + part_of_thread<T>(thread);
   put_four(to, words[0], words[1], words[2], words[3]);
   put_four(to + 4 * T::kPerWord, words[4], words[5], words[6], words[7]);
-}
-
-// The same at once, in halves: a step has as many bytes of a column as its half has registers for.
-template <class T>
-NFT_FN void gather_bytes(const cuda::Fused& f, const Sizes& s, const Column& column, const Tap* taps, int thread,
-                         typename T::Element* tile) {
-  typename T::Element* const to = tile + column_of_thread<T>(thread) * T::kPitch + part_of_thread<T>(thread);
-#if defined(__CUDACC__)
-#pragma unroll 1
-#endif
-  for (int from = 0; from < T::kPart; from += 4 * T::kPerWord) {
-    uint32_t words[4];
-    gather<T, 4>(f, s, column, taps + from, words);
-    put_four(to + from, words[0], words[1], words[2], words[3]);
-  }
 }
 
 }  // namespace NFT_ISA

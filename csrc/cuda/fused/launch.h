@@ -42,13 +42,6 @@ __device__ __forceinline__ void mma_sync(float* d, const uint32_t* a, const uint
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-template <OutType kType>
-__device__ __forceinline__ void mma_sync(int32_t* d, const uint32_t* a, const uint32_t* b) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 // This thread's part in the team of a thread block. (The tile loop is compiled for the host too, where these are never
 // run.)
 template <class T>
@@ -73,7 +66,7 @@ struct OneThread {
   }
 };
 
-// S: Sizes or TapSizes for the layer's product, GradientSizes for its input's gradient.
+// S: Sizes for the layer's product, GradientSizes for its input's gradient.
 template <class S, OutType kX, bool kWide, int kPath>
 __global__ void __launch_bounds__((Tile<kX, kWide>::kThreads), resident_blocks(kWide))
     fused_kernel(const __grid_constant__ Fused f, const __grid_constant__ S sizes,
@@ -98,28 +91,23 @@ Tiling tiling_for(const Fused& f) {
   return tiling_of(f, sizes_for<T, S>(f), T::kRows, T::kColumns);
 }
 
-// What is launched: calls run(tile's number type, whether it is wide) with that of a product, as constants. The products of
-// bytes are a file of their own (csrc/cuda/int8.cu).
-template <bool kBytes = false, class Run>
+// What is launched: calls run(tile's number type, whether it is wide) with that of a product, as constants.
+template <class Run>
 auto with_tile(const Fused& f, const Run& run) {
   const auto with = [&](auto type) {
     return sizes_of(f).columns > kNarrowColumns ? run(type, std::true_type()) : run(type, std::false_type());
   };
-  if constexpr (kBytes) {
-    return with(std::integral_constant<OutType, OutType::kInt8>());
-  } else {
-    if (f.x_type == OutType::kBFloat16) return with(std::integral_constant<OutType, OutType::kBFloat16>());
-    if (f.x_type == OutType::kFloat16) return with(std::integral_constant<OutType, OutType::kFloat16>());
-    return with(std::integral_constant<OutType, OutType::kFloat32>());
-  }
+  if (f.x_type == OutType::kBFloat16) return with(std::integral_constant<OutType, OutType::kBFloat16>());
+  if (f.x_type == OutType::kFloat16) return with(std::integral_constant<OutType, OutType::kFloat16>());
+  return with(std::integral_constant<OutType, OutType::kFloat32>());
 }
 
-// Tiles of all number types are alike here, but that bytes' sums are integers.
-template <OutType kNumber, bool kWide>
+// Tiles of all number types are alike here.
+template <bool kWide>
 __global__ void add_parts_kernel(const __grid_constant__ Fused f, const __grid_constant__ Sizes sizes,
                                  const __grid_constant__ Tiling tiling, const __grid_constant__ Split split,
                                  const float* sums) {
-  typedef Tile<kNumber, kWide> T;
+  typedef Tile<OutType::kFloat32, kWide> T;
   const int64_t count = tiling.count * (sums_of_tile<T>() / 4), step = (int64_t)gridDim.x * blockDim.x;
   for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += step) {
     if (f.y_type == OutType::kBFloat16)
@@ -131,24 +119,24 @@ __global__ void add_parts_kernel(const __grid_constant__ Fused f, const __grid_c
   }
 }
 
-template <OutType kNumber, bool kWide>
+template <bool kWide>
 cudaError_t launch_add_parts(const Fused& f, const Split& split, const float* sums, cudaStream_t stream) {
-  typedef Tile<kNumber, kWide> T;
+  typedef Tile<OutType::kFloat32, kWide> T;
   constexpr int kThreads = 64;  // few, for many thread blocks: there are few results
   const Sizes sizes = sizes_of(f);
   const Tiling tiling = tiling_of(f, sizes, T::kRows, T::kColumns);
   const int64_t count = tiling.count * (sums_of_tile<T>() / 4);
   const unsigned grid = (unsigned)std::min<int64_t>((count + kThreads - 1) / kThreads, 0x7fffffff);
-  add_parts_kernel<kNumber, kWide><<<grid, kThreads, 0, stream>>>(f, sizes, tiling, split, sums);
+  add_parts_kernel<kWide><<<grid, kThreads, 0, stream>>>(f, sizes, tiling, split, sums);
   return cudaGetLastError();
 }
 
 inline bool is_empty(const Fused& f) { return sizes_of(f).columns == 0 || f.rows == 0 || f.program.chips == 0; }
 
-template <class S, bool kBytes = false>
+template <class S>
 Plan plan_for(const Fused& f, int multiprocessors) {
   if (is_empty(f)) return {{1, 0}, 0};
-  return with_tile<kBytes>(f, [&](auto type, auto wide) -> Plan {
+  return with_tile(f, [&](auto type, auto wide) -> Plan {
     typedef Tile<type, wide> T;
     const int64_t tiles = tiling_for<S, type, wide>(f).count;
     const int64_t resident = (int64_t)multiprocessors * resident_blocks(wide);
@@ -162,34 +150,24 @@ cudaError_t launch(const Fused& f, const Split& split, float* sums, cudaStream_t
   typedef Tile<kX, kWide> T;
   const Tiling tiling = tiling_for<S, kX, kWide>(f);
   const size_t table = table_bytes(f.program);
-  const bool staged = (kPath == kPathFast || kPath == kPathDevice) && table + sizeof(Shared<T>) <= (size_t)kStagedBytes;
+  const bool staged = kPath != kPathOff && table + sizeof(Shared<T>) <= (size_t)kStagedBytes;
   const unsigned grid = (unsigned)std::min<int64_t>(tiling.count * split.parts, 0x7fffffff);  // it strides over more
   fused_kernel<S, kX, kWide, kPath>
       <<<grid, T::kThreads, staged ? table : 0, stream>>>(f, sizes_for<T, S>(f), tiling, split, sums, staged);
   return cudaGetLastError();
 }
 
-// Without the second launch, of a split product.
-template <class S, bool kBytes = false>
-cudaError_t launch_tiles(const Fused& f, const Plan& plan, float* sums, cudaStream_t stream) {
+template <class S>
+cudaError_t launch(const Fused& f, const Plan& plan, float* sums, cudaStream_t stream) {
   if (is_empty(f)) return cudaSuccess;
   if (plan.floats == 0) sums = nullptr;
   else if (sums == nullptr) return cudaErrorInvalidValue;
-  return with_tile<kBytes>(f, [&](auto type, auto wide) {
-    if constexpr (kBytes) {
-      if (f.by_tap) return launch<TapSizes, type, wide, kPathStored>(f, plan.split, sums, stream);
-      if (f.program.out) return launch<S, type, wide, kPathStored>(f, plan.split, sums, stream);
-    }
+  const cudaError_t error = with_tile(f, [&](auto type, auto wide) {
     if (f.program.path == kPathFast) return launch<S, type, wide, kPathFast>(f, plan.split, sums, stream);
     if (f.program.path == kPathDevice) return launch<S, type, wide, kPathDevice>(f, plan.split, sums, stream);
     return launch<S, type, wide, kPathOff>(f, plan.split, sums, stream);
   });
-}
-
-template <class S>
-cudaError_t launch(const Fused& f, const Plan& plan, float* sums, cudaStream_t stream) {
-  const cudaError_t error = launch_tiles<S>(f, plan, sums, stream);
-  return error == cudaSuccess && plan.floats && !is_empty(f) ? add_parts(f, plan, sums, stream) : error;
+  return error == cudaSuccess && sums ? add_parts(f, plan, sums, stream) : error;
 }
 
 inline bool groups_divide(const Fused& f) {

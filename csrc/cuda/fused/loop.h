@@ -8,7 +8,6 @@
 #pragma once
 
 #include "split.h"
-#include "taps.h"
 
 namespace nft {
 namespace NFT_ISA {
@@ -128,15 +127,8 @@ NFT_FN void multiply(const typename T::Element* weight, const typename T::Elemen
   }
 }
 
-template <class S>
-constexpr bool kByTap = std::is_same<S, TapSizes>::value;
-
-// Whether a step's input goes to shared memory in halves: bytes that are gathered one by one.
-template <class T, class S>
-constexpr bool kInHalves = T::kPerWord == 4 && !kByTap<S>;
-
 // A part of a tile from its codes and key to its stored result, or to its sums in memory where `part_sums` is given; S
-// says of which product, the layer's (Sizes, or TapSizes in another order) or its input's gradient's (GradientSizes).
+// says of which product, the layer's (Sizes) or its input's gradient's (GradientSizes).
 // Between two barriers threads fill one half of the shared memory and multiply the other; the places under the kernel
 // are found one step before they are used.
 template <class T, int kPath, class S, class Team>
@@ -164,14 +156,10 @@ NFT_FN void multiply_tile(const cuda::Fused& f, const Table& table, const S& s, 
       const Column& column = shared.column[column_of_thread<T>(thread)];
       const Tap* const taps = shared.tap[half] + part_of_thread<T>(thread);
       uint32_t words[T::kPartWords];
-      if constexpr (kInHalves<T, S>) gather_bytes<T>(f, s, column, taps, thread, shared.input[half]);
-      else if constexpr (kPath != kPathDevice) gather<T, T::kPartWords>(f, s, column, taps, words);
-      if constexpr (kByTap<S>) copy_weights<T>(f.program, s, shared.place, step, thread, shared.weight[half]);
-      else fill_weights<T, kPath>(f.program, table, s, shared.place, step, thread, shared.weight[half]);
-      if constexpr (!kInHalves<T, S>) {
-        if (kPath == kPathDevice) gather<T, T::kPartWords>(f, s, column, taps, words);
-        put_input<T>(thread, words, shared.input[half]);
-      }
+      if (kPath != kPathDevice) gather<T>(f, s, column, taps, words);
+      fill_weights<T, kPath>(f.program, table, s, shared.place, step, thread, shared.weight[half]);
+      if (kPath == kPathDevice) gather<T>(f, s, column, taps, words);
+      put_input<T>(thread, words, shared.input[half]);
       fill_taps<T>(f, s, step + 1, thread, shared.tap[1 - half]);
     });
     team.barrier();

@@ -37,20 +37,16 @@ struct Results {
 
 // Pairs are (y, x). On CUDA all pointers are the device's.
 struct Fused {
-  Program program;            // n = rows * inner; weights never reach memory: `out` is read on kPathStored, else not used
+  Program program;            // n = rows * inner; weights never reach memory: `out` is not used
   int64_t images;             // that one chip sees
   int channels, height, width;
   int rows, groups;           // output channels; both rows and channels are multiples of groups
   int kernel[2], stride[2], padding[2], dilation[2], out[2];
   OutType x_type, y_type;
-  bool by_tap;                // inner k = (kernel row, kernel column, channel), see csrc/cuda/fused/taps.h; of stored bytes only
   const void* x;
   void* y;
   Strides x_strides, y_strides;
   Epilogue epilogue;
-  // Of 8-bit products, whose sums are worth fl(*program.scale * image_unit(largest)) a unit (csrc/core/int8.h).
-  const float* x_largest;     // [chips, images] or [images], max|x| of each image
-  int64_t x_largest_chip;     // from chip to chip of it; 0: every chip sees the same images
 };
 
 }  // namespace cuda
@@ -78,10 +74,6 @@ NFT_FN Sizes sizes_of(const cuda::Fused& f) {
 // Coordinates are 32-bit and this far out there is no input: kOutside plus any coordinate is negative, twice kOutside
 // too.
 constexpr int kOutside = -(1 << 30);
-
-// Whether an inner index of (kernel row, kernel column, channel) has its 16-byte vectors within one place under the kernel.
-constexpr int kVector = 16;
-NFT_FN bool channels_fill_vectors(const cuda::Fused& f) { return f.channels / f.groups % kVector == 0; }
 
 // Whether 32-bit coordinates and inner indices hold everything; strides and sizes of whole tensors are free.
 NFT_FN bool coordinates_fit(const cuda::Fused& f) {

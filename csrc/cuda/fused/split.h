@@ -54,13 +54,6 @@ NFT_FN Steps steps_of_part(const cuda::Split& split, int part, int steps) {
 }
 
 // ---- the parts' sums in memory: [tile, part, product of a warp, thread, 4]; what a warp writes at once lies together.
-// Sums of bytes are integers there, in the same four bytes each.
-
-NFT_FN void put_sums(float* p, const float* v) { put_quad(p, v); }
-NFT_FN void put_sums(float* p, const int32_t* v) { put_four(p, word_of(v[0]), word_of(v[1]), word_of(v[2]), word_of(v[3])); }
-
-NFT_FN float plus(float sum, uint32_t word) { return add(sum, float_of(word)); }
-NFT_FN int32_t plus(int32_t sum, uint32_t word) { return (int32_t)((uint32_t)sum + word); }
 
 template <class T>
 NFT_FN int64_t sums_of_tile() {
@@ -78,24 +71,24 @@ NFT_FN void write_part(const State<T>& state, int thread, float* sums) {
 #pragma unroll
 #endif
   for (int n = 0; n < T::kDown * T::kAcross; ++n)
-    put_sums(sums + (n * T::kThreads + thread) * 4, state.sum[n / T::kAcross][n % T::kAcross]);
+    put_quad(sums + (n * T::kThreads + thread) * 4, state.sum[n / T::kAcross][n % T::kAcross]);
 }
 
 // Adds up what all parts have of one product of one thread, numbered as in memory but for the parts, and stores the
-// results. Of the type of a tile's numbers only that of their sums matters here.
+// results. The type of a tile's numbers does not matter here: sums are float32 always.
 template <class T, cuda::OutType kY>
 NFT_FN void add_parts(const cuda::Fused& f, const Sizes& s, const Tiling& tiling, const cuda::Split& split,
                       const float* sums, int64_t at) {
   const int thread = (int)(at % T::kThreads), product = (int)(at / T::kThreads % (T::kDown * T::kAcross));
   const int64_t tile = at / (T::kThreads * T::kDown * T::kAcross);
-  typename T::Sum sum[1][1][4] = {};
+  float sum[1][1][4] = {};
 #if defined(__CUDACC__)
 #pragma unroll 4
 #endif
   for (int part = 0; part < split.parts; ++part) {
     uint32_t words[4];
     four_words_at(sums + place_of_sums<T>(split, tile, part, product, thread), words);
-    for (int i = 0; i < 4; ++i) sum[0][0][i] = plus(sum[0][0][i], words[i]);
+    for (int i = 0; i < 4; ++i) sum[0][0][i] = add(sum[0][0][i], float_of(words[i]));
   }
   finish<T, kY, 1, 1>(f, s, place_of(f, tiling, tile), thread, product / T::kAcross, product % T::kAcross, sum);
 }

@@ -1,12 +1,10 @@
 // The tile of a thread block: its sizes, its shared memory, and which thread and lane holds what of it.
 //
-// Both operands lie in shared memory with the inner index running fastest, in 32-bit words of four bytes, two halves or
-// one float. Counted in words, mma.m16n8k32 (bytes), mma.m16n8k16 (halves) and mma.m16n8k8 (tf32) read alike: eight
-// words of 16 rows and 8 columns. Rows of words are four words longer than they need be, so that neither the fragments'
-// reads nor the gathered input's 16-byte writes meet in a bank.
+// Both operands lie in shared memory with the inner index running fastest, in 32-bit words of two halves or one float.
+// Counted in words, mma.m16n8k16 (halves) and mma.m16n8k8 (tf32) read alike: eight words of 16 rows and 8 columns. Rows
+// of words are four words longer than they need be, so that neither the fragments' reads nor the gathered input's
+// 16-byte writes meet in a bank.
 #pragma once
-
-#include <type_traits>
 
 #include "shape.h"
 
@@ -18,7 +16,6 @@ namespace NFT_ISA {
 template <cuda::OutType kNumber, bool kWide>
 struct Tile {
   typedef typename Stored<kNumber>::Type Element;
-  typedef typename std::conditional<kNumber == cuda::OutType::kInt8, int32_t, float>::type Sum;  // of bytes exact
   static constexpr cuda::OutType kType = kNumber;
   static constexpr int kRows = kWide ? 64 : 16;
   static constexpr int kColumns = kWide ? 128 : 32;
@@ -47,7 +44,7 @@ struct Tile {
 // What a thread keeps in registers. Of a float32 fragment both tf32 parts: [0] the high one, [1] what it leaves.
 template <class T>
 struct State {
-  typename T::Sum sum[T::kDown][T::kAcross][4];
+  float sum[T::kDown][T::kAcross][4];
   uint32_t a[T::kSplit][4];
   uint32_t b[T::kSplit][T::kAcross][2];
   float fresh[T::kTogether][4];
@@ -57,7 +54,7 @@ struct State {
 // sign, would be hundreds of units in the last place: float32's products of eight inner elements are added up by
 // themselves, and then to the sum by an addition that rounds to nearest.
 template <class T>
-NFT_FN typename T::Sum* addend(State<T>& state, int down, int across) {
+NFT_FN float* addend(State<T>& state, int down, int across) {
   if constexpr (T::kSplit == 2) return state.fresh[across % T::kTogether];
   else return state.sum[down][across];
 }
@@ -139,7 +136,7 @@ NFT_FN int part_of_thread(int thread) {
   return thread / T::kColumns * T::kPart;
 }
 
-// ---- fragments of mma.m16n8k32, m16n8k16 and m16n8k8, in words
+// ---- fragments of mma.m16n8k16 and m16n8k8, in words
 
 struct Spot {
   int line, word;  // row (A) or column (B), and word of the inner index, within 16 x 8 or 8 x 8

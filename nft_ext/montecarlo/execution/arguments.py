@@ -11,7 +11,7 @@ from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal
 
 MAX_RUNS = 2**31  # a draw has 32 bits; the padding of the last pass needs a few more than `runs`
 PROTOCOLS = ("full", "stratified")
-PRECISIONS = ("float32", "bfloat16", "int8")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)

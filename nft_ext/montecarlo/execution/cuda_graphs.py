@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from nft_ext.ops import build_info, operators
 from nft_ext._common.checks import fail, integer
 from nft_ext.nn.contexts import chips as chips_of
-from nft_ext.nn.contexts import hold, int8
+from nft_ext.nn.contexts import hold
 from nft_ext.ops.keys import noise_key
 from nft_ext.nn import base, noisy_layers
-from nft_ext.montecarlo.execution.subject import check_model, check_not_int8, eval_mode
+from nft_ext.montecarlo.execution.subject import check_model, eval_mode
 
 WARM_UPS = 3  # libraries choose algorithms and get their workspaces before the capture, where they may not
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "int8": None}  # autocast's dtypes
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}  # autocast's dtypes
 
 
 class MonteCarloGraph:
@@ -37,9 +37,9 @@ class MonteCarloGraph:
         model: a converted model on one CUDA device whose forward reads nothing back to the host.
         inputs: [B, ...], an example; its shape and dtype are those of every later batch.
         chips: S, chips a replay.
-        precision: "float32", "bfloat16" for products under autocast, or "int8" for those of nft_ext.int8.
+        precision: "float32", or "bfloat16" for products under autocast.
         programmed: whether a replay programs all layers first, in few launches, and multiplies with torch's products (many rows a
-            chip), instead of layer by layer. Costs S times the weights' memory. Not with int8.
+            chip), instead of layer by layer. Costs S times the weights' memory.
         after: None, or a function of the logits [S, B, ...] that is captured too; its result is then the step's.
 
     Attributes:
@@ -54,12 +54,9 @@ class MonteCarloGraph:
     def __init__(self, model: nn.Module, inputs: Tensor, chips: int = 1, *, precision: str = "float32",
                  programmed: bool = False, after: Callable[[Tensor], Any] | None = None) -> None:
         check_model(model)
-        check_not_int8(model)
         chips = integer("chips", chips, 1)
         if precision not in PRECISIONS:
-            fail("precision", "must be float32, bfloat16 or int8", precision)
-        if programmed and precision == "int8":
-            fail("programmed", "must be False with precision int8, whose products torch has not", programmed)
+            fail("precision", "must be float32 or bfloat16", precision)
         if not isinstance(inputs, Tensor):
             fail("inputs", "must be a torch.Tensor", type(inputs).__name__, TypeError)
         if inputs.dim() == 0 or inputs.shape[0] == 0:
@@ -121,8 +118,7 @@ class MonteCarloGraph:
 
     def _capture(self) -> Any:
         # One context for all of it: layers then quantize in the first warm-up, and the graph reads what they keep.
-        with (eval_mode(self.model), torch.no_grad(), chips_of(self.model, key=self.key),
-              int8(self.model, enabled=self._precision == "int8")):
+        with eval_mode(self.model), torch.no_grad(), chips_of(self.model, key=self.key):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):

@@ -21,7 +21,7 @@ MEMORY_SHARE = 0.25  # of the free memory
 LIVE_OUTPUTS = 4  # a layer's input, output, unfolded patches, and one more for a residual branch
 # Two ways of batching the same products differ by rounding, far below; a model that mixes rows of
 # the batch differs by the noise itself, far above. Relative to the largest logit.
-SAME = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 5e-2}
+SAME = {"float32": 1e-3, "bfloat16": 5e-2}
 
 # forward(inputs [b, ...], draws) -> logits [len(draws), b, C]
 Forward = Callable[[Tensor, list[int]], Tensor]

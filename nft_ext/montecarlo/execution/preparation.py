@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nft_ext._common.bfloat16 import warn_where_slow
 from nft_ext._common.checks import fail
-from nft_ext.nn.contexts import int8, noise
+from nft_ext.nn.contexts import noise
 from nft_ext.nn import noisy_layers
 from nft_ext.montecarlo.execution.arguments import Arguments
 from nft_ext.montecarlo.execution.chip_evaluator import ChipEvaluator
@@ -21,7 +21,7 @@ from nft_ext.montecarlo.execution.memory_format import gains_by_channels_last, t
 from nft_ext.montecarlo.execution.passes import Probe, chips_that_fit, images_that_suit, probe, why_one_chip
 from nft_ext.montecarlo.execution.protocols import Plan
 from nft_ext.montecarlo.execution.session import Session
-from nft_ext.montecarlo.execution.subject import check_model, check_not_int8, check_sigma_is_known, eval_mode, on_device
+from nft_ext.montecarlo.execution.subject import check_model, check_sigma_is_known, eval_mode, on_device
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class Prepared:
 def check(model, asked: Arguments) -> None:
     """Raises TypeError or ValueError for a model that cannot be evaluated; needs no data and no other ranks."""
     check_model(model)
-    check_not_int8(model)
     if asked.sigma is None:
         check_sigma_is_known(model)
 
@@ -82,7 +81,6 @@ def prepared(
         # no_grad, not inference_mode: what a layer caches of its weight must serve training later.
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=asked.precision == "bfloat16"))
-        stack.enter_context(int8(model, enabled=asked.precision == "int8"))
         stack.enter_context(noise(model, sigma=asked.sigma))  # held throughout, so that the layers' codes are made once
         evaluator = ChipEvaluator(model, inputs, labels, asked.seed, min(asked.batch_size, len(labels)), device)
         found = probe(model, evaluator.logits, evaluator.inputs)

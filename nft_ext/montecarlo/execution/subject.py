@@ -51,14 +51,6 @@ def check_sigma_is_known(model: nn.Module) -> None:
                  f"None, with another sigma in force in {name!r}")
 
 
-def check_not_int8(model: nn.Module) -> None:
-    """Raises ValueError inside `nft.int8(model)`, and for a copy made there: the precision named would be another."""
-    for name, layer in noisy_layers(model).items():
-        if layer.int8:
-            fail("precision", "must be given as an argument, not by nft.int8 around the call (or around the copy of a model)",
-                 f"8-bit products in force in {name!r}")
-
-
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; outside, every module's own training flag again."""
