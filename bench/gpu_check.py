@@ -33,11 +33,11 @@ STAGES = (
     Stage("build", "the package with its CUDA library", 150, 240, True),
     Stage("facts", "device, driver, versions, what the library holds", 6, 40, True),
     Stage("identity", "chips on CUDA equal the CPU's, bit for bit", 15, 60, True),
-    Stage("marked", "pytest -m cuda", 65, 90, True),
+    Stage("marked", "pytest -m cuda", 70, 120, True),
     Stage("memcheck", "compute-sanitizer, memory accesses", 30, 60, True),
     Stage("racecheck", "compute-sanitizer, races in shared memory", 30, 60, True),
     Stage("ceilings", "copy bandwidth, product rates", 10, 30, False, True),
-    Stage("tune", "up to how many columns a chip to fuse", 10, 40, False, True),
+    Stage("one_pass", "products with weights generated on the way, beside programmed first", 15, 60, False, True),
     Stage("sampler", "programming ResNet-18's layers", 20, 50, False, True),
     Stage("layers", "convolution and linear layers, several rows a chip", 20, 60, False, True),
     Stage("gradients", "dL/dx of layers with regenerated weights, few rows a chip", 14, 45, False, True),
@@ -73,11 +73,10 @@ def is_built() -> bool:
     return min(p.stat().st_mtime for p in made) >= max(p.stat().st_mtime for p in sources)
 
 
-def environment(out: Path) -> dict[str, str]:
-    """For the stages: the toolkit's programs on PATH, this checkout first among modules, CUDA asked of the build,
-    and bounds of the fused product kept in `out`: what a stage measures holds for those after it, and for nobody else."""
+def environment() -> dict[str, str]:
+    """For the stages: the toolkit's programs on PATH, this checkout first among modules, CUDA asked of the build."""
     modules = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    found = dict(os.environ) | {"NFT_EXT_CUDA": "1", "NFT_EXT_TUNING": str(out.resolve() / "fused_columns.json"), "PYTHONPATH": modules}
+    found = dict(os.environ) | {"NFT_EXT_CUDA": "1", "PYTHONPATH": modules}
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
     if shutil.which("nvcc") is None and toolkit.is_dir():
         found["PATH"] = os.pathsep.join([found.get("PATH", ""), str(toolkit)])
@@ -97,7 +96,7 @@ class Runner:
     def _build(self, seconds: float) -> Outcome:
         if is_built():
             return Outcome(PASSED, found={"summary": "found built, newer than its sources"})
-        status, tail = stages.run_process(BUILD, seconds, self.logs / "build.log", ROOT, environment(self.logs.parent))
+        status, tail = stages.run_process(BUILD, seconds, self.logs / "build.log", ROOT, environment())
         if status is None:
             return Outcome(LATE, why=f"the build took more than {seconds:.0f} s; see logs/build.log")
         if status != 0:
@@ -110,7 +109,7 @@ class Runner:
             stages.write_json(known, {name: o.found for name, o in self.outcomes.items()})
             command = [sys.executable, "-m", "bench.gpu.child", stage.name, "--out", str(saved), "--known", str(known),
                        "--seconds", str(max(1.0, seconds - MARGIN) if stage.measures else seconds)]
-            status, tail = stages.run_process(command, seconds, self.logs / f"{stage.name}.log", ROOT, environment(self.logs.parent))
+            status, tail = stages.run_process(command, seconds, self.logs / f"{stage.name}.log", ROOT, environment())
             return ended(stage, status, tail, seconds, stages.read_json(saved))
 
 

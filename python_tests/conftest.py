@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import nft_ext as nft
-from nft_ext import choice
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then demands, only with a workspace of fixed size
 
@@ -32,18 +31,14 @@ def poisoned_memory():
 
 @pytest.fixture
 def poisoned_memory_and_exact_float32(monkeypatch):
-    """On CUDA: torch.empty gives NaN, operations that are not deterministic raise, float32 products are not done in TF32, and
-    products are fused up to 256 columns per chip."""
+    """On CUDA: torch.empty gives NaN, operations that are not deterministic raise, and float32 products are not done in TF32."""
     monkeypatch.setenv(WORKSPACE, os.environ.get(WORKSPACE, ":4096:8"))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    before = choice.apply(0) or choice.DEFAULT
-    choice.put(0, {way: dict.fromkeys(choice.DTYPES, 256) for way in choice.DIRECTIONS})  # the tests' shapes are chosen for it
     torch.use_deterministic_algorithms(True)
     assert torch.empty(5, device="cuda").isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
-    choice.put(0, before)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Stage `gradients`: dL/dx of single layers with the weights of the forward's chips, few rows a chip, 1 and 8 chips a call.
 
-Ours keeps no noisy weights and programs the chips again from their key: up to the bounds that stage `tune` found the
-fused kernel does it (csrc/cuda/fused/gradient.h). "programmed" is our way for more rows: sampler into memory, then the
-library's product. Plain PyTorch kept the forward's weights, all chips' stacked along the outputs: it multiplies, and
-draws nothing. One graph replays each: none is slower in it.
+Ours keeps no noisy weights and programs the chips again from their key. Where NFT_EXT_ONE_PASS says always, it does so inside
+the product (csrc/cuda/fused/gradient.h). "programmed" is our usual way: sampler into memory, then the library's product. Plain
+PyTorch kept the forward's weights, all chips' stacked along the outputs: it multiplies, and draws nothing. One graph replays
+each: none is slower in it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.layers import ELEMENT, Point
 from bench.gpu.sampler import NVM
-from bench.gpu.tune import in_force
+from nft_ext.ops import build_info
 from nft_ext.ops.functional import Crossbar
 
-MOST_ROWS = 256  # a chip; csrc/cuda/ops_cuda.cpp leaves more to the library
+MOST_ROWS = 256  # per chip
 ROUNDING = 2.0   # of what checks.close allows: the sum over chips rounds once more
 STREAM = 7
 
@@ -130,10 +130,10 @@ def points() -> list[Point]:
 
 @torch.no_grad()
 def run(task: Task) -> None:
-    ceilings, columns = Ceilings.of(task.found_by("ceilings")), in_force()
+    ceilings = Ceilings.of(task.found_by("ceilings"))
     cases = []
     for point in points():
         products = work(point, "none", "bf16").flops / point.chips / 2e6
         cases.append(timing.measure_case(f"dL/dx of {point.name}", f"{point.chips} x 2 x {products:.1f} M FLOP", variants(point),
                                          ceilings, task) | {"rows_a_chip": point.rows})
-        task.save({"cases": cases, "columns": columns, "summary": f"{len(cases)} layers and sizes"})
+        task.save({"cases": cases, "one_pass": build_info.one_pass(), "summary": f"{len(cases)} layers and sizes"})

@@ -1,7 +1,7 @@
 """Stage `layers`: single layers of real networks at several rows a chip, 1 and 8 chips a call, forward without gradients.
 
-Ours fuses up to the bounds that stage `tune` found, and replays one graph, in which it is never slower. Plain PyTorch
-multiplies all chips at once: their weights stacked along the outputs are one larger layer.
+Ours takes the products that NFT_EXT_ONE_PASS asks for (auto where it is not set), and replays one graph, in which it is never
+slower. Plain PyTorch multiplies all chips at once: their weights stacked along the outputs are one larger layer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
-from bench.gpu.tune import in_force
 from bench.cpu.layers import SHAPES, Shape
+from nft_ext.ops import build_info
 from nft_ext.ops.functional import Crossbar, conv2d_product, linear_product
 
 # (shape, images): 16 rows a chip at one image of conv2d-512x4, 64 of conv2d-256x8, 1024 of conv2d-64x32
@@ -178,11 +178,11 @@ def points() -> list[Point]:
 
 @torch.no_grad()
 def run(task: Task) -> None:
-    ceilings, columns = Ceilings.of(task.found_by("ceilings")), in_force()
+    ceilings = Ceilings.of(task.found_by("ceilings"))
     cases = []
     for point in points():
         torch.compiler.reset()
         products = point.work("none", "bf16").flops / point.chips / 2e6
         cases.append(timing.measure_case(point.name, f"{point.chips} x 2 x {products:.1f} M FLOP",
                                          variants(point), ceilings, task) | {"rows_a_chip": point.rows})
-        task.save({"cases": cases, "columns": columns, "summary": f"{len(cases)} layers and sizes"})
+        task.save({"cases": cases, "one_pass": build_info.one_pass(), "summary": f"{len(cases)} layers and sizes"})

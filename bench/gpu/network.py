@@ -17,8 +17,8 @@ from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
-from bench.gpu.tune import in_force
 from bench.cpu.networks import _counts as counts
+from nft_ext.ops import build_info
 from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
 
 CASES = ((128, "bf16"), (1, "bf16"), (128, "fp32"), (32, "bf16"), (8, "bf16"), (1, "fp32"))  # the most important first
@@ -187,12 +187,12 @@ def variants(count: int, precision: str) -> list[Variant]:
 
 
 def run(task: Task) -> None:
-    ceilings, columns = Ceilings.of(task.found_by("ceilings")), in_force()
+    ceilings = Ceilings.of(task.found_by("ceilings"))
     torch._dynamo.config.recompile_limit = 64  # beyond it torch would time eager in silence
     cases: list[dict[str, Any]] = []
 
     def save(cases: list[dict[str, Any]]) -> None:
-        task.save({"cases": cases, "columns": columns, "summary": f"{len(cases)} of {len(CASES)} sizes"})
+        task.save({"cases": cases, "one_pass": build_info.one_pass(), "summary": f"{len(cases)} of {len(CASES)} sizes"})
 
     for count, precision in CASES:
         early = None if cases else lambda case: save([case])

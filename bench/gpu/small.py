@@ -1,4 +1,4 @@
-"""Every operator on small, awkward shapes, for the sanitizers: python -m bench.gpu.small [SECONDS [only-ours]].
+"""Every operator on small, awkward shapes, for the sanitizers: NFT_EXT_ONE_PASS=always python -m bench.gpu.small [SECONDS [only-ours]].
 
 Sizes end inside a block, a warp and a tile; several chips; every path, dtype and memory format; forward and backward.
 Under a sanitizer every call is slow: kinds of cases come in turns, and when the seconds are over, what is left is counted,
@@ -30,9 +30,6 @@ CONV = (  # rows, C, H, W; out, kernel; options
     ((1, 67, 4, 3), (3, (1, 1)), dict(stride=2)),
     ((1, 9, 10, 10), (2, (9, 9)), dict(padding=4)),
 )
-ENOUGH = 8  # csrc/cuda/ops_cuda.cpp, kLeastRows
-FUSED = 256  # columns a chip up to which these are fused products; beyond, the library's
-
 Case = Callable[[], None]
 
 
@@ -42,28 +39,21 @@ def finish(*tensors: torch.Tensor) -> None:
 
 
 def fused_conv(nvm, key, shared, x, weight, stride=1, padding=0, dilation=1, groups=1) -> None:
-    """A convolution and the gradient of its input, each where a group has enough outputs or inputs for a kernel of this package."""
-    from nft_ext.ops.operators import _conv_size, ops
+    """A convolution and the gradient of its input, without those of the weight and the bias, which are the library's."""
+    from nft_ext.ops.operators import ops
 
     geometry = [[v, v] if isinstance(v, int) else list(v) for v in (stride, padding, dilation)]
     noise = (None, None, torch.from_numpy(nvm.operator_table()).to(x.device), key, 5, nvm.operator_spec())
-    if len(weight) // groups >= ENOUGH:
-        finish(ops.noisy_conv2d(x, weight, None, *noise, *geometry, groups, shared))
-    if x.shape[1] // groups >= ENOUGH:
-        size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], *(g[i] for g in geometry)) for i in (0, 1)]
-        grad = torch.randn(len(x) * (len(key) if shared else 1), len(weight), *size, device=x.device).to(x.dtype)
-        finish(ops.noisy_conv2d_backward(grad, x, weight, *noise, *geometry, groups, shared, 1)[0])
+    y = ops.noisy_conv2d(x, weight, None, *noise, *geometry, groups, shared)
+    finish(y, ops.noisy_conv2d_backward(torch.randn_like(y), x, weight, *noise, *geometry, groups, shared, 1)[0])
 
 
 def cases(only_ours: bool = False) -> list[list[Case]]:
     """Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions, epilogues.
     only_ours: of convolutions and their gradients those that are done by a kernel of this package."""
     import nft_ext as nft
-    from nft_ext import choice
     from nft_ext.ops.operators import can_be_channels_last
 
-    choice.apply(0)  # what was measured here must not be put in force by a later call
-    choice.put(0, {direction: dict.fromkeys(choice.DTYPES, FUSED) for direction in choice.DIRECTIONS})
     devices = {
         "one normal": nft.NVMDevice(), "preset": nft.NVMDevice.preset("rram4"), "16 bits": nft.NVMDevice(16, 4),
         "a device": nft.NVMDevice(sampling="per_device"),
@@ -118,8 +108,6 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
     @torch.no_grad()
     def epilogue(nvm, dtype, key, shared, sizes, layout):  # a residual and a ReLU inside a product
         (rows, channels, *side), (out, kernel), options = sizes
-        if only_ours and out // options.get("groups", 1) < ENOUGH:
-            return
         weight = torch.randn(out, channels // options.get("groups", 1), *kernel, device="cuda")
         x = torch.randn(rows * (1 if shared else len(key)), channels, *side, device="cuda").to(dtype).to(memory_format=layout)
         y = nft.noisy_conv2d(x, weight, nvm=nvm, key=key, shared=shared, **options)

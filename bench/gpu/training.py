@@ -18,8 +18,8 @@ from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
-from bench.gpu.tune import in_force
 from bench.cpu.networks import _counts as counts
+from nft_ext.ops import build_info
 from nft_ext.methods.batchnorm import frozen_statistics
 from nft_ext.methods.losses import gammas_noisiest_first_in_weight, total_output
 
@@ -189,7 +189,7 @@ def memory_of(peaks: dict[str, int]) -> list[dict[str, Any]]:
 
 
 def run(task: Task) -> None:
-    ceilings, columns = Ceilings.of(task.found_by("ceilings")), in_force()
+    ceilings = Ceilings.of(task.found_by("ceilings"))
     cases: list[dict[str, Any]] = []
     peaks: dict[str, int] = {}
     shape = f"OVF, N = {FEEDBACKS}, ResNet-18, {IMAGES} images, forward + backward + SGD"
@@ -199,7 +199,7 @@ def run(task: Task) -> None:
         shown = "; ".join(f"peak memory {m['precision']} {m['ours_bytes'] / 2**20:.0f} MiB against "
                           f"{m['against_bytes'] / 2**20:.0f} MiB"
                           for m in memory)
-        task.save({"cases": cases, "columns": columns, "peak_bytes": peaks, "memory": memory, "summary": shown})
+        task.save({"cases": cases, "one_pass": build_info.one_pass(), "peak_bytes": peaks, "memory": memory, "summary": shown})
 
     for precision, name in CASES.items():
         cases.append(timing.measure_case(name, shape, variants(precision, peaks), ceilings, task,

@@ -1,14 +1,25 @@
 // The operators on CUDA: sampler and fused product on the current stream of the weight's device. No value is read back,
 // no call waits.
+#include <stdlib.h>
+
 #include "../keys.h"
-#include "choice.h"
+#include "one_pass.h"
 #include "operands.h"
 #include "together.h"
 
 namespace nft {
 namespace {
 
-cuda::FusedColumns fused_columns;
+// Read when the library is loaded, like Python's copy (nft_ext/ops/build_info.py). The first product refuses an unknown name.
+const std::string one_pass_name = [] {
+  const char* name = getenv("NFT_EXT_ONE_PASS");
+  return std::string(name ? name : "");
+}();
+
+bool takes_one_pass(cuda::Direction direction, cuda::OutType type, int64_t rows, int64_t columns) {
+  static const cuda::OnePass rule = cuda::one_pass_named(one_pass_name);
+  return cuda::takes_one_pass(rule, direction, type, rows, columns);
+}
 
 // The same for several weights, in one pass over all of them.
 Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
@@ -110,16 +121,13 @@ struct Cuda {
     STD_CUDA_CHECK(cuda::program_many(programs.data(), (int)programs.size(), here.stream()));
   }
 
-  // A tile holds rows of one group only, so few of them leave it empty.
-  static constexpr int64_t kLeastRows = 8;
-
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
                                        bool shared, const Epilogue& epilogue) {
     check_product(c, x, epilogue);
     auto layer = product_of(c, x, p, shared);
-    const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kForward, out_type(x));
-    const bool served = layer && c.weight.size(0) / p.groups >= kLeastRows && layer->columns <= most;
-    if (!served || !cuda::can_fuse(layer->f))
+    const bool one_pass = layer && cuda::can_fuse(layer->f) &&
+                          takes_one_pass(cuda::Direction::kForward, out_type(x), c.weight.size(0) / p.groups, layer->columns);
+    if (!one_pass)
       return layer && fit_together(c, x) ? std::optional<Tensor>(product_together(c, x, bias, p, shared, epilogue)) : std::nullopt;
     cuda::Fused& f = layer->f;
     f.program = program_of(c, layer->weight);
@@ -153,7 +161,7 @@ struct Cuda {
     check_beside(c.op, "x", x, c.weight);
     check_beside(c.op, "grad", grad, c.weight);
     const bool image = x.dim() == 4;
-    bool fits = x.size(1) / p.groups >= kLeastRows && x.size(1) < kMostSize && grad.size(1) < kMostSize;
+    bool fits = x.size(1) < kMostSize && grad.size(1) < kMostSize;
     for (int i = 0; i < 2; ++i) fits = fits && p.stride[i] < kMostSize && p.padding[i] < kMostSize && p.dilation[i] < kMostSize;
     cuda::Fused f = {};
     f.images = grad.size(0) / c.chips();
@@ -174,8 +182,8 @@ struct Cuda {
       columns *= size;
       if (image) sizes.push_back(size);
     }
-    const int64_t most = fused_columns.most(c.weight.get_device_index(), cuda::Direction::kInputGradient, out_type(x));
-    if (!fits || columns > most || !cuda::can_fuse_gradient(f)) return std::nullopt;
+    if (!fits || !cuda::can_fuse_gradient(f)) return std::nullopt;
+    if (!takes_one_pass(cuda::Direction::kInputGradient, out_type(x), x.size(1) / p.groups, columns)) return std::nullopt;
 
     Tensor dense = c.weight;
     f.program = program_of(c, dense);
@@ -226,13 +234,6 @@ using CudaOperators = Operators<Cuda>;
 
 }  // namespace
 }  // namespace nft
-
-// For nft_ext/choice.py; not an operator, as it has no tensors. direction: 0 forward, 1 input gradient; type: 0
-// float32, 1 bfloat16, 2 float16.
-extern "C" __attribute__((visibility("default"))) void nft_ext_set_fused_columns(int32_t device, int32_t direction, int32_t type,
-                                                                                 int64_t columns) {
-  nft::fused_columns.set(device, direction, type, columns);
-}
 
 STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
   m.impl("draw_key", TORCH_BOX(&nft::draw_key));

@@ -13,10 +13,9 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nft_ext import choice
     from nft_ext.ops.build_info import info
 
-    facts = info() | {"fused_product": choice.described()}
+    facts = info()
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return
@@ -30,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
         ("bfloat16", f"on the CPU: {facts['bfloat16_on_cpu']}"),
         ("CUDA kernels", f"built for {facts['cuda_built_for']}" if facts["cuda_built_for"] else "not built"),
         ("CUDA", f"off: {facts['cuda_off']}" if facts["cuda_off"] else "on"),
-        ("fused product", facts["fused_product"]),
+        ("one pass", f"{facts['one_pass']}: which products on CUDA generate their weights (NFT_EXT_ONE_PASS chooses)"),
     ]
     for name, value in rows:
         print(f"{name:<14} {value}")

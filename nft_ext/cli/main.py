@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 done, 1 bad input, 2 bad usage, 130 interrupted)."""
-    from nft_ext.cli import demo, evaluate, fetch, info, reproduce, sweep, train, tune
+    from nft_ext.cli import demo, evaluate, fetch, info, reproduce, sweep, train
     from nft_ext.montecarlo.distributed.ranks import RanksError
 
     parser = argparse.ArgumentParser(prog="nft-ext", description="Noisy inference and noise-aware training for NVM crossbars.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (info, demo, fetch, train, evaluate, sweep, reproduce, tune):
+    for module in (info, demo, fetch, train, evaluate, sweep, reproduce):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:

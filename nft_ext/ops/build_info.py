@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy
 import torch
 
 from nft_ext._common.bfloat16 import on_cpu
+from nft_ext._common.checks import fail
 from nft_ext.version import __version__
 
 _HERE = Path(__file__).parents[1]  # nft_ext/, where the build puts the libraries
@@ -40,8 +42,27 @@ def _load() -> None:
 _load()
 
 
+# Read when the CUDA library is loaded, which reads it too (csrc/cuda/ops_cuda.cpp).
+_ONE_PASS = os.environ.get("NFT_EXT_ONE_PASS", "")
+
+
+def one_pass() -> str:
+    """Which products on CUDA generate their weights themselves: NFT_EXT_ONE_PASS at the import, or auto where it was not set.
+
+    Raises:
+        ValueError: another value.
+    """
+    if _ONE_PASS not in ("", "auto", "always", "never"):
+        fail("NFT_EXT_ONE_PASS", "must be auto, always or never", _ONE_PASS)
+    return _ONE_PASS or "auto"
+
+
 def info() -> dict[str, Any]:
-    """Versions, compiler, instruction sets, threads, and CUDA architectures or why CUDA is off."""
+    """Versions, compiler, instruction sets, threads, and CUDA architectures or why CUDA is off.
+
+    Raises:
+        ValueError: an environment variable of this package has an unknown value.
+    """
     from nft_ext import _core
 
     build = _core.build()
@@ -58,4 +79,5 @@ def info() -> dict[str, Any]:
         "bfloat16_on_cpu": on_cpu().value,
         "cuda_built_for": build["cuda_architectures"] or None,
         "cuda_off": cuda_failure,
+        "one_pass": one_pass(),
     }

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nft_ext import choice
 from nft_ext.ops import operators
 from nft_ext._common.checks import fail, integer
 from nft_ext.device import NVMDevice
@@ -32,8 +31,6 @@ class Crossbar(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def device_table(nvm: NVMDevice, device: torch.device) -> Tensor:
     """The operators' table of a device model, on `device` (the CPU for meta, where it would lose its values); made once."""
-    if device.type == "cuda":
-        choice.apply(torch.cuda.current_device() if device.index is None else device.index)  # the first use of a device comes by here
     with torch.inference_mode(False):  # an inference tensor kept here could not serve training later
         return torch.from_numpy(nvm.operator_table()).to("cpu" if device.type == "meta" else device)
 

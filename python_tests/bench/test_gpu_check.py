@@ -13,10 +13,9 @@ import torch
 
 from bench.harness import checks
 from bench import gpu_check
-from bench.gpu import child, marked, network, report, stages, training, tune
+from bench.gpu import child, marked, network, stages, training
 from bench.gpu.child import NotHere, Task, Wrong
 from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, SKIPPED, Outcome
-from nft_ext import choice
 from support.paths import ROOT
 from support.stages import stage
 
@@ -76,8 +75,8 @@ def test_every_stage_but_the_build_is_a_module_and_all_fit_in_eight_minutes():
         assert s.name == "build" or (ROOT / "bench" / "gpu" / f"{s.name}.py").exists()
     assert sum(s.least for s in gpu_check.STAGES) <= 8 * 60 and gpu_check.STAGES[0].least >= 150
     assert all(s.least <= s.most for s in gpu_check.STAGES)
-    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "tune", "sampler", "layers", "gradients", "network",
-                                                                         "training"]
+    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "one_pass", "sampler", "layers", "gradients",
+                                                                         "network", "training"]
 
 
 def test_the_commit_is_the_checkouts_or_what_a_copy_is_said_to_be(monkeypatch, tmp_path):
@@ -138,13 +137,6 @@ def test_skipped_stages_are_said_to_be_skipped(monkeypatch, tmp_path):
     status, found = whole_run(monkeypatch, tmp_path, {}, "--skip", "build,memcheck")
     assert status == 0
     assert [name for name, s in found["stages"].items() if s["state"] == SKIPPED] == ["build", "memcheck"]
-
-
-def test_direct_calls_of_operators_have_the_measured_bounds_or_the_defaults(monkeypatch):
-    monkeypatch.setattr(choice, "apply", lambda index: None)
-    assert choice.check(tune.in_force()) == choice.DEFAULT
-    monkeypatch.setattr(choice, "apply", lambda index: {"measured": index})
-    assert tune.in_force() == {"measured": 0}
 
 
 def test_the_variants_of_networks_and_steps():

@@ -5,8 +5,8 @@ import torch
 
 from bench.harness import measure
 from bench.harness.case import Ready, Variant, Work
-from bench.gpu import floors, report, targets, timing, training
-from bench.gpu.child import Task
+from bench.gpu import floors, one_pass, one_pass_times, report, targets, timing, training
+from bench.gpu.child import Task, Wrong
 from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, Outcome
 from support.stages import stage
 
@@ -137,3 +137,55 @@ def test_compiling_may_outlast_a_stage_and_costs_nothing_that_was_ready(monkeypa
     assert whole["unmeasured"] == [] and len(whole["compared"]) == 1
     timing.measure_case("a", "b", wanted[:1], CEILINGS, task, found.append)
     assert len(found) == 1, "nothing is compiled"
+
+
+# ---- one pass beside programmed first
+
+
+def times(pairs, dtype="float32", shape=(8, 8, None, 1)):
+    """Points of one layer: {columns: (one pass, programmed first)}."""
+    return [{"direction": "forward", "dtype": dtype, "shape": list(shape), "columns": columns, "one_pass_s": a, "programmed_s": b}
+            for columns, (a, b) in pairs.items()]
+
+
+def test_the_bound_is_where_the_library_begins_to_win():
+    assert one_pass.best_bound(times({c: (c, 200.0) for c in (16, 64, 128, 256, 512)})) == 128
+    assert one_pass.best_bound(times({16: (2.0, 1.0), 64: (2.0, 1.0)})) == 0
+    assert one_pass.best_bound(times({16: (1.0, 2.0), 64: (1.0, 2.0)})) == 64
+    assert one_pass.best_bound(times({16: (1.0, 2.0), 32: (1.0, 1.0)})) == 16, "of equally good ones the smallest"
+
+
+def test_several_layers_share_the_bound_that_costs_least_together():
+    """One layer would have 32, the other 128; at 64 columns the first loses a fifth by one pass, the second gains a half."""
+    first = times({32: (1.0, 1.1), 64: (1.2, 1.0), 128: (1.5, 1.0)})
+    second = times({32: (1.0, 2.0), 64: (1.0, 1.5), 128: (1.0, 1.1)}, shape=(9, 9, 3, 4))
+    assert one_pass.best_bound(first + second) == 64
+    found = one_pass.bounds(first + second + times({16: (2.0, 1.0)}, "bfloat16"))
+    assert found == {"forward": {"float32": 64, "bfloat16": 0}}
+    assert one_pass.summary(found) == "forward: one pass wins to 64 columns in float32, 0 columns in bfloat16"
+
+
+def test_points_are_paired_by_what_was_timed():
+    def point(columns, seconds):
+        return {"direction": "forward", "dtype": "float16", "shape": [8, 8, None, 1], "columns": columns, "seconds": seconds}
+
+    found = one_pass.paired([point(16, 1.0), point(32, 2.0)], [point(32, 3.0), point(64, 4.0)])
+    assert found == times({32: (2.0, 3.0)}, "float16")
+
+
+def test_each_way_is_timed_in_a_process_that_is_told_so(monkeypatch, tmp_path):
+    """Every point fits its image, and a process that saves nothing is named."""
+    seen = []
+
+    def process(command, *, cwd, env):
+        seen.append((command[3], env["NFT_EXT_ONE_PASS"]))
+        return type("Done", (), {"returncode": 1})
+
+    monkeypatch.setattr(one_pass.subprocess, "run", process)
+    with pytest.raises(Wrong, match="NFT_EXT_ONE_PASS=always: .* ended with status 1 and saved nothing"):
+        one_pass.run(Task(tmp_path / "found.json", 60.0, {}))
+    assert seen == [("one_pass_times", "always")]
+    points = list(one_pass_times.points())
+    assert len(points) == len(set(points)) and {p[:2] for p in points} == {
+        (d, t) for d in ("forward", "input_gradient") for t in ("float32", "bfloat16", "float16")}
+    assert all(columns % one_pass_times.SHAPES[n][3] ** 2 == 0 for _, _, n, columns in points)
