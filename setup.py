@@ -4,17 +4,22 @@ NFT_EXT_CUDA=auto|0|1 chooses whether the CUDA library is built (auto: where nvc
 """
 
 import importlib.util
+import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 MEND = {
+    "setuptools >= 77": 'pip install "setuptools>=77"',
     "torch": 'pip install "torch>=2.11" --index-url https://download.pytorch.org/whl/cpu   (or any CUDA build of torch >= 2.11)',
     "pybind11": "pip install pybind11",
     "cmake": "pip install cmake",
@@ -35,6 +40,14 @@ def tool(name):
     return str(beside) if beside.exists() else shutil.which(name) or missing(name)
 
 
+class FreshBuild(build):
+    """setuptools copies into build/lib and never deletes: a module deleted since would get into the wheel."""
+
+    def run(self):
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 class CMakeBuild(build_ext):
     def run(self):
         for package in ("torch", "pybind11"):
@@ -48,6 +61,10 @@ class CMakeBuild(build_ext):
         torch = Path(importlib.util.find_spec("torch").origin).parent
         in_place = self.inplace or getattr(self, "editable_mode", False)
         output = ROOT / "nft_ext" if in_place else Path(self.build_lib).resolve() / "nft_ext"
+        for old in output.glob("_C*.so"):  # such as a CUDA library that this build leaves out
+            old.unlink()
+        libraries = runpy.run_path(str(ROOT / "nft_ext" / "libraries.py"))
+        record = libraries["identity"](ROOT / "nft_ext")  # before compiling: a source changed meanwhile then shows
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         configure = [
             tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
@@ -59,6 +76,7 @@ class CMakeBuild(build_ext):
         for command in (configure, [tool("cmake"), "--build", str(build)]):
             if subprocess.run(command).returncode != 0:
                 sys.exit(f"nft_ext: this build step failed, see its messages above: {' '.join(command)}")
+        (output / libraries["RECORD"]).write_text(json.dumps(record, indent=1) + "\n")
 
     def get_outputs(self):
         return []
@@ -67,4 +85,6 @@ class CMakeBuild(build_ext):
         return {}
 
 
-setup(ext_modules=[Extension("nft_ext._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
+if int(setuptools.__version__.split(".")[0]) < 77:  # pip does not check it without build isolation
+    missing("setuptools >= 77")
+setup(ext_modules=[Extension("nft_ext._core", sources=[])], cmdclass={"build": FreshBuild, "build_ext": CMakeBuild})

@@ -9,6 +9,7 @@
 docs/noise.md defines the noise; nft_ext.reference says in plain PyTorch what every kernel computes.
 """
 
+from nft_ext.ops import build_info  # noqa: F401  (first: it loads the libraries, and with them nft_ext._core)
 from nft_ext import data, methods, metrics, models, reference
 from nft_ext.ops.build_info import info
 from nft_ext.nn.contexts import checkpoint_contexts, chips, noise

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
+from nft_ext.ops import libraries
 from nft_ext._common.bfloat16 import on_cpu
 from nft_ext._common.checks import fail
 from nft_ext.version import __version__
 
-_HERE = Path(__file__).parents[1]  # nft_ext/, where the build puts the libraries
-cuda_library = _HERE / "_C_cuda.so"
+folder = libraries.find()
+cuda_library = folder / libraries.CUDA_OPERATORS
 cuda_failure: str | None = None  # why _C_cuda is not loaded; raised at the first use of a CUDA tensor
 
 
 def _load() -> None:
     global cuda_failure
-    library = _HERE / "_C.so"
-    if not library.exists():
-        raise ImportError(
-            "nft_ext: the compiled extension is missing beside the package; build it with: pip install --no-build-isolation .")
-    torch.ops.load_library(library)
+    if folder != libraries.HERE:
+        libraries.import_core(folder)
+    torch.ops.load_library(folder / libraries.OPERATORS)
     if torch.version.cuda is None:
         cuda_failure = "the installed torch has no CUDA support"
     elif not cuda_library.exists():
