@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nft_ext.ops.build_info import info
 from nft_ext.nn import noisy_layers
 from nft_ext.montecarlo.execution.arguments import Arguments
+from nft_ext.version import NOISE
 
 SETTING = (bool, int, float, str, tuple, type(None))
 # Set by evaluation, or with fields of their own; int8: only whole models pickled by an older version have it.
@@ -45,7 +46,7 @@ def configuration(
             "seed": asked.seed,
             "protocol": asked.protocol,
             "precision": asked.precision,
-            "nft_ext": str(built["nft_ext"]),
+            "noise": NOISE,
         },
         "noted": {
             "batch_size": asked.batch_size,
@@ -53,6 +54,7 @@ def configuration(
             "channels_last": channels_last,
             "hardware": hardware,
             "threads": torch.get_num_threads(),
+            "nft_ext": str(built["nft_ext"]),
             "torch": str(built["torch"]),
             "instruction_set": str(built["instruction_set"]),
         },

@@ -112,7 +112,7 @@ class Journal:
             fixed, noted, self.settled = found["fixed"], found["noted"], found["settled"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError):
             fail("resume", "must begin with a whole header line", f"{self.path}: line 1 is damaged")
-        self._compare(fixed, noted, header)
+        self._compare(*_as_of_now(fixed, noted), header)
         for number, line in enumerate(lines, start=2):
             try:
                 row = Row.parse(line.decode())
@@ -150,6 +150,15 @@ class Journal:
             raise OSError(error.errno, f"resume: cannot be written ({os.strerror(error.errno)}); the {len(self.rows)} "
                           "finished chips stay in it, and the same call goes on from them", str(self.path)) from error
         self._end += len(content)
+
+
+def _as_of_now(fixed: dict[str, Any], noted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Up to 0.2 a header fixed the package's version, which told the noise by its first two numbers."""
+    if "noise" in fixed or "nft_ext" not in fixed:
+        return fixed, noted
+    version = str(fixed["nft_ext"])
+    others = {name: value for name, value in fixed.items() if name != "nft_ext"}
+    return others | {"noise": ".".join(version.split(".")[:2])}, noted | {"nft_ext": version}
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:

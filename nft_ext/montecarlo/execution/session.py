@@ -98,7 +98,7 @@ class Session:
         Raises as `Journal` and `Team.check_same` do.
         """
         if self._team is not None:
-            same = {name: header["noted"][name] for name in ("batch_size", "chips_per_pass")}
+            same = {name: header["noted"][name] for name in ("nft_ext", "batch_size", "chips_per_pass")}
             self._team.check_same(header["fixed"] | same | asked)
             if self._data is not None:
                 self._data.close()
