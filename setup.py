@@ -63,7 +63,7 @@ class CMakeBuild(build_ext):
         output = ROOT / "nft_ext" if in_place else Path(self.build_lib).resolve() / "nft_ext"
         for old in output.glob("_C*.so"):  # such as a CUDA library that this build leaves out
             old.unlink()
-        libraries = runpy.run_path(str(ROOT / "nft_ext" / "libraries.py"))
+        libraries = runpy.run_path(str(ROOT / "nft_ext" / "ops" / "libraries.py"))
         record = libraries["identity"](ROOT / "nft_ext")  # before compiling: a source changed meanwhile then shows
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         configure = [

@@ -151,3 +151,14 @@ print(nft_ext.__file__, build_info.folder, _core.__file__, sep="\\n")
     (checkout / "csrc" / "core" / "philox.h").write_text("// another source\n")
     refused = subprocess.run(run, cwd=checkout, env=where, capture_output=True, text=True)
     assert refused.returncode == 1 and "other C++ or CUDA sources of version" in refused.stderr
+
+
+def test_the_operators_ask_torch_for_c_functions_of_its_stable_abi_alone():
+    """So that one binary serves every torch from 2.11 on: a C++ symbol of torch would bind it to one version."""
+    nm = shutil.which("nm") or pytest.skip("nm was not found; run: sudo apt-get install binutils")
+    listed = subprocess.run([nm, "-D", "--undefined-only", build_info.folder / libraries.OPERATORS],
+                            check=True, capture_output=True, text=True).stdout
+    undefined = [line.split()[-1] for line in listed.splitlines() if line.split()[0] == "U"]
+    torchs = {name for name in undefined if "@" not in name}  # the C and C++ libraries' names end with their version
+    assert "torch_call_dispatcher" in torchs
+    assert not {name for name in torchs if not name.startswith(("torch_", "aoti_torch_"))}
