@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 from bench.cpu import limits
 from bench.harness import machine, measure, registry, table
 from bench.harness.case import Case
+from nft_ext._common.files import write_json
 from nft_ext._common.progress import Progress
 
 
@@ -74,13 +73,6 @@ def _warn(contention: float | None) -> None:
         print("  " + text, flush=True)
 
 
-def _save(path: Path, found: dict[str, Any]) -> None:
-    """Whole or not at all, after each case: an interrupted run keeps what it has."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(part, path)
-
-
 def main(argv: list[str] | None = None) -> int:
     options = _options(argv)
     try:
@@ -113,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         found["cases"].append(table.case_record(case, rows) | {"contention": measured.contention})
         found["targets"] += [table.verdict_record(v) for v in here]
         if options.out is not None:
-            _save(options.out, found)
+            write_json(options.out, found)
     if reports:
         print(f"[{total}/{total}] limits", file=sys.stderr, flush=True)
         with measure.Contention() as contention:
@@ -122,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\nlimits\n" + limits.text(found["limits"]), flush=True)
         _warn(contention.share)
         if options.out is not None:
-            _save(options.out, found)
+            write_json(options.out, found)
     if verdicts:
         print("\n" + table.verdicts_text(verdicts))
     return 1 if wrong else 0

@@ -6,7 +6,6 @@ A demonstration, not the paper's protocol (one network a sigma, full width, 200 
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
 from nft_ext.montecarlo import MonteCarloReport, plot_sweep, sweep, sweep_table
 from nft_ext.training import fit
-from nft_ext._common.files import write_atomically
+from nft_ext._common.files import write_atomically, write_json
 
 METHODS = ("vanilla", "noise", "control", "ovf", "irs")
 
@@ -136,7 +135,7 @@ class Demo:
             "training": self.training,
             "sweeps": {name: [report.to_dict() for report in reports] for name, reports in self.curves.items()},
         }
-        write_atomically(self.out / "results.json", (json.dumps(content, indent=1) + "\n").encode())
+        write_json(self.out / "results.json", content)
         whole = {name: reports for name, reports in self.curves.items() if len(reports) == len(self.settings.sigmas)}
         if whole:
             write_atomically(self.out / "table.txt", (sweep_table(whole) + "\n").encode())

@@ -62,7 +62,10 @@ def unproven(stages: Sequence[Stage], outcomes: Mapping[str, Outcome]) -> list[s
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: a reader, or an interrupt, never sees half a file."""
+    """Whole or not at all: a reader, or an interrupt, never sees half a file.
+
+    The package has a function of the same name, but this module runs before the package is built.
+    """
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(part, path)

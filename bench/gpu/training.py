@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import nft_ext as nft
-from bench.harness import baselines, checks
+from bench.harness import autocast, baselines, checks
 from bench.harness.case import Ready, Variant, Work
 from bench.gpu import plain, timing
 from bench.gpu.child import Task
@@ -43,12 +42,6 @@ def start() -> nn.Module:
     return nft.models.resnet18().train().cuda()
 
 
-def autocast(precision: str) -> contextlib.AbstractContextManager:
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
-
-
 class Step:
     """One training step: loss(), its backward, an SGD step."""
 
@@ -57,7 +50,7 @@ class Step:
         self.optimizer = torch.optim.SGD(model.parameters(), RATE)
 
     def loss(self) -> Tensor:
-        with autocast(self.precision):
+        with autocast.context(self.precision, "cuda"):
             return self._loss()
 
     def __call__(self) -> Tensor:

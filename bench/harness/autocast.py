@@ -9,7 +9,8 @@ import torch
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
 
 
-def context(precision: str) -> contextlib.AbstractContextManager:
+def context(precision: str, kind: str = "cpu") -> contextlib.AbstractContextManager:
+    """`precision` on the torch device of this kind; without a cache, as each repetition is to cast its weights."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)
+    return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)

@@ -6,11 +6,15 @@ import ctypes
 import datetime
 import os
 import platform
+import shlex
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import nft_ext
+from nft_ext._common.files import write_json
 
 
 def _cpu_model() -> str:
@@ -44,6 +48,13 @@ def header() -> dict[str, Any]:
         "python": facts["python"],
         "system": f"{platform.system()} {platform.release()}",
     }
+
+
+def record(out: Path, study: str, found: dict[str, Any]) -> None:
+    """Writes what the module bench.studies.`study` found: with the machine, and the command that finds it again."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "-m", f"bench.studies.{study}", *sys.argv[1:]])
+    write_json(out, {"machine": header(), "command": command, **found})
 
 
 def text(facts: dict[str, Any]) -> str:

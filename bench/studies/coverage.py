@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.studies.populations import Recorded, Synthetic
+from nft_ext._common.files import write_json
 from nft_ext.montecarlo.statistics.slice_statistic import LOGIT_FROM, logit_interval
 from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.statistics.stopping import Goal, precision_of, until
@@ -211,7 +212,7 @@ def main() -> int:
             found = {result["name"]: result for result in kept + results}
             results = [found[name] for name in names if name in found]
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"band": BAND, "results": results}, indent=1) + "\n")
+        write_json(arguments.out, {"band": BAND, "results": results})
     return 0 if all(result["within_band"] for result in results) else 1
 
 

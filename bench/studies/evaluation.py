@@ -19,7 +19,6 @@ drawn; times are medians.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -202,10 +201,7 @@ def main() -> int:
     if (said := warning(contention.share)) is not None:
         print(said)
     if arguments.out is not None:
-        content = {"machine": machine.header(), "command": " ".join(["python -m bench.studies.evaluation", *map(str, sys.argv[1:])]),
-                   "contention": contention.share, "results": results}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+        machine.record(arguments.out, "evaluation", {"contention": contention.share, "results": results})
     return 0
 
 

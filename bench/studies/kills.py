@@ -27,6 +27,7 @@ from torch import nn
 
 import nft_ext as nft
 from bench.harness import machine
+from nft_ext._common.files import write_json
 from nft_ext._common.progress import Progress
 
 
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
              "nothing_lost": right}
     print(json.dumps({key: value for key, value in found.items() if key != "machine"}, indent=1))
     if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.out, found)
     return 0 if right else 1
 
 

@@ -7,7 +7,6 @@ it the machine's own limit: two processes that know nothing of each other, each 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -74,10 +73,7 @@ def main() -> int:
     if (said := warning(contention.share)) is not None:
         print(said)
     if arguments.out is not None:
-        content = {"machine": machine.header(), "command": " ".join(["python -m bench.studies.ranks", *map(str, sys.argv[1:])]),
-                   "contention": contention.share, "results": results}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+        machine.record(arguments.out, "ranks", {"contention": contention.share, "results": results})
     return 0 if all(result["same_figures"] for result in results.values()) else 1
 
 

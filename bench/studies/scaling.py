@@ -7,8 +7,6 @@ the extrapolation of docs/scaling.md, which is arithmetic on counted products an
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,10 +156,7 @@ def main() -> int:
     if (said := warning(contention.share)) is not None:
         print(said)
     if arguments.out is not None:
-        content = {"machine": machine.header(), "command": " ".join(["python -m bench.studies.scaling", *map(str, sys.argv[1:])]),
-                   "contention": contention.share, "bar": BAR, "results": results}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+        machine.record(arguments.out, "scaling", {"contention": contention.share, "bar": BAR, "results": results})
     return 0 if all(abs(found["ratio"] - 1) <= BAR for found in results.values()) else 1
 
 

@@ -8,7 +8,6 @@ as a control variate: its mean over chips is 0.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import nn
 
 import nft_ext as nft
 from nft_ext import data, methods, models
+from nft_ext._common.files import write_json
 
 
 def trained(name: str, epochs: int) -> nn.Module:
@@ -86,7 +86,7 @@ def main() -> int:
                   f"/ {result['control_gain']:.2f}", flush=True)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(arguments.out, results)
     return 0
 
 

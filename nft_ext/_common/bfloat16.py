@@ -9,6 +9,18 @@ import warnings
 import torch
 
 
+PRECISIONS = ("float32", "bfloat16")
+
+
+def autocast(precision: str, device: torch.device, cache: bool = True) -> torch.autocast:
+    """A context: products on `device` are in `precision`, also inside another autocast.
+
+    Args:
+        cache: whether weights that were cast are kept until the outermost autocast ends.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=cache)
+
+
 class Products(enum.Enum):
     """Who multiplies bfloat16 matrices and convolutions on the CPU."""
 

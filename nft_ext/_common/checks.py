@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
+from collections.abc import Iterable
 from typing import Any, NoReturn
+
+from torch import nn
 
 
 def fail(argument: str, rule: str, value: Any, kind: type[Exception] = ValueError) -> NoReturn:
@@ -61,3 +65,35 @@ def boolean(argument: str, value: Any) -> bool:
     if not isinstance(value, bool):
         fail(argument, "must be True or False", value)
     return value
+
+
+def module(argument: str, value: Any) -> nn.Module:
+    """`value`, a torch.nn.Module.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not isinstance(value, nn.Module):
+        fail(argument, "must be a torch.nn.Module", type(value).__name__, TypeError)
+    return value
+
+
+def one_of(argument: str, value: Any, known: Iterable[str], note: str = "") -> Any:
+    """`value`, one of `known`.
+
+    Args:
+        note: what a refusal adds after the list of names.
+
+    Raises:
+        ValueError: it is none of them; the message names all, and the nearest one.
+    """
+    names = tuple(known)
+    if value not in names:
+        fail(argument, f"must be one of {', '.join(names)}{note}{did_you_mean(value, names)}", value)
+    return value
+
+
+def did_you_mean(value: Any, known: Iterable[str], most: int = 1) -> str:
+    """The names nearest to `value`, at most `most`, as " (did you mean 'a' or 'b'?)"; empty where none is near."""
+    near = difflib.get_close_matches(str(value), list(known), n=most)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

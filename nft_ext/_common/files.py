@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import glob
+import io
+import json
+import math
 import os
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import IO, Any
 
 from nft_ext._common.checks import fail
 
 SUFFIX = ".tmp"  # of a file being written
 
-def write_atomically(path: str | PathLike, content: bytes) -> None:
-    """Replaces the file at `path` by `content`; whoever reads, at any moment, sees the old file or the new one.
+
+@contextmanager
+def atomic_file(path: str | PathLike) -> Iterator[IO[bytes]]:
+    """A file to write into; at the end it replaces the one at `path`. Whoever reads sees the old file or the new one.
 
     The content goes to a temporary file in the same folder, reaches the disk, and takes the name only then:
-    a crash or a full disk leaves the old file.
+    a crash, a full disk or an error inside leaves the old file. Of a symbolic link the file behind it is replaced;
+    what is no file, such as a pipe, is written to as it is.
 
     Raises:
         OSError: the folder is not writable, the disk is full; it names `path`.
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        with open(target, "wb") as file:
+            yield file
+        return
     try:
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=SUFFIX)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
@@ -36,13 +51,51 @@ def write_atomically(path: str | PathLike, content: bytes) -> None:
             raise
     except OSError as error:
         what = f"{error.strerror or error}; not written, an older file is kept"
-        raise OSError(error.errno, what, str(target)) from error
-    _sync_folder(target.parent)
+        raise OSError(error.errno or errno.EIO, what, str(target)) from error
+    sync_folder(target.parent)
+
+
+def write_atomically(path: str | PathLike, content: bytes) -> None:
+    """Replaces the file at `path` by `content`, as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def write_json(path: str | PathLike, content: Any, *, strict: bool = False) -> None:
+    """`content` as JSON, whole or not at all.
+
+    Args:
+        strict: refuse NaN and infinity, which other readers of JSON than Python's do not know.
+
+    Raises:
+        TypeError, ValueError: what JSON cannot hold. OSError: it cannot be written.
+    """
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=not strict) + "\n").encode())
+
+
+def finite_or_none(value: Any) -> Any:
+    """`value` with None for every NaN and infinity in it, as JSON takes it; dicts, lists and tuples are looked into."""
+    if isinstance(value, dict):
+        return {key: finite_or_none(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_none(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_csv(path: str | PathLike, rows: Iterable[Sequence[Any]], end: str = "\r\n") -> None:
+    """`rows` as CSV, the names of the columns first, each line closed by `end`; whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator=end).writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def remove_leftovers(path: str | PathLike) -> None:
     """Removes what a `write_atomically` of `path` left when its process was killed. Nobody else may be writing it."""
-    target = Path(path)
+    target = Path(path).resolve()
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.*{SUFFIX}"):
         leftover.unlink(missing_ok=True)
 
@@ -71,7 +124,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Brings a folder's names to the disk, where the system can."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -22,11 +22,12 @@ _ROOMS = {
     "montecarlo.statistic montecarlo.stopping montecarlo.strata montecarlo.tallies",
     "montecarlo.distributed": "montecarlo.journal montecarlo.ranks montecarlo.rows",
     "montecarlo.execution": "cuda_graphs montecarlo.cost montecarlo.images montecarlo.passes montecarlo.subject",
-    "montecarlo.report": "montecarlo.curves montecarlo.plots montecarlo.stored montecarlo.text",
+    "montecarlo.report": "montecarlo.curves montecarlo.stored montecarlo.text",
 }
 _RENAMED = {
     "layers": "nn",
     **{f"layers.{name}": f"nn.{name}" for name in "base cascade conv fused linear noise_free programmed".split()},
+    "montecarlo.plots": "montecarlo.report.sweep_plot",
     "outputs": "_common.logits",
     "training.files": "_common.files",
 }

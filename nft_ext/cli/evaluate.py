@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nft_ext._common.bfloat16 import PRECISIONS
 from nft_ext.cli import checkpoints, options
 
 
@@ -33,7 +34,7 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slice-images", default="auto", metavar="N", help="images of a slice, or auto (default; stratified only)")
     parser.add_argument("--target-ci", type=float, metavar="H", help="run until the 95 %% half-width of the accuracy is H, a fraction")
     parser.add_argument("--max-runs", type=int, default=20_000, help="chips at most with --target-ci (default 20000)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the products (default float32)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the products (default float32)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N test images")
     parser.add_argument("--device", help="cpu or cuda (default cpu)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON, CSV and plots")
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nft_ext._common.checks import fail
     from nft_ext.nn.conversion import convert
     from nft_ext.montecarlo import plot_sweep, sweep_table
-    from nft_ext.montecarlo.distributed.ranks import is_main
+    from nft_ext._common.processes import is_main
     from nft_ext.training import load_model
 
     model, meta = load_model(arguments.checkpoint)
@@ -135,7 +136,7 @@ def _reports(noisy, test, sigmas: list[float], resume: Path | None, asked: dict)
 def _estimate(noisy, test, sigmas: list[float], asked: dict) -> int | None:
     """Prints what each sigma will cost, and the sum; gives the last one's images of a slice (None: whole sets)."""
     from nft_ext.montecarlo import estimate_cost
-    from nft_ext.montecarlo.distributed.ranks import is_main
+    from nft_ext._common.processes import is_main
     from nft_ext._common.progress import duration
 
     total, cost = 0.0, None

@@ -11,7 +11,7 @@ from pathlib import Path
 def add_parser(commands) -> None:
     from nft_ext.reproduce.grid import EXPERIMENTS, FIGURE_METHODS
     from nft_ext.reproduce.panels import PANELS, PRESETS
-    from nft_ext.training.recipe import PRECISIONS
+    from nft_ext._common.bfloat16 import PRECISIONS
 
     parser = commands.add_parser("reproduce", help="a figure or table of the paper beside the published numbers",
                                  description="Trains and measures the networks of a figure or table (one JSON file each, never computed "
@@ -43,13 +43,13 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nft_ext._common.checks import integer
+    from nft_ext._common.checks import integer, one_of
     from nft_ext.reproduce.grid import cells
-    from nft_ext.reproduce.panels import PRESETS, known
+    from nft_ext.reproduce.panels import PRESETS
     from nft_ext.reproduce.store import Store
 
     a = arguments
-    scale = PRESETS[known("preset", a.preset, PRESETS)].replace(
+    scale = PRESETS[one_of("preset", a.preset, PRESETS)].replace(
         width=a.width, epochs=a.epochs, lr=a.lr, batch_size=a.batch_size, train_images=a.train_images, test_images=a.test_images,
         runs=a.runs, precision=a.precision, channels_last=a.channels_last)
     grid = cells(a.experiment, a.panel, scale, a.sigma, a.methods, a.seeds, not a.no_control)

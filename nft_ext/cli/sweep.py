@@ -27,7 +27,7 @@ def add_parser(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from nft_ext.montecarlo import sweep
-    from nft_ext.montecarlo.distributed.ranks import is_main
+    from nft_ext._common.processes import is_main
     from nft_ext.training import load_model
 
     models, metas = {}, {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from pathlib import Path
 
 from nft_ext.cli import options
@@ -29,8 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from nft_ext import data, models
+    from nft_ext._common.files import write_json
+    from nft_ext._common.processes import is_main
     from nft_ext.training import fit, search_beta
-    from nft_ext._common.files import write_atomically
 
     check_resume(arguments)
     method = method_of(arguments)
@@ -44,12 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
     search = arguments.beta == "search"
     found = (search_beta if search else fit)(model, method, train, validation, nvm=nvm, **training,
                                              meta={"dataset": arguments.dataset, "validation_share": arguments.validation})
-    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first rank speaks
+    if not is_main():
         return 130 if found.interrupted else 0
     history = found.best if search else found
     if search:
         print(found)
-        write_atomically(arguments.out.with_suffix(".search.json"), (json.dumps(found.to_dict(), indent=1) + "\n").encode())
+        write_json(arguments.out.with_suffix(".search.json"), found.to_dict())
     state = training["state"]
     if found.interrupted and state is not None:
         print("interrupted; the same command with --resume continues")

@@ -7,7 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from nft_ext.training.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES, Recipe
+from nft_ext._common.bfloat16 import PRECISIONS
+from nft_ext.training.recipe import OPTIMIZERS, SCHEDULES, Recipe
 
 RECIPE = tuple(field.name for field in dataclasses.fields(Recipe))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import one_of
 from nft_ext.data import cifar, digits, mnist, tinyimagenet
 from nft_ext.data.augment import augment_for
 from nft_ext.data.fetch import SOURCES, fetch
@@ -44,8 +44,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet
         FileNotFoundError: the folder or a file is missing; the message says how to get it.
         ImportError: digits without scikit-learn, tinyimagenet without Pillow.
     """
-    if name not in NAMES:
-        fail("dataset", f"must be one of {', '.join(NAMES)}", name)
+    one_of("dataset", name, NAMES)
     if name == "digits":
         return digits.load()
     folder = data_folder(data_dir, name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
+
+from nft_ext._common.files import atomic_file
 
 KEY = "made_of"
 
@@ -34,19 +35,9 @@ def read_cache(path: Path, key: str) -> dict[str, np.ndarray] | None:
 
 def write_cache(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
     """Writes the cache whole or not at all; where that fails (no right to write, disk full) it warns and goes on."""
-    temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
+        with atomic_file(path) as file:
             np.savez(file, **{KEY: np.array(key)}, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        warnings.warn(f"{path}: the cache could not be written ({error.strerror}); the images will be decoded again",
+        warnings.warn(f"{path}: the cache could not be written ({os.strerror(error.errno)}); the images will be decoded again",
                       stacklevel=3)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, one_of
 from nft_ext.data import cifar, mnist, tinyimagenet
 from nft_ext.data.download import PAUSE, Remote, download
 from nft_ext.data.files import ENVIRONMENT
@@ -61,8 +61,7 @@ def fetch(name: str, data_dir: str | os.PathLike | None = None, *, progress: boo
         ConnectionError: no network, or the file is not at any of its addresses; the message names them, with the file
             to put where.
     """
-    if name not in SOURCES:
-        fail("dataset", f"must be one of {', '.join(SOURCES)} (digits come with scikit-learn)", name)
+    one_of("dataset", name, SOURCES, " (digits come with scikit-learn)")
     chosen = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT, "")
     if not str(chosen):
         rule = f"must name the folder to put {name} into, or else the environment variable {ENVIRONMENT} must"

@@ -5,17 +5,14 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nft_ext._common.checks import fail
-
-if TYPE_CHECKING:
-    from nft_ext.device.model import NVMDevice
+from nft_ext._common.checks import fail, one_of
+from nft_ext.device.fields import DeviceFields
 
 
-def level_table(nvm: NVMDevice) -> tuple[np.ndarray, np.ndarray]:
+def level_table(nvm: DeviceFields) -> tuple[np.ndarray, np.ndarray]:
     """(mean [2^K], sd [2^K]) of one device, level units, float64."""
     level = np.arange(nvm.levels, dtype=np.float64)
     if nvm.level_std is not None:
@@ -26,7 +23,7 @@ def level_table(nvm: NVMDevice) -> tuple[np.ndarray, np.ndarray]:
     return level, sd[nvm.relative_to] * scale
 
 
-def weight_table(nvm: NVMDevice) -> tuple[np.ndarray, np.ndarray]:
+def weight_table(nvm: DeviceFields) -> tuple[np.ndarray, np.ndarray]:
     """(mean [2^M], std [2^M]) of a programmed weight given its code, units of the step, float32; Gaussian devices."""
     device_mean, device_sd = level_table(nvm)
     code = np.arange(1 << nvm.weight_bits)
@@ -52,7 +49,7 @@ def weight_table(nvm: NVMDevice) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
-def operator_table(nvm: NVMDevice) -> np.ndarray:
+def operator_table(nvm: DeviceFields) -> np.ndarray:
     """Flat float32 table of the kernels: [mean, std] (fast path) or [mean, sd, six limits] (per device)."""
     if nvm.path == "fast":
         return np.concatenate(weight_table(nvm))
@@ -78,8 +75,7 @@ def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None)
         ValueError: a missing column, a number that is not one, levels that are not 0 .. 2^K - 1, a negative std, bytes that are
             not text; means far from their levels: another unit.
     """
-    if unit not in ("level", "microsiemens"):
-        fail("unit", "must be level or microsiemens", unit)
+    one_of("unit", unit, ("level", "microsiemens"))
     if unit == "microsiemens" and (g_min is None or g_max is None or not g_min < g_max):
         fail("g_min, g_max", "must be given with g_min < g_max where unit is microsiemens", (g_min, g_max))
     if unit == "level" and (g_min, g_max) != (None, None):

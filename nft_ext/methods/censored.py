@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext._common.checks import boolean, fail, number
+from nft_ext._common.checks import boolean, fail, number, one_of
 from nft_ext.nn.conversion import restore
 from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
@@ -56,8 +56,7 @@ class Censored(Method):
         number("sigma", self.sigma, low=0.0)
         if number("c", self.c) <= 0.0:
             fail("c", "must be > 0", self.c)
-        if self.side not in SIDES:
-            fail("side", f"must be one of {', '.join(SIDES)}", self.side)
+        one_of("side", self.side, SIDES)
         boolean("mean_corrected", self.mean_corrected)
         if self.noise_sigma is not None:
             number("noise_sigma", self.noise_sigma, low=0.0)

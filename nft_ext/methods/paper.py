@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import one_of
 
 # arXiv 2305.14561: one beta a method, network and data set.
 BETAS: dict[str, dict[str, float]] = {
@@ -33,10 +31,5 @@ def paper_beta(method: str, panel: str) -> float:
     Raises:
         ValueError: an unknown method or panel (the near ones are given).
     """
-    betas = BETAS.get(method) or _unknown("method", method, BETAS)
-    return betas.get(panel) or _unknown("panel", panel, betas)
-
-
-def _unknown(argument: str, value: str, known: dict) -> None:
-    near = difflib.get_close_matches(str(value), known, n=1)
-    fail(argument, f"must be one of {', '.join(known)}" + (f" (did you mean {near[0]!r}?)" if near else ""), value)
+    betas = BETAS[one_of("method", method, BETAS)]
+    return betas[one_of("panel", panel, betas)]

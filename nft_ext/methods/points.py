@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 
 from torch import nn
 
-from nft_ext._common.checks import fail, integer
+from nft_ext._common.checks import did_you_mean, fail, integer
 
 # (module name, side its output is pooled to; None: by its channels, see `side_for`)
 Point = tuple[str, int | None]
@@ -54,8 +53,7 @@ def check_names(model: nn.Module, points: Sequence[Point]) -> None:
     modules = dict(model.named_modules())
     for name, _ in points:
         if name not in modules:
-            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
-            fail("points", f"must name modules of the model (near: {', '.join(near) or 'none'})", name)
+            fail("points", f"must name modules of the model{did_you_mean(name, modules, most=3)}", name)
 
 
 def snapshot_points_of(model: nn.Module, feedbacks: int | None = None) -> tuple[Point, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any, TypeVar
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import did_you_mean, fail, one_of
 from nft_ext.methods.base import Method
 
 _METHODS: dict[str, type[Method]] = {}
@@ -52,9 +51,7 @@ def build(name: str, **options: Any) -> Method:
     kind, taken = _known(name), options_of(name)
     unknown = [option for option in options if option not in taken]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], taken, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        fail(f"{name} options", f"must be among {', '.join(taken) or 'none'}{hint}", ", ".join(unknown))
+        fail(f"{name} options", f"must be among {', '.join(taken) or 'none'}{did_you_mean(unknown[0], taken)}", ", ".join(unknown))
     missing = [p.name for p in taken.values() if p.default is p.empty and p.name not in options]
     if missing:
         fail(f"{name} options", f"must include {', '.join(missing)}", ", ".join(options) or "none")
@@ -62,8 +59,4 @@ def build(name: str, **options: Any) -> Method:
 
 
 def _known(name: str) -> type[Method]:
-    if name not in _METHODS:
-        near = difflib.get_close_matches(str(name), _METHODS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        fail("method", f"must be one of {', '.join(_METHODS)}{hint}", name)
-    return _METHODS[name]
+    return _METHODS[one_of("method", name, _METHODS)]

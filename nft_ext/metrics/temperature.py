@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nft_ext._common.checks import fail, number
+from nft_ext._common.checks import fail, module, number
 
 LIMITS = (1e-4, 1e4)  # a fitted temperature lies within
 TOLERANCE = 1e-9  # of log T
@@ -142,8 +142,7 @@ def tempered(model: nn.Module, temperature: float | Temperature) -> Tempered:
     Raises:
         TypeError: model is no module. ValueError: temperature not a finite number > 0.
     """
-    if not isinstance(model, nn.Module):
-        fail("model", "must be a torch.nn.Module", type(model).__name__, TypeError)
+    module("model", model)
     value = number("temperature", temperature.value if isinstance(temperature, Temperature) else temperature)
     if value <= 0:
         fail("temperature", "must be > 0", value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import one_of
 from nft_ext.models.resnet18 import resnet18
 from nft_ext.models.vgg8 import vgg8
 
@@ -23,9 +23,7 @@ def build(name: str, num_classes: int, in_channels: int, width: float = 1.0) -> 
     Raises:
         ValueError: an unknown name, or an argument out of range.
     """
-    if name not in NAMES:
-        fail("model", f"must be one of {', '.join(NAMES)}", name)
-    return _BUILDERS[name](num_classes, in_channels, width)
+    return _BUILDERS[one_of("model", name, NAMES)](num_classes, in_channels, width)
 
 
 __all__ = ["NAMES", "build", "resnet18", "vgg8"]

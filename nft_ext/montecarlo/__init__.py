@@ -3,10 +3,10 @@
 from nft_ext.montecarlo.cost_estimate import CostEstimate, estimate_cost
 from nft_ext.montecarlo.report.curves import sweep_table
 from nft_ext.montecarlo.evaluate import monte_carlo
-from nft_ext.montecarlo.report.plots import plot_sweep
 from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.statistics.statistic import Quantile, RunStatistic, Worst
 from nft_ext.montecarlo.sweep import sweep
+from nft_ext.montecarlo.report.sweep_plot import plot_sweep
 from nft_ext.montecarlo.sweep_result import Sweep
 from nft_ext.montecarlo.temperature_fit import calibrate, fit_temperature
 

@@ -7,16 +7,18 @@ rounding at most. "recorded": plays no part in what is kept of a chip.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nft_ext._common.tensor_hash import tensor_hash
 from nft_ext.ops.build_info import info
 from nft_ext.nn import noisy_layers
 from nft_ext.montecarlo.execution.arguments import Arguments
 from nft_ext.version import NOISE
 
+DIGITS = 16  # of a hash that are kept
 SETTING = (bool, int, float, str, tuple, type(None))
 # Set by evaluation, or with fields of their own; int8: only whole models pickled by an older version have it.
 NO_SETTINGS = ("training", "name", "stream", "noise_enabled", "int8")
@@ -36,13 +38,13 @@ def configuration(
     return {
         "fixed": {
             "network": network_hash(model),
-            "weights": tensor_hash(model.state_dict().items()),
+            "weights": tensor_hash(model.state_dict().items())[:DIGITS],
             "sigma": _sigma(model, asked.sigma),
             "devices": _devices(model),
             "streams": {name: layer.stream for name, layer in noisy_layers(model).items()},
             "noise_off": [name for name, layer in noisy_layers(model).items() if not layer.noise_enabled],
             "images": list(inputs.shape),
-            "data": tensor_hash([("inputs", inputs), ("labels", labels)]),
+            "data": tensor_hash([("inputs", inputs), ("labels", labels)])[:DIGITS],
             "seed": asked.seed,
             "protocol": asked.protocol,
             "precision": asked.precision,
@@ -62,18 +64,8 @@ def configuration(
     }
 
 
-def tensor_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 (its first 16 hex digits) over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
 def network_hash(model: nn.Module) -> str:
-    """The same over every module's name, type and settings: its public attributes that are numbers, words or tuples."""
+    """A hash (its first 16 hex digits) over every module's name, type and settings: its public attributes that are numbers, words or tuples."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         settings = {
@@ -81,7 +73,7 @@ def network_hash(model: nn.Module) -> str:
             if isinstance(value, SETTING) and not key.startswith("_") and key not in NO_SETTINGS
         }
         digest.update(f"{name} {type(module).__name__} {sorted(settings.items(), key=lambda item: item[0])}\n".encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:DIGITS]
 
 
 def _sigma(model: nn.Module, sigma: float | None) -> float | dict[str, float]:

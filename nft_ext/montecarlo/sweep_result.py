@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, one_of
+from nft_ext._common.files import finite_or_none, write_csv, write_json
 from nft_ext.metrics import Paired, paired
 from nft_ext.montecarlo.report.curves import sweep_table
 from nft_ext.montecarlo.report.report import MonteCarloReport
+from nft_ext.montecarlo.report.sweep_plot import plot_sweep
 from nft_ext.montecarlo.report.text import align
 
 FORMAT = "nft_ext.sweep/1"
@@ -50,9 +49,7 @@ class Sweep:
 
     def curve(self, name: str) -> list[MonteCarloReport]:
         """The reports of one curve; raises ValueError for an unknown name."""
-        if name not in self.reports:
-            fail("name", f"must be one of {', '.join(self.reports)}", name)
-        return self.reports[name]
+        return self.reports[one_of("name", name, self.reports)]
 
     def paired(self, a: str, b: str, metric: str = "accuracy") -> dict[float, Paired]:
         """Curve `a` minus curve `b` chip by chip: sigma -> mean, interval, t test and Wilcoxon's signed rank test.
@@ -102,31 +99,27 @@ class Sweep:
 
         Raises ImportError, with the command that mends it, without matplotlib.
         """
-        from nft_ext.montecarlo.report.plots import plot_sweep
-
         plot_sweep(self.reports, path, title)
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes one row a point; accuracies are fractions, std is over chips."""
         names = sorted({name for reports in self.reports.values() for report in reports for name in report.statistics})
         figures = ("mean", "ci95", "std")
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["model", "device", "sigma", "seed", "runs", "images", "slice_images", "interrupted",
-                             *(f"{name}_{figure}" for name in names for figure in figures), "ece"])
-            for curve in self.curves:
-                for report in curve.reports:
-                    found = [repr(getattr(report.statistics[name], figure)) for name in names for figure in figures]
-                    device = curve.device_name or report.nvm[0]["device"]["name"]
-                    writer.writerow([curve.model_name, device, repr(report.sigma), report.seed, report.runs,
-                                     report.images, report.slice_images or report.images, report.interrupted, *found,
-                                     repr(report.ece)])
+        rows = [["model", "device", "sigma", "seed", "runs", "images", "slice_images", "interrupted",
+                 *(f"{name}_{figure}" for name in names for figure in figures), "ece"]]
+        for curve in self.curves:
+            for report in curve.reports:
+                found = [repr(getattr(report.statistics[name], figure)) for name in names for figure in figures]
+                device = curve.device_name or report.nvm[0]["device"]["name"]
+                rows.append([curve.model_name, device, repr(report.sigma), report.seed, report.runs, report.images,
+                             report.slice_images or report.images, report.interrupted, *found, repr(report.ece)])
+        write_csv(path, rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it: the reports whole, and every curve's differences from the first."""
         first = next(iter(self.reports), None)
         differences = [
-            {"curve": name, "baseline": first, "sigma": sigma, "metric": "accuracy", **_finite(d)}
+            {"curve": name, "baseline": first, "sigma": sigma, "metric": "accuracy", **finite_or_none(vars(d))}
             for name in self.reports if name != first
             for sigma, d in self.paired(name, first).items()
         ]
@@ -140,8 +133,4 @@ class Sweep:
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Writes `to_dict()` to a file."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-
-
-def _finite(found: Paired) -> dict[str, Any]:
-    return {name: value if np.isfinite(value) else None for name, value in vars(found).items()}
+        write_json(path, self.to_dict(), strict=True)

@@ -1,7 +1,7 @@
 """Drop-in noisy layers."""
 
-from nft_ext.nn.base import NoisyLayer, noisy_layers
+from nft_ext.nn.base import NoisyLayer, check_noisy, noisy_layers
 from nft_ext.nn.conv import NoisyConv2d
 from nft_ext.nn.linear import NoisyLinear
 
-__all__ = ["NoisyConv2d", "NoisyLayer", "NoisyLinear", "noisy_layers"]
+__all__ = ["NoisyConv2d", "NoisyLayer", "NoisyLinear", "check_noisy", "noisy_layers"]

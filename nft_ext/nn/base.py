@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nft_ext.ops import operators
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, module
 from nft_ext.device import NVMDevice
 from nft_ext.ops.functional import Crossbar, device_table
 from nft_ext.ops.keys import fresh_key, stream_of
@@ -173,3 +173,15 @@ def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:
             layer.name, layer.stream = name, stream_of(name, taken)
             taken.add(layer.stream)
     return found
+
+
+def check_noisy(model: nn.Module) -> dict[str, NoisyLayer]:
+    """`noisy_layers(model)`, of which there is at least one.
+
+    Raises:
+        TypeError: not a module. ValueError: no noisy layers.
+    """
+    layers = noisy_layers(module("model", model))
+    if not layers:
+        fail("model", "must hold noisy layers; make them with nft_ext.convert(model, nvm)", type(model).__name__)
+    return layers

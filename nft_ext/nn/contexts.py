@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nft_ext._common.checks import fail, number
 from nft_ext.ops.functional import device_at
 from nft_ext.ops.keys import noise_key
-from nft_ext.nn import NoisyLayer, noisy_layers
+from nft_ext.nn import NoisyLayer, check_noisy, noisy_layers
 from nft_ext.nn.programmed import program_layers
-from nft_ext.ops.operands import check_key
+from nft_ext.ops.operands import autocast_dtype, check_key
 
 _owners: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -106,8 +106,7 @@ def hold(layers: dict[str, NoisyLayer]) -> None:
     """Programs all layers for the chips in force, in few launches; they compute with that until the context ends."""
     if not layers:
         return
-    kind = next(iter(layers.values())).weight.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    dtype = autocast_dtype(next(iter(layers.values())).weight.device) or torch.float32
     scales = {layer: layer.row_scale(dtype) for layer in layers.values()}
     for scaled in (False, True):
         held = [layer for layer, scale in scales.items() if (scale is not None) == scaled]
@@ -140,11 +139,7 @@ def shared_codes(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _swapped(model: nn.Module) -> Iterator[dict[str, NoisyLayer]]:
     """The model's noisy layers; whatever is done to their noise inside is undone at the exit."""
-    if not isinstance(model, nn.Module):
-        fail("model", "must be a torch.nn.Module", type(model).__name__, TypeError)
-    layers = noisy_layers(model)
-    if not layers:
-        fail("model", "must hold noisy layers; make them with nft_ext.convert(model, nvm)", type(model).__name__)
+    layers = check_noisy(model)
     with _entered(model) as outermost, _restored(layers):
         if outermost:
             for layer in layers.values():

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import difflib
 import warnings
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from nft_ext._common.checks import fail, integer
+from nft_ext._common.checks import did_you_mean, fail, integer, module
 from nft_ext.device import NVMDevice
 from nft_ext.ops.keys import noise_key, stream_of
-from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
+from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy, noisy_layers
 from nft_ext.nn.fused import FusedLayer
 from nft_ext.nn.noise_free import noise_free_layers
 from nft_ext.nn.programmed import program_layers
@@ -43,7 +42,7 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
         TypeError, ValueError: no layer to convert, a pattern that matches nothing (with near matches), weights that are not
             finite.
     """
-    _check_model(model)
+    module("model", model)
     if not isinstance(nvm, NVMDevice):
         fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
     names = {name: m for name, m in model.named_modules() if type(m) in _NOISY or isinstance(m, NoisyLayer)}
@@ -72,7 +71,7 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
 
 def restore(model: nn.Module) -> nn.Module:
     """A copy of `model` with plain layers again: the backbone, weights as trained."""
-    _check_model(model)
+    module("model", model)
     result = copy.deepcopy(model)
     for layer in noisy_layers(result).values():
         result = _replace(result, layer, _as_plain(layer))
@@ -89,10 +88,7 @@ def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
     """
     integer("draw", draw, 0, 2**32 - 1)
     key = noise_key(seed, draw)
-    _check_model(model)
-    if not noisy_layers(model):
-        fail("model", "must hold noisy layers; make them with nft_ext.convert(model, nvm)", type(model).__name__)
-    for name, layer in noisy_layers(model).items():
+    for name, layer in check_noisy(model).items():
         _check_finite(name, layer)
     result = copy.deepcopy(model)
     layers = noisy_layers(result)
@@ -104,11 +100,6 @@ def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
         result = _replace(result, layer, plain)
     _take_fast_paths(result)
     return result
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        fail("model", "must be a torch.nn.Module", type(model).__name__, TypeError)
 
 
 def _check_finite(name: str, layer: nn.Module) -> None:
@@ -168,9 +159,7 @@ def _match(argument: str, patterns: Patterns, names: dict[str, nn.Module]) -> se
         else:
             hits = {name for name in names if fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".")}
         if not hits:
-            near = difflib.get_close_matches(str(pattern), names, n=3)
-            hint = f"; near matches: {', '.join(near)}" if near else ""
-            fail(argument, f"must match a Conv2d or Linear of the model{hint}", str(pattern))
+            fail(argument, f"must match a Conv2d or Linear of the model{did_you_mean(pattern, names, most=3)}", str(pattern))
         found |= hits
     return found
 

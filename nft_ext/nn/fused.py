@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nft_ext.ops import operators
 from nft_ext._common.checks import fail
+from nft_ext.ops.convolution import output_size
 from nft_ext.ops.functional import Crossbar, conv2d_operands, conv2d_product, linear_product
 from nft_ext.ops.operands import Epilogue, check_tensor, finished, in_autocast, is_ordinary
 from nft_ext.nn import programmed
@@ -169,9 +170,9 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         """y by cuDNN's convolution with an epilogue, from weights that hold the scale."""
         if x.dim() != 4:
             fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
-        x = programmed.autocast(x)
+        x = in_autocast(x)
         weights, shift, geometry = weights.to(x.dtype), self.scaled_shift(x.dtype), (self.stride, self.padding, self.dilation, self.groups)
-        size = [(x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel_size[i] - 1) - 1) // self.stride[i] + 1 for i in (0, 1)]
+        size = output_size(x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
         if torch.compiler.is_compiling() or not _fits(residual, [x.shape[0], self.out_channels, *size], x):
             return self.finish(programmed.conv2d(x, weights, shift, *geometry), residual)
         chips = programmed.chips_of(x, weights)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nft_ext._common.checks import fail
 from nft_ext.nn.cascade import Cascade, Link
-from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
+from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy
 from nft_ext.nn.fused import FusedConv2d, FusedLayer, FusedLinear
 
 _FUSED = {NoisyConv2d: FusedConv2d, NoisyLinear: FusedLinear}
@@ -54,10 +54,7 @@ def fuse(model: nn.Module) -> nn.Module:
         TypeError, ValueError: not a module, no noisy layers; a forward that torch.fx cannot trace, or hooks that it would
             drop, with the reason. `model` itself is never changed.
     """
-    if not isinstance(model, nn.Module):
-        fail("model", "must be a torch.nn.Module", type(model).__name__, TypeError)
-    if not noisy_layers(model):
-        fail("model", "must hold noisy layers; make them with nft_ext.convert(model, nvm)", type(model).__name__)
+    check_noisy(model)
     tracer = _Tracer()
     for name, module in model.named_modules():
         if _has_hooks(module) and (module is model or not tracer.is_leaf_module(module, name)):

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from nft_ext.ops import operators
 from nft_ext._common.checks import fail
+from nft_ext.ops.operands import in_autocast
 from nft_ext.nn.base import NoisyLayer
 
 
@@ -46,15 +47,9 @@ def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Ite
     return found
 
 
-def autocast(x: Tensor) -> Tensor:
-    """x in the dtype that autocast asks for, where that is on."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) and x.is_floating_point() else x
-
-
 def linear(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
     """x [S * B, ..., in] chip-major, weights [S, out, in] -> [S * B, ..., out]."""
-    x = autocast(x)
+    x = in_autocast(x)
     weights, bias = weights.to(x.dtype), None if bias is None else bias.to(x.dtype)
     chips = chips_of(x, weights)
     if chips == 1:
@@ -66,7 +61,7 @@ def linear(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
 
 def conv2d(x: Tensor, weights: Tensor, bias: Tensor | None, *convolution) -> Tensor:
     """x [S * B, C, H, W] chip-major, weights [S, out, C / groups, kh, kw] -> [S * B, out, oh, ow]."""
-    x = autocast(x)
+    x = in_autocast(x)
     weights, bias = weights.to(x.dtype), None if bias is None else bias.to(x.dtype)
     chips = chips_of(x, weights)
     if chips == 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nft_ext.ops import operators
 from nft_ext._common.checks import fail, integer
+from nft_ext.ops.convolution import output_size, reach
 from nft_ext.device import NVMDevice
 from nft_ext.ops.keys import noise_key
 from nft_ext.ops.operands import Epilogue, check_epilogue, check_key, check_operands, check_tensor, epilogue_of, finished, padded, two
@@ -191,13 +192,11 @@ def conv2d_operands(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, 
         fail("x", f"must have the shape [B, {weight.shape[1] * groups}, H, W]", list(x.shape))
     stride, dilation = two("stride", stride, 1), two("dilation", dilation, 1)
     x, padding = padded(x, padding, weight.shape[2:], stride, dilation)
-    size = []
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     for i in (0, 1):
-        reach = dilation[i] * (weight.shape[2 + i] - 1) + 1
-        room = x.shape[2 + i] + 2 * padding[i] - reach
-        if room < 0:
-            fail("x", f"padded {('height', 'width')[i]} must be at least the kernel's {reach}", room + reach)
-        size.append(room // stride[i] + 1)
+        if size[i] < 1:
+            least = reach(weight.shape[2 + i], dilation[i])
+            fail("x", f"padded {('height', 'width')[i]} must be at least the kernel's {least}", x.shape[2 + i] + 2 * padding[i])
     rows = x.shape[0] * (bar.key.shape[0] if shared else 1)
     return x, (stride, padding, dilation, groups), [rows, weight.shape[0], *size]
 

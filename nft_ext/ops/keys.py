@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from nft_ext.ops import build_info  # noqa: F401  (loads the libraries)
-from nft_ext._common.checks import fail, integer
+from nft_ext._common.checks import fail, integer, one_of
 
 DOMAINS = {"evaluation": 0, "training": 1, "selection": 2, "permutation": 3}
 
@@ -36,8 +36,7 @@ def noise_key(seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "e
         ValueError: seed or a draw out of range, no draws, unknown domain.
     """
     seed = integer("seed", seed, 0, 2**64 - 1)
-    if domain not in DOMAINS:
-        fail("domain", f"must be one of {', '.join(DOMAINS)}", domain)
+    one_of("domain", domain, DOMAINS)
     if type(draws) is int:  # the common case
         draws = [draws]
     elif not isinstance(draws, (numbers.Integral, Iterable)):

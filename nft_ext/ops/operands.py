@@ -116,10 +116,14 @@ def finished(y: Tensor, e: Epilogue) -> Tensor:
 
 def in_autocast(x: Tensor) -> Tensor:
     """x in the dtype that autocast asks for; weights and tables stay float32, the kernel rounds W_p to x's dtype."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind) and x.is_floating_point():
-        return x.to(torch.get_autocast_dtype(kind))
-    return x
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None or not x.is_floating_point() else x.to(dtype)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast asks for on `device`, None where it is off; the meta device has none."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
 
 
 def two(argument: str, value: Any, low: int) -> list[int]:

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from nft_ext.ops import build_info, deterministic  # noqa: F401  (the libraries, and the kernel that is written in Python)
 from nft_ext._common.checks import fail
+from nft_ext.ops.convolution import output_size
 
 ops = torch.ops.nft_ext
 
@@ -27,10 +28,6 @@ def _channels_last(x: Tensor) -> bool:
 
 def _rows(x: Tensor, key: Tensor, shared: bool) -> int:
     return x.shape[0] * key.shape[0] if shared else x.shape[0]
-
-
-def _conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 # ---- fake kernels: shapes, dtypes and real strides without data
@@ -93,7 +90,7 @@ def _(x, weight, bias, codes, step, table, key, stream, device, shared, *epilogu
 @torch.library.register_fake("nft_ext::noisy_conv2d")
 @torch.library.register_fake("nft_ext::noisy_conv2d_fused")
 def _(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared, *epilogue):
-    size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     return _image(x, (_rows(x, key, shared), weight.shape[0], *size))
 
 
@@ -106,7 +103,7 @@ def _(inputs, weights, biases, codes, steps, tables, keys, streams, devices, sca
         if weight.dim() == 2:
             values.append(x.new_empty((rows, weight.shape[0])))
             continue
-        size = [_conv_size(x.shape[2 + i], weight.shape[2 + i], geometry[i], geometry[2 + i], geometry[4 + i]) for i in (0, 1)]
+        size = output_size(x.shape[2:], weight.shape[2:], geometry[:2], geometry[2:4], geometry[4:6])
         values.append(_image(x, (rows, weight.shape[0], *size)))
     return [values[value] for value in kept]
 

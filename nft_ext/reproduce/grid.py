@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nft_ext import methods
-from nft_ext._common.checks import fail, integer, number
+from nft_ext._common.checks import fail, integer, number, one_of
 from nft_ext.methods import BETAS, Method
-from nft_ext.reproduce.panels import Panel, Scale, known, panel_named
+from nft_ext.reproduce.panels import Panel, Scale, panel_named
 from nft_ext.reproduce.settings import METHODS, SETTINGS
 
 SNAPSHOTS = {"vgg8": 3, "resnet18": 4}  # N of IRS, the paper's points
@@ -95,7 +95,7 @@ def figure_variants(panel: Panel, names: Sequence[str]) -> Variants:
         controls = {"control-ovf": controls["control"], "control-irs": lambda sigma: methods.ScaledLogits(sigma=sigma, feedbacks=n)}
     found: Variants = {}
     for name in names:
-        known("method", name, FIGURE_METHODS)
+        one_of("method", name, FIGURE_METHODS)
         if name == "control":
             found |= controls
         else:
@@ -151,7 +151,7 @@ def cells(experiment: str, panel: str | None, scale: Scale, sigmas: Sequence[flo
     Raises:
         ValueError: unknown experiment, panel or method (with near matches), sigma negative, seeds < 1.
     """
-    known("experiment", experiment, EXPERIMENTS)
+    one_of("experiment", experiment, EXPERIMENTS)
     figures = experiment in ("figure3", "figure4")
     of_vgg8 = figures or experiment in ("convergence", "protocol")
     where = panel_named(panel or ("vgg8-mnist" if of_vgg8 else "resnet18-cifar10"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from nft_ext._common.checks import fail, integer, number
+from nft_ext._common.bfloat16 import PRECISIONS
+from nft_ext._common.checks import fail, integer, number, one_of
 from nft_ext.training import Recipe
-from nft_ext.training.recipe import PRECISIONS
 
 SELECTIONS = ("validation", "last", "test")
 SIGMAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
@@ -32,20 +31,7 @@ PANELS = {f"{model}-{dataset}": Panel(f"{model}-{dataset}", model, dataset) for 
 
 def panel_named(name: str) -> Panel:
     """Raises ValueError for an unknown name (the near ones are given)."""
-    return PANELS[known("panel", name, PANELS)]
-
-
-def known(argument: str, name: str, names: Any) -> str:
-    """`name`, if it is one of `names`.
-
-    Raises:
-        ValueError: it is not; the message gives the near ones.
-    """
-    if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=2)
-        hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-        fail(argument, f"must be one of {', '.join(names)}{hint}", name)
-    return name
+    return PANELS[one_of("panel", name, PANELS)]
 
 
 @dataclass(frozen=True)
@@ -85,8 +71,8 @@ class Scale:
         for argument in ("train_images", "test_images"):
             if getattr(self, argument) is not None:
                 integer(argument, getattr(self, argument), 20)
-        known("selection", self.selection, SELECTIONS)
-        known("precision", self.precision, PRECISIONS)
+        one_of("selection", self.selection, SELECTIONS)
+        one_of("precision", self.precision, PRECISIONS)
         for sigma in self.sigmas:
             number("sigma", sigma, low=0.0)
 

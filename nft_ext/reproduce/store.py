@@ -12,7 +12,7 @@ from typing import Any
 
 from nft_ext._common.checks import fail
 from nft_ext.reproduce.grid import Cell
-from nft_ext._common.files import remove_leftovers, write_atomically
+from nft_ext._common.files import remove_leftovers, write_json
 
 
 class Store:
@@ -48,7 +48,7 @@ class Store:
 
     def write(self, cell: Cell, found: dict[str, Any]) -> None:
         """Keeps a finished cell; whoever reads sees all of it or nothing."""
-        write_atomically(self.cells / f"{cell.key}.json", (json.dumps({"key": cell.key, **found}, indent=1) + "\n").encode())
+        write_json(self.cells / f"{cell.key}.json", {"key": cell.key, **found})
 
     def others(self, cells: list[Cell]) -> int:
         """How many finished cells of other configurations lie here."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nft_ext._common import files
 from nft_ext.montecarlo.report.text import align
 from nft_ext.reproduce.convergence import AGAINST, Converged
 from nft_ext.reproduce.summary import Comparison, Row, rank
-from nft_ext._common.files import write_atomically
 
 ABSENT = "-"
 
@@ -137,25 +134,23 @@ def _percents(*shares: float) -> list[str]:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """One line a row: accuracies in percent, EKL in nat, empty where there is no number; last, one accuracy a seed."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["panel", "variant", "sigma", "trained_sigma", "seeds", "accuracy", "seed_ci95", "noise_ci95",
-                     "clean", "ekl",
-                     "ece", "nll", "temperature", "ekl_fitted", "nll_fitted", "ece_fitted", "chips", "images",
-                     "published", "difference", "published_ekl", "per_seed"])
+    lines: list[list[Any]] = [
+        ["panel", "variant", "sigma", "trained_sigma", "seeds", "accuracy", "seed_ci95", "noise_ci95", "clean", "ekl",
+         "ece", "nll", "temperature", "ekl_fitted", "nll_fitted", "ece_fitted", "chips", "images",
+         "published", "difference", "published_ekl", "per_seed"]]
     for row in rows:
         numbers = [row.accuracy, row.seed_ci95, row.noise_ci95, row.clean, row.ekl, row.ece, row.nll,
                    row.temperature, row.ekl_fitted, row.nll_fitted, row.ece_fitted,
                    row.chips, row.images, row.published, row.difference, row.published_ekl]
-        writer.writerow([row.panel, row.variant, row.sigma, "" if row.trained_sigma is None else row.trained_sigma,
-                         " ".join(map(str, row.seeds)), *(_plain(x, "") for x in numbers),
-                         " ".join(f"{value:.6g}" for value in row.per_seed)])
-    write_atomically(path, text.getvalue().encode())
+        lines.append([row.panel, row.variant, row.sigma, "" if row.trained_sigma is None else row.trained_sigma,
+                      " ".join(map(str, row.seeds)), *(_plain(x, "") for x in numbers),
+                      " ".join(f"{value:.6g}" for value in row.per_seed)])
+    files.write_csv(path, lines, end="\n")
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
     """`content`, dataclasses included, as JSON; NaN and infinity as null."""
-    write_atomically(path, (json.dumps(as_json(content), indent=1, allow_nan=False) + "\n").encode())
+    files.write_json(path, as_json(content), strict=True)
 
 
 def as_json(value: Any) -> Any:
@@ -171,4 +166,5 @@ def as_json(value: Any) -> Any:
 
 
 def _plain(value: Any, absent: Any) -> Any:
-    return absent if value is None or isinstance(value, float) and not math.isfinite(value) else value
+    found = files.finite_or_none(value)
+    return absent if found is None else found

@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from nft_ext._common.checks import fail, number
-from nft_ext.methods import Method
 from nft_ext._common.files import check_writable_target, write_atomically
+from nft_ext._common.processes import is_main
+from nft_ext.methods import Method
 from nft_ext.training.fitting import fit
 from nft_ext.training.history import History, NonFiniteLoss
 
@@ -109,7 +110,7 @@ def search_beta(
             found.interrupted = True
             break
         found.histories[beta] = history
-        if target is not None and found.beta == beta:
+        if target is not None and found.beta == beta and is_main():  # on other ranks the file may not be there yet
             write_atomically(target, Path(paths["checkpoint"]).read_bytes())
     if failure is not None and len(found.diverged) == len(betas):
         raise failure

@@ -1,15 +1,15 @@
-"""What a run's outcome follows from, as JSON, and how two of them differ."""
+"""What a run's outcome follows from, as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nft_ext._common.tensor_hash import tensor_hash
 from nft_ext.ops.build_info import info
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
@@ -17,9 +17,6 @@ from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import versions
 from nft_ext.version import NOISE
 from nft_ext.training.recipe import Recipe
-
-CHUNK = 1 << 26  # bytes hashed at a time
-SHOWN = 8  # differences listed in a message
 
 
 def configuration(
@@ -56,38 +53,7 @@ def fingerprint(data: Batches) -> dict[str, Any]:
     """Says which images these are, as far as that can be told."""
     if data.tensors is None:
         return {"images": len(data), "type": type(data.items).__name__}
-    sha = hashlib.sha256()
-    for tensor in data.tensors:
-        sha.update(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-        row_bytes = max(1, tensor[0].numel() * tensor.element_size())
-        for rows in tensor.split(max(1, CHUNK // row_bytes)):
-            sha.update(rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return {"images": len(data), "sha256": sha.hexdigest()}
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Every entry that differs, as "name: A there, B here"; empty where none does."""
-    one, other = _flat(there), _flat(here)
-    found = []
-    for name in dict.fromkeys([*one, *other]):
-        if one.get(name, "nothing") != other.get(name, "nothing"):
-            found.append(f"{name}: {_text(one.get(name, 'nothing'))} there, {_text(other.get(name, 'nothing'))} here")
-    rest = len(found) - SHOWN
-    return "; ".join(found[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not value:
-        return {prefix: list(value) if isinstance(value, tuple) else value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def _text(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:12] + "..."
+    return {"images": len(data), "sha256": tensor_hash((None, tensor) for tensor in data.tensors)}
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from nft_ext._common.checks import fail
 from nft_ext._common.files import write_atomically
+from nft_ext._common.tensor_hash import tensor_hash
 
 
 def write_tensors(path: str | PathLike, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], format: str) -> None:
@@ -31,7 +30,7 @@ def write_tensors(path: str | PathLike, tensors: Mapping[str, Tensor], meta: Map
         text = json.dumps(dict(meta), allow_nan=False)
     except (TypeError, ValueError) as error:
         fail("meta", "must be JSON-able", str(error))
-    header = {"format": format, "meta": text, "sha256": digest(kept, text)}
+    header = {"format": format, "meta": text, "sha256": _hash(kept, text)}
     write_atomically(path, to_safetensors(kept, metadata=header))
 
 
@@ -59,17 +58,11 @@ def read_tensors(
         fail(argument, f"must name {expected}; this file is short or corrupt ({error})", f"{source}, {size} bytes")
     if header.get("format") != format:
         fail(argument, f"must name {expected}; this safetensors file is not one", str(source))
-    if header.get("sha256") != digest(tensors, header.get("meta", "")):
+    if header.get("sha256") != _hash(tensors, header.get("meta", "")):
         fail(argument, f"must name {expected}; this file is corrupt (it does not match its checksum)", str(source))
     return tensors, json.loads(header["meta"])
 
 
-def digest(tensors: Mapping[str, Tensor], meta: str = "") -> str:
-    """SHA-256 over names, types, shapes and values, and a text; as hexadecimal digits."""
+def _hash(tensors: Mapping[str, Tensor], meta: str) -> str:
     # safetensors has no checksum of its own: a flipped bit would pass for a weight.
-    sha = hashlib.sha256(meta.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
+    return tensor_hash(sorted(tensors.items()), meta)

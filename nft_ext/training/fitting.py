@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext._common.bfloat16 import warn_where_slow
-from nft_ext._common.checks import fail, integer
+from nft_ext._common.checks import fail, integer, module, one_of
 from nft_ext.data import ImageSet
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
@@ -115,14 +115,12 @@ def fit(
         OSError: a file could not be written; it is named, and an older one is kept.
     """
     recipe = _checked_recipe(recipe).replace(**changes)
-    if not isinstance(model, nn.Module):
-        fail("model", "must be a torch.nn.Module", type(model).__name__, kind=TypeError)
+    module("model", model)
     if not isinstance(method, Method):
         fail("method", "must be a method of nft_ext.methods", type(method).__name__, kind=TypeError)
     integer("seed", seed, 0)
     integer("validation_chips", validation_chips, 1)
-    if keep not in KEEP:
-        fail("keep", f"must be one of {', '.join(KEEP)}", keep)
+    one_of("keep", keep, KEEP)
     # Left out of the usual run's description: states and checkpoints written before there was a choice stay valid.
     kept = {} if keep == "best" else {"keep": keep}
     parameter = next(model.parameters(), None)

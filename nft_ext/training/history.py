@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
 from torch import nn
 
-from nft_ext._common.files import write_atomically
+from nft_ext._common.files import write_csv
 
 COLUMNS = ("epoch", "lr", "train_loss", "val_accuracy", "val_loss", "val_clean", "seconds")
 
@@ -58,11 +56,7 @@ class History:
         Raises:
             OSError: the folder is missing or not writable.
         """
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(path, text.getvalue().encode())
+        write_csv(path, [COLUMNS, *([row[name] for name in COLUMNS] for row in self.rows)])
 
 
 class NonFiniteLoss(ArithmeticError):

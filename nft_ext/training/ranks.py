@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,35 +16,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nft_ext._common import processes
 from nft_ext._common.checks import fail
-from nft_ext.training.configuration import differences
+from nft_ext._common.differences import differences, listed
 
 
 def place(device: torch.device) -> torch.device:
     """`device`, where it says no more than "cuda" the one that torchrun means for this process."""
     if device.type != "cuda" or device.index is not None:
         return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+    several = processes.size() > 1
+    return processes.own_gpu(processes.rank()) if several else torch.device("cuda", torch.cuda.current_device())
 
 
 def joined(device: torch.device) -> Ranks:
     """This process among those of the process group; under torchrun a group is made where there is none.
 
     It stays until the process ends: a second group over torchrun's store would find the addresses of the first.
+
+    Raises:
+        ValueError: WORLD_SIZE says that there are others, and the way to them is not there.
     """
-    under_torchrun = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not dist.is_available() or not (dist.is_initialized() or under_torchrun):
+    if not dist.is_available() or processes.size() == 1 and not processes.grouped():
         return Ranks(0, 1, device)
-    if not dist.is_initialized():
+    if not processes.grouped():
+        processes.check_address("WORLD_SIZE", ", or be unset to train in this process alone")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(_leave)
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    return Ranks(processes.rank(), processes.size(), device)
 
 
 def _leave() -> None:
-    if dist.is_initialized():
+    if processes.grouped():
         dist.destroy_process_group()
 
 
@@ -133,7 +137,7 @@ class Ranks:
         dist.all_reduce(differing)
         others = differing.nonzero().flatten().tolist()
         if others:
-            found = differences(json.loads(bytes(first.tolist())), json.loads(json.dumps(facts)))
+            found = listed(differences(json.loads(bytes(first.tolist())), json.loads(json.dumps(facts))), "there", "here")
             what = f"here {found} (there: rank 0)" if found else f"other ones on rank {', '.join(map(str, others))}"
             fail(argument, "must be the same on every rank", what)
 

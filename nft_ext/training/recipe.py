@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -15,11 +14,11 @@ from torch import Tensor, nn
 
 from nft_ext import data
 from nft_ext._common import channels_last as layout
-from nft_ext._common.checks import fail, integer, number
+from nft_ext._common.bfloat16 import PRECISIONS, autocast
+from nft_ext._common.checks import did_you_mean, fail, integer, number, one_of
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "constant")
-PRECISIONS = ("float32", "bfloat16")
 PAPER_RATES = {"vgg8": 1e-3, "resnet18": 1e-2}  # Adam's, by model
 TINY_IMAGENET = "tinyimagenet"
 
@@ -76,8 +75,7 @@ class Recipe:
         if name not in PAPER_RATES:
             fail("model", f"must be one the paper trains, {' or '.join(PAPER_RATES)}", name)
         known = (*(n for n in data.NAMES if n != TINY_IMAGENET), TINY_IMAGENET)
-        if dataset not in known:
-            fail("dataset", f"must be one of {', '.join(known)}", dataset)
+        one_of("dataset", dataset, known)
         tiny = {"optimizer": "sgd", "lr": 1e-2, "momentum": 0.9, "weight_decay": 5e-4}
         return cls().replace(**(tiny if dataset == TINY_IMAGENET else {"lr": PAPER_RATES[name]}) | changes)
 
@@ -90,25 +88,20 @@ class Recipe:
         names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                fail("recipe", f"must be changed in {', '.join(names)}{hint}", name, kind=TypeError)
+                fail("recipe", f"must be changed in {', '.join(names)}{did_you_mean(name, names)}", name, kind=TypeError)
         return dataclasses.replace(self, **changes)
 
     def __post_init__(self) -> None:
         integer("epochs", self.epochs, 1)
         integer("batch_size", self.batch_size, 1)
-        if self.optimizer not in OPTIMIZERS:
-            fail("optimizer", f"must be one of {', '.join(OPTIMIZERS)}", self.optimizer)
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
         if number("lr", self.lr) <= 0.0:
             fail("lr", "must be > 0", self.lr)
         if number("momentum", self.momentum, low=0.0) >= 1.0:
             fail("momentum", "must be < 1", self.momentum)
         number("weight_decay", self.weight_decay, low=0.0)
-        if self.schedule not in SCHEDULES:
-            fail("schedule", f"must be one of {', '.join(SCHEDULES)}", self.schedule)
-        if self.precision not in PRECISIONS:
-            fail("precision", f"must be one of {', '.join(PRECISIONS)}", self.precision)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("precision", self.precision, PRECISIONS)
         integer("accumulate", self.accumulate, 1)
         if not isinstance(self.channels_last, bool):
             fail("channels_last", "must be True or False", self.channels_last, kind=TypeError)
@@ -125,7 +118,7 @@ class Recipe:
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """The precision of a training forward on `device`."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+        return autocast(self.precision, device)
 
     @property
     def memory_format(self) -> torch.memory_format:

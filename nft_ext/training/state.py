@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from nft_ext._common.checks import fail, number
-from nft_ext.training.configuration import differences, environment
+from nft_ext._common.differences import differences, listed
+from nft_ext.training.configuration import environment
 from nft_ext.training.container import read_tensors, write_tensors
 from nft_ext._common.files import check_writable_target, remove_leftovers
 
@@ -60,11 +61,11 @@ class StateFile:
         if not (self.resume and self.path.exists()):
             return None
         tensors, meta = read_tensors("state", self.path, FORMAT, EXPECTED)
-        differing = differences(meta["configuration"], self.configuration)
+        differing = listed(differences(meta["configuration"], self.configuration), "there", "here")
         if differing:
             fail("state", "must be of a run under the same configuration (another file or resume=False begins anew)",
                  f"{self.path}, which differs in {differing}")
-        differing = differences(meta["environment"], environment())
+        differing = listed(differences(meta["environment"], environment()), "there", "here")
         if differing:
             warnings.warn(f"state: {self.path} was written under another environment, so the last bits may differ: "
                           f"{differing}", stacklevel=2)

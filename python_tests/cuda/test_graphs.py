@@ -46,7 +46,7 @@ def refusal(kind, message, *arguments, **options):
 
 def test_the_model_must_be_noisy_and_finite():
     refusal(TypeError, "model: must be a torch.nn.Module; got ", "net", images())
-    refusal(ValueError, "model: must have noisy layers", nn.Linear(2, 2), images())
+    refusal(ValueError, "model: must hold noisy layers", nn.Linear(2, 2), images())
     broken = net()
     with torch.no_grad():
         broken[4].weight[0, 0] = torch.inf
@@ -59,8 +59,8 @@ def test_chips_must_be_a_positive_integer(chips):
 
 
 def test_the_precision_must_be_one_of_two():
-    refusal(ValueError, "precision: must be float32 or bfloat16; got half", net(), images(), precision="half")
-    refusal(ValueError, "precision: must be float32 or bfloat16; got int8", net(), images(), precision="int8")
+    refusal(ValueError, "precision: must be one of float32, bfloat16; got half", net(), images(), precision="half")
+    refusal(ValueError, "precision: must be one of float32, bfloat16; got int8", net(), images(), precision="int8")
 
 
 def test_the_example_must_be_a_batch():

@@ -181,7 +181,7 @@ def test_other_errors_of_from_table(tmp_path):
     path = write(tmp_path, LEVELS)
     with pytest.raises(FileNotFoundError, match="^path: must be a CSV file with the columns level, mean, std; got .*no.csv"):
         NVMDevice.from_table(tmp_path / "no.csv")
-    with pytest.raises(ValueError, match="^unit: must be level or microsiemens; got siemens"):
+    with pytest.raises(ValueError, match="^unit: must be one of level, microsiemens .did you mean .microsiemens.*; got siemens"):
         NVMDevice.from_table(path, unit="siemens")
     for g_min, g_max in ((None, 40), (10, None), (40, 10), (10, 10), (math.nan, 40)):
         with pytest.raises(ValueError, match="^g_min, g_max: must be given with g_min < g_max"):
@@ -255,7 +255,7 @@ def test_refused(options, message):
 
 
 def test_refused_by_preset():
-    with pytest.raises(ValueError, match="^name: must be one of rram1, fefet2, rram4, fefet6; got rram2"):
+    with pytest.raises(ValueError, match="^name: must be one of rram1, fefet2, rram4, fefet6 .did you mean 'rram4'.*; got rram2"):
         NVMDevice.preset("rram2")
     with pytest.raises(ValueError, match="^device_bits: must be 2 for the preset rram4; got 4"):
         NVMDevice.preset("rram4", device_bits=4)

@@ -170,7 +170,7 @@ def test_bad_arguments_are_those_of_monte_carlo(model, data):
         nft.estimate_cost(model, data, runs=1)
     with pytest.raises(ValueError, match="^slice_images: must be at most the 50 images"):
         nft.estimate_cost(model, data, protocol="stratified", slice_images=51)
-    with pytest.raises(ValueError, match="^model: must have noisy layers"):
+    with pytest.raises(ValueError, match="^model: must hold noisy layers"):
         nft.estimate_cost(nn.Linear(3, 2), data)
 
 

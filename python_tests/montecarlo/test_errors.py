@@ -34,7 +34,7 @@ def evaluate(model, data=(INPUTS, LABELS), **options):
         (dict(seed=-1.5), "seed: "),
         (dict(sigma=-0.1), "sigma: .*; got -0.1"),
         (dict(sigma=math.nan), "sigma: .*; got nan"),
-        (dict(protocol="half"), "protocol: must be 'full' or 'stratified'; got half"),
+        (dict(protocol="half"), "protocol: must be one of full, stratified; got half"),
         (dict(protocol="full", slice_images=3), "slice_images: must be left alone under protocol 'full'.*; got 3"),
         (dict(protocol="stratified", slice_images=0), "slice_images: must be an integer >= 1; got 0"),
         (dict(protocol="stratified", slice_images=7), "slice_images: must be at most the 6 images of data; got 7"),
@@ -50,7 +50,7 @@ def evaluate(model, data=(INPUTS, LABELS), **options):
         (dict(metrics=("ekl",)), "metrics: .* accuracy among them"),
         (dict(chips_per_pass=0), "chips_per_pass: .*; got 0"),
         (dict(batch_size=0), "batch_size: .*; got 0"),
-        (dict(precision="int8"), "precision: must be 'float32' or 'bfloat16'; got int8"),
+        (dict(precision="float8"), "precision: must be one of float32, bfloat16.*; got float8"),
         (dict(device="nowhere"), "device: must be a device that is present; got 'nowhere'"),
     ],
 )
@@ -61,7 +61,7 @@ def test_bad_arguments_are_named_before_any_work(model, options, words, monkeypa
 
 
 def test_a_model_that_cannot_be_evaluated_is_refused(plain, model):
-    with pytest.raises(ValueError, match="^model: must have noisy layers, as nft.convert"):
+    with pytest.raises(ValueError, match="^model: must hold noisy layers; make them with nft_ext.convert"):
         evaluate(plain)
     with pytest.raises(TypeError, match="^model: must be a torch.nn.Module"):
         evaluate(lambda x: x)

@@ -16,7 +16,7 @@ from support.paths import importing
 SCRIPT = """
 import json, os, signal, sys, time, traceback
 import torch, nft_ext as nft
-from nft_ext.montecarlo.chip_evaluator import ChipEvaluator
+from nft_ext.montecarlo.execution.chip_evaluator import ChipEvaluator
 from torch import nn
 
 out, size, slow, options, second, gloo = json.loads(sys.argv[1])

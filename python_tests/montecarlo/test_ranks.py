@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from nft_ext._common import processes
 from nft_ext.montecarlo.distributed import ranks
 from nft_ext.montecarlo.distributed.work_queue import deal, share
 from nft_ext.montecarlo.execution.node_data import NodeData
@@ -226,15 +227,13 @@ def test_a_data_set_is_read_once_a_machine_and_leaves_no_file(monkeypatch):
 @pytest.fixture
 def alone(monkeypatch):
     monkeypatch.setattr(ranks, "_team", None)
-    for name in ranks.ADDRESS:
+    for name in processes.ADDRESS:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
 
 def test_a_process_by_itself_has_no_team(alone):
-    assert ranks.team_of(None) is None and ranks.team_of(False) is None and ranks.is_main()
-    alone.setenv("RANK", "3")
-    assert not ranks.is_main()
+    assert ranks.team_of(None) is None and ranks.team_of(False) is None
 
 
 @pytest.mark.parametrize("environment, asked, words", [

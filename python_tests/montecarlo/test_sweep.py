@@ -179,7 +179,7 @@ def test_an_interrupt_before_any_point_is_passed_on(models, data, monkeypatch):
     (dict(sigmas=[-0.1]), ValueError, "sigmas: .*got -0.1"),
     (dict(models={}), ValueError, "models: must name at least one"),
     (dict(models={"x": 3}), TypeError, "models: .*got 'x': int"),
-    (dict(models=network()), ValueError, "model: must have noisy layers"),
+    (dict(models=network()), ValueError, "model: must hold noisy layers"),
     (dict(devices={"d": 0.1}), TypeError, "devices: .*got 'd': float"),
     (dict(devices={"m": nft.NVMDevice(), "s": nft.NVMDevice(relative_to="spacing")}), ValueError,
      "devices: must mean the same by"),

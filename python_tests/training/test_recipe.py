@@ -33,8 +33,8 @@ def test_the_papers_recipes():
 
 @pytest.mark.parametrize("call, kind, words", [
     (lambda: Recipe.paper("lenet", "mnist"), ValueError, "model: must be one the paper trains, vgg8 or resnet18; got"),
-    (lambda: Recipe.paper("vgg8", "imagenet"), ValueError, "dataset: must be one of .*tinyimagenet; got imagenet"),
-    (lambda: Recipe(precision="float16"), ValueError, "precision: must be one of float32, bfloat16; got float16"),
+    (lambda: Recipe.paper("vgg8", "imagenet"), ValueError, "dataset: must be one of .* .did you mean 'tinyimagenet'.*; got imagenet"),
+    (lambda: Recipe(precision="float16"), ValueError, "precision: must be one of float32, bfloat16 .did you mean 'bfloat16'.*; got float16"),
     (lambda: Recipe(accumulate=0), ValueError, "accumulate: must be an integer >= 1; got 0"),
     (lambda: Recipe(channels_last=1), TypeError, "channels_last: must be True or False; got 1"),
     (lambda: run(learning_rate=1.0), TypeError, "recipe: must be changed in epochs, .*; got learning_rate"),

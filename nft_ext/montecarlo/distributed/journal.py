@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn
 
 from nft_ext._common.checks import fail
+from nft_ext._common.differences import differences, listed
+from nft_ext._common.files import sync_folder
 from nft_ext.montecarlo.distributed.rows import Row
 
 FORMAT = "nft_ext.journal/1"
@@ -101,7 +103,7 @@ class Journal:
         os.ftruncate(self._file, 0)
         self.settled = settle()
         self._append((json.dumps({"format": FORMAT} | header | {"settled": self.settled}) + "\n").encode())
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
     def _continue(self, whole: bytes, header: dict[str, Any]) -> None:
         first, *lines = whole[:-1].split(b"\n")
@@ -128,7 +130,7 @@ class Journal:
 
     def _compare(self, fixed: dict[str, Any], noted: dict[str, Any], header: dict[str, Any]) -> None:
         if found := differences(fixed, header["fixed"]):
-            text = "; ".join(f"{name}: {there} in the file, {now} now" for name, there, now in found)
+            text = listed(found, "in the file", "now")
             fail("resume", "must be of the same configuration", f"{self.path}, which differs in {text}")
         for name, there, now in differences(noted, header["noted"]):
             begun = f"{self.path.name} was begun with {name} {there}, now {now}"
@@ -159,30 +161,3 @@ def _as_of_now(fixed: dict[str, Any], noted: dict[str, Any]) -> tuple[dict[str, 
     version = str(fixed["nft_ext"])
     others = {name: value for name, value in fixed.items() if name != "nft_ext"}
     return others | {"noise": ".".join(version.split(".")[:2])}, noted | {"nft_ext": version}
-
-
-def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(field, value in a, value in b) as text, for every field that differs; nested fields as "outer.inner"."""
-    found = []
-    for name in [*a, *(name for name in b if name not in a)]:
-        left, right = a.get(name), b.get(name)
-        if left == right:
-            continue
-        if isinstance(left, dict) and isinstance(right, dict):
-            found += [(f"{name}.{inner}", x, y) for inner, x, y in differences(left, right)]
-        else:
-            found.append((name, _text(left), _text(right)))
-    return found
-
-
-def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

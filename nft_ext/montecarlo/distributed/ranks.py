@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
+from nft_ext._common import processes
 from nft_ext._common.checks import fail, number
-from nft_ext.montecarlo.distributed.journal import differences
+from nft_ext._common.differences import differences, listed
 
-ADDRESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 JOIN = 10  # timeouts a rank may take to arrive: its data and model have to be read
 POLL = 0.02  # seconds between looks
 ANSWER = 0.1  # seconds between rank 0's looks for newcomers
@@ -56,26 +56,17 @@ def team_of(ranks: bool | None) -> Team | None:
     return _team if _team is not None and _team.size > 1 else None
 
 
-def is_main() -> bool:
-    """Whether this process is the one that prints and writes files: rank 0, or not one of several."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return (torch.distributed.get_rank() if distributed else int(os.environ.get("RANK") or 0)) == 0
-
-
 def _connect(insists: bool) -> Team | None:
     if not torch.distributed.is_available():
         if insists:
             fail("ranks", "must be None or False with a torch that has no torch.distributed", True)
         return None
-    if torch.distributed.is_initialized():
+    if processes.grouped():
         store = torch.distributed.distributed_c10d._get_default_store()
-        return Team(store, torch.distributed.get_rank(), torch.distributed.get_world_size())
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1 and not insists:
+        return Team(store, processes.rank(), processes.size())
+    if processes.size() == 1 and not insists:
         return None
-    missing = [name for name in ADDRESS if not os.environ.get(name)]
-    if missing:
-        fail("ranks", f"needs {', '.join(ADDRESS)} in the environment, as torchrun sets them, or ranks=False for this "
-             "process alone", f"no {', '.join(missing)}")
+    processes.check_address("ranks", ", or ranks=False for this process alone")
     timeout = datetime.timedelta(seconds=JOIN * _timeout())
     store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
     return Team(store, rank, size)
@@ -285,7 +276,7 @@ class Team:
 
     def _difference(self, facts: dict[str, Any], rank: int) -> str:
         found = differences(facts, json.loads(self.get(f"facts/{rank}")))
-        return "; ".join(f"{name}: {a} on rank 0, {b} on rank {rank}" for name, a, b in found)
+        return listed(found, "on rank 0", f"on rank {rank}")
 
     def stop(self, reason: str) -> None:
         """Tells the others that this rank ends with an error."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nft_ext._common.checks import fail, integer, number
+from nft_ext._common.bfloat16 import PRECISIONS
+from nft_ext._common.checks import fail, integer, number, one_of
 from nft_ext.ops.keys import noise_key
 from nft_ext.montecarlo.statistics.estimates import METRICS
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal
 
 MAX_RUNS = 2**31  # a draw has 32 bits; the padding of the last pass needs a few more than `runs`
 PROTOCOLS = ("full", "stratified")
-PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,14 @@ def checked(*, runs, seed, sigma, protocol, slice_images, target_ci, min_runs, m
     if sigma is not None:
         sigma = number("sigma", sigma, 0.0)
     noise_key(seed=seed, draws=[0], domain="evaluation")  # refuses a bad seed
-    _one_of("protocol", protocol, PROTOCOLS)
-    _one_of("precision", precision, PRECISIONS)
+    one_of("protocol", protocol, PROTOCOLS)
+    one_of("precision", precision, PRECISIONS)
     if slice_images != "auto":
         slice_images = integer("slice_images", slice_images, 1)
         if protocol == "full":
             fail("slice_images", "must be left alone under protocol 'full', where every chip sees every image", slice_images)
     return Arguments(runs, int(seed), sigma, protocol, slice_images, goal, _metric_names(metrics), chips_per_pass, batch_size,
                      precision)
-
-
-def _one_of(argument: str, value, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        fail(argument, "must be " + " or ".join(map(repr, allowed)), value)
 
 
 def _metric_names(metrics) -> set[str]:

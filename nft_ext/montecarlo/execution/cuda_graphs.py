@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext.ops import build_info, operators
-from nft_ext._common.checks import fail, integer
+from nft_ext._common.bfloat16 import PRECISIONS, autocast
+from nft_ext._common.checks import fail, integer, one_of
 from nft_ext.nn.contexts import chips as chips_of
 from nft_ext.nn.contexts import hold
 from nft_ext.ops.keys import noise_key
@@ -18,7 +19,6 @@ from nft_ext.nn import base, noisy_layers
 from nft_ext.montecarlo.execution.subject import check_model, eval_mode
 
 WARM_UPS = 3  # libraries choose algorithms and get their workspaces before the capture, where they may not
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}  # autocast's dtypes
 
 
 class MonteCarloGraph:
@@ -55,8 +55,7 @@ class MonteCarloGraph:
                  programmed: bool = False, after: Callable[[Tensor], Any] | None = None) -> None:
         check_model(model)
         chips = integer("chips", chips, 1)
-        if precision not in PRECISIONS:
-            fail("precision", "must be float32 or bfloat16", precision)
+        one_of("precision", precision, PRECISIONS)
         if not isinstance(inputs, Tensor):
             fail("inputs", "must be a torch.Tensor", type(inputs).__name__, TypeError)
         if inputs.dim() == 0 or inputs.shape[0] == 0:
@@ -142,10 +141,8 @@ class MonteCarloGraph:
         return output
 
     def _step(self) -> Any:
-        dtype = PRECISIONS[self._precision]
         # Autocast's cache would hand the graph copies of weights that are gone by the replay.
-        cast = contextlib.nullcontext() if dtype is None else torch.autocast("cuda", dtype, cache_enabled=False)
-        with cast:
+        with autocast(self._precision, self.device, cache=False):
             if self._programmed:
                 hold(self._layers)
             y = self.model(self.inputs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from nft_ext._common.bfloat16 import warn_where_slow
+from nft_ext._common.bfloat16 import autocast, warn_where_slow
 from nft_ext._common.checks import fail
 from nft_ext.nn.contexts import noise
 from nft_ext.nn import noisy_layers
@@ -80,7 +80,7 @@ def prepared(
         stack.enter_context(eval_mode(model))
         # no_grad, not inference_mode: what a layer caches of its weight must serve training later.
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=asked.precision == "bfloat16"))
+        stack.enter_context(autocast(asked.precision, device))
         stack.enter_context(noise(model, sigma=asked.sigma))  # held throughout, so that the layers' codes are made once
         evaluator = ChipEvaluator(model, inputs, labels, asked.seed, min(asked.batch_size, len(labels)), device)
         found = probe(model, evaluator.logits, evaluator.inputs)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nft_ext._common.checks import fail
+from nft_ext._common.processes import own_gpu
 from nft_ext.montecarlo.distributed.work_queue import Compute, deal, share
 from nft_ext.montecarlo.execution.images import read_data
 from nft_ext.montecarlo.distributed.journal import Journal
@@ -86,8 +87,7 @@ class Session:
         """`device`, "cuda" being each rank's own GPU of its machine."""
         if self._team is None or str(device) != "cuda" or not torch.cuda.is_available():
             return device
-        local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or self._team.rank)
-        return f"cuda:{local % torch.cuda.device_count()}"
+        return own_gpu(self._team.rank)
 
     def open(
         self, header: dict[str, dict[str, Any]], asked: dict[str, Any], settle: Callable[[], dict[str, Any]]

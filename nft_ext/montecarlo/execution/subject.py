@@ -11,17 +11,13 @@ from torch import nn
 
 from nft_ext._common.checks import fail
 from nft_ext.ops.functional import device_table
-from nft_ext.nn import noisy_layers
+from nft_ext.nn import check_noisy, noisy_layers
 from nft_ext.nn.noise_free import noise_free_layers
 
 
 def check_model(model) -> None:
     """Raises TypeError or ValueError if `model` has no noisy layer or a weight that is not finite."""
-    if not isinstance(model, nn.Module):
-        fail("model", "must be a torch.nn.Module", type(model).__name__, kind=TypeError)
-    if not noisy_layers(model):
-        fail("model", "must have noisy layers, as nft.convert(model, nvm) makes them",
-             f"{type(model).__name__} without any")
+    check_noisy(model)
     for name, value in model.state_dict().items():
         if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
             fail("model", "weights and statistics must be finite", f"NaN or inf in {name!r}")

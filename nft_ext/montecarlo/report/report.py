@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -11,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from nft_ext._common.checks import fail
+from nft_ext._common.files import finite_or_none, write_csv, write_json
+from nft_ext.montecarlo.report.report_plot import plot_report
 from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
 from nft_ext.montecarlo.statistics.statistic import RunStatistic
 from nft_ext.montecarlo.report.stored import statistic_entry, statistic_of
+from nft_ext.montecarlo.report.text import report_table
 
 FORMAT = "nft_ext.monte_carlo/1"
 CONVENTIONS = {
@@ -128,8 +130,6 @@ class MonteCarloReport:
 
     def table(self) -> str:
         """The report as a text table of one screen."""
-        from nft_ext.montecarlo.report.text import report_table
-
         return report_table(self)
 
     __str__ = table
@@ -139,19 +139,14 @@ class MonteCarloReport:
 
         Raises ImportError, with the command that mends it, without matplotlib.
         """
-        from nft_ext.montecarlo.report.plots import plot_report
-
         plot_report(self, path)
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes one row a run: run, seed, sigma, then the metrics."""
         sigma = self.sigma if isinstance(self.sigma, float) else " ".join(map(repr, self.sigma))
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["run", "seed", "sigma", *self.statistics])
-            columns = [s.per_run.tolist() for s in self.statistics.values()]
-            for run, row in enumerate(zip(*columns)):
-                writer.writerow([run, self.seed, sigma, *map(repr, row)])
+        columns = [s.per_run.tolist() for s in self.statistics.values()]
+        rows = [[run, self.seed, sigma, *map(repr, row)] for run, row in enumerate(zip(*columns))]
+        write_csv(path, [["run", "seed", "sigma", *self.statistics], *rows])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it: every float exactly, NaN and infinities as None."""
@@ -159,11 +154,11 @@ class MonteCarloReport:
         content |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "statistics"}
         content |= {name: getattr(self, name) for name in ("images_evaluated", "tilings", "equivalent_full_runs")}
         content["metrics"] = {name: statistic_entry(s) for name, s in self.statistics.items()}
-        return _finite_or_none(content)
+        return finite_or_none(content)
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Writes `to_dict()` to a file."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        write_json(path, self.to_dict(), strict=True)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> MonteCarloReport:
@@ -191,14 +186,6 @@ class MonteCarloReport:
         except KeyError as error:
             fail("path", "must be a whole report written by to_json", f"{path}: no entry {error}")
         return cls(statistics=statistics, **(rest | {"ece": _none_to_nan(rest["ece"])}))
-
-
-def _finite_or_none(value):
-    if isinstance(value, dict):
-        return {key: _finite_or_none(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite_or_none(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _none_to_nan(value):
