@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STEP := $(PYTHON) tools/heartbeat.py
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-fast native-test bench wheel env build clean
+.PHONY: demo test test-fast native-test bench wheel docs env build clean
 
 # The native tests and, where torch has no CUDA, the CUDA library take minutes to compile and are of no use to the demonstration:
 # `make test` adds them.
@@ -40,6 +40,12 @@ wheel: env
 	@$(STEP) "Building the wheel" $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
 	@PATH="$(BIN):$$PATH" $(BIN)/auditwheel show build/wheel/*.whl
 	@PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude "libtorch*" --exclude "libc10*" --wheel-dir dist build/wheel/*.whl
+
+# Dead references, missing pages and broken links are errors. nft_ext is installed, so pip adds only what `docs` lists.
+docs: build
+	@$(STEP) "Installing the documentation tools" $(PIP) install "nft_ext[docs]"
+	@$(STEP) "Building the documentation" $(BIN)/python -m sphinx -E -n -W --keep-going -q -b html docs build/docs
+	@echo "the documentation is in build/docs/index.html"
 
 env: $(VENV)/.env
 build: $(VENV)/.build

@@ -16,7 +16,7 @@ import os
 
 from nft_ext._common.checks import one_of
 from nft_ext.data import cifar, digits, mnist, tinyimagenet
-from nft_ext.data.augment import augment_for
+from nft_ext.data.augment import CropFlip, augment_for
 from nft_ext.data.fetch import SOURCES, fetch
 from nft_ext.data.files import data_folder
 from nft_ext.data.image_set import ImageSet
@@ -57,4 +57,4 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet
         return found
 
 
-__all__ = ["NAMES", "SOURCES", "ImageSet", "augment_for", "fetch", "from_torchvision", "load", "split_validation"]
+__all__ = ["NAMES", "SOURCES", "CropFlip", "ImageSet", "augment_for", "fetch", "from_torchvision", "load", "split_validation"]

@@ -67,5 +67,9 @@ class Method(ABC):
         return model
 
     def control(self, model: nn.Module | None = None) -> Method:
-        """See `methods.control_of`."""
+        """See `methods.control_of`, which also says when `model` is needed.
+
+        Raises:
+            ValueError: a method without feedback.
+        """
         fail("method", "must have feedback (ovf, irs) to have a control", self.name)

@@ -73,7 +73,11 @@ class IRS(Method):
             object.__setattr__(self, "input_shape", tuple(integer("input_shape", n, 1) for n in self.input_shape))
 
     def control(self, model: nn.Module | None = None) -> ScaledLogits:
-        """See `methods.control_of`."""
+        """See `methods.control_of`.
+
+        Raises:
+            ValueError: the number of feedbacks is not known without `model`.
+        """
         if self.points is None and self.feedbacks is None and model is None:
             fail("model", "must be given to the control of an irs with neither points nor feedbacks", model)
         feedbacks = len(self._points(model)) if self.feedbacks is None else self.feedbacks

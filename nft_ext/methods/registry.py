@@ -15,6 +15,9 @@ Kind = TypeVar("Kind", bound=type[Method])
 def register(kind: Kind) -> Kind:
     """Class decorator: `build` finds the method under its `name` from here on.
 
+    Args:
+        kind: a class derived from `Method`.
+
     Raises:
         ValueError: another class has that name.
     """

@@ -16,10 +16,14 @@ CLEAN_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Convergence:
-    """What `convergence` found; the population is trainings of one method, one a seed.
+    """What `convergence` found; the population is trainings of one method, one per seed.
 
-    converged: one bool a training. thresholds: the accuracy each had to reach. criterion: in words.
-    probability: share of trainings that converged. low, high: its 95 % Clopper-Pearson interval.
+    Attributes:
+        converged: one bool per training.
+        thresholds: the accuracy that each had to reach.
+        criterion: in words.
+        probability: share of trainings that converged.
+        low, high: its 95 % Clopper-Pearson interval.
     """
 
     converged: tuple[bool, ...]

@@ -16,11 +16,14 @@ from nft_ext.metrics.samples import row_means, sample
 class MethodDifference:
     """What `compare_methods` found about method a minus method b.
 
-    mean: difference of the means over training seeds. ci95: half-width of its 95 % interval.
-    t, df, p: Student's statistic, its degrees of freedom, the two-sided p-value.
-    test: "paired t" or "Welch". seeds: training seeds of a and of b.
+    The population is trainings by either recipe, on the chips and images that they were evaluated with.
 
-    The population is trainings by either recipe, on the chips and images they were evaluated with.
+    Attributes:
+        mean: difference of the means over training seeds.
+        ci95: half-width of its 95 % interval.
+        t, df, p: Student's statistic, its degrees of freedom, the two-sided p-value.
+        test: "paired t" or "Welch".
+        seeds: number of training seeds of a and of b.
     """
 
     mean: float

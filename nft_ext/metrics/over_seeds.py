@@ -15,17 +15,18 @@ from nft_ext.metrics.samples import sample
 class OverSeeds:
     """What `over_seeds` found, in the units of its input; intervals are half-widths at 95 %.
 
-    mean: over all seeds and runs.
-    seed_means: one value a training seed.
-    seed_ci95: of the mean over trainings, the replicates being training seeds: t(S-1) * sd(seed means) / sqrt(S).
-        Population: networks this recipe trains, on the chips evaluated. NaN with one seed.
-    noise_ci95: of the mean over chips, the replicates being chips: t(R-1) * sd(chip means) / sqrt(R), a chip mean being
-        over the seeds. Population: chips of this device, for the networks at hand. It says nothing about another
-        training. Right whether the networks shared their chips (the same seed and draws) or not. NaN with one run.
-    var_seed, var_chip, var_rest: what one run's variance is made of: the training, the chip where it is common to all
-        networks, and what is left (chips of their own, or what a chip does to one network and not to another). Unbiased
-        two-way estimates, each cut at 0. With one seed or one run the split is undefined and all are NaN.
-    seeds, runs: S and R.
+    Attributes:
+        mean: over all seeds and runs.
+        seed_means: one value per training seed.
+        seed_ci95: of the mean over trainings, t(S-1) * sd(seed means) / sqrt(S). The replicates are training seeds.
+            Population: networks that this recipe trains, on the chips evaluated. NaN with one seed.
+        noise_ci95: of the mean over chips, t(R-1) * sd(chip means) / sqrt(R), a chip mean being over the seeds. The
+            replicates are chips. Population: chips of this device, for the networks at hand. It says nothing about
+            another training. It holds whether or not the networks shared their chips. NaN with one run.
+        var_seed, var_chip, var_rest: parts of one run's variance: the training; the chip where it is common to all
+            networks; the remainder (chips of their own, or what a chip does to one network and not to another).
+            Unbiased two-way estimates, each cut at 0. All are NaN with one seed or one run.
+        seeds, runs: S and R.
     """
 
     mean: float

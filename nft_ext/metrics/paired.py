@@ -17,11 +17,13 @@ from nft_ext.metrics.wilcoxon import signed_rank_p
 class Paired:
     """What `paired` found about a - b.
 
-    mean: of the differences. ci95: half-width of its 95 % interval, t(n-1) * sd / sqrt(n).
-    t, p_t: Student's statistic and its two-sided p-value (t is infinite where all differences are the same and not 0,
-        NaN with p = 1 where all are 0).
-    p_wilcoxon: two-sided p-value of the signed rank test, which asks for symmetry, not for normality.
-    n: pairs.
+    Attributes:
+        mean: of the differences.
+        ci95: half-width of its 95 % interval, t(n-1) * sd / sqrt(n).
+        t, p_t: Student's statistic and its two-sided p-value. t is infinite where all differences are the same and not
+            0, and NaN with p = 1 where all are 0.
+        p_wilcoxon: two-sided p-value of the signed rank test, which asks for symmetry, not for normality.
+        n: number of pairs.
     """
 
     mean: float

@@ -19,9 +19,11 @@ CHUNK = 1 << 22  # logits looked at together, so that float64 copies stay small
 class Temperature:
     """A fitted temperature.
 
-    value: T; logits / T has the least negative log-likelihood.
-    nll, nll_before: mean -log p_label at T and at 1, in nats.
-    at_limit: T ended at 1e-4 or 1e4: the likelihood has no maximum between (everything right, or nothing learnt).
+    Attributes:
+        value: T; logits / T has the least negative log-likelihood.
+        nll, nll_before: mean -log p_label at T and at 1, in nats.
+        at_limit: T ended at 1e-4 or 1e4, since the likelihood has no maximum between (everything right, or nothing
+            learnt).
     """
 
     value: float
@@ -126,21 +128,24 @@ class Tempered(nn.Module):
         self.temperature = temperature
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The model's output divided by the temperature; args and kwargs go to the model."""
         return self.model(*args, **kwargs) / self.temperature
 
     def extra_repr(self) -> str:
+        """The temperature, for repr."""
         return f"temperature={self.temperature:g}"
 
 
 def tempered(model: nn.Module, temperature: float | Temperature) -> Tempered:
     """`model` with its logits divided by `temperature`: the same module inside, the same layers on the same chips.
 
-    A layer's noise hangs on the stream it got at `nft.convert`, not on where it stands, so `monte_carlo(tempered(model,
-    T), ...)` sees the chips that `monte_carlo(model, ...)` sees, and no accuracy changes: only EKL, NLL and the
-    calibration error do.
+    A layer's noise follows from the stream that it got at `nft.convert`, not from where it stands. So
+    `monte_carlo(tempered(model, T), ...)` sees the chips that `monte_carlo(model, ...)` sees. No accuracy changes; EKL,
+    NLL and the calibration error do.
 
     Raises:
-        TypeError: model is no module. ValueError: temperature not a finite number > 0.
+        TypeError: model is no module.
+        ValueError: temperature is not a finite number > 0.
     """
     module("model", model)
     value = number("temperature", temperature.value if isinstance(temperature, Temperature) else temperature)

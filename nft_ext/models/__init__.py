@@ -20,6 +20,10 @@ NAMES: tuple[str, ...] = tuple(_BUILDERS)
 def build(name: str, num_classes: int, in_channels: int, width: float = 1.0) -> nn.Module:
     """The architecture `name` of `NAMES`, freshly initialised: [B, in_channels, 32, 32] -> [B, num_classes].
 
+    Args:
+        name: one of `models.NAMES`.
+        num_classes, in_channels, width: as `models.vgg8` and `models.resnet18` take them.
+
     Raises:
         ValueError: an unknown name, or an argument out of range.
     """

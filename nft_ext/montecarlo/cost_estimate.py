@@ -31,13 +31,21 @@ VARIANCE_RANGE = (0.604, 1.968)
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """`str(estimate)` is a short table.
+    """What `estimate_cost` expects; `str(estimate)` is a short table.
 
-    chips: expected; chips_range: the same, 95 %, where a target decides. images_a_chip: n, or all I. images: of the set.
-    chips_per_pass, batch_size: of a pass. ranks: processes that share the passes. cost: what was measured.
-    preparing: seconds before the first chip, once the data are read: probing and, for slices or a target, a pilot.
-    slice_images: the number that repeats the slices ("auto" may choose otherwise at another moment); None: whole sets.
-    reachable: whether max_runs are expected to reach the target.
+    Attributes:
+        protocol: "full" or "stratified".
+        chips: expected number of chips.
+        chips_range: its 95 % range where a target decides; else chips twice.
+        images_a_chip: images that each chip sees.
+        images: images of the set.
+        chips_per_pass, batch_size: chips and images of a pass.
+        ranks: processes that share the passes.
+        cost: the costs that were measured.
+        preparing: seconds before the first chip, once the data are read; probing and, for slices or a target, a pilot.
+        slice_images: the number that repeats the slices ("auto" may choose otherwise at another moment); None: all
+            images.
+        reachable: whether max_runs are expected to reach the target.
     """
 
     protocol: str
@@ -121,17 +129,25 @@ def estimate_cost(model: nn.Module, data, *, device=None, resume=None, ranks: bo
                   slice_images: int | str = "auto", target_ci: float | None = None, min_runs: int = PILOT_RUNS,
                   max_runs: int = 20_000, metrics: Sequence[str] = ("accuracy", "ekl"), chips_per_pass: int | str = "auto",
                   batch_size: int | str = "auto", precision: str = "float32") -> CostEstimate:
-    """What `monte_carlo` with the same arguments will take on this machine; runs a few passes, and no chip that is evaluated.
+    """What `monte_carlo` with the same arguments will take on this machine.
 
-    t = preparing + passes (overhead + S chip + S b image) summed over a pass's batches, the three costs fitted to timed
-    passes near those of the evaluation. Where a target decides the number of chips R, a pilot of 24 chips tells the
-    variance a chip v (docs/monte_carlo.md), and R = v (t / target)^2, at least the pilot of the stopping rule.
+    It times a few passes and evaluates no chip. The time is `preparing + passes * (overhead + S chip + S b image)`,
+    summed over the batches of a pass; S is the chips of a pass and b the images of a batch. The three costs are fitted
+    to timed passes near those of the evaluation. Where a target decides the number of chips R, a pilot of 24 chips
+    tells the variance per chip v, and `R = v (t / target)^2`, at least the pilot of the stopping rule
+    (docs/monte_carlo.md).
 
-    model, data and the other arguments: as `monte_carlo` takes them (resume and progress play no part: all chips are counted, also
-    those that a resume file has). Under torchrun every rank makes this call; rank 0's measurements count, taken while all measure.
-    cost: measured before, by an earlier estimate (`.cost`); None measures.
+    Args:
+        model, data, device: as `monte_carlo` takes them.
+        runs, seed, sigma, protocol, slice_images, target_ci, min_runs, max_runs: likewise.
+        metrics, chips_per_pass, batch_size, precision: likewise.
+        ranks: likewise. Under torchrun every rank makes this call; rank 0's measurements count, taken while all
+            measure.
+        resume, progress: taken and not used. All chips are counted, also those that a resume file has.
+        cost: measured before, by an earlier estimate (`.cost`); None measures.
 
-    Raises TypeError or ValueError as `monte_carlo` does.
+    Raises:
+        TypeError, ValueError: as `monte_carlo`.
     """
     asked = checked(runs=runs, seed=seed, sigma=sigma, protocol=protocol, slice_images=slice_images, target_ci=target_ci,
                     min_runs=min_runs, max_runs=max_runs, metrics=metrics, chips_per_pass=chips_per_pass,

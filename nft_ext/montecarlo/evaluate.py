@@ -50,55 +50,62 @@ def monte_carlo(
     resume: str | os.PathLike | None = None,
     ranks: bool | None = None,
 ) -> MonteCarloReport:
-    """Accuracy of `model` over `runs` programmed chips, each tested on the whole of `data` or on a slice of it.
+    """Accuracy of `model` over `runs` programmed chips, each tested on all of `data` or on a slice of it.
 
-    Run r is chip draw = r of `seed` in the key domain "evaluation": its weights are those of
-    `nft.program(model, seed=seed, draw=r)`, bit for bit, whatever chips_per_pass, batch_size and
-    the number of threads are; its metrics are then equal up to the rounding of the products.
-    The model is evaluated in eval mode and left as it was, training flags included. On a CPU a model with convolutions sees images with
-    channels last in memory, if its logits are then the same up to rounding (checked once): convolutions are faster so.
+    Run r is chip number r of `seed`, in the key domain "evaluation". Its weights are those of `nft.program(model,
+    seed=seed, draw=r)`, bit for bit, for any chips_per_pass, batch_size and number of threads. Its metrics are equal up
+    to the rounding of the products. The model is evaluated in eval mode and left as it was. On a CPU a model with
+    convolutions sees images with channels last in memory, which is faster. This is done only if the logits stay the
+    same up to rounding (checked once).
 
-    model: a converted model (`nft.convert`), inputs [B, ...] -> logits [B, C].
-    data: DataLoader, map-style Dataset, or pair of tensors (inputs [n, ...], labels int [n]).
-        Read once, and kept on the device where it takes at most half of the free memory.
-        Floating-point inputs are cast to the dtype of the model's weights.
-    runs: chips, >= 2; plays no part with target_ci. seed: 64 bits.
-    sigma: overrides every layer's sigma (in the convention of its device); None keeps them, and
-        refuses to run inside `nft.noise(model, sigma=...)`, which the report could not name.
-    protocol: "full": every chip sees every image. "stratified": every chip sees a slice, slices tile
-        the set, and many more chips are drawn: the same mean for far fewer inferences, and no quantiles
-        or worst case (docs/monte_carlo.md).
-    slice_images: images of a slice at most, 1 .. all; slices differ by at most one. "auto": the size that costs
-        least by a pilot of variances and times, so it may differ between machines and moments; the
-        report names it, and a number is reproducible.
-    target_ci: half-width of the 95 % interval of the mean accuracy to reach, a fraction (0.001 is 0.1 points):
-        a pilot of min_runs (>= 64) chips fixes how many are run. More than max_runs are not run;
-        the report then says that the target is not reached.
-    metrics: per-run metrics to report, of "accuracy" (required), "ekl", "nll". The pooled
-        calibration error is always there.
-    chips_per_pass: chips that share a forward pass, or "auto": as many as keep chips * batch_size
-        within 128 rows on a CPU, 4096 on a GPU, and a quarter of the free memory. The last pass is
-        padded with further draws, whose results are dropped. More than one is used only if two
-        chips in one pass give what two passes give (checked once; `report.notes` says if not).
-    batch_size: images a pass, or "auto": 128 on a CPU, 256 on a GPU.
-    device: where to evaluate; a model that lives elsewhere is copied there. None: where it is.
-    progress: True, False, or None for a terminal only.
-    precision: "float32", or "bfloat16" for products under autocast, 1.3 to 2.0 times as fast on a Zen 4, which multiplies it (`nft-ext info`
-        tells of others; a RuntimeWarning on a CPU that is many times slower with it), less exact.
-    resume: a file that every finished chip is written to, one line each, as soon as its pass is done. Where it exists,
-        its chips are taken from it and only the others are run; more runs may be asked for than before. A file of
-        another configuration is refused, and the error names the fields that differ. `report.seconds` then holds the
-        time of all its chips.
-    ranks: None: under torchrun (or with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set) passes are dealt to all
-        ranks, all of which must make this call and return the same report; rank 0 alone shows progress and writes.
-        False: this process alone. True: insists. docs/monte_carlo_ranks.md says what is promised.
+    Args:
+        model: a converted model (`nft.convert`), inputs [B, ...] -> logits [B, C].
+        data: DataLoader, map-style Dataset, or pair of tensors (inputs [n, ...], labels int [n]). It is read once, and
+            kept on the torch device if it takes at most half of the free memory. Floating-point inputs are cast to the
+            dtype of the model's weights.
+        runs: number of chips, >= 2. Not used with target_ci.
+        seed: 64 bits.
+        sigma: overrides the sigma of every layer, in the convention of its device. None keeps them, and is an error
+            inside `nft.noise(model, sigma=...)`, which the report could not name.
+        protocol: "full": every chip sees every image. "stratified": every chip sees a slice, slices tile the set, and
+            more chips are drawn. The mean is the same for far fewer inferences; there are no quantiles and no worst
+            chip (docs/monte_carlo.md).
+        slice_images: largest number of images in a slice, 1 .. all; slices differ by at most one image. "auto" takes
+            the size that costs least, by a pilot of variances and times. It may differ between machines and moments;
+            the report names it. A number is reproducible.
+        target_ci: half-width of the 95 % interval of the mean accuracy to reach, a fraction (0.001 is 0.1 points). A
+            pilot of min_runs chips fixes how many chips are run.
+        min_runs: chips of that pilot, >= 64.
+        max_runs: chips at most with target_ci. If they are not enough, the report says so.
+        metrics: metrics of each chip to report, of "accuracy" (required), "ekl", "nll". The pooled calibration error is
+            always there.
+        chips_per_pass: chips that share a forward pass. "auto" keeps chips * batch_size within 128 rows on a CPU, 4096
+            on a GPU, and a quarter of the free memory. The last pass is padded with further draws, whose results are
+            dropped. Several chips share a pass only if they give what separate passes give (checked once;
+            `report.notes` says if not).
+        batch_size: images per pass. "auto": 128 on a CPU, 256 on a GPU.
+        device: torch device to evaluate on. A model that lives elsewhere is copied there. None: where the model is.
+        progress: True, False, or None for a terminal only.
+        precision: "float32", or "bfloat16" for products under autocast, which are less exact. They are faster on
+            processors that multiply bfloat16 (`nft-ext info` tells). A RuntimeWarning says where they are many times
+            slower.
+        resume: a file to which every finished chip is written, one line each, as soon as its pass is done. If it
+            exists, its chips are taken from it and only the others are run. More runs may be asked for than before. A
+            file of another configuration is refused; the error names the fields that differ. `report.seconds` holds the
+            time of all its chips.
+        ranks: None: under torchrun (or with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set) all ranks share the
+            passes. All must make this call, and all return the same report. Rank 0 alone shows progress and writes.
+            False: this process alone. True: an error without other ranks. docs/monte_carlo_ranks.md has the details.
 
-    On KeyboardInterrupt the finished runs are reported, marked `interrupted`; below two finished
-    runs the interrupt is passed on.
+    Returns:
+        The report. On KeyboardInterrupt it holds the finished runs and is marked `interrupted`; below two finished runs
+        the interrupt is passed on.
 
-    Raises, before any chip is evaluated: TypeError or ValueError that names the argument, the rule
-    and the value; a model without noisy layers, or with NaN or infinite weights, is among them, and ranks with
-    different arguments. OSError if the resume file is in use or cannot be written; RanksError if another rank failed.
+    Raises:
+        TypeError, ValueError: before any chip is evaluated: a bad argument, a model without noisy layers, weights that
+            are NaN or infinite, ranks with different arguments. The message names the argument, the rule and the value.
+        OSError: the resume file is in use or cannot be written.
+        RanksError: another rank failed.
     """
     asked = checked(runs=runs, seed=seed, sigma=sigma, protocol=protocol, slice_images=slice_images, target_ci=target_ci,
                     min_runs=min_runs, max_runs=max_runs, metrics=metrics, chips_per_pass=chips_per_pass,

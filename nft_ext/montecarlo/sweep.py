@@ -36,16 +36,22 @@ def sweep(
     All points draw the chips 0 .. runs-1 of `seed`: layers of the same name have the same normals, whatever the
     network's weights, the device and sigma are. So two curves are compared chip by chip (`Sweep.paired`).
 
-    models: a network, or name -> network; converted ones (`nft.convert`), or plain ones where `devices` is given.
-    data: as `monte_carlo` takes it; read once. sigmas: distinct, in the convention of the devices, which must be one.
-    devices: a device, or name -> device, to put the networks on; their sigmas play no part. None: each network's own.
-    resume: a folder (made if need be) with one journal a point; a sweep that was stopped goes on from it.
-    options: further arguments of `monte_carlo`. slice_images="auto" is settled at the first point and kept.
+    Args:
+        models: a network, or name -> network. Converted ones (`nft.convert`), or plain ones where `devices` is given.
+        data: as `monte_carlo` takes it; read once.
+        sigmas: distinct values, in the convention of the devices, which must be one.
+        devices: a device, or name -> device, to put the networks on; their sigmas are not used. None: each network's
+            own.
+        runs, seed: as `monte_carlo` takes them.
+        resume: a folder (made if it is missing) with one file per point; a sweep that was stopped goes on from it.
+        options: further arguments of `monte_carlo`. slice_images="auto" is settled at the first point and kept.
 
-    Points are done sigma by sigma. An interrupt ends the sweep: the points so far are returned, the last marked
-    `interrupted` if it had at least two runs; with nothing to return it is passed on.
-    Raises TypeError or ValueError, before any chip is evaluated, for bad models, sigmas or devices, and what
-    `monte_carlo` raises.
+    Returns:
+        The points, done sigma by sigma. An interrupt ends the sweep: the points so far are returned, the last marked
+        `interrupted` if it had at least two runs. With nothing to return it is passed on.
+
+    Raises:
+        TypeError, ValueError: before any chip is evaluated, for bad models, sigmas or devices; else as `monte_carlo`.
     """
     sigmas = _distinct("sigmas", [number("sigmas", sigma, 0.0) for sigma in sigmas])
     curves = _curves(_named("models", models, nn.Module), devices)

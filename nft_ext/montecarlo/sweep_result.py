@@ -23,7 +23,14 @@ COMPARED = "on common chips: this compares these checkpoints, not the methods th
 
 @dataclass
 class Curve:
-    """One network on one device. name: of both. reports: one a sigma, in the order given."""
+    """One network on one device.
+
+    Attributes:
+        name: of network and device together.
+        model_name, device_name: of each; "" where it has none.
+        model: the converted network.
+        reports: one per sigma, in the order given.
+    """
 
     name: str
     model_name: str
@@ -36,7 +43,9 @@ class Curve:
 class Sweep:
     """What `sweep` found; `str(sweep)` is a table of all curves.
 
-    curves: one a network and device. interrupted: True if stopped before the last point.
+    Attributes:
+        curves: one per network and device.
+        interrupted: True if stopped before the last point.
     """
 
     curves: list[Curve]
@@ -48,19 +57,24 @@ class Sweep:
         return {curve.name: curve.reports for curve in self.curves if curve.reports}
 
     def curve(self, name: str) -> list[MonteCarloReport]:
-        """The reports of one curve; raises ValueError for an unknown name."""
+        """The reports of the curve called `name`.
+
+        Raises:
+            ValueError: an unknown name.
+        """
         return self.reports[one_of("name", name, self.reports)]
 
     def paired(self, a: str, b: str, metric: str = "accuracy") -> dict[float, Paired]:
         """Curve `a` minus curve `b` chip by chip: sigma -> mean, interval, t test and Wilcoxon's signed rank test.
 
         Of every sigma that both have, over the chips that both have. The replicates are chips: the outcome speaks about
-        these two checkpoints over all chips of their device, and not about the methods that trained them, which takes
-        several trainings of each (`nft.metrics.compare_methods`). Chips on which a metric has no value (EKL with
-        nothing right) are left out. Under "stratified" a chip's two figures are on the same slice, and the interval is
-        too wide rather than too narrow, as whole tilings vary less than independent slices.
+        these two checkpoints over all chips of their device. It does not speak about the methods that trained them;
+        that takes several trainings of each (`nft.metrics.compare_methods`). Chips on which a metric has no value (EKL
+        with nothing right) are left out. Under "stratified" a chip's two figures are on the same slice. The interval is
+        then too wide rather than too narrow, as whole tilings vary less than independent slices.
 
-        Raises ValueError for an unknown name, and for slices that differ between the two.
+        Raises:
+            ValueError: an unknown name, or slices that differ between the two.
         """
         found = {}
         others = {report.sigma: report for report in self.curve(b)}
@@ -95,9 +109,10 @@ class Sweep:
         return "\n".join([f"accuracy minus that of {baseline}, {COMPARED}", *align(rows)])
 
     def plot(self, path: str | os.PathLike, title: str = "Accuracy over programmed chips") -> None:
-        """Writes a figure: a line a curve over sigma, with 95 % bands; PNG, PDF or SVG by the suffix of `path`.
+        """Writes a figure: one line per curve over sigma, with 95 % bands; PNG, PDF or SVG by the suffix of `path`.
 
-        Raises ImportError, with the command that mends it, without matplotlib.
+        Raises:
+            ImportError: matplotlib is missing; the message has the command that installs it.
         """
         plot_sweep(self.reports, path, title)
 

@@ -30,7 +30,11 @@ def fit_temperature(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sig
     Args:
         model: a converted model, inputs [B, ...] -> logits [B, C]; evaluated in eval mode and left as it was.
         data: a DataLoader, a map-style Dataset or a pair of tensors; images that did not train the model.
-        runs: chips, >= 1, one a pass. sigma: overrides every layer's. device: where to compute; default its own.
+        runs: chips, >= 1, one per pass.
+        seed: of the chips, 64 bits.
+        sigma: overrides every layer's.
+        batch_size: images per pass.
+        device: torch device to compute on; None: the model's own.
 
     Raises:
         TypeError, ValueError: as `monte_carlo`; logits that are NaN or infinite.
@@ -59,7 +63,7 @@ def fit_temperature(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sig
 
 
 def calibrate(*args, **kwargs) -> Temperature:
-    """Deprecated name of `fit_temperature`; it goes in the next release."""
+    """Deprecated name of `fit_temperature`, with the same `args` and `kwargs`; it goes in the next release."""
     warnings.warn("nft_ext.montecarlo.calibrate is now fit_temperature, with the same arguments; the old name goes in "
                   "the next release", DeprecationWarning, stacklevel=2)
     return fit_temperature(*args, **kwargs)

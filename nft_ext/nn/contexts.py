@@ -28,6 +28,7 @@ def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = N
     """Inside, the noise of every noisy layer of `model` is on or off, or has another sigma; train() and eval() play no part.
 
     Args:
+        model: a noisy model.
         enabled: True, False (layers then compute with the quantized weight W_d), or None to leave it.
         sigma: in the device's own convention (nvm.relative_to), or None to leave it.
 
@@ -54,6 +55,7 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
     [S * B, ...], chip-major: y.unflatten(0, (S, B)). Of nested `chips` of one model the innermost holds.
 
     Args:
+        model: a noisy model.
         seed, draws, domain: see `noise_key`; or give `key` int64 [S, 2] itself.
         repeat: False if each chip has an input of its own: x is then [S * B, ...], chip-major itself.
         programmed: program all layers once, at the entry, in few launches, and keep W_p [S, *weight.shape] of each (in autocast's
@@ -81,8 +83,14 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
 
 
 def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]]:
-    """The `context_fn` of torch.utils.checkpoint for use inside `noise` or `chips`: the recomputation in the backward runs with
-    the noise of the forward, also when the context has been left by then (gradients would be silently wrong otherwise)."""
+    """The `context_fn` of torch.utils.checkpoint for use inside `noise` or `chips`.
+
+    The recomputation in the backward then runs with the noise of the forward, also when the context has been left by
+    then. Without it, gradients would be wrong without a message.
+
+    Args:
+        model: the noisy model.
+    """
 
     def context_fn():
         states = {name: layer.noise_state() for name, layer in noisy_layers(model).items()}

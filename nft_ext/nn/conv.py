@@ -18,15 +18,16 @@ from nft_ext.nn.base import NoisyLayer
 class NoisyConv2d(NoisyLayer, nn.Conv2d):
     """nn.Conv2d whose weight sits on a crossbar: y = conv2d(x, W_p) + b, W_p of Eq. 5; the bias is digital.
 
-    Args:
-        in_channels, out_channels, kernel_size and all other arguments of nn.Conv2d, padding modes included. state_dict keys are
-            the same.
-        nvm: the device model.
+    The state_dict keys are those of nn.Conv2d. Shapes: x [B, C, H, W] (or [C, H, W]) -> [B, out, oh, ow]; inside
+    `nft.chips` with S chips, dim 0 is chip-major, S * B.
 
-    Shapes: x [B, C, H, W] (or [C, H, W]) -> [B, out, oh, ow]; under nft_ext.chips with S chips, dim 0 is chip-major, S * B.
+    Args:
+        in_channels, out_channels, kernel_size: as nn.Conv2d takes them.
+        nvm: the device model.
+        args, options: the other arguments of nn.Conv2d, padding modes included.
 
     Raises:
-        TypeError, ValueError: arguments, shapes, types or devices that do not fit, by name.
+        TypeError, ValueError: arguments, shapes, types or torch devices that do not fit, by name.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Any, *args: Any, nvm: NVMDevice, **options: Any) -> None:
@@ -34,6 +35,11 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         self.attach(nvm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, out, oh, ow] of x [B, C, H, W], see the class.
+
+        Raises:
+            TypeError, ValueError: an input that does not fit, by name.
+        """
         check_tensor("x", x)
         if x.dim() not in (3, 4):
             fail("x", f"must have the shape [B, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))

@@ -70,7 +70,12 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """A copy of `model` with plain layers again: the backbone, weights as trained."""
+    """A copy of `model` with plain layers again: the backbone, weights as trained.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: a fused model; restore the model that was fused.
+    """
     module("model", model)
     result = copy.deepcopy(model)
     for layer in noisy_layers(result).values():

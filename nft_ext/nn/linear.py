@@ -15,14 +15,16 @@ from nft_ext.nn.base import NoisyLayer
 class NoisyLinear(NoisyLayer, nn.Linear):
     """nn.Linear whose weight sits on a crossbar: y = x W_p^T + b, W_p of Eq. 5; the bias is digital.
 
-    Args:
-        in_features, out_features, bias, and the other arguments of nn.Linear. state_dict keys are the same.
-        nvm: the device model.
+    The state_dict keys are those of nn.Linear. Shapes: x [B, ..., in] -> [B, ..., out]; inside `nft.chips` with S
+    chips, dim 0 is chip-major, S * B.
 
-    Shapes: x [B, ..., in] -> [B, ..., out]; under nft_ext.chips with S chips, dim 0 is chip-major, S * B.
+    Args:
+        in_features, out_features, bias: as nn.Linear takes them.
+        nvm: the device model.
+        options: the other arguments of nn.Linear.
 
     Raises:
-        TypeError, ValueError: arguments, shapes, types or devices that do not fit, by name.
+        TypeError, ValueError: arguments, shapes, types or torch devices that do not fit, by name.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, nvm: NVMDevice, **options: Any) -> None:
@@ -30,6 +32,7 @@ class NoisyLinear(NoisyLayer, nn.Linear):
         self.attach(nvm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, ..., out] of x [B, ..., in], see the class."""
         if (weights := self.programmed()) is not None:
             return programmed.linear(x, weights, self.bias)
         bar = self.crossbar()

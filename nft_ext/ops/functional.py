@@ -91,7 +91,8 @@ def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, nvm: 
     Args:
         x: [B, ..., in]; or with shared=False [S * B, ..., in], chip-major.
         weight: [out, in]. bias: [out], digital (no noise).
-        key: int64 [S, 2] on x's device, one row a chip.
+        nvm: the device model.
+        key: int64 [S, 2] on x's torch device, one row per chip.
         stream: the layer's 32-bit stream.
         shared: whether all chips see the same x.
         enabled: False multiplies with the quantized weight W_d.
@@ -100,7 +101,7 @@ def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, nvm: 
             serves the shape, else the product is rounded too.
 
     Returns:
-        [S * B, ..., out], chip-major, in x's dtype (autocast's, where that is on). For 1-D x [in]: [out], S = 1 only.
+        [S * B, ..., out], chip-major, in x's dtype (autocast's, where that is on). A 1-D x [in] gives [out], with S = 1 only.
 
     Raises:
         TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite; with scale, shift, residual or relu,
@@ -146,11 +147,12 @@ def noisy_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: 
         x: [B, C, H, W]; or with shared=False [S * B, C, H, W], chip-major.
         weight: [out, C / groups, kh, kw]. bias: [out], digital (no noise).
         stride, padding, dilation, groups: as in torch; padding also "same" (stride 1) or "valid".
-        key: int64 [S, 2] on x's device, one row a chip.
+        nvm: the device model.
+        key: int64 [S, 2] on x's torch device, one row per chip.
         stream: the layer's 32-bit stream.
         shared: whether all chips see the same x.
         enabled: False convolves with the quantized weight W_d.
-        scale, shift, residual, relu: as in `noisy_linear`, a scale and a shift each output channel.
+        scale, shift, residual, relu: as in `noisy_linear`, one scale and one shift per output channel.
 
     Returns:
         [S * B, out, oh, ow], chip-major, in x's dtype (autocast's, where that is on) and memory format.

@@ -43,7 +43,7 @@ def save(path: str | PathLike, model: nn.Module | Mapping[str, Tensor], meta: Ma
 
 
 def load(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state_dict (on the CPU) and the metadata of a checkpoint.
+    """The state_dict (on the CPU) and the metadata of the checkpoint at `path`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -53,12 +53,14 @@ def load(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_model(path: str | PathLike) -> tuple[nn.Module, dict[str, Any]]:
-    """The plain model of a checkpoint, rebuilt by `nft_ext.models.build`, in eval mode, and the metadata. `NVMDevice.described` rebuilds
-    the device it was trained for from `meta["device"]`, which is None or missing for none.
+    """The plain model of the checkpoint at `path`, rebuilt by `nft_ext.models.build`, in eval mode, and the metadata.
+
+    `NVMDevice.described` rebuilds the device that it was trained for from `meta["device"]`, which is None or missing
+    for none.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`; also if the metadata name no built-in model, or the weights
-            do not fit it.
+        FileNotFoundError, ValueError: as `load`; also if the metadata name no built-in model, or the weights do not fit
+            it.
     """
     state, meta = load(path)
     description = meta.get("model")

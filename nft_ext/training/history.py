@@ -60,7 +60,7 @@ class History:
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The training loss, or the weights, became NaN or infinite.
+    """The training loss, or the weights, became NaN or infinite; `message` says where.
 
     Attributes:
         history: what was reached before; its model holds the best epoch's weights, or those the run began with.

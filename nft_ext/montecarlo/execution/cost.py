@@ -25,7 +25,14 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds: a pass, a chip programmed in it, an image run through a chip. misfit: the largest relative error of a timed pass."""
+    """What passes cost on a machine, in seconds.
+
+    Attributes:
+        overhead: of a pass, whatever is in it.
+        chip: of programming one chip in it.
+        image: of one image through one chip.
+        misfit: the largest relative error of a timed pass.
+    """
 
     overhead: float
     chip: float

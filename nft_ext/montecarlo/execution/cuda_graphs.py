@@ -24,6 +24,8 @@ WARM_UPS = 3  # libraries choose algorithms and get their workspaces before the 
 class MonteCarloGraph:
     """`model` on S programmed chips, captured once and replayed for any images of the same shape and any chips.
 
+    A loop over 200 chips, 8 per replay:
+
         step = MonteCarloGraph(model, images, chips=8)
         for draws in batched(range(200), 8):
             logits = step(images, nft.noise_key(seed, draws, device="cuda"))      # [8 * B, C], chip-major

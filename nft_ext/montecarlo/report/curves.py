@@ -40,10 +40,15 @@ def common_conditions(reports: list[MonteCarloReport]) -> str:
 
 
 def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
-    """Mean accuracy in percent with its 95 % half-width: one row a sigma, one column a curve.
+    """Mean accuracy in percent with its 95 % half-width: one row per sigma, one column per curve.
 
-    curves: name -> reports, as `Sweep.reports` holds them. Points a curve lacks are shown as "-", and
-    interrupted ones are marked "*".
+    Points that a curve lacks are shown as "-", and interrupted ones are marked "*".
+
+    Args:
+        curves: name -> reports, as `Sweep.reports` gives them.
+
+    Raises:
+        ValueError: no report, or one of several sigmas.
     """
     reports = check_curves(curves)
     rows = [["sigma", *curves]]

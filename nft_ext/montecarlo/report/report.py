@@ -29,19 +29,25 @@ NON_GAUSSIAN = ("clip", "censor", "truncate", "stuck")
 
 @dataclass(frozen=True, eq=False)
 class MonteCarloReport:
-    """What `monte_carlo` found; `str(report)` is a one-screen table.
+    """What `monte_carlo` found; `str(report)` is a table of one screen.
 
-    statistics: metric name -> RunStatistic, or SliceStatistic under "stratified"; `accuracy`, `ekl`, `nll` read it.
-    ece: expected calibration error (top label, 15 equal-width bins), pooled over chips and images.
-    runs: chips evaluated; run r is chip draw = r of `seed`, key domain "evaluation".
-    images: images tested on. classes: the model's.
-    nvm: one entry a distinct device: {"device": NVMDevice.describe(), "text", "layers"}, with the
-        sigma in force. protocol, precision, chips_per_pass, batch_size, hardware: how it was run.
-    seconds: wall time. interrupted: True if stopped before the runs asked for.
-    notes: what a reader of the figures should know. versions: name -> version.
-    slice_images: images of a chip's slice at most, n; None where every chip saw all. slices: of a tiling.
-    pilot: what slice_images="auto" was decided by (variances, costs in seconds), else None.
-    stopping: target_ci, reached (bool), pilot_runs, min_runs, max_runs; None where `runs` was given.
+    Attributes:
+        statistics: metric name -> RunStatistic, or SliceStatistic under "stratified"; `accuracy`, `ekl`, `nll` read it.
+        ece: expected calibration error (top label, 15 bins of equal width), pooled over chips and images.
+        runs: chips evaluated; run r is chip number r of `seed`, key domain "evaluation".
+        images: number of test images.
+        classes: number of the model's classes.
+        seed: seed of the chips.
+        nvm: one entry per distinct device: {"device": NVMDevice.describe(), "text", "layers"}, with the sigma in force.
+        protocol, precision, chips_per_pass, batch_size, hardware: how it was run.
+        seconds: wall time.
+        interrupted: True if stopped before the runs asked for.
+        notes: what a reader of the figures should know.
+        versions: name -> version.
+        slice_images: largest number of images in a chip's slice; None where every chip saw all.
+        slices: slices of a tiling.
+        pilot: what slice_images="auto" was decided by (variances, costs in seconds), else None.
+        stopping: target_ci, reached (bool), pilot_runs, min_runs, max_runs; None where `runs` was given.
     """
 
     statistics: dict[str, RunStatistic | SliceStatistic]
@@ -94,14 +100,14 @@ class MonteCarloReport:
 
     @property
     def tilings(self) -> float:
-        """How often every image was seen: runs / slices."""
+        """How often every image was seen, runs / slices."""
         return self.runs / self.slices
 
     @property
     def equivalent_full_runs(self) -> float:
-        """Runs on all images that would give the mean accuracy the same variance: std^2 / standard error^2.
+        """Runs on all images that would give the mean accuracy the same variance, std^2 / standard error^2.
 
-        `runs` under "full"; as good as the estimated std otherwise, and NaN without one.
+        `runs` under "full". Otherwise it is as good as the estimated std, and NaN without one.
         """
         if self.slice_images is None:
             return float(self.runs)
@@ -135,9 +141,10 @@ class MonteCarloReport:
     __str__ = table
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Writes a figure of the per-run accuracy (PNG, PDF or SVG by the suffix of `path`).
+        """Writes a figure of the accuracy of each chip to `path`; PNG, PDF or SVG by its suffix.
 
-        Raises ImportError, with the command that mends it, without matplotlib.
+        Raises:
+            ImportError: matplotlib is missing; the message has the command that installs it.
         """
         plot_report(self, path)
 
@@ -164,7 +171,9 @@ class MonteCarloReport:
     def from_json(cls, path: str | os.PathLike) -> MonteCarloReport:
         """Reads what `to_json` wrote.
 
-        Raises FileNotFoundError, or ValueError if the file is corrupt or of another kind.
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is corrupt or of another kind.
         """
         if not Path(path).is_file():
             fail("path", "must be a report written by to_json", f"no file {path}", kind=FileNotFoundError)

@@ -20,11 +20,17 @@ WHY_ABSENT = (
 class SliceStatistic:
     """One metric of a stratified evaluation.
 
-    per_run: float64 [runs], of chip r on its own slice; NaN where it has no value. Not a chip's figure on the whole set.
-    pooled: over all chips and images seen, the ratio of the summed numerator and denominator; also the mean.
-    higher_is_better: of the metric. std: standard deviation over chips of the metric on all images, estimated from slices;
-    NaN where it is not (EKL, NLL, one image a slice). standard_error: of the mean. ci95: half-width of its 95 % interval,
-    t(df) * standard_error. conservative: True if the interval is too wide on average, too few chips having shared a slice.
+    Attributes:
+        per_run: float64 [runs], of chip r on its own slice; NaN where it has no value. Not a chip's figure on all
+            images.
+        pooled: over all chips and images seen, the ratio of the summed numerator and denominator; also the mean.
+        higher_is_better: whether a higher value of the metric is better.
+        std: standard deviation over chips of the metric on all images, estimated from slices. NaN where there is no
+            estimate (EKL, NLL, one image per slice).
+        standard_error: standard error of the mean.
+        ci95: half-width of the 95 % interval of the mean, t(df) * standard_error.
+        conservative: True if the interval is too wide on average, because too few chips shared a slice.
+        share: whether the metric is a share of images, in 0 .. 1.
     """
 
     per_run: np.ndarray
@@ -48,18 +54,29 @@ class SliceStatistic:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the mean: mean -+ ci95; for an accuracy above 95 % that interval on the logit scale."""
+        """The 95 % interval of the mean, mean - ci95 to mean + ci95.
+
+        For an accuracy above 95 % it is that interval on the logit scale, taken back.
+        """
         if not self.share or not LOGIT_FROM < self.mean < 1:
             return self.mean - self.ci95, self.mean + self.ci95
         return logit_interval(self.mean, self.ci95)
 
     def quantile(self, q: float) -> NoReturn:
-        """Refused: raises ValueError with the reason."""
+        """Refused, since a slice's accuracy varies with its images too.
+
+        Raises:
+            ValueError: for every `q`, with the reason.
+        """
         fail("quantile", WHY_ABSENT, f"q = {q!r} under protocol 'stratified'")
 
     @property
     def worst(self) -> NoReturn:
-        """Refused: raises ValueError with the reason."""
+        """Refused, since a slice's accuracy varies with its images too.
+
+        Raises:
+            ValueError: always, with the reason.
+        """
         fail("worst", WHY_ABSENT, "protocol 'stratified'")
 
 

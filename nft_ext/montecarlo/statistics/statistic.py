@@ -12,9 +12,10 @@ from nft_ext.montecarlo.statistics.intervals import extreme_bounds_quantile, mea
 
 
 class Quantile(float):
-    """An estimated quantile over chips: a float, with its 95 % order-statistic interval.
+    """An estimated quantile over chips: a float, `value`, with its 95 % order-statistic interval.
 
-    low, high: the interval (-inf, inf where the number of runs gives no such bound).
+    Attributes:
+        low, high: the interval; -inf or inf where the number of runs gives no such bound.
     """
 
     low: float
@@ -27,11 +28,12 @@ class Quantile(float):
 
 
 class Worst(float):
-    """The worst chip seen: a float, with what it says about chips not seen.
+    """The worst chip seen: a float, `value`, with what it says about chips not seen.
 
-    runs: the number of chips it is the worst of.
-    bounds_quantile: with 95 % confidence at most this share of all chips does worse
-        (200 runs: 0.0149, so the minimum of 200 bounds the 1.5 % quantile and nothing below it).
+    Attributes:
+        runs: number of chips that it is the worst of.
+        bounds_quantile: at most this share of all chips does worse, with 95 % confidence. With 200 runs it is 0.0149:
+            the minimum of 200 chips bounds the 1.5 % quantile and nothing below it.
     """
 
     runs: int
@@ -47,14 +49,15 @@ class Worst(float):
 class RunStatistic:
     """One metric of a Monte Carlo evaluation.
 
-    per_run: float64 [runs], run r being chip draw = r; NaN where a run has no value (EKL of a chip
-        with no image right).
-    pooled: the metric over all chips and images at once (for EKL the ratio of the summed
-        numerator and denominator; for the others the mean).
-    higher_is_better: decides which end is the worst.
-    fixed_half_width: of the interval, where a stopping rule fixed it (`stopping.until`); None: from all runs.
-
     Mean, std, interval and quantiles are over the runs that have a value.
+
+    Attributes:
+        per_run: float64 [runs], run r being chip number r; NaN where a run has no value (EKL of a chip with no image
+            right).
+        pooled: the metric over all chips and images at once. For EKL it is the ratio of the summed numerator and
+            denominator; for the others it is the mean.
+        higher_is_better: decides which end is the worst.
+        fixed_half_width: half-width of the interval where a stopping rule fixed it; None: from all runs.
     """
 
     per_run: np.ndarray
@@ -81,18 +84,22 @@ class RunStatistic:
 
     @property
     def ci95(self) -> float:
-        """Half-width of the 95 % interval of the mean over chips: t(n-1) * std / sqrt(n), or as a stopping rule fixed it."""
+        """Half-width of the 95 % interval of the mean over chips.
+
+        It is t(n-1) * std / sqrt(n), or what a stopping rule fixed.
+        """
         return mean_half_width(self.std, len(self.values)) if self.fixed_half_width is None else self.fixed_half_width
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the mean: mean -+ ci95."""
+        """The 95 % interval of the mean, mean - ci95 to mean + ci95."""
         return self.mean - self.ci95, self.mean + self.ci95
 
     def quantile(self, q: float) -> Quantile:
-        """The q-quantile over chips (0 < q < 1, linear between order statistics), with interval.
+        """The q-quantile over chips (0 < q < 1, linear between order statistics), with its interval.
 
-        Raises ValueError if q lies outside (0, 1).
+        Raises:
+            ValueError: q outside (0, 1).
         """
         if not 0 < q < 1:
             fail("q", "must lie between 0 and 1, both excluded", q)
