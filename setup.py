@@ -1,6 +1,7 @@
 """Builds the compiled part with CMake and Ninja: pip install --no-build-isolation .
 
-NFT_EXT_CUDA=auto|0|1 chooses whether the CUDA library is built (auto: where nvcc works); NFT_EXT_TESTS=1 builds the native tests too.
+NFT_EXT_CUDA=auto|0|1 chooses whether the CUDA library is built (auto: where nvcc works); NFT_EXT_TESTS=1 builds the
+native tests too.
 """
 
 import importlib.util
@@ -57,7 +58,9 @@ class CMakeBuild(build_ext):
 
         compiler = os.environ.get("CXX", "c++")
         if shutil.which(compiler) is None:
-            sys.exit(f"nft_ext: the build needs a C++17 compiler, and {compiler} was not found; run: sudo apt-get install g++")
+            sys.exit(
+                f"nft_ext: the build needs a C++17 compiler, and {compiler} was not found; run: sudo apt-get install g++"
+            )
         torch = Path(importlib.util.find_spec("torch").origin).parent
         in_place = self.inplace or getattr(self, "editable_mode", False)
         output = ROOT / "nft_ext" if in_place else Path(self.build_lib).resolve() / "nft_ext"
@@ -67,11 +70,21 @@ class CMakeBuild(build_ext):
         record = libraries["identity"](ROOT / "nft_ext")  # before compiling: a source changed meanwhile then shows
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         configure = [
-            tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
-            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DNFT_EXT_TORCH={torch}", "-DNFT_EXT_PYTHON=ON",
+            tool("cmake"),
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            f"-DNFT_EXT_TORCH={torch}",
+            "-DNFT_EXT_PYTHON=ON",
             f"-DNFT_EXT_TESTS={os.environ.get('NFT_EXT_TESTS', '0')}",
-            f"-DNFT_EXT_CUDA={os.environ.get('NFT_EXT_CUDA', 'auto')}", f"-DNFT_EXT_OUTPUT={output}",
-            f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DNFT_EXT_CUDA={os.environ.get('NFT_EXT_CUDA', 'auto')}",
+            f"-DNFT_EXT_OUTPUT={output}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
         for command in (configure, [tool("cmake"), "--build", str(build)]):
             if subprocess.run(command).returncode != 0:

@@ -1,8 +1,10 @@
-"""Everything a CUDA machine can prove about this package, in one command: python bench/gpu_check.py --out DIR [--minutes 8].
+"""Everything a CUDA machine can prove about this package, in one command: python bench/gpu_check.py --out DIR
+[--minutes 8].
 
-Builds the package with CUDA where it is not built, then runs the stages below, each in its own process and within its own time.
-DIR/gpu_check.json is written after every stage, so an interrupted run keeps what it had; DIR/logs holds the stages' output; a
-short table ends the output. Exit status: 0 proved, 1 a correctness stage failed or did not end, 2 no CUDA machine or bad options.
+Builds the package with CUDA where it is not built, then runs the stages below, each in its own process and within its
+own time. DIR/gpu_check.json is written after every stage, so an interrupted run keeps what it had; DIR/logs holds the
+stages' output; a short table ends the output. Exit status: 0 proved, 1 a correctness stage failed or did not end, 2 no
+CUDA machine or bad options.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # started as a file: its own folder must not be where modules are looked for
     sys.path[0] = str(ROOT)
 
-from bench.gpu import report, stages, targets  # noqa: E402
-from bench.gpu.child import NOT_HERE_STATUS  # noqa: E402
-from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, Outcome, Stage  # noqa: E402
+from bench.gpu import report, stages, targets
+from bench.gpu.child import NOT_HERE_STATUS
+from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, Outcome, Stage
 
 # Seconds kept for a stage, which together are the default minutes, and at most. After a build of 100 s each gets about
 # what it takes on an H100, except that the last two may stop short of their least important cases.
@@ -46,8 +48,10 @@ STAGES = (
 )
 MARGIN = 6.0  # seconds that a measuring stage is told to stop before its time is up
 BUILD = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
-WHAT_TO_DO = ("run it on a machine with an NVIDIA GPU of compute capability 8.0 or later, its driver, the CUDA toolkit's nvcc "
-              "and a CUDA build of torch >= 2.11; nothing was measured")
+WHAT_TO_DO = (
+    "run it on a machine with an NVIDIA GPU of compute capability 8.0 or later, its driver, the CUDA toolkit's nvcc "
+    "and a CUDA build of torch >= 2.11; nothing was measured"
+)
 
 
 def why_no_cuda() -> str | None:
@@ -107,8 +111,18 @@ class Runner:
         with tempfile.TemporaryDirectory() as folder:
             saved, known = Path(folder) / "found.json", Path(folder) / "known.json"
             stages.write_json(known, {name: o.found for name, o in self.outcomes.items()})
-            command = [sys.executable, "-m", "bench.gpu.child", stage.name, "--out", str(saved), "--known", str(known),
-                       "--seconds", str(max(1.0, seconds - MARGIN) if stage.measures else seconds)]
+            command = [
+                sys.executable,
+                "-m",
+                "bench.gpu.child",
+                stage.name,
+                "--out",
+                str(saved),
+                "--known",
+                str(known),
+                "--seconds",
+                str(max(1.0, seconds - MARGIN) if stage.measures else seconds),
+            ]
             status, tail = stages.run_process(command, seconds, self.logs / f"{stage.name}.log", ROOT, environment())
             return ended(stage, status, tail, seconds, stages.read_json(saved))
 
@@ -116,7 +130,9 @@ class Runner:
 def ended(stage: Stage, status: int | None, tail: str, seconds: float, found: Any) -> Outcome:
     """The outcome of a stage's process: status None where its time ran out; whatever it saved is kept in any case."""
     if status is None:
-        return Outcome(LATE, why=f"ended after {seconds:.0f} s" + ("; what it had is kept" if found else ""), found=found)
+        return Outcome(
+            LATE, why=f"ended after {seconds:.0f} s" + ("; what it had is kept" if found else ""), found=found
+        )
     if status == NOT_HERE_STATUS:
         return Outcome(NOT_RUN, why=last_line(tail), found=found)
     if status != 0:
@@ -129,18 +145,23 @@ def last_line(text: str) -> str:
 
 
 def options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench/gpu_check.py",
-                                     description="Builds, tests and measures nft_ext on a CUDA machine.",
-                                     epilog="stages: " + "; ".join(f"{s.name}: {s.what}" for s in STAGES))
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
-                        help="folder for gpu_check.json and the logs; made if missing")
+    parser = argparse.ArgumentParser(
+        prog="bench/gpu_check.py",
+        description="Builds, tests and measures nft_ext on a CUDA machine.",
+        epilog="stages: " + "; ".join(f"{s.name}: {s.what}" for s in STAGES),
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for gpu_check.json and the logs; made if missing"
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything together (default 8)")
     parser.add_argument("--skip", default="", metavar="STAGE,...", help="stages to leave out; the table says so")
     found = parser.parse_args(argv)
     found.skip = {name.strip() for name in found.skip.split(",") if name.strip()}
     unknown = found.skip - {s.name for s in STAGES}
     if unknown:
-        parser.error(f"--skip: must name stages among {', '.join(s.name for s in STAGES)}; got {', '.join(sorted(unknown))}")
+        parser.error(
+            f"--skip: must name stages among {', '.join(s.name for s in STAGES)}; got {', '.join(sorted(unknown))}"
+        )
     if not (math.isfinite(found.minutes) and found.minutes > 0):
         parser.error(f"--minutes: must be > 0; got {found.minutes:g}")
     return found
@@ -162,15 +183,25 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     chosen.out.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, Outcome] = {}
-    facts = {"command": "python bench/gpu_check.py " + " ".join(sys.argv[1:] if argv is None else argv), "commit": revision(),
-             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "minutes": chosen.minutes}
+    facts = {
+        "command": "python bench/gpu_check.py " + " ".join(sys.argv[1:] if argv is None else argv),
+        "commit": revision(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "minutes": chosen.minutes,
+    }
 
     def save(so_far: dict[str, Outcome]) -> None:
         outcomes.update(so_far)
-        stages.write_json(chosen.out / "gpu_check.json", facts | {
-            "complete": len(outcomes) == len(STAGES),
-            "unproven": stages.unproven([s for s in STAGES if s.name in outcomes], outcomes),
-            "stages": {name: o.record() for name, o in outcomes.items()}, "targets": targets.judged(outcomes)})
+        stages.write_json(
+            chosen.out / "gpu_check.json",
+            facts
+            | {
+                "complete": len(outcomes) == len(STAGES),
+                "unproven": stages.unproven([s for s in STAGES if s.name in outcomes], outcomes),
+                "stages": {name: o.record() for name, o in outcomes.items()},
+                "targets": targets.judged(outcomes),
+            },
+        )
 
     runner = Runner(chosen.out, outcomes)
     stages.run_stages(STAGES, chosen.skip, chosen.minutes, runner, save, lambda line: print(line, flush=True))

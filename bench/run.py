@@ -1,4 +1,6 @@
-"""Runs benchmarks: python bench/run.py [--list] [--only PATTERN] [--out FILE] [--rounds N] [--no-compile] [--precision P]."""
+"""Runs benchmarks: python bench/run.py [--list] [--only PATTERN] [--out FILE] [--rounds N] [--no-compile] [--precision
+P].
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,24 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the cases and their variants, run nothing")
     parser.add_argument("--only", metavar="PATTERN", help="names, parts of names or globs; commas separate several")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write everything measured as JSON")
-    parser.add_argument("--rounds", metavar="N", type=int, help="interleaved rounds a case (default: the case's own, 9 to 15)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes to compile")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="leave out the other: bf16 takes minutes a call on processors without it")
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, help="interleaved rounds a case (default: the case's own, 9 to 15)"
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes to compile"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="leave out the other: bf16 takes minutes a call on processors without it",
+    )
     parser.add_argument("--threads", metavar="N", type=int, help="threads of torch and of nft_ext (default: torch's)")
-    parser.add_argument("--malloc", choices=("default", "keep"), default="default",
-                        help="keep: glibc keeps freed memory, so nobody pays for page clearing (default: the system's behaviour)")
+    parser.add_argument(
+        "--malloc",
+        choices=("default", "keep"),
+        default="default",
+        help="keep: glibc keeps freed memory, so nobody pays for page clearing (default: the system's behaviour)",
+    )
     options = parser.parse_args(argv)
     for name in ("rounds", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -40,8 +54,11 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _variants(case: Case, options: argparse.Namespace) -> list:
-    return [v for v in case.variants if not (options.no_compile and v.mode == "compile")
-            and options.precision in (None, v.precision)]
+    return [
+        v
+        for v in case.variants
+        if not (options.no_compile and v.mode == "compile") and options.precision in (None, v.precision)
+    ]
 
 
 def _print_list(chosen: list[Case], reports: list[str], options: argparse.Namespace) -> None:
@@ -61,7 +78,8 @@ def _run_case(case: Case, options: argparse.Namespace, title: str) -> measure.Me
     rounds = options.rounds or case.rounds
     if not options.no_compile:
         torch.compiler.reset()
-        # All variants of a case compile the same source lines, more than torch allows by default; beyond that it runs eager code.
+        # All variants of a case compile the same source lines, more than torch allows by default; beyond that it runs
+        # eager code.
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
     with Progress(len(variants) + rounds, title, "steps") as progress:

@@ -11,8 +11,12 @@ import pytest
 
 from bench.harness import registry
 
-EAGER = [pytest.param(case, variant, id=f"{case.name}: {variant.name}")
-         for case in registry.cases() for variant in case.variants if variant.mode == "eager"]
+EAGER = [
+    pytest.param(case, variant, id=f"{case.name}: {variant.name}")
+    for case in registry.cases()
+    for variant in case.variants
+    if variant.mode == "eager"
+]
 
 
 @pytest.mark.parametrize("case, variant", EAGER)

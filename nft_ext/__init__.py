@@ -9,27 +9,52 @@
 docs/noise.md defines the noise; nft_ext.reference says in plain PyTorch what every kernel computes.
 """
 
-from nft_ext.ops import build_info  # noqa: F401  (first: it loads the libraries, and with them nft_ext._core)
 from nft_ext import data, methods, metrics, models, reference
-from nft_ext.ops.build_info import info
+from nft_ext._common.moved import keep_old_names
+from nft_ext.device import NVMDevice
+from nft_ext.montecarlo import CostEstimate, MonteCarloReport, estimate_cost, monte_carlo, sweep
+from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
+from nft_ext.nn import NoisyConv2d, NoisyLinear, noisy_layers
 from nft_ext.nn.contexts import checkpoint_contexts, chips, noise
 from nft_ext.nn.conversion import convert, program, restore
-from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
-from nft_ext.device import NVMDevice
-from nft_ext.ops.functional import noisy_conv2d, noisy_linear, program_weights
 from nft_ext.nn.fusion import fuse
+from nft_ext.ops import build_info  # noqa: F401  (first: it loads the libraries, and with them nft_ext._core)
+from nft_ext.ops.build_info import info
+from nft_ext.ops.functional import noisy_conv2d, noisy_linear, program_weights
 from nft_ext.ops.keys import noise_key
-from nft_ext.nn import NoisyConv2d, NoisyLinear, noisy_layers
-from nft_ext.montecarlo import CostEstimate, MonteCarloReport, estimate_cost, monte_carlo, sweep
 from nft_ext.training import fit
 from nft_ext.version import __version__
-from nft_ext._common.moved import keep_old_names
 
 keep_old_names()
 
 __all__ = [
-    "CostEstimate", "MonteCarloGraph", "MonteCarloReport", "NVMDevice", "NoisyConv2d", "NoisyLinear", "__version__", "checkpoint_contexts",
-    "chips", "convert", "data", "estimate_cost", "fit", "fuse", "info", "methods", "metrics", "models", "monte_carlo", "noise",
-    "noise_key", "noisy_conv2d", "noisy_layers", "noisy_linear", "program", "program_weights", "reference", "restore",
+    "CostEstimate",
+    "MonteCarloGraph",
+    "MonteCarloReport",
+    "NVMDevice",
+    "NoisyConv2d",
+    "NoisyLinear",
+    "__version__",
+    "checkpoint_contexts",
+    "chips",
+    "convert",
+    "data",
+    "estimate_cost",
+    "fit",
+    "fuse",
+    "info",
+    "methods",
+    "metrics",
+    "models",
+    "monte_carlo",
+    "noise",
+    "noise_key",
+    "noisy_conv2d",
+    "noisy_layers",
+    "noisy_linear",
+    "program",
+    "program_weights",
+    "reference",
+    "restore",
     "sweep",
 ]

@@ -1,4 +1,5 @@
-"""The demonstration: one small VGG-8 trained five ways on real digits at one sigma, each swept over sigma by Monte Carlo.
+"""The demonstration: one small VGG-8 trained five ways on real digits at one sigma, each swept over sigma by Monte
+Carlo.
 
 A demonstration, not the paper's protocol (one network a sigma, full width, 200 epochs, 200 runs).
 """
@@ -13,14 +14,14 @@ from typing import Any
 import torch
 
 from nft_ext import data, methods, models
-from nft_ext.ops.build_info import info
 from nft_ext._common.checks import fail
-from nft_ext.nn.conversion import convert
+from nft_ext._common.files import write_atomically, write_json
 from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
 from nft_ext.montecarlo import MonteCarloReport, plot_sweep, sweep, sweep_table
+from nft_ext.nn.conversion import convert
+from nft_ext.ops.build_info import info
 from nft_ext.training import fit
-from nft_ext._common.files import write_atomically, write_json
 
 METHODS = ("vanilla", "noise", "control", "ovf", "irs")
 
@@ -30,7 +31,8 @@ class Settings:
     """What the demonstration trains and measures.
 
     sigma: trained at, relative to the maximal conductance. sigmas: measured at. beta_ovf, beta_irs: the paper's for
-    VGG-8 on MNIST. runs: chips a point. slice_images: how many test images each of them sees (protocol "stratified"); None: all.
+    VGG-8 on MNIST. runs: chips a point. slice_images: how many test images each of them sees (protocol "stratified");
+    None: all.
     every: every so many test images are evaluated (1: all).
     """
 
@@ -95,24 +97,47 @@ class Demo:
         s = self.settings
         train, validation = data.split_validation(self.train, 0.1, seed=s.seed)
         nvm = NVMDevice(sigma=s.sigma)
-        print(f"VGG-8 at width {s.width:g} on {s.dataset}: {len(train)} training, {len(validation)} validation, {len(self.test)} "
-              f"test images; {s.epochs} epochs a method.")
-        print(f"Device: {nvm}. All noisy methods are trained at sigma {s.sigma:g} and measured at every sigma on {s.runs} "
-              "programmed chips.")
-        print("This is a demonstration: the paper trains one network a sigma, at full width, for 200 epochs.\n", flush=True)
+        print(
+            f"VGG-8 at width {s.width:g} on {s.dataset}: {len(train)} training, {len(validation)} validation, {len(self.test)} "
+            f"test images; {s.epochs} epochs a method."
+        )
+        print(
+            f"Device: {nvm}. All noisy methods are trained at sigma {s.sigma:g} and measured at every sigma on {s.runs} "
+            "programmed chips."
+        )
+        print(
+            "This is a demonstration: the paper trains one network a sigma, at full width, for 200 epochs.\n",
+            flush=True,
+        )
         complete = True
         try:
             for number, method in enumerate(self.plan, start=1):
                 print(f"[{number}/{len(self.plan)}] {method.name}", flush=True)
                 torch.manual_seed(s.seed)  # the same initial weights for every method
                 model = models.vgg8(self.train.num_classes, self.train.channels, s.width)
-                history = fit(model, method, train, validation, epochs=s.epochs, batch_size=s.batch_size, lr=s.lr, seed=s.seed,
-                              channels_last=True, nvm=nvm, log=self.out / f"{method.name}.csv", checkpoint=self.out / f"{method.name}.safetensors",
-                              meta={"dataset": s.dataset})
+                history = fit(
+                    model,
+                    method,
+                    train,
+                    validation,
+                    epochs=s.epochs,
+                    batch_size=s.batch_size,
+                    lr=s.lr,
+                    seed=s.seed,
+                    channels_last=True,
+                    nvm=nvm,
+                    log=self.out / f"{method.name}.csv",
+                    checkpoint=self.out / f"{method.name}.safetensors",
+                    meta={"dataset": s.dataset},
+                )
                 if history.interrupted:
                     complete = False
                     break
-                self.training[method.name] = {"config": method.config(), "seconds": history.seconds, "best": history.best}
+                self.training[method.name] = {
+                    "config": method.config(),
+                    "seconds": history.seconds,
+                    "best": history.best,
+                }
                 noisy = convert(history.model, nvm)
                 found = sweep({method.name: noisy}, self.test, s.sigmas, runs=s.runs, seed=s.seed, **s.protocol)
                 self.curves |= found.reports
@@ -140,12 +165,23 @@ class Demo:
         if whole:
             write_atomically(self.out / "table.txt", (sweep_table(whole) + "\n").encode())
             s = self.settings
-            plot_sweep(whole, self.out / "accuracy.png", f"VGG-8 (width {s.width:g}) on {s.dataset}, trained at sigma {s.sigma:g}")
+            plot_sweep(
+                whole,
+                self.out / "accuracy.png",
+                f"VGG-8 (width {s.width:g}) on {s.dataset}, trained at sigma {s.sigma:g}",
+            )
 
     def show(self, complete: bool) -> None:
         minutes = (time.monotonic() - self.started) / 60
         table = self.out / "table.txt"
         if table.exists() and self.curves:
             print("\n" + table.read_text())
-        state = f"done in {minutes:.1f} minutes" if complete else f"stopped after {minutes:.1f} minutes; what was finished is kept"
-        print(f"{state}. Results: {self.out}/results.json, table.txt, accuracy.png, and a checkpoint a method.", flush=True)
+        state = (
+            f"done in {minutes:.1f} minutes"
+            if complete
+            else f"stopped after {minutes:.1f} minutes; what was finished is kept"
+        )
+        print(
+            f"{state}. Results: {self.out}/results.json, table.txt, accuracy.png, and a checkpoint a method.",
+            flush=True,
+        )

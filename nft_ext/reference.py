@@ -1,7 +1,7 @@
 """Plain PyTorch definitions of every operator: what the compiled kernels must equal. Slow and short.
 
-The noise is float32 arithmetic with every operation rounded by itself, so it equals the kernels bit for bit; products run in
-any dtype, float64 included. Nothing ever falls back to this module.
+The noise is float32 arithmetic with every operation rounded by itself, so it equals the kernels bit for bit; products
+run in any dtype, float64 included. Nothing ever falls back to this module.
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ from torch.nn import functional as F
 
 SLICE_IDLE, SLICE_FAULT, SLICE_IDLE_FAULT, SLICE_WEIGHT = 32, 64, 96, 255
 _LOG = [
-    -0.17400802671909332, 0.2853386402130127, -0.2982901632785797, 0.33155304193496704,
-    -0.399262011051178, 0.5000267028808594, -0.6666781902313232, 1.0,
+    -0.17400802671909332,
+    0.2853386402130127,
+    -0.2982901632785797,
+    0.33155304193496704,
+    -0.399262011051178,
+    0.5000267028808594,
+    -0.6666781902313232,
+    1.0,
 ]
 _SIN = [-0.004685971885919571, 0.07971252501010895, -0.645966649055481, 1.5707963705062866]
 _COS = [-0.020414529368281364, 0.25360238552093506, -1.2336976528167725, 1.0]
@@ -52,8 +58,15 @@ def words(key_row: Tensor, stream: int, slice_: int, n: int) -> Tensor:
     seed, draw = (int(v) % 2**64 for v in key_row)
     block = torch.arange((n + 3) // 4, dtype=torch.int64)
     domain = draw >> 32 & 0xFF
-    counter = torch.stack([block & 0xFFFFFFFF, (block >> 32 & 0xFFFF) | slice_ << 16 | domain << 24,
-                           torch.full_like(block, stream), torch.full_like(block, draw & 0xFFFFFFFF)], -1)
+    counter = torch.stack(
+        [
+            block & 0xFFFFFFFF,
+            (block >> 32 & 0xFFFF) | slice_ << 16 | domain << 24,
+            torch.full_like(block, stream),
+            torch.full_like(block, draw & 0xFFFFFFFF),
+        ],
+        -1,
+    )
     return philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[:n]
 
 
@@ -161,7 +174,11 @@ def _devices(q: Tensor, table: Tensor, row: Tensor, stream: int, bits: int, devi
 def straight_through(weight: Tensor, programmed: Tensor, dtype: torch.dtype) -> Tensor:
     """programmed in the forward, identity to weight in the backward; rounded to x's dtype as the kernels do."""
     chip = programmed.to(torch.float32).to(dtype) if dtype != torch.float64 else programmed.double()
-    return weight.to(dtype) + (chip - weight.to(dtype)).detach() if dtype == torch.float64 else _Through.apply(weight, chip)
+    return (
+        weight.to(dtype) + (chip - weight.to(dtype)).detach()
+        if dtype == torch.float64
+        else _Through.apply(weight, chip)
+    )
 
 
 class _Through(torch.autograd.Function):
@@ -192,16 +209,24 @@ def noisy_linear(x, weight, bias, table, key, stream, device, shared) -> Tensor:
     """As the operator; x may be float64."""
     w = program(weight, table, key, stream, device)
     bias = None if bias is None else bias.to(x.dtype)
-    return torch.cat([F.linear(rows, straight_through(weight, chip, x.dtype), bias)
-                      for rows, chip in zip(_per_chip(x, len(key), shared), w)])
+    return torch.cat(
+        [
+            F.linear(rows, straight_through(weight, chip, x.dtype), bias)
+            for rows, chip in zip(_per_chip(x, len(key), shared), w)
+        ]
+    )
 
 
 def noisy_conv2d(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared) -> Tensor:
     """As the operator; x may be float64."""
     w = program(weight, table, key, stream, device)
     bias = None if bias is None else bias.to(x.dtype)
-    return torch.cat([F.conv2d(rows, straight_through(weight, chip, x.dtype), bias, stride, padding, dilation, groups)
-                      for rows, chip in zip(_per_chip(x, len(key), shared), w)])
+    return torch.cat(
+        [
+            F.conv2d(rows, straight_through(weight, chip, x.dtype), bias, stride, padding, dilation, groups)
+            for rows, chip in zip(_per_chip(x, len(key), shared), w)
+        ]
+    )
 
 
 def noisy_linear_fused(x, weight, bias, table, key, stream, device, shared, scale, shift, residual, relu) -> Tensor:
@@ -209,8 +234,9 @@ def noisy_linear_fused(x, weight, bias, table, key, stream, device, shared, scal
     return epilogue(noisy_linear(x, weight, bias, table, key, stream, device, shared), scale, shift, residual, relu)
 
 
-def noisy_conv2d_fused(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared, scale, shift, residual,
-                       relu) -> Tensor:
+def noisy_conv2d_fused(
+    x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared, scale, shift, residual, relu
+) -> Tensor:
     """As the operator, rounding after every operation; x may be float64."""
     y = noisy_conv2d(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared)
     return epilogue(y, scale, shift, residual, relu)

@@ -7,7 +7,9 @@ import torch
 
 import nft_ext as nft
 
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then demands, only with a workspace of fixed size
+WORKSPACE = (
+    "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then demands, only with a workspace of fixed size
+)
 
 
 def pytest_runtest_setup(item):
@@ -31,7 +33,9 @@ def poisoned_memory():
 
 @pytest.fixture
 def poisoned_memory_and_exact_float32(monkeypatch):
-    """On CUDA: torch.empty gives NaN, operations that are not deterministic raise, and float32 products are not done in TF32."""
+    """On CUDA: torch.empty gives NaN, operations that are not deterministic raise, and float32 products are not done in
+    TF32.
+    """
     monkeypatch.setenv(WORKSPACE, os.environ.get(WORKSPACE, ":4096:8"))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)

@@ -13,15 +13,24 @@ IMPORT = re.compile(r"\b(?:from|import)\s+(?:\w+\.)*(?:test_\w+|conftest)\b")  #
 
 def folders(path: Path) -> set[str]:
     """Names of the folders at `path` that hold something, without leading underscores."""
-    return {p.name.lstrip("_") for p in path.iterdir() if p.is_dir() and p.name != "__pycache__" and any(p.rglob("*.*"))}
+    return {
+        p.name.lstrip("_") for p in path.iterdir() if p.is_dir() and p.name != "__pycache__" and any(p.rglob("*.*"))
+    }
 
 
 def importers(path: Path) -> list[str]:
     return [str(p.relative_to(path)) for p in path.rglob("*.py") if IMPORT.search(p.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize("line", ["from test_fusion import conv", "import python_tests.nn.test_fusion", "import sys; import test_fusion as t",
-                                  "from conftest import threads"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from test_fusion import conv",
+        "import python_tests.nn.test_fusion",
+        "import sys; import test_fusion as t",
+        "from conftest import threads",
+    ],
+)
 def test_an_import_of_a_test_is_found(tmp_path, line):
     (tmp_path / "test_cascade.py").write_text(f'CODE = """{line}"""\n')
     (tmp_path / "test_other.py").write_text("from support.fusable import conv\n")

@@ -46,8 +46,14 @@ def shown(line: str) -> str | None:
 def run(command: list[str], log: Path) -> int:
     """Runs the command, shows its progress, and gives its exit status."""
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                   errors="replace", env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
     except OSError as error:
         log.write_text(f"{error}\n")
         return 127

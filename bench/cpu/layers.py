@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import nft_ext as nft
+from bench.cpu.sampler import SAMPLING
 from bench.harness import autocast, baselines, checks
 from bench.harness.case import Case, Ready, Variant, Work
-from bench.cpu.sampler import SAMPLING
 
 FORWARD_ROWS, BACKWARD_ROWS = 1, 128  # Monte Carlo at few images a chip; training
 ROUNDS = 11
@@ -54,10 +54,10 @@ class Shape:
 
 
 SHAPES = (
-    Shape("conv2d-64x32", (64, 64, 3, 1, 32)),     # ResNet-18, layer1: few weights, many places
-    Shape("conv2d-256x8", (256, 256, 3, 1, 8)),    # layer3
-    Shape("conv2d-512x4", (512, 512, 3, 1, 4)),    # layer4: many weights, few places
-    Shape("linear-8192x1024", (8192, 1024)),       # VGG-8, fc1
+    Shape("conv2d-64x32", (64, 64, 3, 1, 32)),  # ResNet-18, layer1: few weights, many places
+    Shape("conv2d-256x8", (256, 256, 3, 1, 8)),  # layer3
+    Shape("conv2d-512x4", (512, 512, 3, 1, 4)),  # layer4: many weights, few places
+    Shape("linear-8192x1024", (8192, 1024)),  # VGG-8, fc1
 )
 TINY = (Shape("conv2d-8x4", (8, 8, 3, 1, 4)), Shape("linear-8x8", (8, 8)))  # nothing but the cost of a call
 
@@ -65,7 +65,9 @@ TINY = (Shape("conv2d-8x4", (8, 8, 3, 1, 4)), Shape("linear-8x8", (8, 8)))  # no
 class Trial:
     """One layer, plain or noisy, at one precision, with its input."""
 
-    def __init__(self, layer: nn.Module, call: Callable[[Tensor], Tensor], shape: Shape, rows: int, precision: str) -> None:
+    def __init__(
+        self, layer: nn.Module, call: Callable[[Tensor], Tensor], shape: Shape, rows: int, precision: str
+    ) -> None:
         self.layer, self.call, self.precision = layer, call, precision
         torch.manual_seed(1)
         self.x = shape.input(rows)
@@ -118,9 +120,11 @@ def _check_backward(trial: Trial, quiet: Trial | None) -> str | None:
     if quiet is not None:
         y, dx, dw = quiet.forward_backward()
         expected = quiet.truth(y.detach())
-        failure = checks.first(checks.close("noise-free output", y, expected[0], precision),
-                               checks.close("noise-free dL/dx", dx, expected[1], precision),
-                               checks.close("noise-free dL/dW", dw, expected[2], precision))
+        failure = checks.first(
+            checks.close("noise-free output", y, expected[0], precision),
+            checks.close("noise-free dL/dx", dx, expected[1], precision),
+            checks.close("noise-free dL/dW", dw, expected[2], precision),
+        )
         if failure:
             return failure
     y, dx, dw = trial.forward_backward()
@@ -173,8 +177,11 @@ def _case(shape: Shape, backward: bool) -> Case:
 
     def variant(family: str, draws: str, precision: str, make: Callable[..., Ready], *options: str) -> Variant:
         # Forward+backward: three products; x, y, W and their gradients.
-        work = Work(flops=(6.0 if backward else 2.0) * products, normals=baselines.NORMALS[draws] * weight,
-                    bytes=(1 + backward) * (activations * autocast.ELEMENT_BYTES[precision] + 4.0 * weight))
+        work = Work(
+            flops=(6.0 if backward else 2.0) * products,
+            normals=baselines.NORMALS[draws] * weight,
+            bytes=(1 + backward) * (activations * autocast.ELEMENT_BYTES[precision] + 4.0 * weight),
+        )
         make = functools.partial(make, shape, rows, precision, backward, *options)
         return Variant(family, draws, make, work, precision, *options[1:], cached=draws != "none" and not backward)
 
@@ -187,8 +194,13 @@ def _case(shape: Shape, backward: bool) -> Case:
         if shape not in TINY:
             variants.append(variant("torch", "one", precision, _by_hand, "one", "compile"))
     direction = "backward" if backward else "forward"
-    text = " x ".join(map(str, shape.sizes)) if shape.is_linear else "{} -> {}, {k}x{k}, stride {}, {s} x {s}".format(
-        shape.sizes[0], shape.sizes[1], shape.sizes[3], k=shape.sizes[2], s=shape.sizes[4])
+    text = (
+        " x ".join(map(str, shape.sizes))
+        if shape.is_linear
+        else "{} -> {}, {k}x{k}, stride {}, {s} x {s}".format(
+            shape.sizes[0], shape.sizes[1], shape.sizes[3], k=shape.sizes[2], s=shape.sizes[4]
+        )
+    )
     what = "forward + backward" if backward else "forward"
     return Case(f"{shape.name}-{direction}", f"{text}, batch {rows}, {what}", tuple(variants), rounds=ROUNDS)
 

@@ -25,14 +25,17 @@ import torch
 from torch import Tensor
 
 import nft_ext as nft
+from bench.cpu import sampler
+from bench.harness import measure
 from nft_ext import _core
 from nft_ext.ops import operators
-from bench.harness import measure
-from bench.cpu import sampler
 
-SMALL, LARGE = 1 << 15, 1 << 17   # weights; the smaller are enough for codes by products, the larger with their result one megabyte
+SMALL, LARGE = (
+    1 << 15,
+    1 << 17,
+)  # weights; the smaller are enough for codes by products, the larger with their result one megabyte
 COPY_BYTES = 64 << 20
-STUCK = 1e-6                      # so rare that nothing else changes
+STUCK = 1e-6  # so rare that nothing else changes
 
 Run = Callable[[], Any]
 
@@ -64,9 +67,11 @@ def _pieces(n: int) -> dict[str, Run]:
 def _slopes(small: dict[str, Run], large: dict[str, Run], sizes: tuple[int, int], rounds: int) -> dict[str, float]:
     """Nanoseconds an element, by name."""
     timings = measure.interleaved([*small.values(), *large.values()], rounds)
-    per_name = zip(small, timings, timings[len(small):])
-    return {name: 1e9 * statistics.median(b - a for a, b in zip(low.seconds, high.seconds)) / (sizes[1] - sizes[0])
-            for name, low, high in per_name}
+    per_name = zip(small, timings, timings[len(small) :])
+    return {
+        name: 1e9 * statistics.median(b - a for a, b in zip(low.seconds, high.seconds)) / (sizes[1] - sizes[0])
+        for name, low, high in per_name
+    }
 
 
 def _per_core(rounds: int) -> dict[str, float]:
@@ -80,8 +85,13 @@ def _per_core(rounds: int) -> dict[str, float]:
     devices = sampler.DEVICE.devices
     philox = (t["stuck"] - t["device"]) / devices
     normals = t["kept"] - t["load codes, store"]
-    return {"load codes, store": t["load codes, store"], "load, quantize, store": t["fresh"] - normals, "abs-max": t["abs-max"],
-            "Philox": philox, "Box-Muller and scaling": normals - philox}
+    return {
+        "load codes, store": t["load codes, store"],
+        "load, quantize, store": t["fresh"] - normals,
+        "abs-max": t["abs-max"],
+        "Philox": philox,
+        "Box-Muller and scaling": normals - philox,
+    }
 
 
 def _per_isa(rounds: int) -> dict[str, float]:
@@ -104,6 +114,7 @@ def _whole(rounds: int) -> dict[str, measure.Timing]:
         def run() -> None:
             for one in runs:
                 one()
+
         return run
 
     source = torch.ones(COPY_BYTES // 4)
@@ -121,19 +132,31 @@ def _whole(rounds: int) -> dict[str, measure.Timing]:
     return dict(zip(runs, measure.interleaved(list(runs.values()), rounds)))
 
 
-def _account(kind: str, whole: dict[str, measure.Timing], core: dict[str, float], weights: int, threads: int,
-             bandwidth: float) -> dict[str, Any]:
+def _account(
+    kind: str, whole: dict[str, measure.Timing], core: dict[str, float], weights: int, threads: int, bandwidth: float
+) -> dict[str, Any]:
     """Milliseconds of the sampler with codes fresh or kept, piece by piece."""
     ms = {name: timing.median * 1e3 for name, timing in whole.items()}
     unused = ("abs-max", "load, quantize, store" if kind == "kept" else "load codes, store")
     share = {name: 1e-6 * weights * ns / threads for name, ns in core.items() if name not in unused}
     in_bytes = 2 if kind == "kept" else 4
-    limits = {"normals": share["Philox"] + share["Box-Muller and scaling"], "memory": 1e3 * (in_bytes + 4) * weights / bandwidth}
+    limits = {
+        "normals": share["Philox"] + share["Box-Muller and scaling"],
+        "memory": 1e3 * (in_bytes + 4) * weights / bandwidth,
+    }
     scratch, calls = ms[f"{kind}, scratch"], ms[f"{kind}, calls"]
-    spent = share | {"operator calls": calls, "threads and caches": scratch - calls - sum(share.values()),
-                     "fresh results": ms[kind] - scratch}
-    return {"ms": ms[kind], "page_faults": whole[kind].page_faults, "spent_ms": spent, "limits_ms": limits,
-            "times_the_limit": ms[kind] / max(limits.values())}
+    spent = share | {
+        "operator calls": calls,
+        "threads and caches": scratch - calls - sum(share.values()),
+        "fresh results": ms[kind] - scratch,
+    }
+    return {
+        "ms": ms[kind],
+        "page_faults": whole[kind].page_faults,
+        "spent_ms": spent,
+        "limits_ms": limits,
+        "times_the_limit": ms[kind] / max(limits.values()),
+    }
 
 
 def report(rounds: int) -> dict[str, Any]:
@@ -143,18 +166,25 @@ def report(rounds: int) -> dict[str, Any]:
     core, isa, whole = _per_core(rounds), _per_isa(rounds), _whole(rounds)
     bandwidth = 2 * COPY_BYTES / whole["copy"].median
     return {
-        "copy_bytes_per_second": bandwidth, "threads": threads, "ns_a_weight_one_core": core, "ns_a_normal_one_core": isa,
+        "copy_bytes_per_second": bandwidth,
+        "threads": threads,
+        "ns_a_weight_one_core": core,
+        "ns_a_normal_one_core": isa,
         "sampler": {kind: _account(kind, whole, core, weights, threads, bandwidth) for kind in ("fresh", "kept")},
     }
 
 
 def text(found: dict[str, Any]) -> str:
-    lines = [f"copy bandwidth (read + write, {found['threads']} threads): {found['copy_bytes_per_second'] / 1e9:.1f} GB/s",
-             "ns a normal, one core: " + ", ".join(f"{k} {v:.2f}" for k, v in found["ns_a_normal_one_core"].items()),
-             "ns a weight, one core: " + ", ".join(f"{k} {v:.2f}" for k, v in found["ns_a_weight_one_core"].items())]
+    lines = [
+        f"copy bandwidth (read + write, {found['threads']} threads): {found['copy_bytes_per_second'] / 1e9:.1f} GB/s",
+        "ns a normal, one core: " + ", ".join(f"{k} {v:.2f}" for k, v in found["ns_a_normal_one_core"].items()),
+        "ns a weight, one core: " + ", ".join(f"{k} {v:.2f}" for k, v in found["ns_a_weight_one_core"].items()),
+    ]
     for kind, a in found["sampler"].items():
         limits = ", ".join(f"{k} {v:.2f}" for k, v in a["limits_ms"].items())
-        lines.append(f"ResNet-18's weights, codes {kind}: {a['ms']:.2f} ms = {a['times_the_limit']:.2f} times the limit "
-                     f"(ms: {limits}), {a['page_faults']:.0f} page faults")
+        lines.append(
+            f"ResNet-18's weights, codes {kind}: {a['ms']:.2f} ms = {a['times_the_limit']:.2f} times the limit "
+            f"(ms: {limits}), {a['page_faults']:.0f} page faults"
+        )
         lines += [f"    {name:24s}{v:8.2f} ms {100 * v / a['ms']:6.1f} %" for name, v in a["spent_ms"].items()]
     return "\n".join(lines)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import nft_ext as nft
+from bench.cpu.sampler import SAMPLING, network
 from bench.harness import autocast, baselines, checks
 from bench.harness.case import Case, Ready, Variant, Work
-from bench.cpu.sampler import SAMPLING, network
 
 IMAGES = (1, 8, 128)
 ROUNDS = {1: 15, 8: 15, 128: 9}
@@ -25,7 +25,9 @@ CALLS = 32  # whose spread tells whether a compiled network is as noisy as the e
 
 
 class Batch(NamedTuple):
-    """Images, and whether their channels are last in memory: what both sides' convolutions are fastest with, where images are many."""
+    """Images, and whether their channels are last in memory: what both sides' convolutions are fastest with, where
+    images are many.
+    """
 
     images: int
     channels_last: bool = False
@@ -50,8 +52,11 @@ def _forward(model: Callable[[Tensor], Tensor], batch: Batch, precision: str) ->
 
 
 def _check_noise(model: nn.Module, layers: list[nn.Module], batch: Batch, precision: str) -> str | None:
-    return checks.standard_normal(f"outputs of {len(layers)} layers",
-                                  checks.layer_scores(model, layers, _forward(model, batch, precision)), precision)
+    return checks.standard_normal(
+        f"outputs of {len(layers)} layers",
+        checks.layer_scores(model, layers, _forward(model, batch, precision)),
+        precision,
+    )
 
 
 def _plain(batch: Batch, precision: str) -> Ready:
@@ -66,15 +71,18 @@ def _ours(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
         expected = _forward(baselines.by_hand(network(), "none"), batch, precision)()
         with nft.noise(model, enabled=False):
             quiet = eager()
-        return checks.first(checks.close("noise-free logits", quiet, expected, precision),
-                            _check_noise(model, list(nft.noisy_layers(model).values()), batch, precision))
+        return checks.first(
+            checks.close("noise-free logits", quiet, expected, precision),
+            _check_noise(model, list(nft.noisy_layers(model).values()), batch, precision),
+        )
 
     return _ready(model, eager, check, batch, precision, mode)
 
 
 def _fused(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
-    """nft.fuse: batch-norm, residual additions and ReLUs in the products' epilogues. Right where the unfused network, which
-    is checked itself, gives the same logits on the same chip."""
+    """nft.fuse: batch-norm, residual additions and ReLUs in the products' epilogues. Right where the unfused network,
+    which is checked itself, gives the same logits on the same chip.
+    """
     model = nft.convert(network(), SAMPLING[draws])
     fused = nft.fuse(model)
     run, unfused = _forward(fused, batch, precision), _forward(model, batch, precision)
@@ -83,7 +91,12 @@ def _fused(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
         with nft.chips(model, seed=6), nft.chips(fused, seed=6):
             same = checks.close("logits with fused epilogues", run(), unfused(), precision)
         with nft.noise(fused, enabled=False):
-            quiet = checks.close("noise-free logits", run(), _forward(baselines.by_hand(network(), "none"), batch, precision)(), precision)
+            quiet = checks.close(
+                "noise-free logits",
+                run(),
+                _forward(baselines.by_hand(network(), "none"), batch, precision)(),
+                precision,
+            )
         return checks.first(same, quiet, _check_noise(model, list(nft.noisy_layers(model).values()), batch, precision))
 
     return _ready(fused, run, check, batch, precision, mode)
@@ -92,8 +105,14 @@ def _fused(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
 def _by_hand(batch: Batch, precision: str, draws: str, mode: str, cached: bool) -> Ready:
     model = baselines.by_hand(network(), draws, cached=cached, functional=mode == "compile")
     layers = [m for m in model.modules() if isinstance(m, baselines.ByHand)]
-    return _ready(model, _forward(model, batch, precision), lambda: _check_noise(model, layers, batch, precision),
-                  batch, precision, mode)
+    return _ready(
+        model,
+        _forward(model, batch, precision),
+        lambda: _check_noise(model, layers, batch, precision),
+        batch,
+        precision,
+        mode,
+    )
 
 
 def _folded(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
@@ -111,15 +130,22 @@ def _folded(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
     return _ready(model, run, check, batch, precision, mode)
 
 
-def _ready(model: nn.Module, eager: Callable[[], Tensor], check: Callable[[], str | None], batch: Batch, precision: str,
-           mode: str) -> Ready:
+def _ready(
+    model: nn.Module,
+    eager: Callable[[], Tensor],
+    check: Callable[[], str | None],
+    batch: Batch,
+    precision: str,
+    mode: str,
+) -> Ready:
     if mode == "eager":
         return Ready(eager, check)
     run = _forward(baselines.compiled(model), batch, precision)
 
     def check_compiled() -> str | None:
-        # The compiled graph draws from torch's own generator: equal to eager under the same seed, where it draws in the same order,
-        # which not every version of torch does. Compiled before the eager check, whose hooks would otherwise be part of the graph.
+        # The compiled graph draws from torch's own generator: equal to eager under the same seed, where it draws in the
+        # same order, which not every version of torch does. Compiled before the eager check, whose hooks would
+        # otherwise be part of the graph.
         torch.manual_seed(5)
         found = run()
         torch.manual_seed(5)
@@ -130,7 +156,9 @@ def _ready(model: nn.Module, eager: Callable[[], Tensor], check: Callable[[], st
     return Ready(run, check_compiled)
 
 
-def _same_without_noise(model: nn.Module, run: Callable[[], Tensor], eager: Callable[[], Tensor], precision: str) -> str | None:
+def _same_without_noise(
+    model: nn.Module, run: Callable[[], Tensor], eager: Callable[[], Tensor], precision: str
+) -> str | None:
     with _silenced(model):
         return checks.close("compiled logits without noise", run(), eager(), precision)
 
@@ -154,14 +182,19 @@ def _silenced(model: nn.Module) -> Iterator[None]:
 
 
 def _as_noisy(run: Callable[[], Tensor], eager: Callable[[], Tensor]) -> str | None:
-    """Means and spread over calls of image 0's logits are eager's, within five standard errors; the spread counts as two independent
-    logits', of ten."""
+    """Means and spread over calls of image 0's logits are eager's, within five standard errors; the spread counts as
+    two independent logits', of ten.
+    """
     found, expected = (torch.stack([f()[0].double() for _ in range(CALLS)]) for f in (run, eager))
     off = (found.mean(0) - expected.mean(0)).abs() / (expected.std(0) * math.sqrt(2 / CALLS))
     if not float(off.max()) <= checks.ERRORS:
         return f"the mean of a compiled logit is {float(off.max()):.1f} standard errors from eager's"
     ratio = float((found.var(0).mean() / expected.var(0).mean()).sqrt())
-    return None if abs(ratio - 1) <= checks.ERRORS / math.sqrt(2 * CALLS) else f"the spread of compiled logits is {ratio:.2f} of eager's"
+    return (
+        None
+        if abs(ratio - 1) <= checks.ERRORS / math.sqrt(2 * CALLS)
+        else f"the spread of compiled logits is {ratio:.2f} of eager's"
+    )
 
 
 @functools.cache
@@ -185,12 +218,31 @@ def _counts() -> tuple[int, int, int]:
 def _case(images: int) -> Case:
     weights, activations, products = _counts()
 
-    def variant(family: str, draws: str, precision: str, make: Callable[..., Ready], *options, note: str = "", last: bool = False,
-                **facts) -> Variant:
-        work = Work(flops=2.0 * products * images, normals=baselines.NORMALS[draws] * weights,
-                    bytes=4.0 * weights + autocast.ELEMENT_BYTES[precision] * activations * images)
+    def variant(
+        family: str,
+        draws: str,
+        precision: str,
+        make: Callable[..., Ready],
+        *options,
+        note: str = "",
+        last: bool = False,
+        **facts,
+    ) -> Variant:
+        work = Work(
+            flops=2.0 * products * images,
+            normals=baselines.NORMALS[draws] * weights,
+            bytes=4.0 * weights + autocast.ELEMENT_BYTES[precision] * activations * images,
+        )
         note = ", ".join(filter(None, (note, CHANNELS_LAST if last else "")))
-        return Variant(family, draws, functools.partial(make, Batch(images, last), precision, *options), work, precision, note=note, **facts)
+        return Variant(
+            family,
+            draws,
+            functools.partial(make, Batch(images, last), precision, *options),
+            work,
+            precision,
+            note=note,
+            **facts,
+        )
 
     variants = []
     for precision in ("fp32", "bf16"):
@@ -201,8 +253,12 @@ def _case(images: int) -> Case:
             variants.append(variant("torch", draws, precision, _by_hand, draws, "eager", True, cached=True))
             folded = functools.partial(variant, "torch", draws, precision, _folded, draws)
             variants.append(folded("eager", cached=True, note=FOLDED))
-            if draws == "one" or images == 1:  # a target compares with one a device at 1 image; compiling takes its time
-                variants.append(variant("torch", draws, precision, _by_hand, draws, "compile", True, cached=True, mode="compile"))
+            if (
+                draws == "one" or images == 1
+            ):  # a target compares with one a device at 1 image; compiling takes its time
+                variants.append(
+                    variant("torch", draws, precision, _by_hand, draws, "compile", True, cached=True, mode="compile")
+                )
                 variants.append(folded("compile", cached=True, mode="compile", note=FOLDED))
     variants.append(variant("nft", "one", "fp32", _ours, "one", "compile", mode="compile"))
     if images == 1:
@@ -214,9 +270,15 @@ def _case(images: int) -> Case:
         variants.append(variant("nft", "one", "fp32", _ours, "one", "eager", cached=True, last=True))
         variants.append(variant("nft", "one", "fp32", _fused, "one", "eager", cached=True, note=FUSED, last=True))
         for mode in ("eager", "compile"):
-            variants.append(variant("torch", "one", "fp32", _by_hand, "one", mode, True, cached=True, mode=mode, last=True))
-            variants.append(variant("torch", "one", "fp32", _folded, "one", mode, cached=True, mode=mode, note=FOLDED, last=True))
-    return Case(f"resnet18-{images}", f"ResNet-18, {images} x 3 x 32 x 32, forward", tuple(variants), rounds=ROUNDS[images])
+            variants.append(
+                variant("torch", "one", "fp32", _by_hand, "one", mode, True, cached=True, mode=mode, last=True)
+            )
+            variants.append(
+                variant("torch", "one", "fp32", _folded, "one", mode, cached=True, mode=mode, note=FOLDED, last=True)
+            )
+    return Case(
+        f"resnet18-{images}", f"ResNet-18, {images} x 3 x 32 x 32, forward", tuple(variants), rounds=ROUNDS[images]
+    )
 
 
 def cases() -> list[Case]:

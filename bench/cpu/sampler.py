@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import nft_ext as nft
-from nft_ext.ops import operators
 from bench.harness import baselines, checks
 from bench.harness.case import Case, Ready, Variant, Work
+from nft_ext.ops import operators
 
 DEVICE = nft.NVMDevice(weight_bits=baselines.WEIGHT_BITS, device_bits=baselines.DEVICE_BITS, sigma=baselines.SIGMA)
 NEW = "weights new"
@@ -42,17 +42,22 @@ def _sample_all(sample: Callable[[int], Tensor]) -> Callable[[], None]:
     def run() -> None:
         for i in range(len(weights())):
             sample(i)
+
     return run
 
 
-def _ready(sample: Callable[[int], Tensor], noise_free: Callable[[int], Tensor] | None = None, precision: str = "fp32") -> Ready:
+def _ready(
+    sample: Callable[[int], Tensor], noise_free: Callable[[int], Tensor] | None = None, precision: str = "fp32"
+) -> Ready:
     def check() -> str | None:
         for i, w in enumerate(weights()):
             expected = kept()[i][0]
             chip = sample(i).reshape(w.shape)
             failure = checks.standard_normal(f"weight {i}", checks.weight_scores(chip, w), precision)
             if failure is None and noise_free is not None:
-                failure = checks.equal(f"noise-free weight {i}", noise_free(i).reshape(w.shape), expected.to(chip.dtype))
+                failure = checks.equal(
+                    f"noise-free weight {i}", noise_free(i).reshape(w.shape), expected.to(chip.dtype)
+                )
             if failure:
                 return failure
         return None
@@ -66,15 +71,19 @@ def _ready(sample: Callable[[int], Tensor], noise_free: Callable[[int], Tensor] 
 def _program(draws: str) -> Ready:
     """The public call, a new chip each time."""
     nvm, numbers = SAMPLING[draws], itertools.count()
-    return _ready(lambda i: nft.program_weights(weights()[i], nvm, stream=i, draws=next(numbers) % 2**32),
-                  lambda i: nft.program_weights(weights()[i], nvm, stream=i, enabled=False))
+    return _ready(
+        lambda i: nft.program_weights(weights()[i], nvm, stream=i, draws=next(numbers) % 2**32),
+        lambda i: nft.program_weights(weights()[i], nvm, stream=i, enabled=False),
+    )
 
 
 def _program_new(draws: str) -> Ready:
-    """The same with the largest entry of every weight changed before each call, as training changes it: the step is found first."""
+    """The same with the largest entry of every weight changed before each call, as training changes it: the step is
+    found first.
+    """
     nvm, numbers = SAMPLING[draws], itertools.count()
     changing = [w.clone() for w in weights()]
-    places = [w.view(-1).numpy()[at:at + 1] for w in changing for at in [int(w.abs().argmax())]]
+    places = [w.view(-1).numpy()[at : at + 1] for w in changing for at in [int(w.abs().argmax())]]
     values = [(place[0], np.nextafter(place[0], 2 * place[0])) for place in places]
 
     def sample(i: int) -> Tensor:
@@ -161,10 +170,21 @@ def case() -> Case:
         ]
     variants += [
         Variant("nft", "one", functools.partial(_program_new, "one"), work("one"), note=NEW),
-        Variant("nft", "one", functools.partial(_program_cached, "one", torch.bfloat16, "bf16"), work("one", True, out=2),
-                precision="bf16", cached=True),
+        Variant(
+            "nft",
+            "one",
+            functools.partial(_program_cached, "one", torch.bfloat16, "bf16"),
+            work("one", True, out=2),
+            precision="bf16",
+            cached=True,
+        ),
         Variant("torch", "device", _stacked, work("device"), note="stacked"),
         Variant("torch", "one", _threads, work("one"), mode="threads", cached=True),
     ]
-    return Case("sampler", f"ResNet-18, 21 weights, {n / 1e6:.2f} M in all", tuple(variants), unit="ns/normal",
-                alike=("cached",))
+    return Case(
+        "sampler",
+        f"ResNet-18, 21 weights, {n / 1e6:.2f} M in all",
+        tuple(variants),
+        unit="ns/normal",
+        alike=("cached",),
+    )

@@ -1,5 +1,6 @@
-"""Stage `ceilings`: what this device reaches, measured: a large copy, and large products of random numbers, in bfloat16 and in
-float32 with TF32 allowed (faster than float32 proper, so a floor for both)."""
+"""Stage `ceilings`: what this device reaches, measured: a large copy, and large products of random numbers, in bfloat16
+and in float32 with TF32 allowed (faster than float32 proper, so a floor for both).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def highest_clock() -> float | None:
     """Hz of the multiprocessors at most, read from nvidia-smi; None where it does not say."""
     command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits", "-i", "0"]
     try:
-        return 1e6 * float(subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0])
+        return 1e6 * float(
+            subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
+        )
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 
@@ -39,9 +42,13 @@ def run(task: Task) -> None:
     clock, device = highest_clock(), torch.cuda.get_device_properties(0)
     bandwidth = 2 * COPY_BYTES / seconds["copy"]
     rates = {p: 2 * side**3 / seconds[p] for p, side in SIDE.items()}
-    task.save({
-        "copy_bytes_per_second": bandwidth, "flops_per_second": rates, "highest_clock_hz": clock,
-        "instructions_per_second": issue_rate(device.multi_processor_count, clock),
-        "summary": f"copy {bandwidth / 1e12:.2f} TB/s, products bf16 {rates['bf16'] / 1e12:.0f} and TF32 "
-                   f"{rates['fp32'] / 1e12:.0f} TFLOP/s",
-    })
+    task.save(
+        {
+            "copy_bytes_per_second": bandwidth,
+            "flops_per_second": rates,
+            "highest_clock_hz": clock,
+            "instructions_per_second": issue_rate(device.multi_processor_count, clock),
+            "summary": f"copy {bandwidth / 1e12:.2f} TB/s, products bf16 {rates['bf16'] / 1e12:.0f} and TF32 "
+            f"{rates['fp32'] / 1e12:.0f} TFLOP/s",
+        }
+    )

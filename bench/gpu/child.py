@@ -1,7 +1,7 @@
 """Runs one stage in this process: python -m bench.gpu.child NAME --out FILE --seconds S --known FILE.
 
-A stage is a module of bench.gpu with `run(task)`. It saves what it found with `task.save`, as often as it likes, and raises
-where something is wrong; `NotHere` where the machine lacks a tool it needs.
+A stage is a module of bench.gpu with `run(task)`. It saves what it found with `task.save`, as often as it likes, and
+raises where something is wrong; `NotHere` where the machine lacks a tool it needs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         importlib.import_module(f"bench.gpu.{options.stage}").run(
-            Task(options.out, options.seconds, stages.read_json(options.known) or {}))
+            Task(options.out, options.seconds, stages.read_json(options.known) or {})
+        )
     except (NotHere, Wrong) as reason:
         print(reason, flush=True)
         return NOT_HERE_STATUS if isinstance(reason, NotHere) else 1

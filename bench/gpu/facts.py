@@ -31,21 +31,32 @@ def run(task: Task) -> None:
     driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     nvcc = re.search(r"release ([\d.]+)", output_of("nvcc", "--version") or "")
     found = {
-        "device": device.name, "compute_capability": f"{device.major}.{device.minor}",
-        "multiprocessors": device.multi_processor_count, "memory_bytes": device.total_memory,
-        "l2_bytes": getattr(device, "L2_cache_size", None), "driver": driver.splitlines()[0] if driver else None,
-        "torch": torch.__version__, "torch_cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-        "nvcc": nvcc.group(1) if nvcc else None, "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "device": device.name,
+        "compute_capability": f"{device.major}.{device.minor}",
+        "multiprocessors": device.multi_processor_count,
+        "memory_bytes": device.total_memory,
+        "l2_bytes": getattr(device, "L2_cache_size", None),
+        "driver": driver.splitlines()[0] if driver else None,
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nvcc": nvcc.group(1) if nvcc else None,
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
         "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
     }
-    found["summary"] = (f"{found['device']}, compute capability {found['compute_capability']}, driver {found['driver']}, torch "
-                        f"{found['torch']}, nvcc {found['nvcc']}")
+    found["summary"] = (
+        f"{found['device']}, compute capability {found['compute_capability']}, driver {found['driver']}, torch "
+        f"{found['torch']}, nvcc {found['nvcc']}"
+    )
     task.save(found)
     import nft_ext
 
     library = Path(nft_ext.__file__).parent / "_C_cuda.so"
-    found |= {"nft_ext": nft_ext.info(), "library_bytes": library.stat().st_size if library.exists() else None,
-              "library_holds": architectures(library)}
+    found |= {
+        "nft_ext": nft_ext.info(),
+        "library_bytes": library.stat().st_size if library.exists() else None,
+        "library_holds": architectures(library),
+    }
     task.save(found)
     if found["nft_ext"]["cuda_off"] is not None:
         raise Wrong(f"nft_ext does not serve CUDA here: {found['nft_ext']['cuda_off']}")

@@ -1,7 +1,8 @@
 """The floor of a measured call: the least time that its bytes and its operations take on this device.
 
-Ceilings are measured on the device (bench/gpu/ceilings.py): bytes a second of a large copy, operations a second of a large
-product. Only the rate at which instructions are issued is computed: multiprocessors x 128 lanes x the highest clock.
+Ceilings are measured on the device (bench/gpu/ceilings.py): bytes a second of a large copy, operations a second of a
+large product. Only the rate at which instructions are issued is computed: multiprocessors x 128 lanes x the highest
+clock.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import dataclasses
 from typing import Any
 
 LANES = 128  # a multiprocessor's: four schedulers of 32, on compute capability 8.0 and 9.0 alike
-# One weight with one normal of its own. A Philox call (10 rounds of two wide products, four exclusive ors, two key steps) for
-# four weights: 20; half a Box-Muller pair (logarithm, square root, sine and cosine, 70 together): 35; code, table, sign, scale,
-# address and store: 5. With one normal a device, the first two for each of the M / K devices.
+# One weight with one normal of its own. A Philox call (10 rounds of two wide products, four exclusive ors, two key
+# steps) for four weights: 20; half a Box-Muller pair (logarithm, square root, sine and cosine, 70 together): 35; code,
+# table, sign, scale, address and store: 5. With one normal a device, the first two for each of the M / K devices.
 NORMAL_INSTRUCTIONS, WEIGHT_INSTRUCTIONS = 55, 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Ceilings:
-    """What the device reached: bytes/s of a copy (read + written), FLOP/s of a product by precision, instructions/s of all
-    lanes (None where the clock is not known)."""
+    """What the device reached: bytes/s of a copy (read + written), FLOP/s of a product by precision, instructions/s of
+    all lanes (None where the clock is not known).
+    """
 
     bytes_per_second: float
     flops_per_second: dict[str, float]
@@ -28,7 +30,9 @@ class Ceilings:
     @classmethod
     def of(cls, found: dict[str, Any]) -> Ceilings:
         """From what the ceilings stage saved."""
-        return cls(found["copy_bytes_per_second"], dict(found["flops_per_second"]), found.get("instructions_per_second"))
+        return cls(
+            found["copy_bytes_per_second"], dict(found["flops_per_second"]), found.get("instructions_per_second")
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +62,13 @@ def sampling_instructions(weights: int, normals: int) -> float:
     return float(WEIGHT_INSTRUCTIONS * weights + NORMAL_INSTRUCTIONS * normals)
 
 
-def floor(ceilings: Ceilings, *, bytes_: float, flops: float = 0.0, precision: str = "bf16", instructions: float = 0.0) -> Floor:
+def floor(
+    ceilings: Ceilings, *, bytes_: float, flops: float = 0.0, precision: str = "bf16", instructions: float = 0.0
+) -> Floor:
     """The floor of a call that moves `bytes_` (each input read once, each result written once) and does `flops`."""
     issue = ceilings.instructions_per_second
-    return Floor(bytes_ / ceilings.bytes_per_second, flops / ceilings.flops_per_second[precision] if flops else 0.0,
-                 instructions / issue if issue else 0.0)
+    return Floor(
+        bytes_ / ceilings.bytes_per_second,
+        flops / ceilings.flops_per_second[precision] if flops else 0.0,
+        instructions / issue if issue else 0.0,
+    )

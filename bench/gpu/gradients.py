@@ -1,9 +1,10 @@
-"""Stage `gradients`: dL/dx of single layers with the weights of the forward's chips, few rows a chip, 1 and 8 chips a call.
+"""Stage `gradients`: dL/dx of single layers with the weights of the forward's chips, few rows a chip, 1 and 8 chips a
+call.
 
-Ours keeps no noisy weights and programs the chips again from their key. Where NFT_EXT_ONE_PASS says always, it does so inside
-the product (csrc/cuda/fused/gradient.h). "programmed" is our usual way: sampler into memory, then the library's product. Plain
-PyTorch kept the forward's weights, all chips' stacked along the outputs: it multiplies, and draws nothing. One graph replays
-each: none is slower in it.
+Ours keeps no noisy weights and programs the chips again from their key. Where NFT_EXT_ONE_PASS says always, it does so
+inside the product (csrc/cuda/fused/gradient.h). "programmed" is our usual way: sampler into memory, then the library's
+product. Plain PyTorch kept the forward's weights, all chips' stacked along the outputs: it multiplies, and draws
+nothing. One graph replays each: none is slower in it.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bench.harness import baselines, checks
-from bench.harness.case import Ready, Variant, Work
 from bench.gpu import layers, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.layers import ELEMENT, Point
 from bench.gpu.sampler import NVM
+from bench.harness import baselines, checks
+from bench.harness.case import Ready, Variant, Work
 from nft_ext.ops import build_info
 from nft_ext.ops.functional import Crossbar
 
 MOST_ROWS = 256  # per chip
-ROUNDING = 2.0   # of what checks.close allows: the sum over chips rounds once more
+ROUNDING = 2.0  # of what checks.close allows: the sum over chips rounds once more
 STREAM = 7
 
 
@@ -33,15 +34,19 @@ def work(point: Point, draws: str, precision: str) -> Work:
     """Every chip's grad read, the weight read once (codes of two bytes), dL/dx, summed over chips, written once."""
     activations, weight, products = point.shape.counts(point.images)
     x = layers.images(point, precision).numel()
-    return Work(flops=2.0 * products * point.chips, normals=point.chips * weight * baselines.NORMALS[draws],
-                bytes=float(ELEMENT[precision] * (x + point.chips * (activations - x)) + 2 * weight))
+    return Work(
+        flops=2.0 * products * point.chips,
+        normals=point.chips * weight * baselines.NORMALS[draws],
+        bytes=float(ELEMENT[precision] * (x + point.chips * (activations - x)) + 2 * weight),
+    )
 
 
 def input_gradient(p: nn.Conv2d | nn.Linear, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(p, nn.Linear):
         return grad @ weight
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, p.stride, p.padding, p.dilation, False, [0, 0], p.groups,
-                                               [True, False, False])[0]
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, p.stride, p.padding, p.dilation, False, [0, 0], p.groups, [True, False, False]
+    )[0]
 
 
 class Problem:
@@ -53,7 +58,9 @@ class Problem:
         step = ops.weight_step(weight, nvm.weight_bits)
         key = torch.cat((torch.zeros(point.chips, 1), torch.arange(point.chips)[:, None]), 1).long().to(weight.device)
         table = torch.from_numpy(nvm.operator_table()).to(weight.device)
-        self.bar = Crossbar(weight, ops.quantize(weight, step, nvm.weight_bits), step, table, key, STREAM, nvm.operator_spec())
+        self.bar = Crossbar(
+            weight, ops.quantize(weight, step, nvm.weight_bits), step, table, key, STREAM, nvm.operator_spec()
+        )
         self.spread = () if isinstance(self.p, nn.Linear) else tuple(self.x.shape[2:])
         assert isinstance(self.p, nn.Linear) or self.p.stride == (1, 1), "a result is as large as its input"
         torch.manual_seed(2)
@@ -70,7 +77,9 @@ class Problem:
         ops, p = torch.ops.nft_ext, self.p
         if isinstance(p, nn.Linear):
             return ops.noisy_linear_backward(self.grad, self.x, *self.bar, True, 1)[0]
-        return ops.noisy_conv2d_backward(self.grad, self.x, *self.bar, p.stride, p.padding, p.dilation, p.groups, True, 1)[0]
+        return ops.noisy_conv2d_backward(
+            self.grad, self.x, *self.bar, p.stride, p.padding, p.dilation, p.groups, True, 1
+        )[0]
 
     def stacked_grad(self) -> Tensor:
         """[B, S * out, ...], as one layer with all chips' outputs has it."""
@@ -84,8 +93,12 @@ class Problem:
     def check(self, call: Callable[[], Tensor], run: Callable[[], Tensor]) -> str | None:
         """The gradient of these very chips: of `call` with exact float32 products, and of `run`, as it is timed."""
         weights = self.chips(self.x.dtype).double()
-        expected = torch.stack([input_gradient(self.p, grad.double(), self.x.double(), w)
-                                for grad, w in zip(self.grad.chunk(self.point.chips), weights)]).sum(0)
+        expected = torch.stack(
+            [
+                input_gradient(self.p, grad.double(), self.x.double(), w)
+                for grad, w in zip(self.grad.chunk(self.point.chips), weights)
+            ]
+        ).sum(0)
         precision = "bf16" if self.x.dtype == torch.bfloat16 else "fp32"
         linear = isinstance(self.p, nn.Linear)
         library = torch.backends.cuda.matmul if linear else torch.backends.cudnn
@@ -94,8 +107,10 @@ class Problem:
         factors = dict.fromkeys(checks.WINOGRAD, 1.0) if linear else checks.WINOGRAD
         with timing.exact_float32():
             exact = call()
-        return checks.first(checks.close("dL/dx", exact, expected, precision, ROUNDING * factors[precision]),
-                            checks.close("dL/dx as timed", run(), expected, allowed, ROUNDING * factors[allowed]))
+        return checks.first(
+            checks.close("dL/dx", exact, expected, precision, ROUNDING * factors[precision]),
+            checks.close("dL/dx as timed", run(), expected, allowed, ROUNDING * factors[allowed]),
+        )
 
 
 def ready(point: Point, draws: str, precision: str, way: str) -> Ready:
@@ -134,6 +149,10 @@ def run(task: Task) -> None:
     cases = []
     for point in points():
         products = work(point, "none", "bf16").flops / point.chips / 2e6
-        cases.append(timing.measure_case(f"dL/dx of {point.name}", f"{point.chips} x 2 x {products:.1f} M FLOP", variants(point),
-                                         ceilings, task) | {"rows_a_chip": point.rows})
+        cases.append(
+            timing.measure_case(
+                f"dL/dx of {point.name}", f"{point.chips} x 2 x {products:.1f} M FLOP", variants(point), ceilings, task
+            )
+            | {"rows_a_chip": point.rows}
+        )
         task.save({"cases": cases, "one_pass": build_info.one_pass(), "summary": f"{len(cases)} layers and sizes"})

@@ -1,4 +1,6 @@
-"""Stage `identity`: chips on CUDA are the CPU's, bit for bit: every device model of python_tests/support/every_device.py."""
+"""Stage `identity`: chips on CUDA are the CPU's, bit for bit: every device model of
+python_tests/support/every_device.py.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,12 @@ def differences(nvm: nft.NVMDevice, weight: Tensor, key: Tensor, stream: int) ->
     table = torch.from_numpy(nvm.operator_table()).cuda()
     for dtype in DTYPES:
         want = bits(expected.to(dtype))
-        found = {"": nft.program_weights(there, nvm, key=on, stream=stream, dtype=dtype),
-                 ", from codes": ops.program(there, codes.cuda(), step.cuda(), table, on, stream, nvm.operator_spec(), dtype)}
+        found = {
+            "": nft.program_weights(there, nvm, key=on, stream=stream, dtype=dtype),
+            ", from codes": ops.program(
+                there, codes.cuda(), step.cuda(), table, on, stream, nvm.operator_spec(), dtype
+            ),
+        }
         for way, chips in found.items():
             wrong = int((bits(chips.cpu()) != want).sum())
             if wrong:
@@ -64,8 +70,17 @@ def run(task: Task) -> None:
                 found = list(differences(nvm, weights(*shape), key, STREAM))
                 wrong += [f"{name}, {list(shape)}, key {which}: {d}" for d in found]
                 compared += 1
-        task.save({"compared": compared, "wrong": wrong, "devices": len(DEVICES),
-                   "summary": f"{compared} cases of {len(DEVICES)} device models, float32, bfloat16, float16: equal to the CPU"
-                              if not wrong else f"{len(wrong)} differences in {compared} cases"})
+        task.save(
+            {
+                "compared": compared,
+                "wrong": wrong,
+                "devices": len(DEVICES),
+                "summary": f"{compared} cases of {len(DEVICES)} device models, float32, bfloat16, float16: equal to the CPU"
+                if not wrong
+                else f"{len(wrong)} differences in {compared} cases",
+            }
+        )
     if wrong:
-        raise Wrong("chips differ from the CPU's: " + "; ".join(wrong[:SHOWN]) + ("; ..." if len(wrong) > SHOWN else ""))
+        raise Wrong(
+            "chips differ from the CPU's: " + "; ".join(wrong[:SHOWN]) + ("; ..." if len(wrong) > SHOWN else "")
+        )

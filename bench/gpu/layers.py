@@ -1,7 +1,8 @@
-"""Stage `layers`: single layers of real networks at several rows a chip, 1 and 8 chips a call, forward without gradients.
+"""Stage `layers`: single layers of real networks at several rows a chip, 1 and 8 chips a call, forward without
+gradients.
 
-Ours takes the products that NFT_EXT_ONE_PASS asks for (auto where it is not set), and replays one graph, in which it is never
-slower. Plain PyTorch multiplies all chips at once: their weights stacked along the outputs are one larger layer.
+Ours takes the products that NFT_EXT_ONE_PASS asks for (auto where it is not set), and replays one graph, in which it is
+never slower. Plain PyTorch multiplies all chips at once: their weights stacked along the outputs are one larger layer.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bench.harness import baselines, checks
-from bench.harness.case import Ready, Variant, Work
+from bench.cpu.layers import SHAPES, Shape
 from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
-from bench.cpu.layers import SHAPES, Shape
+from bench.harness import baselines, checks
+from bench.harness.case import Ready, Variant, Work
 from nft_ext.ops import build_info
 from nft_ext.ops.functional import Crossbar, conv2d_product, linear_product
 
@@ -47,9 +48,13 @@ class Point:
         return f"{self.shape.name}, {self.rows} rows, {self.chips} chip{'s' if self.chips > 1 else ''}"
 
     def work(self, draws: str, precision: str) -> Work:
-        """x read, the weight read once (codes of two bytes), every chip's y written; noisy weights need not touch memory."""
+        """x read, the weight read once (codes of two bytes), every chip's y written; noisy weights need not touch
+        memory.
+        """
         activations, weight, products = self.shape.counts(self.images)
-        x = self.images * (self.shape.sizes[0] if self.shape.is_linear else self.shape.sizes[0] * self.shape.sizes[4] ** 2)
+        x = self.images * (
+            self.shape.sizes[0] if self.shape.is_linear else self.shape.sizes[0] * self.shape.sizes[4] ** 2
+        )
         bytes_ = ELEMENT[precision] * (x + self.chips * (activations - x)) + 2 * weight
         normals = self.chips * weight * baselines.NORMALS[draws]
         return Work(flops=2.0 * products * self.chips, normals=normals, bytes=float(bytes_))
@@ -69,7 +74,9 @@ def images(point: Point, precision: str) -> Tensor:
 
 
 def scores(shape: Shape, x: Tensor, y: Tensor) -> Tensor:
-    """One score a chip and output channel, at one place of image 0: independent standard normals. y [S, out, ...] of image 0."""
+    """One score a chip and output channel, at one place of image 0: independent standard normals. y [S, out, ...] of
+    image 0.
+    """
     p = layer(shape)
     step, x, y = baselines.step_of(p.weight), x[:1].float(), y.float()
     clean = checks.product(p, x, baselines.quantized(p.weight, step), p.bias)
@@ -80,15 +87,24 @@ def scores(shape: Shape, x: Tensor, y: Tensor) -> Tensor:
     return (y - clean) / (baselines.WEIGHT_SD * step * power.sqrt())
 
 
-def ready(point: Point, precision: str, mode: str, call: Callable[[], Tensor], of_image_0: Callable[[Tensor], Tensor],
-          noisy: bool, quiet: Callable[[], str | None] = lambda: None) -> Ready:
+def ready(
+    point: Point,
+    precision: str,
+    mode: str,
+    call: Callable[[], Tensor],
+    of_image_0: Callable[[Tensor], Tensor],
+    noisy: bool,
+    quiet: Callable[[], str | None] = lambda: None,
+) -> Ready:
     x = images(point, precision)
     run = timing.graphed(call) if "graph" in mode else call
 
     def check() -> str | None:
         if not noisy:
             return None
-        found = torch.stack([scores(point.shape, x, of_image_0(run())) for _ in range(max(1, 2048 // (point.chips * 512)))])
+        found = torch.stack(
+            [scores(point.shape, x, of_image_0(run())) for _ in range(max(1, 2048 // (point.chips * 512)))]
+        )
         return checks.first(checks.standard_normal("output", found, precision), quiet())
 
     return Ready(run, check)
@@ -122,8 +138,9 @@ def ours(point: Point, draws: str, precision: str, mode: str) -> Ready:
         with timing.exact_float32():
             return quiet()
 
-    return ready(point, precision, mode, call, lambda y: y.unflatten(0, (point.chips, point.images))[:, 0], True,
-                 exact_quiet)
+    return ready(
+        point, precision, mode, call, lambda y: y.unflatten(0, (point.chips, point.images))[:, 0], True, exact_quiet
+    )
 
 
 def stacked(point: Point, draws: str, precision: str, mode: str) -> Ready:
@@ -183,6 +200,10 @@ def run(task: Task) -> None:
     for point in points():
         torch.compiler.reset()
         products = point.work("none", "bf16").flops / point.chips / 2e6
-        cases.append(timing.measure_case(point.name, f"{point.chips} x 2 x {products:.1f} M FLOP",
-                                         variants(point), ceilings, task) | {"rows_a_chip": point.rows})
+        cases.append(
+            timing.measure_case(
+                point.name, f"{point.chips} x 2 x {products:.1f} M FLOP", variants(point), ceilings, task
+            )
+            | {"rows_a_chip": point.rows}
+        )
         task.save({"cases": cases, "one_pass": build_info.one_pass(), "summary": f"{len(cases)} layers and sizes"})

@@ -45,8 +45,18 @@ def pytest(marks: str, report: Path, seconds: float | None = None) -> int | None
     """Runs the tests with these marks; pytest's status, None where the seconds did not suffice."""
     # Set before the process starts: cuBLAS needs it to be deterministic, and tests ask for that.
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    command = [sys.executable, "-m", "pytest", "-m", marks, "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
-               *map(str, files(ROOT / "python_tests"))]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        marks,
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+        *map(str, files(ROOT / "python_tests")),
+    ]
     try:
         return subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds).returncode
     except subprocess.TimeoutExpired:
@@ -57,8 +67,11 @@ def joined(first: dict[str, Any], second: dict[str, Any] | None) -> dict[str, An
     """Both runs' results; second: the slow tests', None where their time ran out."""
     if second is None:
         return first | {"summary": first["summary"] + "; no time was left for the slow ones"}
-    found = {"tests": first["tests"] + second["tests"], "failed": first["failed"] | second["failed"],
-             "skipped": first["skipped"] | second["skipped"]}
+    found = {
+        "tests": first["tests"] + second["tests"],
+        "failed": first["failed"] | second["failed"],
+        "skipped": first["skipped"] | second["skipped"],
+    }
     return found | {"summary": summary(found)}
 
 

@@ -1,4 +1,6 @@
-"""Stage `network`: ResNet-18's forward at 32 x 32 without gradients, a new chip in every call, at 1, 8, 32 and 128 images."""
+"""Stage `network`: ResNet-18's forward at 32 x 32 without gradients, a new chip in every call, at 1, 8, 32 and 128
+images.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 import nft_ext as nft
-from bench.harness import baselines, checks
-from bench.harness.case import Ready, Variant, Work
+from bench.cpu.networks import _counts as counts
 from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
-from bench.cpu.networks import _counts as counts
-from nft_ext.ops import build_info
+from bench.harness import baselines, checks
+from bench.harness.case import Ready, Variant, Work
 from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
+from nft_ext.ops import build_info
 
 CASES = ((128, "bf16"), (1, "bf16"), (128, "fp32"), (32, "bf16"), (8, "bf16"), (1, "fp32"))  # the most important first
 WHOLLY = (1, 128)  # at other numbers of images only what may be the fastest is timed
@@ -119,7 +121,11 @@ def ours(count: int, draws: str, precision: str, mode: str, channels_last: bool,
     unfused, x = noisy_network(draws), images(count, precision, channels_last)
     model = fused_network(draws) if fused else unfused
     run = eager = forward(model, x)
-    graph = MonteCarloGraph(model, x, chips=1, precision=PRECISION[precision], programmed=mode == "programmed graph") if "graph" in mode else None
+    graph = (
+        MonteCarloGraph(model, x, chips=1, precision=PRECISION[precision], programmed=mode == "programmed graph")
+        if "graph" in mode
+        else None
+    )
     if graph is not None:
 
         def run() -> Tensor:
@@ -131,11 +137,13 @@ def ours(count: int, draws: str, precision: str, mode: str, channels_last: bool,
         with timing.exact_float32(), nft.noise(model, enabled=False):
             expected, quiet = forward(plain_network("none", precision, False, False), x)(), eager()
         factor = checks.WINOGRAD_DEEP[precision]
-        return checks.first(checks.close("noise-free logits", quiet, expected, precision, factor),
-                            as_unfused(model, unfused, x, precision) if fused else None,
-                            noise_of_layers(unfused, list(nft.noisy_layers(unfused).values()), x, precision),
-                            as_eager(graph, unfused, x) if graph is not None else None,
-                            as_noisy(mode, run, unfused, x) if graph is not None else None)
+        return checks.first(
+            checks.close("noise-free logits", quiet, expected, precision, factor),
+            as_unfused(model, unfused, x, precision) if fused else None,
+            noise_of_layers(unfused, list(nft.noisy_layers(unfused).values()), x, precision),
+            as_eager(graph, unfused, x) if graph is not None else None,
+            as_noisy(mode, run, unfused, x) if graph is not None else None,
+        )
 
     return Ready(run, check)
 
@@ -151,8 +159,9 @@ def theirs(count: int, draws: str, precision: str, mode: str, wholesale: bool) -
     def check() -> str | None:
         if draws == "none":
             return checks.close("logits", run(), eager(), "bf16")  # other algorithms may use TF32
-        return checks.first(noise_of_layers(model, layers, x, precision),
-                            as_noisy(mode, run, model, x) if run is not eager else None)
+        return checks.first(
+            noise_of_layers(model, layers, x, precision), as_noisy(mode, run, model, x) if run is not eager else None
+        )
 
     return Ready(run, check)
 
@@ -163,8 +172,11 @@ def variants(count: int, precision: str) -> list[Variant]:
 
     def add(family: str, draws: str, mode: str, make: Callable[..., Ready], *options: bool, note: str = "") -> None:
         # Codes of two bytes, and every product's input and output once; noisy weights need not touch memory.
-        work = Work(flops=2.0 * products * count, normals=baselines.NORMALS[draws] * weights,
-                    bytes=2.0 * weights + ELEMENT[precision] * activations * count)
+        work = Work(
+            flops=2.0 * products * count,
+            normals=baselines.NORMALS[draws] * weights,
+            bytes=2.0 * weights + ELEMENT[precision] * activations * count,
+        )
         make = functools.partial(make, count, draws, precision, mode, *options)
         found.append(Variant(family, draws, make, work, precision, mode, True, note))
 
@@ -196,6 +208,14 @@ def run(task: Task) -> None:
 
     for count, precision in CASES:
         early = None if cases else lambda case: save([case])
-        cases.append(timing.measure_case(f"resnet18-{count}-{precision}", f"ResNet-18, {count} x 3 x 32 x 32, forward",
-                                         variants(count, precision), ceilings, task, early))
+        cases.append(
+            timing.measure_case(
+                f"resnet18-{count}-{precision}",
+                f"ResNet-18, {count} x 3 x 32 x 32, forward",
+                variants(count, precision),
+                ceilings,
+                task,
+                early,
+            )
+        )
         save(cases)

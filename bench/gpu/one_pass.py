@@ -1,7 +1,7 @@
 """Stage `one_pass`: products with weights generated on the way, beside weights that are programmed first.
 
-Each way is timed in a process of its own (bench/gpu/one_pass_times.py), whose NFT_EXT_ONE_PASS chooses it. The bounds found
-are the evidence for the constants of csrc/cuda/one_pass.h; nothing reads them.
+Each way is timed in a process of its own (bench/gpu/one_pass_times.py), whose NFT_EXT_ONE_PASS chooses it. The bounds
+found are the evidence for the constants of csrc/cuda/one_pass.h; nothing reads them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def paired(always: Sequence[Row], never: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def best_bound(points: Sequence[Row]) -> int:
-    """The number of columns per chip up to which one pass is to be taken, so that the geometric mean of all points' times is
-    least; of several numbers that do equally well, the smallest. 0: never.
+    """The number of columns per chip up to which one pass is to be taken, so that the geometric mean of all points'
+    times is least; of several numbers that do equally well, the smallest. 0: never.
     """
 
     def cost(bound: int) -> float:
@@ -58,9 +58,11 @@ def bounds(points: Sequence[Row]) -> dict[str, dict[str, int]]:
 
 
 def summary(found: Mapping[str, Mapping[str, int]]) -> str:
-    return "; ".join(f"{direction.replace('_', ' ')}: one pass wins to "
-                     + ", ".join(f"{columns} columns in {dtype}" for dtype, columns in types.items())
-                     for direction, types in found.items())
+    return "; ".join(
+        f"{direction.replace('_', ' ')}: one pass wins to "
+        + ", ".join(f"{columns} columns in {dtype}" for dtype, columns in types.items())
+        for direction, types in found.items()
+    )
 
 
 def times(rule: str, task: Task, seconds: float) -> list[dict[str, Any]]:
@@ -71,12 +73,24 @@ def times(rule: str, task: Task, seconds: float) -> list[dict[str, Any]]:
     """
     saved, known = (task.out.with_suffix(f".{rule}.{what}.json") for what in ("found", "known"))
     stages.write_json(known, {})
-    command = [sys.executable, "-m", "bench.gpu.child", "one_pass_times", "--out", str(saved), "--known", str(known),
-               "--seconds", f"{seconds:.0f}"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.gpu.child",
+        "one_pass_times",
+        "--out",
+        str(saved),
+        "--known",
+        str(known),
+        "--seconds",
+        f"{seconds:.0f}",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"NFT_EXT_ONE_PASS": rule})
     found = stages.read_json(saved)
     if found is None:
-        raise Wrong(f"NFT_EXT_ONE_PASS={rule}: the times' process ended with status {done.returncode} and saved nothing")
+        raise Wrong(
+            f"NFT_EXT_ONE_PASS={rule}: the times' process ended with status {done.returncode} and saved nothing"
+        )
     return found["points"]
 
 

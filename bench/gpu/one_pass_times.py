@@ -1,4 +1,6 @@
-"""Times products the way that NFT_EXT_ONE_PASS asks for. Stage `one_pass` runs this once per rule, in processes of their own."""
+"""Times products the way that NFT_EXT_ONE_PASS asks for. Stage `one_pass` runs this once per rule, in processes of
+their own.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,16 @@ import torch
 
 from bench.gpu import timing
 from bench.gpu.child import Task
-from nft_ext.ops import build_info, operators
 from nft_ext.device.model import NVMDevice
+from nft_ext.ops import build_info, operators
 from nft_ext.ops.functional import Crossbar, device_table
 from nft_ext.ops.keys import noise_key
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DIRECTIONS = ("forward", "input_gradient")
 COLUMNS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048)  # per chip
-# (outputs, inputs, kernel, side of the image): a wide linear layer, and the middle and the last convolutions of a ResNet-18.
+# (outputs, inputs, kernel, side of the image): a wide linear layer, and the middle and the last convolutions of a
+# ResNet-18.
 SHAPES = ((1024, 1024, None, 1), (128, 128, 3, 8), (512, 512, 3, 4))
 ROUNDS, CALLS = 7, 5
 
@@ -49,7 +52,9 @@ def product(shape: tuple, images: int, direction: str, dtype: torch.dtype) -> Ca
 def seconds_per_call(call: Callable[[], Any]) -> float:
     """The median over several replays of a CUDA graph of some calls, so that the host's part is not measured."""
     replay = timing.graphed(lambda: [call() for _ in range(CALLS)])
-    return statistics.median([timing.timed(replay, 1) for _ in range(ROUNDS + 1)][1:]) / CALLS  # the first replay warms up
+    return (
+        statistics.median([timing.timed(replay, 1) for _ in range(ROUNDS + 1)][1:]) / CALLS
+    )  # the first replay warms up
 
 
 def points() -> Iterator[tuple[str, str, int, int]]:
@@ -69,5 +74,7 @@ def run(task: Task) -> None:
             break
         shape = SHAPES[number]
         seconds = seconds_per_call(product(shape, columns // shape[3] ** 2, direction, DTYPES[dtype]))
-        found.append({"direction": direction, "dtype": dtype, "shape": list(shape), "columns": columns, "seconds": seconds})
+        found.append(
+            {"direction": direction, "dtype": dtype, "shape": list(shape), "columns": columns, "seconds": seconds}
+        )
         task.save({"rule": build_info.one_pass(), "points": found})

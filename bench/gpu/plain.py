@@ -1,8 +1,10 @@
-"""The best plain PyTorch for the noise model on CUDA. Semantics as in bench/harness/baselines.py, from which it takes the formulas.
+"""The best plain PyTorch for the noise model on CUDA. Semantics as in bench/harness/baselines.py, from which it takes
+the formulas.
 
-What differs from the CPU: nothing may be read back to the host, bfloat16 noise is drawn in bfloat16, launches cost more than
-arithmetic, so all layers' noise is drawn into one piece of memory where the model is not compiled ("wholesale": one normal_ and
-one addcmul for the network instead of two launches a layer), and memory formats are those that the tensor cores want.
+What differs from the CPU: nothing may be read back to the host, bfloat16 noise is drawn in bfloat16, launches cost more
+than arithmetic, so all layers' noise is drawn into one piece of memory where the model is not compiled ("wholesale":
+one normal_ and one addcmul for the network instead of two launches a layer), and memory formats are those that the
+tensor cores want.
 """
 
 from __future__ import annotations
@@ -67,10 +69,13 @@ class Wholesale:
 
 
 class Layer(baselines.ByHand):
-    """A layer with noise on its weight, for inference in one dtype. wholesale: its chip is a view that somebody else fills."""
+    """A layer with noise on its weight, for inference in one dtype. wholesale: its chip is a view that somebody else
+    fills.
+    """
 
-    def __init__(self, plain: nn.Conv2d | nn.Linear, draws: str, dtype: torch.dtype, channels_last: bool,
-                 functional: bool) -> None:
+    def __init__(
+        self, plain: nn.Conv2d | nn.Linear, draws: str, dtype: torch.dtype, channels_last: bool, functional: bool
+    ) -> None:
         super().__init__(plain, draws, baselines.Scratch(), cached=True, functional=functional)
         self.w_d = shaped(in_memory_order(self.w_d, channels_last).clone(), plain.weight, channels_last).to(dtype)
         self.step = self.step.to(dtype)
@@ -129,7 +134,9 @@ def replaced(model: nn.Module, make) -> nn.Module:
     return convert(copy.deepcopy(model))
 
 
-def network(model: nn.Module, draws: str, precision: str, *, functional: bool = False, wholesale: bool = False) -> nn.Module:
+def network(
+    model: nn.Module, draws: str, precision: str, *, functional: bool = False, wholesale: bool = False
+) -> nn.Module:
     """`model` (on CUDA, eval mode) with noise as a user would write it for speed; bfloat16 in channels_last."""
     channels_last, dtype = precision == "bf16", DTYPES[precision]
     noisy = replaced(model, lambda plain: Layer(plain, draws, dtype, channels_last, functional))

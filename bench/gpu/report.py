@@ -14,7 +14,13 @@ NOT_MEASURED = "not measured"
 def milliseconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    return f"{seconds * 1e3:.4f}" if seconds < 1e-4 else f"{seconds * 1e3:.3f}" if seconds < 1e-2 else f"{seconds * 1e3:.1f}"
+    return (
+        f"{seconds * 1e3:.4f}"
+        if seconds < 1e-4
+        else f"{seconds * 1e3:.3f}"
+        if seconds < 1e-2
+        else f"{seconds * 1e3:.1f}"
+    )
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -22,7 +28,10 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     if not rows:
         return []
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in rows]
+    return [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    ]
 
 
 def stage_lines(wanted: Sequence[Stage], outcomes: Mapping[str, Outcome]) -> list[str]:
@@ -37,7 +46,8 @@ def stage_lines(wanted: Sequence[Stage], outcomes: Mapping[str, Outcome]) -> lis
 
 
 def case_lines(case: Mapping[str, Any]) -> list[str]:
-    """A measured case: our fastest and the fastest PyTorch a precision and number of draws; only right results have times.
+    """A measured case: our fastest and the fastest PyTorch a precision and number of draws; only right results have
+    times.
 
     case: {"name", "rows": [{"variant", "median_s", "floor_s", ...}], "compared": [{"what", "ours", "ours_s", "against",
     "against_s", "ratio", "floor_s", "bound_by"}], "failures": [..], "unmeasured": [..]}.
@@ -47,8 +57,16 @@ def case_lines(case: Mapping[str, Any]) -> list[str]:
     for c in case.get("compared", ()):
         over = "-" if not c.get("floor_s") else f"{c['ours_s'] / c['floor_s']:.1f}"
         floor = "-" if not c.get("floor_s") else f"{milliseconds(c['floor_s'])} {c['bound_by']}"
-        rows.append([f"  {c['what']} [{c['ours']} / {c['against']}]", milliseconds(c["ours_s"]), milliseconds(c["against_s"]),
-                     f"{c['ratio']:.2f}", floor, over])
+        rows.append(
+            [
+                f"  {c['what']} [{c['ours']} / {c['against']}]",
+                milliseconds(c["ours_s"]),
+                milliseconds(c["against_s"]),
+                f"{c['ratio']:.2f}",
+                floor,
+                over,
+            ]
+        )
     lines += columns(rows) if len(rows) > 1 else [f"  {NOT_MEASURED}: nothing right stands on both sides"]
     lines += [f"  WRONG, no time shown: {f}"[:160] for f in case.get("failures", ())]
     if case.get("unmeasured"):
@@ -63,7 +81,9 @@ def target_lines(targets: Sequence[Mapping[str, Any]]) -> list[str]:
         if t["value"] is None:
             lines.append(f"{t['rule']}: {NOT_MEASURED}" + (f", {t['why']}" if t["why"] else ""))
         else:
-            lines.append(f"{t['rule']}: {'reached' if t['reached'] else 'NOT REACHED'}, {t['value']:.2f}x ({t['what']})")
+            lines.append(
+                f"{t['rule']}: {'reached' if t['reached'] else 'NOT REACHED'}, {t['value']:.2f}x ({t['what']})"
+            )
     return lines
 
 

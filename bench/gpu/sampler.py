@@ -1,5 +1,7 @@
-"""Stage `sampler`: programming the crossbars of four ResNet-18s, more than the second-level cache holds, against the floor and
-against plain PyTorch. cached: steps and codes (ours), or the quantized weight (PyTorch), are kept from an earlier call."""
+"""Stage `sampler`: programming the crossbars of four ResNet-18s, more than the second-level cache holds, against the
+floor and against plain PyTorch. cached: steps and codes (ours), or the quantized weight (PyTorch), are kept from an
+earlier call.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,17 @@ import torch
 from torch import Tensor
 
 import nft_ext as nft
-from bench.harness import baselines, checks
-from bench.harness.case import Ready, Variant, Work
 from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
+from bench.harness import baselines, checks
+from bench.harness.case import Ready, Variant, Work
 
 NETWORKS = 4
-NVM = {"one": nft.NVMDevice(sigma=baselines.SIGMA, sampling="fast"),
-       "device": nft.NVMDevice(sigma=baselines.SIGMA, sampling="per_device")}
+NVM = {
+    "one": nft.NVMDevice(sigma=baselines.SIGMA, sampling="fast"),
+    "device": nft.NVMDevice(sigma=baselines.SIGMA, sampling="per_device"),
+}
 Sample = Callable[[], list[Tensor]]
 
 
@@ -44,7 +48,9 @@ def ready(sample: Sample, precision: str, mode: str) -> Ready:
 
 
 def ours(draws: str, precision: str, mode: str, cached: bool, together: bool) -> Ready:
-    """Layer by layer as a forward programs them, or all in one launch; the key stands on the device, as in a captured step."""
+    """Layer by layer as a forward programs them, or all in one launch; the key stands on the device, as in a captured
+    step.
+    """
     ops, nvm, dtype = torch.ops.nft_ext, NVM[draws], plain.DTYPES[precision]
     table, key = torch.from_numpy(nvm.operator_table()).cuda(), nft.noise_key(0, 1, device="cuda")
     spec, kept = nvm.operator_spec(), [(None, None)] * len(weights())
@@ -58,7 +64,9 @@ def ours(draws: str, precision: str, mode: str, cached: bool, together: bool) ->
     @torch.no_grad()
     def sample() -> list[Tensor]:
         if together:
-            return ops.program_many(weights(), codes, steps, [table] * count, key, list(range(count)), spec * count, [], dtype)
+            return ops.program_many(
+                weights(), codes, steps, [table] * count, key, list(range(count)), spec * count, [], dtype
+            )
         return [ops.program(w, *layer, table, key, i, spec, dtype) for i, (w, layer) in enumerate(zip(weights(), kept))]
 
     return ready(sample, precision, mode)
@@ -66,11 +74,17 @@ def ours(draws: str, precision: str, mode: str, cached: bool, together: bool) ->
 
 def by_layer(draws: str, precision: str, mode: str) -> Ready:
     """In place, layer by layer, from the kept quantized weight."""
-    kept = [(baselines.quantized(w, s).to(plain.DTYPES[precision]), float(s)) for w in weights() for s in [baselines.step_of(w)]]
+    kept = [
+        (baselines.quantized(w, s).to(plain.DTYPES[precision]), float(s))
+        for w in weights()
+        for s in [baselines.step_of(w)]
+    ]
     memory, part = ([torch.empty_like(w_d) for w_d, _ in kept] for _ in range(2))
 
     def sample() -> list[Tensor]:
-        return [baselines.noise_(chip, step, draws, more).add_(w_d) for (w_d, step), chip, more in zip(kept, memory, part)]
+        return [
+            baselines.noise_(chip, step, draws, more).add_(w_d) for (w_d, step), chip, more in zip(kept, memory, part)
+        ]
 
     return ready(sample, precision, mode)
 
@@ -100,10 +114,19 @@ def variants() -> list[Variant]:
     n = sum(p.numel() for p in weights())
     found = []
 
-    def add(family: str, draws: str, precision: str, mode: str, make: Callable[..., Ready], *options, cached: bool = True,
-            note: str = "") -> None:
+    def add(
+        family: str,
+        draws: str,
+        precision: str,
+        mode: str,
+        make: Callable[..., Ready],
+        *options,
+        cached: bool = True,
+        note: str = "",
+    ) -> None:
         out = 2 if precision == "bf16" else 4
-        # Read: our codes of two bytes, or the kept weight in the result's precision; or the float weight. Written: the chip.
+        # Read: our codes of two bytes, or the kept weight in the result's precision; or the float weight. Written: the
+        # chip.
         read = 4 if not cached else 2 if family == "nft" else out
         work = Work(normals=n * baselines.NORMALS[draws], bytes=float(n * (read + out)))
         make = functools.partial(make, draws, precision, mode, *options)
@@ -128,5 +151,7 @@ def variants() -> list[Variant]:
 def run(task: Task) -> None:
     ceilings = Ceilings.of(task.found_by("ceilings"))
     n = sum(w.numel() for w in weights())
-    case = timing.measure_case("sampler", f"{NETWORKS} x ResNet-18's weights, {n / 1e6:.1f} M", variants(), ceilings, task)
+    case = timing.measure_case(
+        "sampler", f"{NETWORKS} x ResNet-18's weights, {n / 1e6:.1f} M", variants(), ceilings, task
+    )
     task.save({"cases": [case], "summary": f"{len(case['rows']) - len(case['failures'])} variants measured"})

@@ -1,4 +1,6 @@
-"""Stages `memcheck` and `racecheck`: NVIDIA's compute-sanitizer on small shapes (bench/gpu/small.py), this package's kernels."""
+"""Stages `memcheck` and `racecheck`: NVIDIA's compute-sanitizer on small shapes (bench/gpu/small.py), this package's
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,13 @@ from bench.gpu.small import LAST_LINE, ONLY_OURS
 
 ROOT = Path(__file__).resolve().parents[2]
 SUMMARY = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUMMARY: (\d+) hazard"}
-REFUSED = (r"(Device not supported|Unable to find injection library|"
-           r"Target application terminated before first instrumented API call)")
+REFUSED = (
+    r"(Device not supported|Unable to find injection library|"
+    r"Target application terminated before first instrumented API call)"
+)
 BROKEN = "Internal Sanitizer Error"
-# racecheck itself fails in the library's gradients of convolutions (cuDNN's and torch's own), which it was not asked to look at.
+# racecheck itself fails in the library's gradients of convolutions (cuDNN's and torch's own), which it was not asked to
+# look at.
 OPTIONS = {"memcheck": [], "racecheck": [ONLY_OURS]}
 KEPT = 12  # lines of the first findings
 SHARE = 0.7  # of the stage's time for the script's cases; starting and ending take the rest
@@ -70,9 +75,21 @@ def run_tool(kind: str, task: Task) -> None:
     program = tool()
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     help_text = subprocess.run([program, "--help"], **output).stdout
-    command = [program, "--tool", kind, *only_ours(help_text), "--report-api-errors", "no", sys.executable, "-m",
-               "bench.gpu.small", f"{SHARE * task.left():.0f}", *OPTIONS[kind]]
-    # Each tensor gets memory of its own, so that an access past its end is past an allocation. Products are this package's.
+    command = [
+        program,
+        "--tool",
+        kind,
+        *only_ours(help_text),
+        "--report-api-errors",
+        "no",
+        sys.executable,
+        "-m",
+        "bench.gpu.small",
+        f"{SHARE * task.left():.0f}",
+        *OPTIONS[kind],
+    ]
+    # Each tensor gets memory of its own, so that an access past its end is past an allocation. Products are this
+    # package's.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "NFT_EXT_ONE_PASS": "always"}
     done = subprocess.run(command, cwd=ROOT, env=environment, **output)
     print(done.stdout, flush=True)

@@ -1,8 +1,9 @@
-"""Every operator on small, awkward shapes, for the sanitizers: NFT_EXT_ONE_PASS=always python -m bench.gpu.small [SECONDS [only-ours]].
+"""Every operator on small, awkward shapes, for the sanitizers: NFT_EXT_ONE_PASS=always python -m bench.gpu.small
+[SECONDS [only-ours]].
 
 Sizes end inside a block, a warp and a tile; several chips; every path, dtype and memory format; forward and backward.
-Under a sanitizer every call is slow: kinds of cases come in turns, and when the seconds are over, what is left is counted,
-not run.
+Under a sanitizer every call is slow: kinds of cases come in turns, and when the seconds are over, what is left is
+counted, not run.
 """
 
 from __future__ import annotations
@@ -49,13 +50,16 @@ def fused_conv(nvm, key, shared, x, weight, stride=1, padding=0, dilation=1, gro
 
 
 def cases(only_ours: bool = False) -> list[list[Case]]:
-    """Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions, epilogues.
+    """Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions,
+    epilogues.
     only_ours: of convolutions and their gradients those that are done by a kernel of this package."""
     import nft_ext as nft
     from nft_ext.ops.operators import can_be_channels_last
 
     devices = {
-        "one normal": nft.NVMDevice(), "preset": nft.NVMDevice.preset("rram4"), "16 bits": nft.NVMDevice(16, 4),
+        "one normal": nft.NVMDevice(),
+        "preset": nft.NVMDevice.preset("rram4"),
+        "16 bits": nft.NVMDevice(16, 4),
         "a device": nft.NVMDevice(sampling="per_device"),
         "everything": nft.NVMDevice(clip=(0.0, 1.0), truncate=2.0, stuck=(0.1, 0.1), mapping="differential"),
     }
@@ -74,14 +78,40 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
 
     @torch.no_grad()
     def channels_last(nvm, dtype, key):  # and what follows a product of the library's
-        weights = [torch.randn(*s, device="cuda") for s in ((8, 3, 3, 3), (5, 64, 3, 3), (3, 1024, 2, 1), (16, 7, 7, 7))]
+        weights = [
+            torch.randn(*s, device="cuda") for s in ((8, 3, 3, 3), (5, 64, 3, 3), (3, 1024, 2, 1), (16, 7, 7, 7))
+        ]
         table, count = torch.from_numpy(nvm.operator_table()).cuda(), len(weights)
-        finish(*torch.ops.nft_ext.program_many(weights, [None] * count, [], [table] * count, key, list(range(count)),
-                                               nvm.operator_spec() * count, [], dtype, True))
+        finish(
+            *torch.ops.nft_ext.program_many(
+                weights,
+                [None] * count,
+                [],
+                [table] * count,
+                key,
+                list(range(count)),
+                nvm.operator_spec() * count,
+                [],
+                dtype,
+                True,
+            )
+        )
         weights = [w for w in weights if can_be_channels_last(w, nvm.operator_spec())]
         count, scales = len(weights), [torch.randn(len(w), device="cuda") for w in weights]
-        finish(*torch.ops.nft_ext.program_many(weights, [None] * count, [], [table] * count, key, list(range(count)),
-                                               nvm.operator_spec() * count, scales, dtype, True))
+        finish(
+            *torch.ops.nft_ext.program_many(
+                weights,
+                [None] * count,
+                [],
+                [table] * count,
+                key,
+                list(range(count)),
+                nvm.operator_spec() * count,
+                scales,
+                dtype,
+                True,
+            )
+        )
         for shape in ((3, 8, 5, 3), (2, 7, 3, 3), (5, 24)):
             y, row = torch.randn(*shape, device="cuda").to(dtype), torch.randn(shape[1], device="cuda")
             torch.ops.nft_ext.finish_(y, row, row, y.clone(), True)
@@ -109,19 +139,27 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
     def epilogue(nvm, dtype, key, shared, sizes, layout):  # a residual and a ReLU inside a product
         (rows, channels, *side), (out, kernel), options = sizes
         weight = torch.randn(out, channels // options.get("groups", 1), *kernel, device="cuda")
-        x = torch.randn(rows * (1 if shared else len(key)), channels, *side, device="cuda").to(dtype).to(memory_format=layout)
+        x = (
+            torch.randn(rows * (1 if shared else len(key)), channels, *side, device="cuda")
+            .to(dtype)
+            .to(memory_format=layout)
+        )
         y = nft.noisy_conv2d(x, weight, nvm=nvm, key=key, shared=shared, **options)
         finish(nft.noisy_conv2d(x, weight, nvm=nvm, key=key, shared=shared, residual=y, relu=True, **options))
 
     def each(function: Callable[..., None], *values: Sequence) -> list[Case]:
         return [lambda chosen=chosen: function(*chosen) for chosen in itertools.product(*values)]
 
-    return [each(one_layer, devices.values(), dtypes, keys, (1, 5, 129, 1027)), each(all_layers, dtypes, keys),
-            each(channels_last, product_devices, dtypes, keys),
-            each(linear, product_devices, dtypes, keys, (True, False), LINEAR),
-            each(conv, product_devices, dtypes, keys, (True, False), CONV,
-                 (torch.contiguous_format, torch.channels_last)),
-            each(epilogue, product_devices, dtypes, keys, (True, False), CONV, (torch.contiguous_format, torch.channels_last))]
+    return [
+        each(one_layer, devices.values(), dtypes, keys, (1, 5, 129, 1027)),
+        each(all_layers, dtypes, keys),
+        each(channels_last, product_devices, dtypes, keys),
+        each(linear, product_devices, dtypes, keys, (True, False), LINEAR),
+        each(conv, product_devices, dtypes, keys, (True, False), CONV, (torch.contiguous_format, torch.channels_last)),
+        each(
+            epilogue, product_devices, dtypes, keys, (True, False), CONV, (torch.contiguous_format, torch.channels_last)
+        ),
+    ]
 
 
 def in_turns(kinds: Sequence[Sequence[Case]]) -> Iterator[Case]:

@@ -1,7 +1,8 @@
 """How the stages of bench/gpu_check.py run: each in its own process, within its own time, its result kept at once.
 
-A process a stage, because a kernel that reads past its memory leaves CUDA unusable for the rest of its process, and one that
-hangs can only be killed. A stage writes what it found to a file as it goes, so a stage that is killed keeps what it had.
+A process a stage, because a kernel that reads past its memory leaves CUDA unusable for the rest of its process, and one
+that hangs can only be killed. A stage writes what it found to a file as it goes, so a stage that is killed keeps what
+it had.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 PASSED, FAILED, LATE, NOT_RUN, SKIPPED = "passed", "failed", "out of time", "not run", "skipped"
-SHORTEST_BOX = 5.0    # seconds; with less left a stage is not started
-GRACE = 3.0           # seconds between asking a late stage to end and ending it
-KEPT_OUTPUT = 4000    # characters of a failed stage's output that its error keeps
+SHORTEST_BOX = 5.0  # seconds; with less left a stage is not started
+GRACE = 3.0  # seconds between asking a late stage to end and ending it
+KEPT_OUTPUT = 4000  # characters of a failed stage's output that its error keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Stage:
 
     name: str
     what: str
-    least: float           # seconds that earlier stages leave for it
-    most: float            # seconds it gets where there is time
-    correctness: bool      # whether its failure makes the exit status 1
+    least: float  # seconds that earlier stages leave for it
+    most: float  # seconds it gets where there is time
+    correctness: bool  # whether its failure makes the exit status 1
     measures: bool = False  # whether it is told to stop by itself before its time is up
 
 
@@ -48,15 +49,17 @@ class Outcome:
 
 
 def box(stage: Stage, later: Sequence[Stage], left: float) -> float:
-    """Seconds `stage` may take of the `left`: at most its `most`, and so that the `later` stages keep their `least`; its own
-    `least` comes before theirs. 0 where too little is left to start it."""
+    """Seconds `stage` may take of the `left`: at most its `most`, and so that the `later` stages keep their `least`;
+    its own `least` comes before theirs. 0 where too little is left to start it.
+    """
     wanted = min(stage.most, left - sum(s.least for s in later))
     given = min(left, max(wanted, stage.least))
     return given if given >= SHORTEST_BOX else 0.0
 
 
 def unproven(stages: Sequence[Stage], outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Names of the correctness stages that failed or did not come to their end. One that was skipped on request, or whose tool
+    """Names of the correctness stages that failed or did not come to their end. One that was skipped on request, or
+    whose tool
     is not on the machine, is not among them: its state says so in the table."""
     return [s.name for s in stages if s.correctness and outcomes[s.name].state in (FAILED, LATE)]
 
@@ -79,13 +82,22 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def run_process(command: Sequence[str], seconds: float, log: Path, cwd: Path,
-                environment: Mapping[str, str]) -> tuple[int | None, str]:
-    """(exit status, end of the output) of a command; None for one that ran past `seconds`, and then it and all that it started
-    are gone. The whole output goes to `log`."""
+def run_process(
+    command: Sequence[str], seconds: float, log: Path, cwd: Path, environment: Mapping[str, str]
+) -> tuple[int | None, str]:
+    """(exit status, end of the output) of a command; None for one that ran past `seconds`, and then it and all that it
+    started are gone. The whole output goes to `log`.
+    """
     with log.open("wb") as out:
-        process = subprocess.Popen(list(command), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=cwd,
-                                   env=dict(environment), start_new_session=True)
+        process = subprocess.Popen(
+            list(command),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=cwd,
+            env=dict(environment),
+            start_new_session=True,
+        )
         try:
             status: int | None = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -109,18 +121,24 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def run_stages(stages: Sequence[Stage], skip: set[str], minutes: float, run: Callable[[Stage, float], Outcome],
-               save: Callable[[dict[str, Outcome]], None], say: Callable[[str], None] = lambda line: None,
-               clock: Callable[[], float] = time.monotonic) -> dict[str, Outcome]:
+def run_stages(
+    stages: Sequence[Stage],
+    skip: set[str],
+    minutes: float,
+    run: Callable[[Stage, float], Outcome],
+    save: Callable[[dict[str, Outcome]], None],
+    say: Callable[[str], None] = lambda line: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Outcome]:
     """Runs the stages in order, saving after each; a stage that raises has failed, and the next one runs all the same.
 
-    run(stage, seconds) gives a stage's outcome; save(outcomes so far) keeps it. A build that failed ends it: whatever ran then
-    would be something else than the sources.
+    run(stage, seconds) gives a stage's outcome; save(outcomes so far) keeps it. A build that failed ends it: whatever
+    ran then would be something else than the sources.
     """
     end = clock() + 60 * minutes
     outcomes: dict[str, Outcome] = {}
     for number, stage in enumerate(stages):
-        later = [s for s in stages[number + 1:] if s.name not in skip]
+        later = [s for s in stages[number + 1 :] if s.name not in skip]
         built = outcomes.get("build", Outcome(SKIPPED)).state in (PASSED, SKIPPED)
         start = clock()
         seconds = box(stage, later, end - start)

@@ -25,34 +25,63 @@ def _target(rule: str, found: list[tuple[float, str]], limit: float, at_least: b
     if not found:
         return {"rule": rule, "value": None, "reached": None, "what": "", "why": "nothing right stands on both sides"}
     value, what = (min if at_least else max)(found)
-    return {"rule": rule, "value": value, "reached": value >= limit if at_least else value <= limit, "what": what, "why": ""}
+    return {
+        "rule": rule,
+        "value": value,
+        "reached": value >= limit if at_least else value <= limit,
+        "what": what,
+        "why": "",
+    }
 
 
 def judged(outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
     """Every target: {"rule", "value", "reached", "what", "why"}."""
-    sampled = [(row["times_the_floor"], row["variant"]) for case in _cases(outcomes, "sampler") for row in case["rows"]
-               if row["right"] and row["variant"].startswith("nft one normal, bf16") and "cached" in row["variant"]]
+    sampled = [
+        (row["times_the_floor"], row["variant"])
+        for case in _cases(outcomes, "sampler")
+        for row in case["rows"]
+        if row["right"] and row["variant"].startswith("nft one normal, bf16") and "cached" in row["variant"]
+    ]
     few = [case for case in _cases(outcomes, "layers") if case["rows_a_chip"] <= MOST_ROWS]
 
     def layers(against: str) -> list[tuple[float, str]]:
-        return [(c["ratio"], f"{case['case']}, {c['ours']} / {c['against']}") for case in few for c in _pairs(case, against)]
+        return [
+            (c["ratio"], f"{case['case']}, {c['ours']} / {c['against']}") for case in few for c in _pairs(case, against)
+        ]
 
     def of(stage: str, case_name: str, against: str) -> list[tuple[float, str]]:
-        return [(c["ratio"], f"{c['ours']} / {c['against']}") for case in _cases(outcomes, stage) if case["case"] == case_name
-                for c in _pairs(case, against)]
+        return [
+            (c["ratio"], f"{c['ours']} / {c['against']}")
+            for case in _cases(outcomes, stage)
+            if case["case"] == case_name
+            for c in _pairs(case, against)
+        ]
 
     training = outcomes.get("training")
     memory = training.found.get("memory", ()) if training is not None and isinstance(training.found, dict) else ()
     shares = [(m["ours_bytes"] / m["against_bytes"], m["precision"]) for m in memory if m["precision"] == "bf16"]
     return [
         _target("sampler, bf16: at most 1.3 times its floor", [min(sampled)] if sampled else [], 1.3, at_least=False),
-        _target(f"layers to {MOST_ROWS} rows a chip, bf16: >= 1.3x PyTorch with one normal a weight, the worst", layers("one"),
-                1.3),
-        _target(f"layers to {MOST_ROWS} rows a chip, bf16: >= 3x PyTorch with one normal a device, the worst", layers("device"),
-                3.0),
-        _target("ResNet-18, 128 images, bf16: >= 2x PyTorch with one normal a weight",
-                of("network", "resnet18-128-bf16", "one"), 2.0),
-        _target("ResNet-18, 128 images, bf16: >= 0.9x the speed without noise", of("network", "resnet18-128-bf16", "none"), 0.9),
+        _target(
+            f"layers to {MOST_ROWS} rows a chip, bf16: >= 1.3x PyTorch with one normal a weight, the worst",
+            layers("one"),
+            1.3,
+        ),
+        _target(
+            f"layers to {MOST_ROWS} rows a chip, bf16: >= 3x PyTorch with one normal a device, the worst",
+            layers("device"),
+            3.0,
+        ),
+        _target(
+            "ResNet-18, 128 images, bf16: >= 2x PyTorch with one normal a weight",
+            of("network", "resnet18-128-bf16", "one"),
+            2.0,
+        ),
+        _target(
+            "ResNet-18, 128 images, bf16: >= 0.9x the speed without noise",
+            of("network", "resnet18-128-bf16", "none"),
+            0.9,
+        ),
         _target("OVF step, bf16: >= 1.5x PyTorch with one normal a weight", of("training", "ovf-step", "one"), 1.5),
         _target("OVF step, bf16: at most 0.6 times PyTorch's peak memory", shares, 0.6, at_least=False),
     ]

@@ -1,8 +1,9 @@
 """Timing on CUDA: interleaved rounds, CUDA events, medians; and the comparisons that may be drawn from them.
 
-A variant is built, checked, and only then timed, in turns with the others of its case, each round in another order. What a call
-costs includes the gaps that the host leaves between launches: this is what a user waits for. A graph variant replays one CUDA
-graph a call, so that it has none.
+A variant is built, checked, and only then timed, in turns with the others of its case, each round in another order.
+What a call
+costs includes the gaps that the host leaves between launches: this is what a user waits for. A graph variant replays
+one CUDA graph a call, so that it has none.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from typing import Any
 
 import torch
 
-from bench.harness import baselines
-from bench.harness.case import DRAWS, Variant
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings, Floor, floor, sampling_instructions
+from bench.harness import baselines
+from bench.harness.case import DRAWS, Variant
 from bench.harness.measure import Row, Timing, fastest
 
-SAMPLE_SECONDS = 0.01    # a timing holds as many calls as fill this
+SAMPLE_SECONDS = 0.01  # a timing holds as many calls as fill this
 MOST_CALLS = 100
 ROUNDS, FEWEST_ROUNDS = 9, 5
 MODES = ("eager", "graph", "programmed graph", "compile", "compiled graph")
-# Whose times stand against whose: one normal a weight is the same distribution as one a device where devices are Gaussian.
+# Whose times stand against whose: one normal a weight is the same distribution as one a device where devices are
+# Gaussian.
 COMPARED = (("one", "one"), ("one", "device"), ("device", "device"), ("one", "none"))
 
 
@@ -50,8 +52,9 @@ def graphed(run: Callable[[], Any]) -> Callable[[], Any]:
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Inside, float32 products keep float32's precision. For checks; while timing, torch's defaults hold for both sides (cuDNN
-    may use TF32)."""
+    """Inside, float32 products keep float32's precision. For checks; while timing, torch's defaults hold for both sides
+    (cuDNN may use TF32).
+    """
     backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [b.allow_tf32 for b in backends]
     for b in backends:
@@ -96,15 +99,27 @@ def interleaved(runs: Sequence[Callable[[], Any]], left: Callable[[], float], ro
 def floor_of(variant: Variant, ceilings: Ceilings) -> Floor:
     drawn = baselines.NORMALS[variant.draws]
     instructions = sampling_instructions(variant.work.normals // drawn, variant.work.normals) if drawn else 0.0
-    return floor(ceilings, bytes_=variant.work.bytes, flops=variant.work.flops, precision=variant.precision,
-                 instructions=instructions)
+    return floor(
+        ceilings,
+        bytes_=variant.work.bytes,
+        flops=variant.work.flops,
+        precision=variant.precision,
+        instructions=instructions,
+    )
 
 
-def measure_case(name: str, shape: str, variants: Sequence[Variant], ceilings: Ceilings, task: Task,
-                 early: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """Builds, checks and times the variants; JSON-able. A variant that is wrong, or that does not run, gets no time; one for
-    which no time is left is named as unmeasured. Compiling may outlast the stage: `early` is given the case as it is
-    before the first variant that is compiled."""
+def measure_case(
+    name: str,
+    shape: str,
+    variants: Sequence[Variant],
+    ceilings: Ceilings,
+    task: Task,
+    early: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Builds, checks and times the variants; JSON-able. A variant that is wrong, or that does not run, gets no time;
+    one for which no time is left is named as unmeasured. Compiling may outlast the stage: `early` is given the case as
+    it is before the first variant that is compiled.
+    """
     rows: list[Row] = []
     runs: list[Callable[[], Any]] = []
     unmeasured: list[str] = []
@@ -114,9 +129,14 @@ def measure_case(name: str, shape: str, variants: Sequence[Variant], ceilings: C
         for row in rows:
             if row.failure is None:
                 row.timing = next(timings)
-        return {"name": f"{name}: {shape}", "case": name, "rows": [row_record(row, ceilings) for row in rows],
-                "compared": compared(rows, ceilings), "unmeasured": [*unmeasured, *(v.name for v in rest)],
-                "failures": [f"{r.variant.name}: {r.failure}" for r in rows if r.failure]}
+        return {
+            "name": f"{name}: {shape}",
+            "case": name,
+            "rows": [row_record(row, ceilings) for row in rows],
+            "compared": compared(rows, ceilings),
+            "unmeasured": [*unmeasured, *(v.name for v in rest)],
+            "failures": [f"{r.variant.name}: {r.failure}" for r in rows if r.failure],
+        }
 
     for number, variant in enumerate(variants):
         reserve = 0.3 * (len(runs) + 1)  # for the rounds
@@ -140,37 +160,69 @@ def measure_case(name: str, shape: str, variants: Sequence[Variant], ceilings: C
 
 def row_record(row: Row, ceilings: Ceilings) -> dict[str, Any]:
     v = row.variant
-    record: dict[str, Any] = {"variant": v.name, "family": v.family, "draws": DRAWS[v.draws], "precision": v.precision,
-                              "mode": v.mode, "right": row.failure is None}
+    record: dict[str, Any] = {
+        "variant": v.name,
+        "family": v.family,
+        "draws": DRAWS[v.draws],
+        "precision": v.precision,
+        "mode": v.mode,
+        "right": row.failure is None,
+    }
     if row.timing is None:
         return record | {"failure": row.failure}
     at_least, t = floor_of(v, ceilings), row.timing
-    return record | {"median_s": t.median, "p20_s": t.quantile(0.2), "p80_s": t.quantile(0.8), "rounds": len(t.seconds),
-                     "calls_a_timing": t.calls, "bytes": v.work.bytes, "flops": v.work.flops, "normals": v.work.normals,
-                     "floor_s": at_least.seconds, "bound_by": at_least.bound_by, "times_the_floor": t.median / at_least.seconds}
+    return record | {
+        "median_s": t.median,
+        "p20_s": t.quantile(0.2),
+        "p80_s": t.quantile(0.8),
+        "rounds": len(t.seconds),
+        "calls_a_timing": t.calls,
+        "bytes": v.work.bytes,
+        "flops": v.work.flops,
+        "normals": v.work.normals,
+        "floor_s": at_least.seconds,
+        "bound_by": at_least.bound_by,
+        "times_the_floor": t.median / at_least.seconds,
+    }
 
 
 def compared(rows: Sequence[Row], ceilings: Ceilings) -> list[dict[str, Any]]:
-    """Our fastest against the fastest PyTorch of the same precision, all modes, nothing wrong on either side; the variants
-    that compute everything anew in each call (cached=False) stand against each other only."""
+    """Our fastest against the fastest PyTorch of the same precision, all modes, nothing wrong on either side; the
+    variants that compute everything anew in each call (cached=False) stand against each other only.
+    """
     found = []
     for precision in ("bf16", "fp32"):
         for cached in (True, False):
             for ours_draws, their_draws in COMPARED:
                 same = {"precision": precision, "mode": MODES}
                 # Plain layers keep nothing and compute nothing anew: they stand against both.
-                theirs = same | {"family": "torch", "draws": their_draws} | ({} if their_draws == "none" else {"cached": cached})
+                theirs = (
+                    same
+                    | {"family": "torch", "draws": their_draws}
+                    | ({} if their_draws == "none" else {"cached": cached})
+                )
                 ours = fastest(rows, same | {"family": "nft", "draws": ours_draws, "cached": cached})
                 against = fastest(rows, theirs)
                 if ours is None or against is None or ours.timing is None or against.timing is None:
                     continue
                 at_least = floor_of(ours.variant, ceilings)
-                found.append({
-                    "what": f"{precision} {DRAWS[ours_draws]} against {DRAWS[their_draws]}" + ("" if cached else ", anew"),
-                    "precision": precision, "cached": cached, "ours_draws": ours_draws, "against_draws": their_draws,
-                    "ours": _way(ours.variant), "ours_s": ours.timing.median, "against": _way(against.variant),
-                    "against_s": against.timing.median, "ratio": against.timing.median / ours.timing.median,
-                    "floor_s": at_least.seconds, "bound_by": at_least.bound_by})
+                found.append(
+                    {
+                        "what": f"{precision} {DRAWS[ours_draws]} against {DRAWS[their_draws]}"
+                        + ("" if cached else ", anew"),
+                        "precision": precision,
+                        "cached": cached,
+                        "ours_draws": ours_draws,
+                        "against_draws": their_draws,
+                        "ours": _way(ours.variant),
+                        "ours_s": ours.timing.median,
+                        "against": _way(against.variant),
+                        "against_s": against.timing.median,
+                        "ratio": against.timing.median / ours.timing.median,
+                        "floor_s": at_least.seconds,
+                        "bound_by": at_least.bound_by,
+                    }
+                )
     return found
 
 

@@ -1,4 +1,6 @@
-"""Stage `training`: one OVF step (N = 3 feedbacks) of ResNet-18 at 128 images: forward, backward, SGD; time and peak memory."""
+"""Stage `training`: one OVF step (N = 3 feedbacks) of ResNet-18 at 128 images: forward, backward, SGD; time and peak
+memory.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +13,22 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import nft_ext as nft
-from bench.harness import autocast, baselines, checks
-from bench.harness.case import Ready, Variant, Work
+from bench.cpu.networks import _counts as counts
 from bench.gpu import plain, timing
 from bench.gpu.child import Task
 from bench.gpu.floors import Ceilings
 from bench.gpu.sampler import NVM
-from bench.cpu.networks import _counts as counts
-from nft_ext.ops import build_info
+from bench.harness import autocast, baselines, checks
+from bench.harness.case import Ready, Variant, Work
 from nft_ext.methods.batchnorm import frozen_statistics
 from nft_ext.methods.losses import gammas_noisiest_first_in_weight, total_output
+from nft_ext.ops import build_info
 
 CASES = {"bf16": "ovf-step", "fp32": "ovf-step-fp32"}
 IMAGES, FEEDBACKS, BETA, RATE = 128, 3, 1e-3, 1e-3
 # Of a gradient's norm: it jumps where rounding turns the sign before a ReLU. Errors of 2e-5 of each layer's largest
-# output, cuDNN's in float32, move it by 9 %, of 1e-3, bfloat16's, by 60 %; another chip by 150 % (CPU, 8 and 32 images).
+# output, cuDNN's in float32, move it by 9 %, of 1e-3, bfloat16's, by 60 %; another chip by 150 % (CPU, 8 and 32
+# images).
 GRADIENT = {"fp32": 0.25, "bf16": 0.9}
 METHOD = nft.methods.OVF(sigma=baselines.SIGMA, beta=BETA, feedbacks=FEEDBACKS)
 
@@ -129,11 +132,14 @@ def check(step: Step, quiet: Callable[[], Step] | None) -> str | None:
                 return failure
     loss = step()
     silent = [name for name, p in step.model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    return f"no finite gradient for {silent[0]}" if silent else None if loss.isfinite() else f"the loss is {float(loss)}"
+    return (
+        f"no finite gradient for {silent[0]}" if silent else None if loss.isfinite() else f"the loss is {float(loss)}"
+    )
 
 
-def ready(make: Callable[[], Step], mode: str, peaks: dict[str, int], name: str,
-          quiet: Callable[[], Step] | None = None) -> Ready:
+def ready(
+    make: Callable[[], Step], mode: str, peaks: dict[str, int], name: str, quiet: Callable[[], Step] | None = None
+) -> Ready:
     step = make()
     run = timing.graphed(step) if "graph" in mode else step
 
@@ -156,8 +162,11 @@ def variants(precision: str, peaks: dict[str, int]) -> list[Variant]:
     def add(family: str, draws: str, mode: str) -> None:
         # Three products and their operands a forward, once each; the weights and their gradients once.
         element = 2 if precision == "bf16" else 4
-        work = Work(flops=6.0 * products * IMAGES * forwards, normals=baselines.NORMALS[draws] * weights * forwards,
-                    bytes=3.0 * element * activations * IMAGES * forwards + 12.0 * weights)
+        work = Work(
+            flops=6.0 * products * IMAGES * forwards,
+            normals=baselines.NORMALS[draws] * weights * forwards,
+            bytes=3.0 * element * activations * IMAGES * forwards + 12.0 * weights,
+        )
         name = f"{family} {draws} {precision} {mode}"
         step = functools.partial(our_step if family == "nft" else plain_step, draws, precision)
         if "compile" in mode:
@@ -170,15 +179,20 @@ def variants(precision: str, peaks: dict[str, int]) -> list[Variant]:
         for mode in modes:
             add("nft", draws, mode)
             add("torch", draws, mode)
-    for family, mode in (("torch", "compiled graph"), ("nft", "compiled graph"), ("torch", "compile")) if precision == "bf16" else ():
+    for family, mode in (
+        (("torch", "compiled graph"), ("nft", "compiled graph"), ("torch", "compile")) if precision == "bf16" else ()
+    ):
         add(family, "one", mode)
     return found
 
 
 def memory_of(peaks: dict[str, int]) -> list[dict[str, Any]]:
     """Ours against plain PyTorch's, one normal a weight, where both are known."""
-    return [{"precision": p, "ours_bytes": peaks[f"nft one {p} eager"], "against_bytes": peaks[f"torch one {p} eager"]}
-            for p in CASES if {f"nft one {p} eager", f"torch one {p} eager"} <= set(peaks)]
+    return [
+        {"precision": p, "ours_bytes": peaks[f"nft one {p} eager"], "against_bytes": peaks[f"torch one {p} eager"]}
+        for p in CASES
+        if {f"nft one {p} eager", f"torch one {p} eager"} <= set(peaks)
+    ]
 
 
 def run(task: Task) -> None:
@@ -189,12 +203,19 @@ def run(task: Task) -> None:
 
     def save(cases: list[dict[str, Any]]) -> None:
         memory = memory_of(peaks)
-        shown = "; ".join(f"peak memory {m['precision']} {m['ours_bytes'] / 2**20:.0f} MiB against "
-                          f"{m['against_bytes'] / 2**20:.0f} MiB"
-                          for m in memory)
-        task.save({"cases": cases, "one_pass": build_info.one_pass(), "peak_bytes": peaks, "memory": memory, "summary": shown})
+        shown = "; ".join(
+            f"peak memory {m['precision']} {m['ours_bytes'] / 2**20:.0f} MiB against "
+            f"{m['against_bytes'] / 2**20:.0f} MiB"
+            for m in memory
+        )
+        task.save(
+            {"cases": cases, "one_pass": build_info.one_pass(), "peak_bytes": peaks, "memory": memory, "summary": shown}
+        )
 
     for precision, name in CASES.items():
-        cases.append(timing.measure_case(name, shape, variants(precision, peaks), ceilings, task,
-                                         lambda case: save([*cases, case])))
+        cases.append(
+            timing.measure_case(
+                name, shape, variants(precision, peaks), ceilings, task, lambda case: save([*cases, case])
+            )
+        )
         save(cases)

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WEIGHT_BITS, DEVICE_BITS, SIGMA = 8, 2, 0.1
-PLACES = [float(1 << j) for j in range(0, WEIGHT_BITS, DEVICE_BITS)]      # 2^(jK)
-DEVICE_SD = SIGMA * (2**DEVICE_BITS - 1)                                   # one device, level units
-WEIGHT_SD = DEVICE_SD * math.sqrt(sum(place**2 for place in PLACES))       # one weight, steps
-NORMALS = {"none": 0, "one": 1, "device": len(PLACES)}                   # drawn for one weight
+PLACES = [float(1 << j) for j in range(0, WEIGHT_BITS, DEVICE_BITS)]  # 2^(jK)
+DEVICE_SD = SIGMA * (2**DEVICE_BITS - 1)  # one device, level units
+WEIGHT_SD = DEVICE_SD * math.sqrt(sum(place**2 for place in PLACES))  # one weight, steps
+NORMALS = {"none": 0, "one": 1, "device": len(PLACES)}  # drawn for one weight
 COMPILE_OPTIONS = {"fallback_random": True}
 
 
@@ -77,7 +77,9 @@ def sample(weight: Tensor, draws: str, scratch: Scratch) -> Tensor:
 
 
 def sample_cached(w_d: Tensor, step: float, draws: str, scratch: Scratch, scale: Tensor | None = None) -> Tensor:
-    """W_p from the kept W_d; where a `scale` of each channel is in W_d, the noise gets it too. Valid until the next call."""
+    """W_p from the kept W_d; where a `scale` of each channel is in W_d, the noise gets it too. Valid until the next
+    call.
+    """
     chip = noise_(scratch.like(1, w_d), step, draws, scratch.like(2, w_d) if draws == "device" else None)
     return chip.add_(w_d) if scale is None else torch.addcmul(w_d, chip, scale, out=chip)
 
@@ -102,8 +104,8 @@ class ThreadedSampler:
     def __call__(self, w_d: Tensor, step: float) -> Tensor:
         chip = self.scratch.like(0, w_d)
         count = len(self.generators)
-        # The sum stays in the caller's thread: each thread that starts a parallel operation gets OpenMP workers of its own, and
-        # with more workers than cores all of them sleep between operations, everybody's.
+        # The sum stays in the caller's thread: each thread that starts a parallel operation gets OpenMP workers of its
+        # own, and with more workers than cores all of them sleep between operations, everybody's.
         parts = zip(chip.view(-1).chunk(count), self.generators)
         list(self.pool.map(lambda p: p[0].normal_(0.0, WEIGHT_SD * step, generator=p[1]), parts))
         return chip.add_(w_d)
@@ -146,7 +148,9 @@ class ByHand(nn.Module):
     draws: "one", "device", or "none" (then W_d is used). cached: keep W_d (inference). functional: for torch.compile.
     """
 
-    def __init__(self, plain: nn.Conv2d | nn.Linear, draws: str, scratch: Scratch, cached: bool, functional: bool) -> None:
+    def __init__(
+        self, plain: nn.Conv2d | nn.Linear, draws: str, scratch: Scratch, cached: bool, functional: bool
+    ) -> None:
         super().__init__()
         self.plain, self.draws, self.scratch = plain, draws, scratch
         self.cached, self.functional = cached, functional
@@ -158,7 +162,9 @@ class ByHand(nn.Module):
         self.register_buffer("shift", None)
 
     def fold(self, norm: nn.BatchNorm2d) -> None:
-        """Does what `norm`, which follows a layer without a bias, does in eval mode: scales W_d and noise, adds its shift."""
+        """Does what `norm`, which follows a layer without a bias, does in eval mode: scales W_d and noise, adds its
+        shift.
+        """
         scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
         self.shift = norm.bias.detach() - norm.running_mean * scale
         self.scale = scale.view(-1, 1, 1, 1)

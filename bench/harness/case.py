@@ -6,37 +6,41 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-DRAWS = {"none": "noise-free", "one": "one normal", "device": "one a device"}  # normals drawn for each weight: 0, 1, M / K
+DRAWS = {
+    "none": "noise-free",
+    "one": "one normal",
+    "device": "one a device",
+}  # normals drawn for each weight: 0, 1, M / K
 
 
 class Ready(NamedTuple):
     """A variant that can run: built, compiled, its data in place."""
 
-    run: Callable[[], Any]             # one call, what is timed
-    check: Callable[[], str | None]    # None where the results are right, else what is wrong with them
+    run: Callable[[], Any]  # one call, what is timed
+    check: Callable[[], str | None]  # None where the results are right, else what is wrong with them
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What one call has to do, whoever does it: the divisor of the rates."""
 
-    flops: float = 0.0    # of the products, a multiply-add counts 2
-    normals: int = 0      # normal numbers that enter the result
-    bytes: float = 0.0    # operands and results, each once; intermediates not counted
+    flops: float = 0.0  # of the products, a multiply-add counts 2
+    normals: int = 0  # normal numbers that enter the result
+    bytes: float = 0.0  # operands and results, each once; intermediates not counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One way to do a case's work."""
 
-    family: str                 # "nft" or "torch"
-    draws: str                  # a key of DRAWS
+    family: str  # "nft" or "torch"
+    draws: str  # a key of DRAWS
     make: Callable[[], Ready]
     work: Work
-    precision: str = "fp32"     # "fp32" or "bf16" (autocast)
-    mode: str = "eager"         # "eager", "compile", "threads"; on CUDA also "graph", "compiled graph"
-    cached: bool = False        # abs-max and codes kept from an earlier call
-    note: str = ""              # tells apart variants that are equal in all else
+    precision: str = "fp32"  # "fp32" or "bf16" (autocast)
+    mode: str = "eager"  # "eager", "compile", "threads"; on CUDA also "graph", "compiled graph"
+    cached: bool = False  # abs-max and codes kept from an earlier call
+    note: str = ""  # tells apart variants that are equal in all else
 
     @property
     def name(self) -> str:
@@ -58,7 +62,7 @@ class Case:
     shape: str
     variants: tuple[Variant, ...]
     rounds: int = 15
-    unit: str = "GFLOP/s"       # or "ns/normal": the rate its table shows
+    unit: str = "GFLOP/s"  # or "ns/normal": the rate its table shows
     alike: tuple[str, ...] = ("precision",)  # a row is compared with PyTorch variants equal in these
 
 

@@ -19,7 +19,8 @@ ERRORS = 5.0
 TOLERANCE = {"fp32": 2e-5, "bf16": 3e-2}
 STD_SLACK = {"fp32": 1e-4, "bf16": 2e-2}
 # Times TOLERANCE, for what may be the library's float32 convolution: cuDNN takes small kernels apart into sums and
-# differences (Winograd), off by up to 1.2e-4 of the largest entry on an H100. Of a layer; of a network, where it adds up.
+# differences (Winograd), off by up to 1.2e-4 of the largest entry on an H100. Of a layer; of a network, where it adds
+# up.
 WINOGRAD = {"fp32": 2.0**-12 / TOLERANCE["fp32"], "bf16": 1.0}
 WINOGRAD_DEEP = WINOGRAD | {"fp32": 2.0**-11 / TOLERANCE["fp32"]}
 
@@ -77,8 +78,10 @@ def product(plain: nn.Conv2d | nn.Linear, x: Tensor, weight: Tensor, bias: Tenso
 
 
 def output_scores(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """One score an output channel, at one image and one place of y = layer(x): the channels' weights are independent, so
-    these are independent standard normals. The noise's variance at an output is (s std)^2 times the sum of x^2 it sees."""
+    """One score an output channel, at one image and one place of y = layer(x): the channels' weights are independent,
+    so these are independent standard normals. The noise's variance at an output is (s std)^2 times the sum of x^2 it
+    sees.
+    """
     plain = plain_of(layer)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         weight, x, y = plain.weight.detach(), x[:1].float(), y[:1].float()
@@ -96,7 +99,9 @@ def output_scores(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def layer_scores(model: nn.Module, layers: list[nn.Module], call) -> Tensor:
     """`output_scores` of all `layers` of `model` over one forward `call()`: every layer must carry its noise."""
     scores: list[Tensor] = []
-    hooks = [layer.register_forward_hook(lambda m, args, y: scores.append(output_scores(m, args[0], y))) for layer in layers]
+    hooks = [
+        layer.register_forward_hook(lambda m, args, y: scores.append(output_scores(m, args[0], y))) for layer in layers
+    ]
     try:
         call()
     finally:

@@ -58,10 +58,12 @@ def record(out: Path, study: str, found: dict[str, Any]) -> None:
 
 
 def text(facts: dict[str, Any]) -> str:
-    return (f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, load {facts['load_at_start']:g} at the start"
-            f"  ({facts['system']}, {facts['date']})\n"
-            f"nft_ext {facts['nft_ext']} [{facts['nft_ext_instruction_set']}, {facts['nft_ext_compiler']}], "
-            f"torch {facts['torch']} [{facts['torch_instruction_set']}], Python {facts['python']}, memory {facts['malloc']}")
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, load {facts['load_at_start']:g} at the start"
+        f"  ({facts['system']}, {facts['date']})\n"
+        f"nft_ext {facts['nft_ext']} [{facts['nft_ext_instruction_set']}, {facts['nft_ext_compiler']}], "
+        f"torch {facts['torch']} [{facts['torch_instruction_set']}], Python {facts['python']}, memory {facts['malloc']}"
+    )
 
 
 def keep_freed_memory() -> None:

@@ -13,9 +13,13 @@ from typing import Any, NamedTuple
 
 from bench.harness.case import Case, Ready, Target, Variant
 
-SAMPLE_SECONDS = 0.05   # a timing holds as many calls as fill this: work goes on for long, and threads take a while to wake
+SAMPLE_SECONDS = (
+    0.05  # a timing holds as many calls as fill this: work goes on for long, and threads take a while to wake
+)
 MOST_CALLS = 1000
-WAKE_SECONDS = 0.1      # shorter calls are preceded by an untimed one: a single-threaded neighbour leaves the other core asleep
+WAKE_SECONDS = (
+    0.1  # shorter calls are preceded by an untimed one: a single-threaded neighbour leaves the other core asleep
+)
 MUCH_CONTENTION = 0.1  # above this share another program was in the way
 CONTENDED = "not comparable: something waited for a core in {:.0f} % of the time; stop what else runs here"
 
@@ -25,8 +29,8 @@ class Timing:
     """Seconds a call of one variant, one entry a round."""
 
     seconds: list[float]
-    calls: int               # calls a timing
-    page_faults: float       # a call
+    calls: int  # calls a timing
+    page_faults: float  # a call
 
     @property
     def median(self) -> float:
@@ -58,7 +62,9 @@ def _timed(run: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def interleaved(runs: Sequence[Callable[[], Any]], rounds: int, tick: Callable[[], None] = lambda: None) -> list[Timing]:
+def interleaved(
+    runs: Sequence[Callable[[], Any]], rounds: int, tick: Callable[[], None] = lambda: None
+) -> list[Timing]:
     """Times `runs` in turns, `rounds` times, each round in another order: what slows the machine for a while slows all.
 
     tick is called after each round.
@@ -154,7 +160,7 @@ class Ratio:
     """How many times faster `ours` is than `against`."""
 
     of_medians: float
-    of_rounds: float         # median of the per-round ratios
+    of_rounds: float  # median of the per-round ratios
     against: str
 
 
@@ -180,7 +186,9 @@ def best_torch(case: Case, rows: Sequence[Row], row: Row, draws: str) -> Row | N
 
 @dataclasses.dataclass
 class Verdict:
-    """A target and what was found: reached is None where it cannot be said, so also where another program was in the way."""
+    """A target and what was found: reached is None where it cannot be said, so also where another program was in the
+    way.
+    """
 
     target: Target
     reached: bool | None
@@ -195,7 +203,9 @@ def judge(target: Target, measured: Measured) -> Verdict:
     wrong = [r for r in rows if r.failure and r.variant.matches(target.ours)]
     ours, against = fastest(rows, target.ours), fastest(rows, target.against)
     if wrong:
-        return Verdict(target, None, None, wrong[0].variant.name, f"{wrong[0].variant.name} failed its check: {wrong[0].failure}")
+        return Verdict(
+            target, None, None, wrong[0].variant.name, f"{wrong[0].variant.name} failed its check: {wrong[0].failure}"
+        )
     if ours is None or against is None:
         return Verdict(target, None, None, "", "no right result to compare")
     found = ratio(ours, against)

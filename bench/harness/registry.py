@@ -35,7 +35,8 @@ def cases() -> list[Case]:
 
 
 def select(pattern: str | None) -> tuple[list[Case], list[str]]:
-    """Cases and reports that `pattern` names, or else whose name holds it or matches it as a glob; commas separate several.
+    """Cases and reports that `pattern` names, or else whose name holds it or matches it as a glob; commas separate
+    several.
 
     Raises:
         ValueError: nothing matches.

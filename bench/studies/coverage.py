@@ -1,7 +1,9 @@
-"""How often the 95 % intervals of Monte Carlo evaluations hold the truth: python -m bench.studies.coverage [--out FILE] [--recorded NPZ].
+"""How often the 95 % intervals of Monte Carlo evaluations hold the truth: python -m bench.studies.coverage [--out FILE]
+[--recorded NPZ].
 
 Ten thousand evaluations a setting, each through the product's own slices, estimators and stopping rule
-(nft_ext/montecarlo: slices, strata, stopping, slice_statistic); only the network is replaced by a population with known figures.
+(nft_ext/montecarlo: slices, strata, stopping, slice_statistic); only the network is replaced by a population with known
+figures.
 """
 
 from __future__ import annotations
@@ -88,8 +90,15 @@ def evaluate(setting: Setting, number: int) -> Outcome:
     ekl = estimate(evaluation.loss, evaluation.right, count)
     ekl_half = precision_of(ekl).half_width
     between = between_chips(found, evaluation.right, evaluation.sizes, count, setting.population.images)
-    return Outcome(len(evaluation.right), interval, mean, half, float(between), (float(ekl.mean) - ekl_half, float(ekl.mean) + ekl_half),
-                   found.conservative)
+    return Outcome(
+        len(evaluation.right),
+        interval,
+        mean,
+        half,
+        float(between),
+        (float(ekl.mean) - ekl_half, float(ekl.mean) + ekl_half),
+        found.conservative,
+    )
 
 
 def study(setting: Setting, evaluations: int = EVALUATIONS) -> dict:
@@ -106,11 +115,18 @@ def study(setting: Setting, evaluations: int = EVALUATIONS) -> dict:
     result = {
         "name": setting.name,
         "population": asdict(setting.population) if isinstance(setting.population, Synthetic) else "recorded",
-        "images": setting.population.images, "n": setting.n, "slices": count,
-        "accuracy": truth["accuracy"], "chip_std": truth["std"],
-        "target_ci": setting.target, "runs_mean": float(runs.mean()), "runs_most": int(runs.max()),
-        "tilings_mean": float(runs.mean()) / count, "conservative_share": conservative,
-        "coverage": float(held), "mean_error": float(means.mean() - truth["accuracy"]),
+        "images": setting.population.images,
+        "n": setting.n,
+        "slices": count,
+        "accuracy": truth["accuracy"],
+        "chip_std": truth["std"],
+        "target_ci": setting.target,
+        "runs_mean": float(runs.mean()),
+        "runs_most": int(runs.max()),
+        "tilings_mean": float(runs.mean()) / count,
+        "conservative_share": conservative,
+        "coverage": float(held),
+        "mean_error": float(means.mean() - truth["accuracy"]),
         "half_width_mean": float(np.mean([o.half_width for o in outcomes])),
         "std_of_means": float(means.std(ddof=1)),
         "std_estimate": float(np.sqrt(max(0.0, np.mean([o.between for o in outcomes])))),
@@ -124,7 +140,9 @@ def study(setting: Setting, evaluations: int = EVALUATIONS) -> dict:
 
 
 def synthetic_settings() -> list[Setting]:
-    """Accuracies from 60 to 98 %, chips from equal to very different, whole and incomplete tilings, with and without a target."""
+    """Accuracies from 60 to 98 %, chips from equal to very different, whole and incomplete tilings, with and without a
+    target.
+    """
     strong, weak = Synthetic(1000, 0.8, 0.3), Synthetic(1000, 0.6, 0.1)
     high, high_strong = Synthetic(1000, 0.98, 0.3), Synthetic(1000, 0.98, 0.6)
     equal, few, odd = Synthetic(1000, 0.9, 0.0), Synthetic(360, 0.9, 0.3), Synthetic(997, 0.85, 0.2)
@@ -167,7 +185,9 @@ def recorded_settings(correct: np.ndarray) -> list[Setting]:
     sizes = (population.images // 20, population.images // 10, population.images // 4)
     settings = [Setting(f"real network, n = {n}", population, n, runs=200) for n in sizes]
     settings += [Setting("real network, 1.5 tilings", population, 5, runs=108)]
-    settings += [Setting("real network, one tiling and 64 chips", population, 2, runs=(population.images + 1) // 2 + 64)]
+    settings += [
+        Setting("real network, one tiling and 64 chips", population, 2, runs=(population.images + 1) // 2 + 64)
+    ]
     settings += [Setting("real network, whole sets", population, population.images, runs=200)]
     settings += [Setting(f"real network, target, n = {n}", population, n, target=half / 2) for n in (5, *sizes)]
     return settings + [Setting("real network, target, whole sets", population, population.images, target=half / 2)]
@@ -178,17 +198,25 @@ def line(result: dict) -> str:
     mark = "" if result["within_band"] else "  OUTSIDE"
     cautious = " (conservative)" if result["conservative_share"] > 0.5 else ""
     ekl = f"  EKL {100 * result['ekl_coverage']:.2f} %" if "ekl_coverage" in result else ""
-    return (f"{result['name']:42s} accuracy {100 * result['accuracy']:.2f} %, chip std {100 * result['chip_std']:.2f}, n {result['n']}, "
-            f"R {result['runs_mean']:.0f}, tilings {result['tilings_mean']:.2f}: {100 * result['coverage']:.2f} %{cautious}{ekl}{mark}")
+    return (
+        f"{result['name']:42s} accuracy {100 * result['accuracy']:.2f} %, chip std {100 * result['chip_std']:.2f}, n {result['n']}, "
+        f"R {result['runs_mean']:.0f}, tilings {result['tilings_mean']:.2f}: {100 * result['coverage']:.2f} %{cautious}{ekl}{mark}"
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with settings of its own (default 1)")
-    parser.add_argument("--recorded", type=Path, metavar="NPZ", help="a matrix that python -m bench.studies.record_chips wrote")
-    parser.add_argument("--only", nargs="+", metavar="TEXT",
-                        help="settings whose name holds one of these; the others stay as --out has them")
+    parser.add_argument(
+        "--recorded", type=Path, metavar="NPZ", help="a matrix that python -m bench.studies.record_chips wrote"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="TEXT",
+        help="settings whose name holds one of these; the others stay as --out has them",
+    )
     parser.add_argument("--out", type=Path, metavar="JSON")
     arguments = parser.parse_args()
     settings = synthetic_settings()
@@ -200,7 +228,9 @@ def main() -> int:
     if arguments.only is not None:
         settings = [setting for setting in settings if any(text in setting.name for text in arguments.only)]
         if not settings:
-            parser.error(f"--only: must hold a part of a setting's name ({'; '.join(names)}); got {' '.join(arguments.only)}")
+            parser.error(
+                f"--only: must hold a part of a setting's name ({'; '.join(names)}); got {' '.join(arguments.only)}"
+            )
     results = []
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for result in pool.map(study, settings, [arguments.evaluations] * len(settings)):

@@ -1,9 +1,11 @@
-"""The confidence of 200 whole-set runs, and what it costs: python -m bench.studies.evaluation CHECKPOINT --full REPORT.json ... --out FILE.
+"""The confidence of 200 whole-set runs, and what it costs: python -m bench.studies.evaluation CHECKPOINT --full
+REPORT.json ... --out FILE.
 
-The half-width to reach is that of a report of 200 whole-set runs (nft-ext evaluate CHECKPOINT --runs 200 --out DIR). Where a report has
-fewer, it is t(199) std / sqrt(200) with the std of six tilings of slices (3,750 chips on MNIST): a few dozen runs may miss the rare bad
-chips that make most of it. What the formula promises, for the size of slice that was chosen, takes X2 from those six tilings too: the 24
-chips of a pilot are too few where bad chips are rare. In interleaved rounds, each with other chips:
+The half-width to reach is that of a report of 200 whole-set runs (nft-ext evaluate CHECKPOINT --runs 200 --out DIR).
+Where a report has fewer, it is t(199) std / sqrt(200) with the std of six tilings of slices (3,750 chips on MNIST): a
+few dozen runs may miss the rare bad chips that make most of it. What the formula promises, for the size of slice that
+was chosen, takes X2 from those six tilings too: the 24 chips of a pilot are too few where bad chips are rare. In
+interleaved rounds, each with other chips:
 
   plain        one whole-set run as a straightforward PyTorch loop does it: rebuild the model, load the checkpoint, add torch.normal
                noise to every weight (one normal a weight, the exact std, no quantizer), all images in batches of 128
@@ -11,9 +13,9 @@ chips of a pilot are too few where bad chips are rare. In interleaved rounds, ea
   nft          one whole-set run of monte_carlo
   nft target   monte_carlo, protocol "stratified", until its 95 % half-width is that of the 200 runs, pilot and all
 
-Everything that passes through the network is counted, pilots, probes and padding too. 200 plain runs are extrapolated from the
-median of the timed ones. Chips and images of the target are means over the rounds, for a stop depends on the chips
-drawn; times are medians.
+Everything that passes through the network is counted, pilots, probes and padding too. 200 plain runs are extrapolated
+from the median of the timed ones. Chips and images of the target are means over the rounds, for a stop depends on the
+chips drawn; times are medians.
 """
 
 from __future__ import annotations
@@ -81,9 +83,11 @@ class Plain:
         """Mean accuracy of `chips` chips on a slice of n images each."""
         order, right = torch.randperm(len(self.images)), 0
         for chip in range(chips):
-            for weight, clean, noise, scale in zip(self._weights(self.kept), self.clean, self.noise, self.scale, strict=True):
+            for weight, clean, noise, scale in zip(
+                self._weights(self.kept), self.clean, self.noise, self.scale, strict=True
+            ):
                 torch.add(clean, noise.normal_(0.0, scale), out=weight)
-            mine = order[chip * n % (len(order) - n):][:n]
+            mine = order[chip * n % (len(order) - n) :][:n]
             right += int((self.kept(self.images[mine]).argmax(1) == self.labels[mine]).sum())
         return right / (n * chips)
 
@@ -95,12 +99,21 @@ def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, found
 
 
-def study(plain_model: nn.Module, full: MonteCarloReport, images: Tensor, labels: Tensor, rounds: int, seed: int) -> dict[str, Any]:
+def study(
+    plain_model: nn.Module, full: MonteCarloReport, images: Tensor, labels: Tensor, rounds: int, seed: int
+) -> dict[str, Any]:
     """All figures at the sigma of `full`, a report of whole-set runs of this network."""
     sigma, std = full.sigma, full.accuracy.std
     noisy = nft.convert(plain_model, nft.NVMDevice(sigma=sigma)).eval()
-    many = nft.monte_carlo(noisy, (images, labels), protocol="stratified", slice_images=SLICE, runs=TILINGS * -(-len(images) // SLICE),
-                           seed=seed + 1000, progress=False)
+    many = nft.monte_carlo(
+        noisy,
+        (images, labels),
+        protocol="stratified",
+        slice_images=SLICE,
+        runs=TILINGS * -(-len(images) // SLICE),
+        seed=seed + 1000,
+        progress=False,
+    )
     if full.runs < RUNS:
         std = many.accuracy.std
     # Complete tilings: standard_error^2 = (B2 + k X2) / R.
@@ -119,19 +132,28 @@ def study(plain_model: nn.Module, full: MonteCarloReport, images: Tensor, labels
         all_passed: list[int] = []
         for round_ in range(rounds + 1):  # the first warms up
             passed[0] = 0
-            target_time, report = seconds(lambda: nft.monte_carlo(
-                noisy, (images, labels), protocol="stratified", target_ci=target, seed=seed + round_, progress=False))
+            target_time, report = seconds(
+                lambda: nft.monte_carlo(
+                    noisy, (images, labels), protocol="stratified", target_ci=target, seed=seed + round_, progress=False
+                )
+            )
             evaluated, n = passed[0], report.slice_images
             whole_time, whole = seconds(plain.whole)
             slice_time, sliced = seconds(lambda: plain.slices(n, SLICES_TIMED))
-            nft_time, ours = seconds(lambda: nft.monte_carlo(noisy, (images, labels), runs=2, seed=seed, progress=False))
+            nft_time, ours = seconds(
+                lambda: nft.monte_carlo(noisy, (images, labels), runs=2, seed=seed, progress=False)
+            )
             if round_ == 0:
                 continue
             reports.append(report)
             all_passed.append(evaluated)
             chips = report.runs
-            for name, spent, found in (("plain", whole_time, whole), ("plain slices", chips * slice_time / SLICES_TIMED, sliced),
-                                       ("nft", nft_time / 2, ours.accuracy.mean), ("nft target", target_time, report.accuracy.mean)):
+            for name, spent, found in (
+                ("plain", whole_time, whole),
+                ("plain slices", chips * slice_time / SLICES_TIMED, sliced),
+                ("nft", nft_time / 2, ours.accuracy.mean),
+                ("nft target", target_time, report.accuracy.mean),
+            ):
                 times[name].append(spent)
                 accuracy[name].append(found)
     t = {name: median(values) for name, values in times.items()}
@@ -143,14 +165,29 @@ def study(plain_model: nn.Module, full: MonteCarloReport, images: Tensor, labels
 
     asked = RUNS * len(images)
     return {
-        "sigma": sigma, "full": {"runs": full.runs, "mean": full.accuracy.mean, "std": full.accuracy.std},
-        "std": std, "X2": interaction, "ci95_of_200": target,
-        "stratified": [{"mean": r.accuracy.mean, "ci95": r.accuracy.ci95, "runs": r.runs, "slice_images": r.slice_images,
-                        "images_evaluated": r.images_evaluated, "images_passed": all_, "images_promised": promise(r.slice_images),
-                        "pilot": r.pilot} for r, all_ in zip(reports, all_passed, strict=True)],
-        "images_factor": asked / mean(r.images_evaluated for r in reports), "images_factor_all": asked / mean(all_passed),
+        "sigma": sigma,
+        "full": {"runs": full.runs, "mean": full.accuracy.mean, "std": full.accuracy.std},
+        "std": std,
+        "X2": interaction,
+        "ci95_of_200": target,
+        "stratified": [
+            {
+                "mean": r.accuracy.mean,
+                "ci95": r.accuracy.ci95,
+                "runs": r.runs,
+                "slice_images": r.slice_images,
+                "images_evaluated": r.images_evaluated,
+                "images_passed": all_,
+                "images_promised": promise(r.slice_images),
+                "pilot": r.pilot,
+            }
+            for r, all_ in zip(reports, all_passed, strict=True)
+        ],
+        "images_factor": asked / mean(r.images_evaluated for r in reports),
+        "images_factor_all": asked / mean(all_passed),
         "images_factor_promised": asked / mean(promise(r.slice_images) for r in reports),
-        "seconds": times, "accuracy": accuracy,
+        "seconds": times,
+        "accuracy": accuracy,
         "wall_factor": RUNS * t["plain"] / t["nft target"],
         "estimator_wall_factor": RUNS * t["nft"] / t["nft target"],
         "engine_factor_whole_sets": t["plain"] / t["nft"],
@@ -183,7 +220,9 @@ def main() -> int:
     parser.add_argument("--dataset", default="mnist", choices=nft.data.NAMES)
     parser.add_argument("--data-dir", metavar="DIR")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0, help="of the chips of the first stratified evaluation; the next ones count on")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the chips of the first stratified evaluation; the next ones count on"
+    )
     parser.add_argument("--out", type=Path, metavar="JSON")
     arguments = parser.parse_args()
     reports = [MonteCarloReport.from_json(path) for path in arguments.full]
@@ -191,8 +230,10 @@ def main() -> int:
     test = nft.data.load(arguments.dataset, arguments.data_dir)[1]
     for path, report in zip(arguments.full, reports, strict=True):
         if report.runs < LEAST_RUNS or report.slice_images is not None or report.images != len(test):
-            sys.exit(f"--full: must be reports of at least {LEAST_RUNS} runs on all {len(test)} images; got {path}: {report.runs} runs x "
-                     f"{report.slice_images or report.images} images")
+            sys.exit(
+                f"--full: must be reports of at least {LEAST_RUNS} runs on all {len(test)} images; got {path}: {report.runs} runs x "
+                f"{report.slice_images or report.images} images"
+            )
     results: list[dict[str, Any]] = []
     with Contention() as contention:
         for report in reports:

@@ -1,4 +1,5 @@
-"""Kills evaluations at random moments; nothing may be lost: python bench/studies/kills.py [--kills N] [--runs R] [--out FILE].
+"""Kills evaluations at random moments; nothing may be lost: python bench/studies/kills.py [--kills N] [--runs R] [--out
+FILE].
 
 A child process evaluates a small network on real digits with monte_carlo(resume=...) and is killed (SIGKILL) after a
 random time, again and again, until it ends by itself; then the next evaluation begins, until N kills are done. After
@@ -47,8 +48,9 @@ class Evaluation:
         if child:
             return child
         try:
-            nft.monte_carlo(self.model, self.data, runs=self.runs, seed=1, chips_per_pass=2, progress=False,
-                            resume=journal).to_json(report)
+            nft.monte_carlo(
+                self.model, self.data, runs=self.runs, seed=1, chips_per_pass=2, progress=False, resume=journal
+            ).to_json(report)
             os._exit(0)
         except BaseException as error:
             print(f"child: {error!r}", file=sys.stderr, flush=True)
@@ -89,8 +91,15 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     facts = machine.header()
     evaluation, moments = Evaluation(options.runs), random.Random(options.seed)
-    outcome = {"kills": 0, "evaluations": 0, "torn_lines": 0, "before_the_header": 0, "finished_runs_lost": 0,
-               "runs_counted_twice": 0, "reports_that_differ": 0}
+    outcome = {
+        "kills": 0,
+        "evaluations": 0,
+        "torn_lines": 0,
+        "before_the_header": 0,
+        "finished_runs_lost": 0,
+        "runs_counted_twice": 0,
+        "reports_that_differ": 0,
+    }
     with tempfile.TemporaryDirectory() as name, Progress(options.kills, "kills", "kills") as progress:
         folder = Path(name)
         begun = time.monotonic()
@@ -101,8 +110,10 @@ def main(argv: list[str] | None = None) -> int:
             journal, report = (folder / f"{outcome['evaluations']}.{kind}" for kind in ("jsonl", "json"))
             before: list[int] = []
             # The last evaluation is let through once its kills are done.
-            while not wait(evaluation.start(journal, report),
-                           moments.uniform(0, span / 2) if outcome["kills"] < options.kills else 600):
+            while not wait(
+                evaluation.start(journal, report),
+                moments.uniform(0, span / 2) if outcome["kills"] < options.kills else 600,
+            ):
                 outcome["kills"] += 1
                 content = journal.read_bytes() if journal.exists() else b""
                 outcome["torn_lines"] += not content.endswith(b"\n") and b"\n" in content
@@ -118,8 +129,7 @@ def main(argv: list[str] | None = None) -> int:
             outcome["reports_that_differ"] += figures(report) != figures(folder / "whole.json")
     right = not any(outcome[key] for key in ("finished_runs_lost", "runs_counted_twice", "reports_that_differ"))
     command = f"python bench/studies/kills.py --kills {options.kills} --runs {options.runs} --seed {options.seed}"
-    found = {"machine": facts, "command": command, "seconds_uninterrupted": span, **outcome,
-             "nothing_lost": right}
+    found = {"machine": facts, "command": command, "seconds_uninterrupted": span, **outcome, "nothing_lost": right}
     print(json.dumps({key: value for key, value in found.items() if key != "machine"}, indent=1))
     if options.out is not None:
         write_json(options.out, found)

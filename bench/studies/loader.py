@@ -1,6 +1,6 @@
 """Does the loader keep up? Images a second of batches and augmentation against those of the training step.
 
-    python bench/studies/loader.py [--model vgg8] [--width 1] [--method noise] [--shape 3,32,32] [--device cuda]
+python bench/studies/loader.py [--model vgg8] [--width 1] [--method noise] [--shape 3,32,32] [--device cuda]
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class Rates:
         return (1 / self.augmented) / (1 / self.augmented + 1 / self.step)
 
     def text(self) -> str:
-        return (f"batches {self.batches:,.0f} images/s, with augmentation {self.augmented:,.0f}, "
-                f"training step {self.step:,.0f}; loading takes {100 * self.share:.1f} % of a step")
+        return (
+            f"batches {self.batches:,.0f} images/s, with augmentation {self.augmented:,.0f}, "
+            f"training step {self.step:,.0f}; loading takes {100 * self.share:.1f} % of a step"
+        )
 
 
 def measure(
@@ -121,10 +123,20 @@ def main(argv: list[str] | None = None) -> int:
     images, labels = torch.randn(options.images, *shape), torch.randint(10, (options.images,))
     model = models.build(options.model, 10, shape[0], options.width)
     print(machine.text(machine.header() | {"malloc": "default"}))
-    rates = measure(model, method, images, labels, CropFlip(), Recipe(batch_size=options.batch_size),
-                    torch.device(options.device), options.seconds)
-    print(f"{options.model} at width {options.width:g}, {method.name}, batch {options.batch_size} of {shape}, "
-          f"crop and flip, {options.device}: {rates.text()}")
+    rates = measure(
+        model,
+        method,
+        images,
+        labels,
+        CropFlip(),
+        Recipe(batch_size=options.batch_size),
+        torch.device(options.device),
+        options.seconds,
+    )
+    print(
+        f"{options.model} at width {options.width:g}, {method.name}, batch {options.batch_size} of {shape}, "
+        f"crop and flip, {options.device}: {rates.text()}"
+    )
     return 0
 
 

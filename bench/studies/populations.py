@@ -1,4 +1,6 @@
-"""Chips and images with known figures, to evaluate ten thousand times: synthetic, or a recorded matrix of who was right."""
+"""Chips and images with known figures, to evaluate ten thousand times: synthetic, or a recorded matrix of who was
+right.
+"""
 
 from __future__ import annotations
 

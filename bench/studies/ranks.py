@@ -1,7 +1,8 @@
 """How much faster two processes are than one, a thread each: python -m bench.studies.ranks CHECKPOINT [--out FILE].
 
-Times the evaluation alone (`report.seconds`, not Python's start), in interleaved rounds under torchrun, by both protocols. Beside
-it the machine's own limit: two processes that know nothing of each other, each doing the whole evaluation at the same time.
+Times the evaluation alone (`report.seconds`, not Python's start), in interleaved rounds under torchrun, by both
+protocols. Beside it the machine's own limit: two processes that know nothing of each other, each doing the whole
+evaluation at the same time.
 """
 
 from __future__ import annotations
@@ -29,8 +30,23 @@ PROTOCOLS = {
 def evaluate(checkpoint: Path, ranks: int, options: list[str]) -> MonteCarloReport:
     """One evaluation by `ranks` processes with a thread each."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "nft_ext.cli",
-                   "evaluate", str(checkpoint), "--sigma", "0.3", "--out", folder, *options]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(ranks),
+            "-m",
+            "nft_ext.cli",
+            "evaluate",
+            str(checkpoint),
+            "--sigma",
+            "0.3",
+            "--out",
+            folder,
+            *options,
+        ]
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -66,10 +82,19 @@ def main() -> int:
                 both.append(apart(arguments.checkpoint, [*data, *options]))
             speedup = median(seconds[1]) / median(seconds[2])
             limit = 2 * median(seconds[1]) / median(both)
-            results[name] = {"seconds": seconds, "apart": both, "speedup": speedup, "limit": limit, "same_figures": len(figures) == 1}
-            print(f"{name:20s} 1 process {median(seconds[1]):.2f} s, 2 processes {median(seconds[2]):.2f} s: {speedup:.2f}x; "
-                  f"two apart {limit:.2f}x"
-                  f"{'' if len(figures) == 1 else '   FIGURES DIFFER'}", flush=True)
+            results[name] = {
+                "seconds": seconds,
+                "apart": both,
+                "speedup": speedup,
+                "limit": limit,
+                "same_figures": len(figures) == 1,
+            }
+            print(
+                f"{name:20s} 1 process {median(seconds[1]):.2f} s, 2 processes {median(seconds[2]):.2f} s: {speedup:.2f}x; "
+                f"two apart {limit:.2f}x"
+                f"{'' if len(figures) == 1 else '   FIGURES DIFFER'}",
+                flush=True,
+            )
     if (said := warning(contention.share)) is not None:
         print(said)
     if arguments.out is not None:

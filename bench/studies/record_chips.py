@@ -1,4 +1,5 @@
-"""Trains a small VGG-8 on digits and records which chip is right on which test image: python -m bench.studies.record_chips OUT.npz.
+"""Trains a small VGG-8 on digits and records which chip is right on which test image: python -m
+bench.studies.record_chips OUT.npz.
 
 The matrix is the population that `bench.studies.coverage --recorded` resamples. About ten minutes on a core.
 """
@@ -19,8 +20,17 @@ def train(width: float, epochs: int) -> torch.nn.Module:
     """A VGG-8 trained by noise injection at sigma 0.3."""
     training, validation = data.split_validation(data.load("digits", None)[0], 0.1, seed=0)
     torch.manual_seed(0)
-    history = nft.fit(models.vgg8(10, 1, width), methods.build("noise", sigma=0.3), training, validation, epochs=epochs,
-                      batch_size=64, seed=0, nvm=nft.NVMDevice(sigma=0.3), progress=None)
+    history = nft.fit(
+        models.vgg8(10, 1, width),
+        methods.build("noise", sigma=0.3),
+        training,
+        validation,
+        epochs=epochs,
+        batch_size=64,
+        seed=0,
+        nvm=nft.NVMDevice(sigma=0.3),
+        progress=None,
+    )
     return history.model
 
 
@@ -52,8 +62,10 @@ def main() -> int:
     noisy = nft.convert(plain, nft.NVMDevice(sigma=arguments.sigma)).eval()
     correct = record(noisy, arguments.chips, seed=1)
     by_chip = correct.mean(axis=1)
-    print(f"accuracy {100 * correct.mean():.2f} %, std over chips {100 * by_chip.std(ddof=1):.2f} points, "
-          f"worst {100 * by_chip.min():.2f} %")
+    print(
+        f"accuracy {100 * correct.mean():.2f} %, std over chips {100 * by_chip.std(ddof=1):.2f} points, "
+        f"worst {100 * by_chip.min():.2f} %"
+    )
     np.savez_compressed(arguments.out, bits=np.packbits(correct, axis=1), shape=np.array(correct.shape))
     return 0
 

@@ -1,7 +1,9 @@
-"""The cost model against whole evaluations, and what it says of large ones: python -m bench.studies.scaling [CHECKPOINT --out FILE].
+"""The cost model against whole evaluations, and what it says of large ones: python -m bench.studies.scaling [CHECKPOINT
+--out FILE].
 
-With a checkpoint: estimates each of a few evaluations (`nft.estimate_cost`), runs it, and compares; the bar is 20 %. Without: prints
-the extrapolation of docs/scaling.md, which is arithmetic on counted products and on the rates named in ASSUMED.
+With a checkpoint: estimates each of a few evaluations (`nft.estimate_cost`), runs it, and compares; the bar is 20 %.
+Without: prints the extrapolation of docs/scaling.md, which is arithmetic on counted products and on the rates named in
+ASSUMED.
 """
 
 from __future__ import annotations
@@ -42,8 +44,13 @@ def check(model: nn.Module, data, options: dict[str, Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     # Where the target decided, the time of the chips it took in the end: the model is of time, not of the variance.
     expected = estimate.seconds_of(report.runs) - (estimate.preparing if sliced else 0.0)
-    return {"estimate": estimate.to_dict(), "chips": report.runs, "expected_seconds": expected, "seconds": seconds,
-            "ratio": seconds / expected}
+    return {
+        "estimate": estimate.to_dict(),
+        "chips": report.runs,
+        "expected_seconds": expected,
+        "seconds": seconds,
+        "ratio": seconds / expected,
+    }
 
 
 # ---- on paper
@@ -53,9 +60,9 @@ def check(model: nn.Module, data, options: dict[str, Any]) -> dict[str, Any]:
 class Assumed:
     """Rates of one GPU that the extrapolation rests on: stated, not measured.
 
-    products: FLOP/s reached by 32 x 32 networks in bfloat16, of some 10^15 at peak. step: seconds a training step costs beside its
-    products (launches, optimizer). weights: weights programmed a second (docs of the design: 11 M in about 20 us).
-    chip: seconds a pass of an evaluation costs beside its products, captured in a graph.
+    products: FLOP/s reached by 32 x 32 networks in bfloat16, of some 10^15 at peak. step: seconds a training step costs
+    beside its products (launches, optimizer). weights: weights programmed a second (docs of the design: 11 M in about
+    20 us). chip: seconds a pass of an evaluation costs beside its products, captured in a graph.
     """
 
     products: float = 1e14
@@ -69,8 +76,14 @@ TRAIN_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "tinyima
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "tinyimagenet": 200}
 EPOCHS, BATCH, TEST, RUNS = 200, 128, 10_000, 200
 # Forwards with gradients a training step, and networks of a panel (one a sigma for those that train with noise).
-METHODS = {"vanilla": (1, 1), "noise": (1, len(SIGMAS) - 1), "control": (1, len(SIGMAS) - 1), "correctnet": (1, 1),
-           "ovf": (4, len(SIGMAS) - 1), "irs": (1, len(SIGMAS) - 1)}
+METHODS = {
+    "vanilla": (1, 1),
+    "noise": (1, len(SIGMAS) - 1),
+    "control": (1, len(SIGMAS) - 1),
+    "correctnet": (1, 1),
+    "ovf": (4, len(SIGMAS) - 1),
+    "irs": (1, len(SIGMAS) - 1),
+}
 EQUIVALENT_RUNS = 6.0  # whole sets that the stratified protocol costs for the interval of 200 (docs/scaling.md)
 
 
@@ -94,7 +107,9 @@ def products(panel: str) -> tuple[float, int]:
 
 
 def figure3(assumed: Assumed = ASSUMED) -> dict[str, dict[str, float]]:
-    """Panel -> GPU seconds of training, of the paper's evaluation and of the stratified one, and of the longest network."""
+    """Panel -> GPU seconds of training, of the paper's evaluation and of the stratified one, and of the longest
+    network.
+    """
     found = {}
     for panel in [name for name in PANELS if not name.endswith("digits")]:
         flop, weights = products(panel)
@@ -103,12 +118,19 @@ def figure3(assumed: Assumed = ASSUMED) -> dict[str, dict[str, float]]:
         program = weights / assumed.weights
         training = longest = points = 0.0
         for forwards, networks in METHODS.values():
-            one = steps * (assumed.step + forwards * (3 * BATCH * image + 2 * program))  # programmed in forward and backward
+            one = steps * (
+                assumed.step + forwards * (3 * BATCH * image + 2 * program)
+            )  # programmed in forward and backward
             training, longest = training + networks * one, max(longest, one)
             points += len(SIGMAS) if networks == 1 else networks
         whole = RUNS * (program + TEST * image + TEST / 2048 * assumed.chip)
-        found[panel] = {"training": training, "longest": longest, "points": points, "full": points * whole,
-                        "stratified": points * whole * EQUIVALENT_RUNS / RUNS}
+        found[panel] = {
+            "training": training,
+            "longest": longest,
+            "points": points,
+            "full": points * whole,
+            "stratified": points * whole * EQUIVALENT_RUNS / RUNS,
+        }
     return found
 
 
@@ -116,21 +138,31 @@ def on_paper() -> str:
     """The tables of docs/scaling.md."""
     rows, total = [], {"training": 0.0, "full": 0.0, "stratified": 0.0}
     found = figure3()
-    lines = ["| panel | training, GPU hours | 200 whole sets a point, GPU hours | stratified, GPU hours |", "|---|---|---|---|"]
+    lines = [
+        "| panel | training, GPU hours | 200 whole sets a point, GPU hours | stratified, GPU hours |",
+        "|---|---|---|---|",
+    ]
     for panel, t in found.items():
         rows.append(f"| {panel} | {t['training'] / 3600:.1f} | {t['full'] / 3600:.2f} | {t['stratified'] / 3600:.3f} |")
         total = {name: total[name] + t[name] for name in total}
-    lines += rows + [f"| all | {total['training'] / 3600:.0f} | {total['full'] / 3600:.1f} | {total['stratified'] / 3600:.2f} |", ""]
+    lines += rows + [
+        f"| all | {total['training'] / 3600:.0f} | {total['full'] / 3600:.1f} | {total['stratified'] / 3600:.2f} |",
+        "",
+    ]
     longest = max(t["longest"] for t in found.values())
     lines += ["| GPUs | training | evaluation, whole sets | evaluation, stratified |", "|---|---|---|---|"]
     for gpus in (1, 8, 64):
-        lines.append(f"| {gpus} | {duration(max(total['training'] / gpus, longest))} | {duration(total['full'] / gpus)} | "
-                     f"{duration(total['stratified'] / gpus)} |")
+        lines.append(
+            f"| {gpus} | {duration(max(total['training'] / gpus, longest))} | {duration(total['full'] / gpus)} | "
+            f"{duration(total['stratified'] / gpus)} |"
+        )
     flop, weights = products("resnet18-cifar10")
     point = RUNS * (weights / ASSUMED.weights + TEST * flop / ASSUMED.products + TEST / 2048 * ASSUMED.chip)
     lines += ["", "| GPUs | 1,000 ResNet-18 x 8 sigmas, whole sets | stratified |", "|---|---|---|"]
     for gpus in (1, 8, 64):
-        lines.append(f"| {gpus} | {duration(8000 * point / gpus)} | {duration(8000 * point * EQUIVALENT_RUNS / RUNS / gpus)} |")
+        lines.append(
+            f"| {gpus} | {duration(8000 * point / gpus)} | {duration(8000 * point * EQUIVALENT_RUNS / RUNS / gpus)} |"
+        )
     return "\n".join(lines)
 
 
@@ -151,8 +183,11 @@ def main() -> int:
     with Contention() as contention:
         for name, options in EVALUATIONS.items():
             found = results[name] = check(model, (test.images, test.labels), options)
-            print(f"{name:26s} expected {found['expected_seconds']:6.1f} s, took {found['seconds']:6.1f} s: {found['ratio']:.2f}"
-                  f"{'' if abs(found['ratio'] - 1) <= BAR else '   OUTSIDE'}", flush=True)
+            print(
+                f"{name:26s} expected {found['expected_seconds']:6.1f} s, took {found['seconds']:6.1f} s: {found['ratio']:.2f}"
+                f"{'' if abs(found['ratio'] - 1) <= BAR else '   OUTSIDE'}",
+                flush=True,
+            )
     if (said := warning(contention.share)) is not None:
         print(said)
     if arguments.out is not None:

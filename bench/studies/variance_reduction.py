@@ -1,8 +1,9 @@
-"""Do antithetic chips or a control variate lower the variance of the mean accuracy? python -m bench.studies.variance_reduction [--out JSON].
+"""Do antithetic chips or a control variate lower the variance of the mean accuracy? python -m
+bench.studies.variance_reduction [--out JSON].
 
-On small VGG-8 networks on digits, in plain PyTorch with the product's programmed weights: chip z and chip -z, whose weights are
-2 W_d - W_p since the noise is symmetric, each on all test images; and the first-order change of the clean loss, sum_w dL/dW (W_p - W_d),
-as a control variate: its mean over chips is 0.
+On small VGG-8 networks on digits, in plain PyTorch with the product's programmed weights: chip z and chip -z, whose
+weights are 2 W_d - W_p since the noise is symmetric, each on all test images; and the first-order change of the clean
+loss, sum_w dL/dW (W_p - W_d), as a control variate: its mean over chips is 0.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ def trained(name: str, epochs: int) -> nn.Module:
     training, validation = data.split_validation(data.load("digits", None)[0], 0.1, seed=0)
     torch.manual_seed(0)
     method = methods.build(name, **({"sigma": 0.3} if name == "noise" else {}))
-    return nft.fit(models.vgg8(10, 1, 0.125), method, training, validation, epochs=epochs, batch_size=64, seed=0,
-                   nvm=nft.NVMDevice(sigma=0.3), progress=None).model
+    return nft.fit(
+        models.vgg8(10, 1, 0.125),
+        method,
+        training,
+        validation,
+        epochs=epochs,
+        batch_size=64,
+        seed=0,
+        nvm=nft.NVMDevice(sigma=0.3),
+        progress=None,
+    ).model
 
 
 def accuracy(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> float:
@@ -60,11 +70,16 @@ def study(plain: nn.Module, sigma: float, chips: int) -> dict[str, float]:
     correlation = float(np.corrcoef(both[:, 0], both[:, 1])[0, 1])
     with_control = float(np.corrcoef(both[:, 0], control)[0, 1])
     return {
-        "sigma": sigma, "pairs": chips, "accuracy": float(both.mean()), "chip_std": float(np.sqrt(by_chip)),
-        "pair_correlation": correlation, "correlation_standard_error": (1 - correlation**2) / np.sqrt(chips),
+        "sigma": sigma,
+        "pairs": chips,
+        "accuracy": float(both.mean()),
+        "chip_std": float(np.sqrt(by_chip)),
+        "pair_correlation": correlation,
+        "correlation_standard_error": (1 - correlation**2) / np.sqrt(chips),
         # Variance of the mean of as many plain chips, over that of the pairs.
         "antithetic_gain": 1 / (1 + correlation),
-        "control_correlation": with_control, "control_gain": 1 / (1 - with_control**2),
+        "control_correlation": with_control,
+        "control_gain": 1 / (1 - with_control**2),
     }
 
 
@@ -80,10 +95,13 @@ def main() -> int:
         for sigma in sigmas:
             result = {"trained": name} | study(plain, sigma, arguments.pairs)
             results.append(result)
-            print(f"{name:8s} sigma {sigma:g}: accuracy {100 * result['accuracy']:.2f} %, chip std {100 * result['chip_std']:.2f}; "
-                  f"z and -z: correlation {result['pair_correlation']:+.2f} +- {result['correlation_standard_error']:.2f}, variance "
-                  f"/ {result['antithetic_gain']:.2f}; control: correlation {result['control_correlation']:+.2f}, variance "
-                  f"/ {result['control_gain']:.2f}", flush=True)
+            print(
+                f"{name:8s} sigma {sigma:g}: accuracy {100 * result['accuracy']:.2f} %, chip std {100 * result['chip_std']:.2f}; "
+                f"z and -z: correlation {result['pair_correlation']:+.2f} +- {result['correlation_standard_error']:.2f}, variance "
+                f"/ {result['antithetic_gain']:.2f}; control: correlation {result['control_correlation']:+.2f}, variance "
+                f"/ {result['control_gain']:.2f}",
+                flush=True,
+            )
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out, results)

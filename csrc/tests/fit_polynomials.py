@@ -13,7 +13,7 @@ import numpy as np
 def minimax(x, target, weight, powers, fixed):
     """Coefficients of sum_k c_k x^powers[k] with least max |weight * error|, some already `fixed` {index: value}."""
     free = [k for k in range(len(powers)) if k not in fixed]
-    basis = np.stack([x ** p for p in powers], axis=1)
+    basis = np.stack([x**p for p in powers], axis=1)
     rest = target - sum(basis[:, k] * v for k, v in fixed.items())
     lawson = np.ones_like(x) / len(x)
     for _ in range(300):

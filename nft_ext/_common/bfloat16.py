@@ -1,4 +1,6 @@
-"""How a CPU multiplies bfloat16: precision="bfloat16" halves an evaluation on one processor, and one image takes thirty times as long on another."""
+"""How a CPU multiplies bfloat16: precision="bfloat16" halves an evaluation on one processor, and one image takes thirty
+times as long on another.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import platform
 import warnings
 
 import torch
-
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -31,7 +32,9 @@ class Products(enum.Enum):
 
 
 def on_cpu() -> Products:
-    """What torch does on this machine's CPU: oneDNN where it takes bfloat16 (on x86 from AVX-512 on), its own loops elsewhere."""
+    """What torch does on this machine's CPU: oneDNN where it takes bfloat16 (on x86 from AVX-512 on), its own loops
+    elsewhere.
+    """
     if not torch.backends.mkldnn.is_available():
         return Products.SLOW
     try:  # names of torch that are not public
@@ -46,5 +49,8 @@ def on_cpu() -> Products:
 def warn_where_slow(precision: str, device: torch.device) -> None:
     """A RuntimeWarning where `precision` is bfloat16 and `device` a CPU that is many times slower with it."""
     if precision == "bfloat16" and device.type == "cpu" and on_cpu() is Products.SLOW:
-        warnings.warn(f"precision: bfloat16 on this CPU means {Products.SLOW.value}; float32 is the faster one",
-                      RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"precision: bfloat16 on this CPU means {Products.SLOW.value}; float32 is the faster one",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -19,7 +19,9 @@ def fail(argument: str, rule: str, value: Any, kind: type[Exception] = ValueErro
         value: the offending value (or a short description of it).
         kind: the exception class.
     """
-    raise kind(f"{argument}: {rule}; got {value!r}" if not isinstance(value, str) else f"{argument}: {rule}; got {value}")
+    raise kind(
+        f"{argument}: {rule}; got {value!r}" if not isinstance(value, str) else f"{argument}: {rule}; got {value}"
+    )
 
 
 def integer(argument: str, value: Any, low: int, high: int | None = None) -> int:

@@ -32,7 +32,11 @@ _RENAMED = {
     "training.files": "_common.files",
 }
 MOVED: dict[str, str] = {  # old name -> new name
-    **{f"nft_ext.{old}": f"nft_ext.{room}.{old.rpartition('.')[2]}" for room, names in _ROOMS.items() for old in names.split()},
+    **{
+        f"nft_ext.{old}": f"nft_ext.{room}.{old.rpartition('.')[2]}"
+        for room, names in _ROOMS.items()
+        for old in names.split()
+    },
     **{f"nft_ext.{old}": f"nft_ext.{new}" for old, new in _RENAMED.items()},
 }
 
@@ -53,11 +57,15 @@ class _Alias(Loader):
 
 
 class _Finder(MetaPathFinder):
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         new = MOVED.get(fullname)
         if new is None:
             return None
-        warnings.warn(f"{fullname} is now {new}; the old name goes in the next release", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            f"{fullname} is now {new}; the old name goes in the next release", DeprecationWarning, stacklevel=2
+        )
         return ModuleSpec(fullname, _Alias(new), is_package=fullname == "nft_ext.layers")
 
 

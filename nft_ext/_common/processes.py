@@ -50,7 +50,8 @@ def check_address(argument: str, otherwise: str = "") -> None:
 def own_gpu(rank: int) -> torch.device:
     """The GPU of its machine that the process `rank` is to use.
 
-    torchrun and Slurm number the processes of a machine. Slurm may show each of them its own GPU only, hence the remainder.
+    torchrun and Slurm number the processes of a machine. Slurm may show each of them its own GPU only, hence the
+    remainder.
     """
     local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or rank)
     return torch.device("cuda", local % max(1, torch.cuda.device_count()))

@@ -12,8 +12,8 @@ from typing import Any
 
 from nft_ext import data
 from nft_ext._common.checks import fail
-from nft_ext.device import NVMDevice
 from nft_ext.cli import options
+from nft_ext.device import NVMDevice
 
 Metas = Mapping[str, Mapping[str, Any]]
 
@@ -49,10 +49,18 @@ def device_left_open(arguments: argparse.Namespace, metas: Metas) -> NVMDevice:
     found = {name: NVMDevice.described(device).replace(sigma=0.0) for name, device in recorded.items()}
     if len(set(found.values())) <= 1:
         return next(iter(found.values()), NVMDevice())
-    whole = arguments.table or arguments.preset or getattr(arguments, "presets", None) or (arguments.weight_bits and arguments.device_bits)
+    whole = (
+        arguments.table
+        or arguments.preset
+        or getattr(arguments, "presets", None)
+        or (arguments.weight_bits and arguments.device_bits)
+    )
     if not whole:
-        fail("checkpoint", "must be trained for one device, or --preset, --table, or --weight-bits and --device-bits say which to evaluate on",
-             recorded)
+        fail(
+            "checkpoint",
+            "must be trained for one device, or --preset, --table, or --weight-bits and --device-bits say which to evaluate on",
+            recorded,
+        )
     return NVMDevice()
 
 

@@ -24,6 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nft_ext.demo import SETTINGS, Demo
 
     given = {name: getattr(arguments, name) for name in ("sigma", "epochs", "width", "runs", "methods")}
-    settings = SETTINGS[arguments.dataset].replace(seed=arguments.seed, **{k: v for k, v in given.items() if v is not None})
+    settings = SETTINGS[arguments.dataset].replace(
+        seed=arguments.seed, **{k: v for k, v in given.items() if v is not None}
+    )
     out = arguments.out or Path("runs") / f"demo-{arguments.dataset}"
     return 0 if Demo(settings, arguments.data_dir, out).run() else 130

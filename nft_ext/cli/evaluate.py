@@ -12,9 +12,15 @@ from nft_ext.cli import checkpoints, options
 def add_parser(commands) -> None:
     parser = commands.add_parser("evaluate", help="Monte Carlo accuracy of a checkpoint")
     parser.add_argument("checkpoint", type=Path, help="file written by nft-ext train or demo")
-    parser.add_argument("--sigma", type=float, nargs="+", help="one sigma, or several for a sweep (default: as trained at)")
-    parser.add_argument("--resume", type=Path, metavar="FILE",
-                        help="file that finished chips go to; continues what is there (one sigma)")
+    parser.add_argument(
+        "--sigma", type=float, nargs="+", help="one sigma, or several for a sweep (default: as trained at)"
+    )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="file that finished chips go to; continues what is there (one sigma)",
+    )
     parser.add_argument("--estimate", action="store_true", help="first say what it will cost, from a few timed passes")
     parser.add_argument("--dry-run", action="store_true", help="the same, and evaluate nothing")
     add_monte_carlo(parser)
@@ -29,10 +35,18 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", default="auto", metavar="B", help="images a pass, or auto (default)")
     parser.add_argument("--chips-per-pass", default="auto", help="a number, or auto (default)")
-    parser.add_argument("--protocol", choices=("full", "stratified"), default="full",
-                        help="images of a chip: all, or a slice (default full)")
-    parser.add_argument("--slice-images", default="auto", metavar="N", help="images of a slice, or auto (default; stratified only)")
-    parser.add_argument("--target-ci", type=float, metavar="H", help="run until the 95 %% half-width of the accuracy is H, a fraction")
+    parser.add_argument(
+        "--protocol",
+        choices=("full", "stratified"),
+        default="full",
+        help="images of a chip: all, or a slice (default full)",
+    )
+    parser.add_argument(
+        "--slice-images", default="auto", metavar="N", help="images of a slice, or auto (default; stratified only)"
+    )
+    parser.add_argument(
+        "--target-ci", type=float, metavar="H", help="run until the 95 %% half-width of the accuracy is H, a fraction"
+    )
     parser.add_argument("--max-runs", type=int, default=20_000, help="chips at most with --target-ci (default 20000)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the products (default float32)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N test images")
@@ -69,9 +83,9 @@ def test_set(arguments: argparse.Namespace):
 
 def run(arguments: argparse.Namespace) -> int:
     from nft_ext._common.checks import fail
-    from nft_ext.nn.conversion import convert
-    from nft_ext.montecarlo import plot_sweep, sweep_table
     from nft_ext._common.processes import is_main
+    from nft_ext.montecarlo import plot_sweep, sweep_table
+    from nft_ext.nn.conversion import convert
     from nft_ext.training import load_model
 
     model, meta = load_model(arguments.checkpoint)
@@ -80,8 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
     device = options.device_of(arguments, 0.0, checkpoints.device_left_open(arguments, metas))
     arguments.sigma = arguments.sigma or [checkpoints.sigma_left_open(arguments, meta, device)]
     if arguments.resume is not None and len(arguments.sigma) > 1:
-        fail("--resume", "must come with one --sigma; nft-ext sweep --resume FOLDER takes several",
-             str(arguments.resume))
+        fail(
+            "--resume", "must come with one --sigma; nft-ext sweep --resume FOLDER takes several", str(arguments.resume)
+        )
     noisy = convert(model, device.replace(sigma=arguments.sigma[0]))
     test, asked = test_set(arguments), settings(arguments)
     if arguments.estimate or arguments.dry_run:
@@ -104,8 +119,11 @@ def run(arguments: argparse.Namespace) -> int:
             report.to_csv(stem.with_name(stem.name + ".csv"))
             report.plot(stem.with_name(stem.name + ".png"))
         if len(reports) > 1:
-            plot_sweep({name: reports}, arguments.out / f"{arguments.checkpoint.stem}.png",
-                       f"{arguments.checkpoint.stem} on {arguments.dataset}")
+            plot_sweep(
+                {name: reports},
+                arguments.out / f"{arguments.checkpoint.stem}.png",
+                f"{arguments.checkpoint.stem} on {arguments.dataset}",
+            )
         print(f"wrote {arguments.out}")
     return status
 
@@ -135,9 +153,9 @@ def _reports(noisy, test, sigmas: list[float], resume: Path | None, asked: dict)
 
 def _estimate(noisy, test, sigmas: list[float], asked: dict) -> int | None:
     """Prints what each sigma will cost, and the sum; gives the last one's images of a slice (None: whole sets)."""
-    from nft_ext.montecarlo import estimate_cost
     from nft_ext._common.processes import is_main
     from nft_ext._common.progress import duration
+    from nft_ext.montecarlo import estimate_cost
 
     total, cost = 0.0, None
     for sigma in sigmas:

@@ -10,8 +10,9 @@ def add_parser(commands) -> None:
 
     parser = commands.add_parser("fetch", help="download a published data set, with its checksum")
     parser.add_argument("dataset", choices=tuple(SOURCES), metavar="NAME", help=", ".join(SOURCES))
-    parser.add_argument("--data-dir", metavar="DIR",
-                        help="folder to put it into, made if absent (default: NFT_EXT_DATA)")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder to put it into, made if absent (default: NFT_EXT_DATA)"
+    )
     parser.set_defaults(run=run)
 
 

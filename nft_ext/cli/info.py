@@ -23,8 +23,11 @@ def run(arguments: argparse.Namespace) -> None:
         ("nft_ext", f"{facts['nft_ext']}, built with {facts['compiler']}"),
         ("torch", facts["torch"]),
         ("python, numpy", f"{facts['python']}, {facts['numpy']}"),
-        ("CPU kernels", f"{facts['instruction_set']} in use ({facts['machine']}; this processor can run "
-                        f"{', '.join(facts['instruction_sets'])}; NFT_EXT_CPU_ISA chooses)"),
+        (
+            "CPU kernels",
+            f"{facts['instruction_set']} in use ({facts['machine']}; this processor can run "
+            f"{', '.join(facts['instruction_sets'])}; NFT_EXT_CPU_ISA chooses)",
+        ),
         ("threads", str(facts["threads"])),
         ("bfloat16", f"on the CPU: {facts['bfloat16_on_cpu']}"),
         ("CUDA kernels", f"built for {facts['cuda_built_for']}" if facts["cuda_built_for"] else "not built"),

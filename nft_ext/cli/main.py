@@ -12,7 +12,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nft_ext.cli import demo, evaluate, fetch, info, reproduce, sweep, train
     from nft_ext.montecarlo.distributed.ranks import RanksError
 
-    parser = argparse.ArgumentParser(prog="nft-ext", description="Noisy inference and noise-aware training for NVM crossbars.")
+    parser = argparse.ArgumentParser(
+        prog="nft-ext", description="Noisy inference and noise-aware training for NVM crossbars."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (info, demo, fetch, train, evaluate, sweep, reproduce):
         module.add_parser(commands)

@@ -17,18 +17,33 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("method")
     group.add_argument("--method", choices=methods.NAMES, default="noise")
     group.add_argument("--base", choices=methods.NAMES, help="correctnet: the method it regularizes (default vanilla)")
-    group.add_argument("--sigma", type=float,
-                       help="sigma trained at, in the device's convention (default 0.1; with --table 1, as measured)")
-    group.add_argument("--beta", type=_beta, metavar="BETA",
-                       help='weight of the feedback, ovf and irs: a number, "paper", or "search" for the best of 1e-1, '
-                            "1e-2, 1e-3, 1e-4 on the validation split (default: the paper's for this network and data "
-                            "set, else 1e-3)")
-    group.add_argument("--feedbacks", type=int, metavar="N",
-                       help="number of feedbacks (default 3; irs: the model's snapshot points)")
-    group.add_argument("-o", "--option", action="append", default=[], type=_option, metavar="NAME=VALUE",
-                       dest="method_options",
-                       help="any other option of the method as JSON, for example -o delta=-0.05 -o reversed_decay=true; "
-                            "repeatable, see docs/methods.md")
+    group.add_argument(
+        "--sigma",
+        type=float,
+        help="sigma trained at, in the device's convention (default 0.1; with --table 1, as measured)",
+    )
+    group.add_argument(
+        "--beta",
+        type=_beta,
+        metavar="BETA",
+        help='weight of the feedback, ovf and irs: a number, "paper", or "search" for the best of 1e-1, '
+        "1e-2, 1e-3, 1e-4 on the validation split (default: the paper's for this network and data "
+        "set, else 1e-3)",
+    )
+    group.add_argument(
+        "--feedbacks", type=int, metavar="N", help="number of feedbacks (default 3; irs: the model's snapshot points)"
+    )
+    group.add_argument(
+        "-o",
+        "--option",
+        action="append",
+        default=[],
+        type=_option,
+        metavar="NAME=VALUE",
+        dest="method_options",
+        help="any other option of the method as JSON, for example -o delta=-0.05 -o reversed_decay=true; "
+        "repeatable, see docs/methods.md",
+    )
 
 
 def method_of(arguments: argparse.Namespace) -> Any:

@@ -16,18 +16,32 @@ def add_device(parser: argparse.ArgumentParser, left_open: str = "Gaussian devic
     group = parser.add_argument_group("device model", f"what is left open: {left_open}")
     group.add_argument("--weight-bits", type=int, metavar="M", help="bits of a weight (default 8)")
     group.add_argument("--device-bits", type=int, metavar="K", help="bits of a device (default 2)")
-    group.add_argument("--relative-to", choices=("max", "spacing", "own"), help="what sigma is relative to (default max)")
+    group.add_argument(
+        "--relative-to", choices=("max", "spacing", "own"), help="what sigma is relative to (default max)"
+    )
     group.add_argument("--mapping", choices=("sign", "differential"), help="arrays of a weight (default sign)")
-    group.add_argument("--clip", type=float, nargs=2, metavar=("LOW", "HIGH"), help="bounds of a conductance, of the maximal one")
+    group.add_argument(
+        "--clip", type=float, nargs=2, metavar=("LOW", "HIGH"), help="bounds of a conductance, of the maximal one"
+    )
     group.add_argument("--censor", type=float, metavar="C", help="right-censored Gaussian, min(z, C)")
     group.add_argument("--truncate", type=float, metavar="C", help="Gaussian truncated to |z| <= C (write-verify)")
-    group.add_argument("--stuck", type=float, nargs=2, metavar=("OFF", "ON"), help="probabilities of devices stuck at level 0, at the top level")
+    group.add_argument(
+        "--stuck",
+        type=float,
+        nargs=2,
+        metavar=("OFF", "ON"),
+        help="probabilities of devices stuck at level 0, at the top level",
+    )
     source = group.add_mutually_exclusive_group()
     source.add_argument("--preset", choices=sorted(PRESETS), help="a published two-bit device")
-    source.add_argument("--table", metavar="CSV", help="a measured device: columns level, mean, std, in level units or as --unit says")
+    source.add_argument(
+        "--table", metavar="CSV", help="a measured device: columns level, mean, std, in level units or as --unit says"
+    )
     group.add_argument("--unit", choices=("level", "microsiemens"), help="of --table (default level)")
     group.add_argument("--g-min", type=float, metavar="G", help="conductance of level 0, with --unit microsiemens")
-    group.add_argument("--g-max", type=float, metavar="G", help="conductance of the top level, with --unit microsiemens")
+    group.add_argument(
+        "--g-max", type=float, metavar="G", help="conductance of the top level, with --unit microsiemens"
+    )
 
 
 def device_of(arguments: argparse.Namespace, sigma: float, left_open: NVMDevice = NVMDevice()) -> NVMDevice:
@@ -37,8 +51,14 @@ def device_of(arguments: argparse.Namespace, sigma: float, left_open: NVMDevice 
     """
     given = {name: getattr(arguments, name) for name in _FIELDS if getattr(arguments, name) is not None}
     if "relative_to" in given and (arguments.table or (left_open.level_std and not arguments.preset)):
-        fail("--relative-to", "must be left out for a measured device, whose deviations are as measured", given["relative_to"])
-    measured = {name: getattr(arguments, name) for name in ("unit", "g_min", "g_max") if getattr(arguments, name) is not None}
+        fail(
+            "--relative-to",
+            "must be left out for a measured device, whose deviations are as measured",
+            given["relative_to"],
+        )
+    measured = {
+        name: getattr(arguments, name) for name in ("unit", "g_min", "g_max") if getattr(arguments, name) is not None
+    }
     if measured and not arguments.table:
         fail("--unit, --g-min, --g-max", "must be left out without --table", measured)
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

@@ -9,36 +9,64 @@ from pathlib import Path
 
 
 def add_parser(commands) -> None:
+    from nft_ext._common.bfloat16 import PRECISIONS
     from nft_ext.reproduce.grid import EXPERIMENTS, FIGURE_METHODS
     from nft_ext.reproduce.panels import PANELS, PRESETS
-    from nft_ext._common.bfloat16 import PRECISIONS
 
-    parser = commands.add_parser("reproduce", help="a figure or table of the paper beside the published numbers",
-                                 description="Trains and measures the networks of a figure or table (one JSON file each, never computed "
-                                             "twice; interrupt and call again to go on), then writes a table, a plot and a page.")
+    parser = commands.add_parser(
+        "reproduce",
+        help="a figure or table of the paper beside the published numbers",
+        description="Trains and measures the networks of a figure or table (one JSON file each, never computed "
+        "twice; interrupt and call again to go on), then writes a table, a plot and a page.",
+    )
     parser.add_argument("experiment", help=", ".join(EXPERIMENTS))
     parser.add_argument("--panel", help=f"{', '.join(PANELS)} (default: the paper's of the experiment)")
     parser.add_argument("--preset", default="quick", help=f"{', '.join(PRESETS)}: how large a run (default quick)")
     parser.add_argument("--sigma", type=float, nargs="+", help="device sigmas (default: the preset's)")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"among {', '.join(FIGURE_METHODS)} (default: the preset's)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help=f"among {', '.join(FIGURE_METHODS)} (default: the preset's)"
+    )
     parser.add_argument("--seeds", type=int, help="training seeds, 0 .. N-1 (default: the preset's; convergence: 10)")
-    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR",
-                        help="folder of cells and results (default reproduce)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reproduce"),
+        metavar="DIR",
+        help="folder of cells and results (default reproduce)",
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the published files (default: NFT_EXT_DATA)")
     parser.add_argument("--device", help="cpu or cuda (default cpu)")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work and the cores (default 1)")
-    parser.add_argument("--shard", metavar="I/N", help="only every N-th cell, from the I-th on (1/N .. N/N), for several machines")
+    parser.add_argument(
+        "--shard", metavar="I/N", help="only every N-th cell, from the I-th on (1/N .. N/N), for several machines"
+    )
     parser.add_argument("--keep-checkpoints", action="store_true", help="keep every network's weights")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and estimate the time; train nothing")
     parser.add_argument("--threads", type=int, help="threads of this process (default: torch's)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no-control", action="store_true", help="leave out the controls of ovf and irs")
     group = parser.add_argument_group("in place of the preset's numbers (recorded in every cell)")
-    for name, kind in (("width", float), ("epochs", int), ("lr", float), ("batch-size", int), ("train-images", int),
-                       ("test-images", int), ("runs", int)):
+    for name, kind in (
+        ("width", float),
+        ("epochs", int),
+        ("lr", float),
+        ("batch-size", int),
+        ("train-images", int),
+        ("test-images", int),
+        ("runs", int),
+    ):
         group.add_argument(f"--{name}", type=kind)
-    group.add_argument("--precision", choices=PRECISIONS, help="of the training; bfloat16 is faster where the processor multiplies it (nft-ext info)")
-    group.add_argument("--channels-last", action="store_true", default=None, help="train with channels innermost in memory, which most processors like")
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the training; bfloat16 is faster where the processor multiplies it (nft-ext info)",
+    )
+    group.add_argument(
+        "--channels-last",
+        action="store_true",
+        default=None,
+        help="train with channels innermost in memory, which most processors like",
+    )
     parser.set_defaults(run=run)
 
 
@@ -50,8 +78,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     a = arguments
     scale = PRESETS[one_of("preset", a.preset, PRESETS)].replace(
-        width=a.width, epochs=a.epochs, lr=a.lr, batch_size=a.batch_size, train_images=a.train_images, test_images=a.test_images,
-        runs=a.runs, precision=a.precision, channels_last=a.channels_last)
+        width=a.width,
+        epochs=a.epochs,
+        lr=a.lr,
+        batch_size=a.batch_size,
+        train_images=a.train_images,
+        test_images=a.test_images,
+        runs=a.runs,
+        precision=a.precision,
+        channels_last=a.channels_last,
+    )
     grid = cells(a.experiment, a.panel, scale, a.sigma, a.methods, a.seeds, not a.no_control)
     integer("--jobs", a.jobs, 1)
     mine = grid if a.shard is None else _shard(a.shard, grid)
@@ -92,7 +128,11 @@ def _report(a: argparse.Namespace, grid: list, store, status: int) -> int:
     from nft_ext.reproduce.report import write_report
 
     command = shlex.join(["nft-ext", *sys.argv[1:]])
-    print(write_report(a.experiment, found, a.out, command, {"preset": a.preset, "cells": len(grid), "finished": len(found)}))
+    print(
+        write_report(
+            a.experiment, found, a.out, command, {"preset": a.preset, "cells": len(grid), "finished": len(found)}
+        )
+    )
     return status
 
 
@@ -105,7 +145,7 @@ def _shard(text: str, grid: list) -> list:
         fail("--shard", "must be I/N, two integers", text)
     if not 1 <= which <= count:
         fail("--shard", "must be I/N with 1 <= I <= N", text)
-    return grid[which - 1::count]
+    return grid[which - 1 :: count]
 
 
 def _show(grid: list, a: argparse.Namespace) -> int:
@@ -118,6 +158,8 @@ def _show(grid: list, a: argparse.Namespace) -> int:
     for cell in grid:
         print(f"{duration(expected[cell.key]):>9}  {cell}" + ("   (finished)" if cell.key in finished else ""))
     jobs = f", about {duration(left / a.jobs)} with {a.jobs} jobs where each has its cores" if a.jobs > 1 else ""
-    print(f"{len(grid)} cells, of which {sum(c.key in finished for c in grid)} are finished; about {duration(left)} of work left on this "
-          f"machine{jobs} (from a few measured steps)")
+    print(
+        f"{len(grid)} cells, of which {sum(c.key in finished for c in grid)} are finished; about {duration(left)} of work left on this "
+        f"machine{jobs} (from a few measured steps)"
+    )
     return 0

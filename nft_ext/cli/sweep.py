@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from nft_ext._common.checks import fail
-from nft_ext.device import NVMDevice
 from nft_ext.cli import checkpoints, evaluate, options
+from nft_ext.device import NVMDevice
 
 
 def add_parser(commands) -> None:
@@ -15,10 +15,12 @@ def add_parser(commands) -> None:
     parser.add_argument("checkpoint", type=Path, nargs="+", help="files written by nft-ext train or demo")
     parser.add_argument("--sigma", type=float, nargs="+", required=True, help="the sigmas")
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="several published devices in place of --preset")
-    parser.add_argument("--baseline", metavar="NAME",
-                        help="the curve that differences are taken from (default: the first)")
-    parser.add_argument("--resume", type=Path, metavar="DIR",
-                        help="folder that finished chips go to; continues what is there")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="the curve that differences are taken from (default: the first)"
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="DIR", help="folder that finished chips go to; continues what is there"
+    )
     evaluate.add_monte_carlo(parser)
     options.add_data(parser, checkpoints.DATA)
     options.add_device(parser, checkpoints.DEVICE)
@@ -26,8 +28,8 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nft_ext.montecarlo import sweep
     from nft_ext._common.processes import is_main
+    from nft_ext.montecarlo import sweep
     from nft_ext.training import load_model
 
     models, metas = {}, {}
@@ -38,8 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
         models[name], metas[name] = load_model(path)
     arguments.dataset = checkpoints.dataset_of(arguments, metas)
     devices = _devices(arguments, checkpoints.device_left_open(arguments, metas))
-    found = sweep(models, evaluate.test_set(arguments), arguments.sigma, devices, resume=arguments.resume,
-                  **evaluate.settings(arguments))
+    found = sweep(
+        models,
+        evaluate.test_set(arguments),
+        arguments.sigma,
+        devices,
+        resume=arguments.resume,
+        **evaluate.settings(arguments),
+    )
     if is_main():
         print(found)
         if len(found.reports) > 1:

@@ -12,8 +12,11 @@ from nft_ext.cli.training_options import add_training, check_resume, fit_options
 
 def add_parser(commands) -> None:
     parser = commands.add_parser(
-        "train", help="train one network with one method", description="Trains one network with one method. Writes OUT, "
-        "the best epoch's weights; beside it the epochs as *.csv and the run's state as *.state.")
+        "train",
+        help="train one network with one method",
+        description="Trains one network with one method. Writes OUT, "
+        "the best epoch's weights; beside it the epochs as *.csv and the run's state as *.state.",
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="checkpoint to write (*.safetensors)")
     add_method(parser)
     options.add_model(parser)
@@ -41,8 +44,15 @@ def run(arguments: argparse.Namespace) -> int:
     model = models.build(arguments.model, train.num_classes, train.channels, arguments.width)
     training["augment"] = data.augment_for(train) if arguments.augment == "auto" else None
     search = arguments.beta == "search"
-    found = (search_beta if search else fit)(model, method, train, validation, nvm=nvm, **training,
-                                             meta={"dataset": arguments.dataset, "validation_share": arguments.validation})
+    found = (search_beta if search else fit)(
+        model,
+        method,
+        train,
+        validation,
+        nvm=nvm,
+        **training,
+        meta={"dataset": arguments.dataset, "validation_share": arguments.validation},
+    )
     if not is_main():
         return 130 if found.interrupted else 0
     history = found.best if search else found
@@ -56,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         print("interrupted before the first epoch ended; there is no checkpoint yet")
         return 130
     best = history.best
-    print(f"best epoch {best['epoch']}: validation accuracy {100 * best['val_accuracy']:.2f} % "
-          f"(noise off {100 * best['val_clean']:.2f} %), {history.seconds:.0f} s; wrote {arguments.out}")
+    print(
+        f"best epoch {best['epoch']}: validation accuracy {100 * best['val_accuracy']:.2f} % "
+        f"(noise off {100 * best['val_clean']:.2f} %), {history.seconds:.0f} s; wrote {arguments.out}"
+    )
     return 130 if found.interrupted else 0

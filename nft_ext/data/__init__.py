@@ -57,4 +57,14 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet
         return found
 
 
-__all__ = ["NAMES", "SOURCES", "CropFlip", "ImageSet", "augment_for", "fetch", "from_torchvision", "load", "split_validation"]
+__all__ = [
+    "NAMES",
+    "SOURCES",
+    "CropFlip",
+    "ImageSet",
+    "augment_for",
+    "fetch",
+    "from_torchvision",
+    "load",
+    "split_validation",
+]

@@ -39,5 +39,7 @@ def write_cache(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
         with atomic_file(path) as file:
             np.savez(file, **{KEY: np.array(key)}, **arrays)
     except OSError as error:
-        warnings.warn(f"{path}: the cache could not be written ({os.strerror(error.errno)}); the images will be decoded again",
-                      stacklevel=3)
+        warnings.warn(
+            f"{path}: the cache could not be written ({os.strerror(error.errno)}); the images will be decoded again",
+            stacklevel=3,
+        )

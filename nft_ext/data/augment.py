@@ -35,8 +35,13 @@ class CropFlip:
         ValueError: padding < 0; at the call, images that are not [B, C, H, W] or not of len(fill) channels.
     """
 
-    def __init__(self, padding: int = PADDING, fill: float | Sequence[float] = 0.0, flip: bool = True,
-                 generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        padding: int = PADDING,
+        fill: float | Sequence[float] = 0.0,
+        flip: bool = True,
+        generator: torch.Generator | None = None,
+    ):
         self.padding = integer("padding", padding, 0)
         self.fill = torch.as_tensor(fill, dtype=torch.float32).reshape(1, -1, 1, 1)
         self.flip = bool(flip)
@@ -68,7 +73,7 @@ def crop_flip(images: Tensor, padding: int, fill: Tensor, top: Tensor, left: Ten
     """
     batch, channels, height, width = images.shape
     padded = fill.to(images).expand(batch, channels, height + 2 * padding, width + 2 * padding).contiguous()
-    padded[:, :, padding:padding + height, padding:padding + width] = images
+    padded[:, :, padding : padding + height, padding : padding + width] = images
     row = torch.arange(height, device=images.device) + top[:, None]  # [B, H]
     column = torch.arange(width, device=images.device).expand(batch, width)
     column = torch.where(flipped[:, None] == 1, width - 1 - column, column) + left[:, None]  # [B, W]

@@ -46,18 +46,31 @@ class Archive:
 
 
 CIFAR10 = Archive(
-    "cifar10", "cifar-10-batches-bin", (10,),
+    "cifar10",
+    "cifar-10-batches-bin",
+    (10,),
     {"train": (tuple(f"data_batch_{k}.bin" for k in range(1, 6)), 10000), "test": (("test_batch.bin",), 10000)},
-    (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
-    "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530",
-    PythonVersion("cifar-10-batches-py", "labels",
-                  {"train": (tuple(f"data_batch_{k}" for k in range(1, 6)), 10000), "test": (("test_batch",), 10000)}))
+    (0.4914, 0.4822, 0.4465),
+    (0.2470, 0.2435, 0.2616),
+    "cifar-10-binary.tar.gz",
+    "c32a1d4ab5d03f1284b67883e8d87530",
+    PythonVersion(
+        "cifar-10-batches-py",
+        "labels",
+        {"train": (tuple(f"data_batch_{k}" for k in range(1, 6)), 10000), "test": (("test_batch",), 10000)},
+    ),
+)
 CIFAR100 = Archive(
-    "cifar100", "cifar-100-binary", (20, 100),
+    "cifar100",
+    "cifar-100-binary",
+    (20, 100),
     {"train": (("train.bin",), 50000), "test": (("test.bin",), 10000)},
-    (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762),
-    "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8",
-    PythonVersion("cifar-100-python", "fine_labels", {"train": (("train",), 50000), "test": (("test",), 10000)}))
+    (0.5071, 0.4865, 0.4409),
+    (0.2673, 0.2564, 0.2762),
+    "cifar-100-binary.tar.gz",
+    "03b5dce01913d631647c71ecec9e9cb8",
+    PythonVersion("cifar-100-python", "fine_labels", {"train": (("train",), 50000), "test": (("test",), 10000)}),
+)
 
 
 def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
@@ -68,9 +81,11 @@ def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
         ValueError: a file is short, too long, damaged, or holds a label out of range; a pickle with more than data in
             it.
     """
-    remedy = (f"Get it with: nft-ext fetch {archive.name} --data-dir '{data_dir}', or: "
-              f"curl -fLO https://www.cs.toronto.edu/~kriz/{archive.tar} && "
-              f"tar xzf {archive.tar} -C '{data_dir}' (md5 of the archive: {archive.tar_md5})")
+    remedy = (
+        f"Get it with: nft-ext fetch {archive.name} --data-dir '{data_dir}', or: "
+        f"curl -fLO https://www.cs.toronto.edu/~kriz/{archive.tar} && "
+        f"tar xzf {archive.tar} -C '{data_dir}' (md5 of the archive: {archive.tar_md5})"
+    )
     pickled = (data_dir / archive.python.folder).is_dir() and not (data_dir / archive.folder).is_dir()
     version = archive.python if pickled else archive
     folder = data_dir / version.folder
@@ -88,12 +103,19 @@ def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
         pixels = records[:, label_bytes:].reshape(count, 3, IMAGE_SIZE, IMAGE_SIZE)
         return pixels, records[:, label_bytes - 1].astype(np.int64)
 
-    return tuple(_read(archive, split, [folder / file for file in files], count, batch)
-                 for split, (files, count) in version.splits.items())
+    return tuple(
+        _read(archive, split, [folder / file for file in files], count, batch)
+        for split, (files, count) in version.splits.items()
+    )
 
 
-def _read(archive: Archive, split: str, paths: list[Path], count: int,
-          batch: Callable[[Path, int], tuple[np.ndarray, np.ndarray]]) -> ImageSet:
+def _read(
+    archive: Archive,
+    split: str,
+    paths: list[Path],
+    count: int,
+    batch: Callable[[Path, int], tuple[np.ndarray, np.ndarray]],
+) -> ImageSet:
     """One split; `batch` gives pixels uint8 [count, 3, 32, 32] and labels int64 [count] of a file."""
     images = torch.empty(len(paths) * count, 3, IMAGE_SIZE, IMAGE_SIZE)
     labels = torch.empty(len(paths) * count, dtype=torch.int64)
@@ -116,8 +138,12 @@ def _records(path: Path, archive: Archive, count: int, remedy: str) -> np.ndarra
     for byte, limit in enumerate(archive.label_limits):
         worst = int(records[:, byte].argmax())
         if records[worst, byte] >= limit:
-            bad_file(path, f"records whose label byte {byte} is in 0..{limit - 1}",
-                     f"{records[worst, byte]} in record {worst}", remedy)
+            bad_file(
+                path,
+                f"records whose label byte {byte} is in 0..{limit - 1}",
+                f"{records[worst, byte]} in record {worst}",
+                remedy,
+            )
     return records
 
 

@@ -40,8 +40,10 @@ def read_batch(path: Path, labels: str, count: int, classes: int, remedy: str) -
         ValueError: no such pickle: damaged, of another content, or one that asks for more than data (none of it is
             run).
     """
-    expected = (f"a pickled dict of {count} images of {PIXELS} bytes (data) and as many labels in 0..{classes - 1} "
-                f"({labels}), nothing but arrays, lists, dicts and bytes")
+    expected = (
+        f"a pickled dict of {count} images of {PIXELS} bytes (data) and as many labels in 0..{classes - 1} "
+        f"({labels}), nothing but arrays, lists, dicts and bytes"
+    )
     # In protocol 2, Python 3 writes bytes as UTF-8 text: up to twice as many.
     limit = count * (2 * PIXELS + ROOM) + (1 << 16)
     content = read_bytes(path, limit, expected, remedy)

@@ -36,5 +36,7 @@ def load() -> tuple[ImageSet, ImageSet]:
     images = torch.empty(len(pixels), 1, IMAGE_SIZE, IMAGE_SIZE)
     write_inputs(images, pixels[:, None], FULL_SCALE, MEAN, STD)
     border = len(pixels) - TEST_IMAGES
-    return (ImageSet("digits/train", images[:border], labels[:border], CLASSES, MEAN, STD),
-            ImageSet("digits/test", images[border:], labels[border:], CLASSES, MEAN, STD))
+    return (
+        ImageSet("digits/train", images[:border], labels[:border], CLASSES, MEAN, STD),
+        ImageSet("digits/test", images[border:], labels[border:], CLASSES, MEAN, STD),
+    )

@@ -82,9 +82,13 @@ def download(remote: Remote, target: Path, *, pause: float = PAUSE, progress: bo
         return True
     reasons = "; ".join(f"{url}: {trouble}" for url, trouble in troubles.items())
     kept = f" {part} keeps what came; the same command continues there." if part.exists() else ""
-    fail(remote.name, "must be downloadable, or put there by hand", f"{reasons}.{kept} By hand: the file with md5 "
-         f"{remote.md5} (published by {remote.checksum_from}) belongs at {target}",
-         ValueError if any(isinstance(t, _Wrong) for t in troubles.values()) else ConnectionError)
+    fail(
+        remote.name,
+        "must be downloadable, or put there by hand",
+        f"{reasons}.{kept} By hand: the file with md5 "
+        f"{remote.md5} (published by {remote.checksum_from}) belongs at {target}",
+        ValueError if any(isinstance(t, _Wrong) for t in troubles.values()) else ConnectionError,
+    )
 
 
 def md5_of(path: Path) -> str:

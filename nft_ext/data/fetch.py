@@ -22,8 +22,10 @@ from nft_ext.data.unpack import unpack
 
 TORONTO = ("https://www.cs.toronto.edu/~kriz", "https://cave.cs.toronto.edu/kriz")  # the first redirects to the second
 MNIST_MIRRORS = (mnist.MIRROR, "https://storage.googleapis.com/cvdf-datasets/mnist")
-TINY_FILE = re.compile(r"tiny-imagenet-200/(wnids\.txt|val/val_annotations\.txt|val/images/val_\d+\.JPEG"
-                       r"|train/(n\d{8})/images/\2_\d+\.JPEG)")
+TINY_FILE = re.compile(
+    r"tiny-imagenet-200/(wnids\.txt|val/val_annotations\.txt|val/images/val_\d+\.JPEG"
+    r"|train/(n\d{8})/images/\2_\d+\.JPEG)"
+)
 TINY_TEXTS = 2  # wnids.txt, val_annotations.txt
 LARGEST_TINY = 4 << 20  # bytes; nothing that the reader wants comes near it
 
@@ -44,8 +46,9 @@ class Source:
     count: int = 0
 
 
-def fetch(name: str, data_dir: str | os.PathLike | None = None, *, progress: bool | None = None,
-          pause: float = PAUSE) -> bool:
+def fetch(
+    name: str, data_dir: str | os.PathLike | None = None, *, progress: bool | None = None, pause: float = PAUSE
+) -> bool:
     """Downloads, checks and unpacks a data set; returns False if it was there already.
 
     An interrupted download is continued by the next call. Archives are deleted once unpacked (CIFAR in its binary
@@ -77,16 +80,25 @@ def fetch(name: str, data_dir: str | os.PathLike | None = None, *, progress: boo
             unpack(target / remote.name, target, source.wanted, source.count, progress)
             (target / remote.name).unlink()
     if not source.present(folder):
-        fail(str(target), f"must hold {name} now",
-             "another file that is read first, and is not the published one; remove it")
+        fail(
+            str(target),
+            f"must hold {name} now",
+            "another file that is read first, and is not the published one; remove it",
+        )
     return True
 
 
 def _mnist() -> Source:
     remotes = tuple(
-        Remote(f"{file.name}.gz", tuple(f"{mirror}/{file.name}.gz" for mirror in MNIST_MIRRORS), file.gzip_md5,
-               "torchvision")
-        for files in mnist.FILES.values() for file in files)
+        Remote(
+            f"{file.name}.gz",
+            tuple(f"{mirror}/{file.name}.gz" for mirror in MNIST_MIRRORS),
+            file.gzip_md5,
+            "torchvision",
+        )
+        for files in mnist.FILES.values()
+        for file in files
+    )
     return Source(remotes, "MNIST/raw", mnist.present)
 
 
@@ -106,9 +118,13 @@ def _tinyimagenet() -> Source:
     tree = tinyimagenet.TREE
     urls = (tinyimagenet.URL, tinyimagenet.URL.replace("http:", "https:"))
     remote = Remote(tinyimagenet.ZIP, urls, tinyimagenet.ZIP_MD5, "readers of the data set, not by its authors")
-    return Source((remote,), ".", tinyimagenet.present,
-                  lambda name, size: TINY_FILE.fullmatch(name) is not None and size <= LARGEST_TINY,
-                  tree.classes * tree.per_class + tree.test + TINY_TEXTS)
+    return Source(
+        (remote,),
+        ".",
+        tinyimagenet.present,
+        lambda name, size: TINY_FILE.fullmatch(name) is not None and size <= LARGEST_TINY,
+        tree.classes * tree.per_class + tree.test + TINY_TEXTS,
+    )
 
 
 SOURCES = {

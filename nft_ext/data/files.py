@@ -28,8 +28,11 @@ def data_folder(data_dir: str | os.PathLike | None, name: str) -> Path:
     source = "data_dir" if data_dir is not None else ENVIRONMENT
     folder = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT, "")
     if not str(folder):
-        fail("data_dir", f"must name the folder that holds {name}, or else the environment variable {ENVIRONMENT} must",
-             "nothing")
+        fail(
+            "data_dir",
+            f"must name the folder that holds {name}, or else the environment variable {ENVIRONMENT} must",
+            "nothing",
+        )
     if not Path(folder).is_dir():
         fail(source, f"must name an existing folder that holds {name}", str(folder), FileNotFoundError)
     return Path(folder)

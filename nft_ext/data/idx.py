@@ -70,6 +70,9 @@ def read_idx(path: Path, file: IdxFile, remedy: str) -> np.ndarray:
         found = "more bytes than that" if len(data) > file.size else f"only {len(data)} bytes"
         bad_file(path, file.expected(), found, remedy)
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != file.content_md5:
-        warnings.warn(f"{path}: right format, but not {file.what} as published (md5 of the unpacked file is not "
-                      f"{file.content_md5}): results will not compare with published ones", stacklevel=2)
+        warnings.warn(
+            f"{path}: right format, but not {file.what} as published (md5 of the unpacked file is not "
+            f"{file.content_md5}): results will not compare with published ones",
+            stacklevel=2,
+        )
     return np.frombuffer(data, np.uint8, offset=file.header_size).reshape(file.shape)

@@ -29,8 +29,15 @@ class ImageSet(Dataset):
         ValueError: wrong shapes, no image, non-finite pixels, a label out of range.
     """
 
-    def __init__(self, name: str, images: torch.Tensor, labels: torch.Tensor, num_classes: int,
-                 mean: Sequence[float] | None = None, std: Sequence[float] | None = None):
+    def __init__(
+        self,
+        name: str,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        num_classes: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ):
         _check_tensor("images", images, torch.float32, "[n, C, H, W]", 4)
         _check_tensor("labels", labels, torch.int64, "[n]", 1)
         if images.numel() == 0:
@@ -83,14 +90,22 @@ class ImageSet(Dataset):
         if outside.any():
             fail("indices", f"must be in 0..{len(self) - 1}", int(chosen[outside][0]))
         rows = torch.from_numpy(chosen.astype(np.int64)).to(self.images.device)
-        return ImageSet(self.name if name is None else name, self.images[rows], self.labels[rows],
-                        self.num_classes, self.mean, self.std)
+        return ImageSet(
+            self.name if name is None else name,
+            self.images[rows],
+            self.labels[rows],
+            self.num_classes,
+            self.mean,
+            self.std,
+        )
 
     def __repr__(self) -> str:
         size = "x".join(str(s) for s in self.images.shape[1:])
         numbers = [", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
-        return (f"ImageSet({self.name!r}, {len(self)} images of {size}, {self.num_classes} classes, "
-                f"mean ({numbers[0]}), std ({numbers[1]}))")
+        return (
+            f"ImageSet({self.name!r}, {len(self)} images of {size}, {self.num_classes} classes, "
+            f"mean ({numbers[0]}), std ({numbers[1]}))"
+        )
 
 
 def _check_tensor(argument: str, value: object, dtype: torch.dtype, symbols: str, dims: int) -> None:
@@ -107,8 +122,11 @@ def _check_labels(labels: torch.Tensor, num_classes: int) -> None:
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():
         index = int(outside.nonzero()[0, 0])
-        fail("labels", f"must be in 0..{num_classes - 1} (num_classes {num_classes})",
-             f"{int(labels[index])} at index {index}")
+        fail(
+            "labels",
+            f"must be in 0..{num_classes - 1} (num_classes {num_classes})",
+            f"{int(labels[index])} at index {index}",
+        )
 
 
 def _check_finite(images: torch.Tensor) -> None:

@@ -12,8 +12,8 @@ from nft_ext.data.image_set import ImageSet
 def split_validation(train: ImageSet, fraction: float = 0.1, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """(training, validation): disjoint, together the whole of `train`, each in its order; copies of the images.
 
-    Stratified: every class gives `fraction` of its images, rounded so that the total is round(fraction * n), but
-    keeps at least one for training (then the total is lower). The choice depends on the labels and `seed` alone, on every
+    Stratified: every class gives `fraction` of its images, rounded so that the total is round(fraction * n), but keeps
+    at least one for training (then the total is lower). The choice depends on the labels and `seed` alone, on every
     machine and with every version of NumPy (its RandomState is frozen).
 
     Args:

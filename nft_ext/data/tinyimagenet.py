@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from nft_ext._common.checks import fail, integer
+from nft_ext._common.progress import Progress
 from nft_ext.data.array_cache import read_cache, write_cache
 from nft_ext.data.files import bad_file
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.pixels import IMAGE_SIZE, write_inputs
-from nft_ext._common.progress import Progress
 
 SIDE = 64  # pixels, as published
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # of the training images, as everybody uses
@@ -64,8 +64,10 @@ def load(data_dir: Path, size: int = IMAGE_SIZE) -> tuple[ImageSet, ImageSet]:
     if integer("size", size, 1) not in (IMAGE_SIZE, SIDE):
         fail("size", f"must be {IMAGE_SIZE} or {SIDE}", size)
     root = data_dir / FOLDER
-    remedy = (f"Get it with: nft-ext fetch tinyimagenet --data-dir '{data_dir}', or: curl -fLO {URL} && "
-              f"unzip {ZIP} -d '{data_dir}' (md5 of the archive: {ZIP_MD5})")
+    remedy = (
+        f"Get it with: nft-ext fetch tinyimagenet --data-dir '{data_dir}', or: curl -fLO {URL} && "
+        f"unzip {ZIP} -d '{data_dir}' (md5 of the archive: {ZIP_MD5})"
+    )
     files = _files(root, remedy)
     key = _fingerprint(root, files, remedy)
     arrays = read_cache(root / CACHE, key)
@@ -97,8 +99,11 @@ def _files(root: Path, remedy: str) -> dict[str, list[tuple[str, int]]]:
     if len(set(wnids)) != TREE.classes or len(wnids) != TREE.classes or not all(w.isalnum() for w in wnids):
         bad_file(root / "wnids.txt", what, f"{len(set(wnids))} different lines of {len(wnids)}", remedy)
     label_of = {wnid: label for label, wnid in enumerate(sorted(wnids))}
-    train = [(f"train/{wnid}/images/{wnid}_{k}.JPEG", label)
-             for wnid, label in label_of.items() for k in range(TREE.per_class)]
+    train = [
+        (f"train/{wnid}/images/{wnid}_{k}.JPEG", label)
+        for wnid, label in label_of.items()
+        for k in range(TREE.per_class)
+    ]
     path = root / "val" / "val_annotations.txt"
     what = f"Tiny ImageNet's annotations ({TREE.test} lines: file name, class, box)"
     lines = _lines(path, what, remedy)

@@ -40,8 +40,11 @@ def from_torchvision(dataset: Any, split: str = "train") -> ImageSet:
     pixels = np.asarray(dataset.data)
     pixels = pixels[:, None] if pixels.ndim == 3 else np.moveaxis(pixels, -1, 1)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != len(mean) or len(pixels) == 0:
-        fail("dataset.data", f"must be uint8 images of {len(mean)} channels",
-             f"{pixels.dtype}, shape {list(pixels.shape)}")
+        fail(
+            "dataset.data",
+            f"must be uint8 images of {len(mean)} channels",
+            f"{pixels.dtype}, shape {list(pixels.shape)}",
+        )
     images = torch.empty(len(pixels), len(mean), IMAGE_SIZE, IMAGE_SIZE)
     write_inputs(images, pixels, 255.0, mean, std)
     return ImageSet(f"{name}/{split}", images, torch.as_tensor(dataset.targets, dtype=torch.int64), classes, mean, std)

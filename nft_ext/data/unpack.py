@@ -17,8 +17,9 @@ from nft_ext._common.checks import fail
 from nft_ext._common.progress import Progress
 
 
-def unpack(archive: Path, folder: Path, wanted: Callable[[str, int], bool], count: int,
-           progress: bool | None = None) -> None:
+def unpack(
+    archive: Path, folder: Path, wanted: Callable[[str, int], bool], count: int, progress: bool | None = None
+) -> None:
     """Unpacks the wanted members of a .tar.gz or .zip into `folder`; all others are passed over.
 
     They are unpacked aside and moved to their places when all are there.

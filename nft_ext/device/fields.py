@@ -38,7 +38,7 @@ class DeviceFields:
     name: str = "gaussian"
 
     def __post_init__(self) -> None:
-        put = lambda field, value: object.__setattr__(self, field, value)  # noqa: E731  (frozen: the only way to normalise)
+        put = lambda field, value: object.__setattr__(self, field, value)
         put("weight_bits", integer("weight_bits", self.weight_bits, 1, 16))
         put("device_bits", integer("device_bits", self.device_bits, 1, 16))
         if self.weight_bits % self.device_bits:
@@ -69,12 +69,20 @@ class DeviceFields:
         put("stuck", (off, on))
         if self.censor is not None and self.truncate is not None:
             fail("truncate", "cannot be combined with censor", self.truncate)
-        if self.state_rule == "weight" and (self.level_scale is None or self.device_bits != 2 or not self.gaussian
-                                            or self.relative_to == "own"):
-            fail("state_rule", 'must be "device" unless a Gaussian preset of two-bit devices is used, relative_to "max" or '
-                 '"spacing"', self.state_rule)
+        if self.state_rule == "weight" and (
+            self.level_scale is None or self.device_bits != 2 or not self.gaussian or self.relative_to == "own"
+        ):
+            fail(
+                "state_rule",
+                'must be "device" unless a Gaussian preset of two-bit devices is used, relative_to "max" or "spacing"',
+                self.state_rule,
+            )
         if self.sampling == "fast" and not self.gaussian:
-            fail("sampling", 'must be "auto" or "per_device" where devices are not Gaussian (clip, censor, truncate, stuck)', "fast")
+            fail(
+                "sampling",
+                'must be "auto" or "per_device" where devices are not Gaussian (clip, censor, truncate, stuck)',
+                "fast",
+            )
         if self.sampling == "per_device" and self.state_rule == "weight":
             fail("sampling", 'must be "auto" or "fast" with state_rule="weight"', "per_device")
         if self.relative_to == "max" and self.level_std is None and self.sigma > 0.4:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from nft_ext.device import tables
 from nft_ext._common.checks import fail, one_of
+from nft_ext.device import tables
 from nft_ext.device.fields import MAPPINGS, DeviceFields
 
 PRESETS = {"rram1": 1.0, "fefet2": 2.0, "rram4": 4.0, "fefet6": 6.0}
@@ -21,29 +21,29 @@ _PATHS = {"off": 0, "fast": 1, "per_device": 2}
 class NVMDevice(DeviceFields):
     """One kind of non-volatile memory device and the way weights are mapped onto it. Frozen and hashable.
 
-    A weight of M bits sits on M / K devices of K bits. With step s = max|W| / (2^M - 1), code q = rint(|W| / s) and levels
-    l_j = (q >> (j K)) & (2^K - 1), device j is programmed to g_j = l_j + dg_j (level units) and
+    A weight of M bits sits on M / K devices of K bits. With step s = max|W| / (2^M - 1), code q = rint(|W| / s) and
+    levels l_j = (q >> (j K)) & (2^K - 1), device j is programmed to g_j = l_j + dg_j (level units) and
     W_p = sign * s * sum_j g_j 2^(j K)   (Eq. 4 and 5 of arXiv 2305.14561).
 
     Args:
         weight_bits: M, 1..16.
         device_bits: K, a divisor of M.
-        sigma: standard deviation of dg_j; dimensionless, its unit is set by `relative_to`. For measured tables a factor on
-            the measured deviations (1.0 = as measured).
+        sigma: standard deviation of dg_j; dimensionless, its unit is set by `relative_to`. For measured tables a factor
+            on the measured deviations (1.0 = as measured).
         relative_to: "max": dg ~ N(0, (sigma (2^K - 1))^2), relative to one device's maximal conductance (the paper);
-            "spacing": dg ~ N(0, sigma^2), relative to the distance of two levels; "own": sd = sigma * l_j, relative to the
-            device's own level.
+            "spacing": dg ~ N(0, sigma^2), relative to the distance of two levels; "own": sd = sigma * l_j, relative to
+            the device's own level.
         sampling: "auto" takes one normal a weight where that is exact (Gaussian devices) and one a device elsewhere;
             "fast" and "per_device" insist.
-        mapping: "sign": one array in use per weight (the paper); "differential": the idle array of the pair, at level 0, is
-            noisy too.
+        mapping: "sign": one array in use per weight (the paper); "differential": the idle array of the pair, at level
+            0, is noisy too.
         clip: None, or (low, high) bounds on each conductance in units of the maximal conductance.
         censor: None, or c: right-censored Gaussian, z = min(z, c).
         truncate: None, or c <= 5: Gaussian truncated to |z| <= c (write-verify).
         stuck: (p_off, p_on), probabilities that a device is stuck at level 0 or at level 2^K - 1.
         level_scale: None, or 2^K factors on the standard deviation of each level (presets fill it).
-        state_rule: "device": level_scale applies to each device's level; "weight": the published code's reading, K = 2 only:
-            its inner factor applies to codes in the middle half of the whole weight.
+        state_rule: "device": level_scale applies to each device's level; "weight": the published code's reading, K = 2
+            only: its inner factor applies to codes in the middle half of the whole weight.
         level_mean, level_std: None, or 2^K measured means and standard deviations in level units (see `from_table`).
         name: what reports call it.
 
@@ -57,8 +57,8 @@ class NVMDevice(DeviceFields):
     def preset(cls, name: str, sigma: float = 0.1, **options: Any) -> NVMDevice:
         """A published two-bit device with level-dependent spread.
 
-        rram1 (s = 1), fefet2 (2), rram4 (4), fefet6 (6): level sigmas [1, s, s, 1] * sigma / sqrt(0.4 s^2 + 0.6), in units of
-        the maximal conductance. Sigma is nominal: the rms over trained weights is 0.82 to 0.90 of it.
+        rram1 (s = 1), fefet2 (2), rram4 (4), fefet6 (6): level sigmas [1, s, s, 1] * sigma / sqrt(0.4 s^2 + 0.6), in
+        units of the maximal conductance. Sigma is nominal: the rms over trained weights is 0.82 to 0.90 of it.
 
         Raises:
             ValueError: an unknown name, or device_bits other than 2.
@@ -71,14 +71,22 @@ class NVMDevice(DeviceFields):
         return cls(sigma=sigma, level_scale=(1 / norm, s / norm, s / norm, 1 / norm), name=name, **options)
 
     @classmethod
-    def from_table(cls, path: str | Path, *, unit: str = "level", g_min: float | None = None, g_max: float | None = None,
-                   sigma: float = 1.0, **options: Any) -> NVMDevice:
+    def from_table(
+        cls,
+        path: str | Path,
+        *,
+        unit: str = "level",
+        g_min: float | None = None,
+        g_max: float | None = None,
+        sigma: float = 1.0,
+        **options: Any,
+    ) -> NVMDevice:
         """A measured device: a CSV file with the columns level, mean, std (2^K rows, one a level).
 
         Args:
             path: the file.
-            unit: "level" (level units, 0 .. 2^K - 1) or "microsiemens" (then g_min and g_max are the conductances of level 0
-                and of the top level).
+            unit: "level" (level units, 0 .. 2^K - 1) or "microsiemens" (then g_min and g_max are the conductances of
+                level 0 and of the top level).
             sigma: a factor on the measured standard deviations (1.0 = as measured); the means stay as measured.
 
         Raises:
@@ -138,13 +146,21 @@ class NVMDevice(DeviceFields):
 
     def operator_spec(self, enabled: bool = True) -> list[int]:
         """[weight_bits, device_bits, path, mapping] of the compiled operators."""
-        return [self.weight_bits, self.device_bits, _PATHS[self.path if enabled else "off"], MAPPINGS.index(self.mapping)]
+        return [
+            self.weight_bits,
+            self.device_bits,
+            _PATHS[self.path if enabled else "off"],
+            MAPPINGS.index(self.mapping),
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Every field that differs from the default, and those a report must name; JSON-able."""
         named = ("name", "weight_bits", "device_bits", "sigma", "relative_to", "mapping")
-        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
-               if f.name in named or getattr(self, f.name) != f.default}
+        out = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name in named or getattr(self, f.name) != f.default
+        }
         out["sampling"] = self.path
         if self.level_std is not None:
             out["relative_to"] = "measured standard deviation"
@@ -153,5 +169,7 @@ class NVMDevice(DeviceFields):
     def __str__(self) -> str:
         d = self.describe()
         extra = "".join(f", {k} {d[k]}" for k in ("clip", "censor", "truncate", "stuck") if k in d)
-        return (f"{self.name}: sigma {self.sigma:g} relative to {d['relative_to']}, M {self.weight_bits}, K {self.device_bits}, "
-                f"{self.mapping} mapping{extra}")
+        return (
+            f"{self.name}: sigma {self.sigma:g} relative to {d['relative_to']}, M {self.weight_bits}, K {self.device_bits}, "
+            f"{self.mapping} mapping{extra}"
+        )

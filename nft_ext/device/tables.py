@@ -18,7 +18,11 @@ def level_table(nvm: DeviceFields) -> tuple[np.ndarray, np.ndarray]:
     if nvm.level_std is not None:
         return np.asarray(nvm.level_mean, np.float64), nvm.sigma * np.asarray(nvm.level_std, np.float64)
     top = nvm.levels - 1
-    sd = {"max": np.full(nvm.levels, nvm.sigma * top), "spacing": np.full(nvm.levels, nvm.sigma), "own": nvm.sigma * level}
+    sd = {
+        "max": np.full(nvm.levels, nvm.sigma * top),
+        "spacing": np.full(nvm.levels, nvm.sigma),
+        "own": nvm.sigma * level,
+    }
     scale = np.ones(nvm.levels) if nvm.level_scale is None else np.asarray(nvm.level_scale, np.float64)
     return level, sd[nvm.relative_to] * scale
 
@@ -72,8 +76,8 @@ def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None)
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a missing column, a number that is not one, levels that are not 0 .. 2^K - 1, a negative std, bytes that are
-            not text; means far from their levels: another unit.
+        ValueError: a missing column, a number that is not one, levels that are not 0 .. 2^K - 1, a negative std, bytes
+            that are not text; means far from their levels: another unit.
     """
     one_of("unit", unit, ("level", "microsiemens"))
     if unit == "microsiemens" and (g_min is None or g_max is None or not g_min < g_max):
@@ -89,7 +93,11 @@ def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None)
     reader = csv.DictReader(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     missing = {"level", "mean", "std"} - {(f or "").strip() for f in reader.fieldnames or ()}
     if missing:
-        fail(str(path), f"must have the columns level, mean, std; missing {', '.join(sorted(missing))}", str(reader.fieldnames))
+        fail(
+            str(path),
+            f"must have the columns level, mean, std; missing {', '.join(sorted(missing))}",
+            str(reader.fieldnames),
+        )
     rows: dict[int, tuple[float, float]] = {}
     for number, row in enumerate(reader, start=1):
         try:
@@ -120,6 +128,13 @@ def _check_unit(path: Path, mean: list[float], unit: str, g_min: float | None, g
         return
     found = ", ".join(f"{m:.4g}" for m in mean)
     if unit == "level":
-        fail(str(path), f'must have means in level units, near 0 .. {top} (unit="microsiemens" takes conductances)', found)
-    fail("g_min, g_max", f"must be the conductances of level 0 and level {top}, so that the means are near 0 .. {top} level units",
-         f"{g_min:g}, {g_max:g} and so {found}")
+        fail(
+            str(path),
+            f'must have means in level units, near 0 .. {top} (unit="microsiemens" takes conductances)',
+            found,
+        )
+    fail(
+        "g_min, g_max",
+        f"must be the conductances of level 0 and level {top}, so that the means are near 0 .. {top} level units",
+        f"{g_min:g}, {g_max:g} and so {found}",
+    )

@@ -24,6 +24,21 @@ for _kind in (Vanilla, NoiseInjection, ScaledLogits, OVF, IRS, Censored, Correct
 NAMES = names()  # the built-in ones, in this order
 
 __all__ = [
-    "BETAS", "CorrectNet", "Censored", "IRS", "NAMES", "OVF", "Method", "NoiseInjection", "ScaledLogits", "Vanilla",
-    "build", "control_of", "names", "options_of", "paper_beta", "register", "snapshot_points_of",
+    "BETAS",
+    "IRS",
+    "NAMES",
+    "OVF",
+    "Censored",
+    "CorrectNet",
+    "Method",
+    "NoiseInjection",
+    "ScaledLogits",
+    "Vanilla",
+    "build",
+    "control_of",
+    "names",
+    "options_of",
+    "paper_beta",
+    "register",
+    "snapshot_points_of",
 ]

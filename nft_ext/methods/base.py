@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from nft_ext._common.checks import fail
-from nft_ext.nn.conversion import convert, restore
 from nft_ext.device import NVMDevice
+from nft_ext.nn.conversion import convert, restore
 
 
 class Method(ABC):

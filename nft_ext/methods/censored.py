@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import boolean, fail, number, one_of
-from nft_ext.nn.conversion import restore
+from nft_ext._common.logits import logits_of
 from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
 from nft_ext.methods.injected import injecting, with_injection, without_injection
-from nft_ext._common.logits import logits_of
+from nft_ext.nn.conversion import restore
 
 SIDES = ("right", "left", "both")
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import fail, integer, number
-from nft_ext.methods.base import Method
 from nft_ext._common.logits import logits_of
+from nft_ext.methods.base import Method
 
 
 def control_of(method: Method, model: nn.Module | None = None) -> Method:

@@ -15,9 +15,9 @@ from torch.nn.functional import linear
 
 from nft_ext._common.checks import fail
 from nft_ext.device import NVMDevice
+from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
 from nft_ext.ops.functional import program_weights
 from nft_ext.ops.keys import fresh_key
-from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
 
 # Noise in units of max|W| from standard normals: z [*weight.shape] -> [*weight.shape].
 Noise = Callable[[Tensor], Tensor]

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import boolean, fail, integer
-from nft_ext.nn.conversion import convert, restore
 from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
 from nft_ext.methods.control import ScaledLogits
-from nft_ext.methods.losses import Gammas, check_feedback_options, checked_gammas, feedback_weights, gammas_shallowest_first_in_weight, total_output
+from nft_ext.methods.losses import (
+    Gammas,
+    check_feedback_options,
+    checked_gammas,
+    feedback_weights,
+    gammas_shallowest_first_in_weight,
+    total_output,
+)
 from nft_ext.methods.points import Point, checked_points, snapshot_points_of
 from nft_ext.methods.snapshots import SnapshotModel, build_classifiers, remove_taps
+from nft_ext.nn.conversion import convert, restore
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def gammas_shallowest_first_in_weight(feedbacks: int, base: float = 10.0) -> tup
     return tuple(base ** (1 - n) for n in range(1, feedbacks + 1))
 
 
-def checked_gammas(gammas: Gammas, feedbacks: int | None = None) -> None | float | tuple[float, ...]:
+def checked_gammas(gammas: Gammas, feedbacks: int | None = None) -> float | tuple[float, ...] | None:
     """`gammas` as a method keeps it, JSON-able: None, the base of the powers, or gamma_1 .. gamma_N.
 
     Args:
@@ -88,7 +88,7 @@ def checked_gammas(gammas: Gammas, feedbacks: int | None = None) -> None | float
 
 
 def feedback_weights(
-    gammas: None | float | tuple[float, ...],
+    gammas: float | tuple[float, ...] | None,
     feedbacks: int,
     schedule: Callable[..., tuple[float, ...]],
     reversed_decay: bool = False,

@@ -11,14 +11,21 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import boolean, integer, number
-from nft_ext.nn.contexts import chips, noise, shared_codes
-from nft_ext.ops.keys import fresh_key
-from nft_ext.nn import noisy_layers
+from nft_ext._common.logits import logits_of
 from nft_ext.methods.base import Method
 from nft_ext.methods.batchnorm import frozen_statistics
 from nft_ext.methods.control import ScaledLogits
-from nft_ext.methods.losses import Gammas, check_feedback_options, checked_gammas, feedback_weights, gammas_noisiest_first_in_weight, total_output
-from nft_ext._common.logits import logits_of
+from nft_ext.methods.losses import (
+    Gammas,
+    check_feedback_options,
+    checked_gammas,
+    feedback_weights,
+    gammas_noisiest_first_in_weight,
+    total_output,
+)
+from nft_ext.nn import noisy_layers
+from nft_ext.nn.contexts import chips, noise, shared_codes
+from nft_ext.ops.keys import fresh_key
 
 
 @dataclass(frozen=True)

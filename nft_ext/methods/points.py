@@ -78,8 +78,12 @@ def snapshot_points_of(model: nn.Module, feedbacks: int | None = None) -> tuple[
     """
     found = _own_points(model) or _layered(model) or _staged(model)
     if found is None:
-        fail("points", "must be given for a model without snapshot_points or a known structure (layer1, layer2, ... or "
-             "encoder.stages)", type(model).__name__)
+        fail(
+            "points",
+            "must be given for a model without snapshot_points or a known structure (layer1, layer2, ... or "
+            "encoder.stages)",
+            type(model).__name__,
+        )
     default, further = found
     if feedbacks is None:
         return default

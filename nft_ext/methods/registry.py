@@ -54,7 +54,11 @@ def build(name: str, **options: Any) -> Method:
     kind, taken = _known(name), options_of(name)
     unknown = [option for option in options if option not in taken]
     if unknown:
-        fail(f"{name} options", f"must be among {', '.join(taken) or 'none'}{did_you_mean(unknown[0], taken)}", ", ".join(unknown))
+        fail(
+            f"{name} options",
+            f"must be among {', '.join(taken) or 'none'}{did_you_mean(unknown[0], taken)}",
+            ", ".join(unknown),
+        )
     missing = [p.name for p in taken.values() if p.default is p.empty and p.name not in options]
     if missing:
         fail(f"{name} options", f"must include {', '.join(missing)}", ", ".join(options) or "none")

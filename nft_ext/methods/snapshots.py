@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext._common.checks import fail
-from nft_ext.methods.points import Point, check_names, side_for
 from nft_ext._common.logits import logits_of
+from nft_ext.methods.points import Point, check_names, side_for
 
 HIDDEN = 512
 
@@ -128,8 +128,12 @@ def build_classifiers(
         if not (isinstance(feature, Tensor) and feature.dim() == 4):
             fail("points", f"must name modules with a 4-D output [B, C, H, W]; {name!r}", _described(feature))
         if changed:
-            fail("points", "must name modules whose output is not changed in place by what follows (an in-place "
-                 "ReLU, say; name that module instead)", name)
+            fail(
+                "points",
+                "must name modules whose output is not changed in place by what follows (an in-place "
+                "ReLU, say; name that module instead)",
+                name,
+            )
         channels = feature.shape[1]
         head = SnapshotClassifier(channels, side_for(channels) if pooled is None else pooled, output.shape[1])
         chosen.append((when, name, head))

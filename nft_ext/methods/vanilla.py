@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext.methods.base import Method
 from nft_ext._common.logits import logits_of
+from nft_ext.methods.base import Method
 
 
 @dataclass(frozen=True)

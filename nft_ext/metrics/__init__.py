@@ -12,6 +12,18 @@ from nft_ext.metrics.proportions import clopper_pearson, fisher_exact
 from nft_ext.metrics.temperature import Temperature, Tempered, fit_temperature, tempered
 
 __all__ = [
-    "Convergence", "MethodDifference", "OverSeeds", "Paired", "Temperature", "Tempered", "clopper_pearson",
-    "compare_methods", "convergence", "fisher_exact", "fit_temperature", "over_seeds", "paired", "tempered",
+    "Convergence",
+    "MethodDifference",
+    "OverSeeds",
+    "Paired",
+    "Temperature",
+    "Tempered",
+    "clopper_pearson",
+    "compare_methods",
+    "convergence",
+    "fisher_exact",
+    "fit_temperature",
+    "over_seeds",
+    "paired",
+    "tempered",
 ]

@@ -54,12 +54,19 @@ class Convergence:
         return fisher_exact(self.non_converging, self.runs, other.non_converging, other.runs)
 
     def __str__(self) -> str:
-        return (f"{self.non_converging} of {self.runs} trainings do not converge ({self.criterion}); "
-                f"probability of convergence {self.probability:.3g}, 95 % {self.low:.3g} to {self.high:.3g}")
+        return (
+            f"{self.non_converging} of {self.runs} trainings do not converge ({self.criterion}); "
+            f"probability of convergence {self.probability:.3g}, 95 % {self.low:.3g} to {self.high:.3g}"
+        )
 
 
-def convergence(accuracy: np.ndarray, clean: float | np.ndarray | None = None, *, margin: float = PAPER_MARGIN,
-                share: float = CLEAN_SHARE) -> Convergence:
+def convergence(
+    accuracy: np.ndarray,
+    clean: float | np.ndarray | None = None,
+    *,
+    margin: float = PAPER_MARGIN,
+    share: float = CLEAN_SHARE,
+) -> Convergence:
     """Which of a method's trainings converged, by the paper's criterion or, with `clean`, by an absolute one.
 
     Without `clean`, the paper's: a training does not converge when its accuracy is more than `margin` below the mean
@@ -83,15 +90,19 @@ def convergence(accuracy: np.ndarray, clean: float | np.ndarray | None = None, *
     else:
         clean = _fractions("clean", clean, (0, 1), "[] or [seeds]")
         if clean.ndim and len(clean) != len(accuracy):
-            fail("clean", f"must be one number, or one for each of the {len(accuracy)} trainings",
-                 f"{len(clean)} numbers")
+            fail(
+                "clean",
+                f"must be one number, or one for each of the {len(accuracy)} trainings",
+                f"{len(clean)} numbers",
+            )
         threshold = np.broadcast_to(share * clean, accuracy.shape)
         criterion = f"below {100 * share:g} % of the clean accuracy"
     converged = ~(accuracy < threshold)
     count = int(converged.sum())
     low, high = clopper_pearson(count, len(accuracy))
-    return Convergence(tuple(converged.tolist()), tuple(threshold.tolist()), criterion, count / len(accuracy),
-                       low, high)
+    return Convergence(
+        tuple(converged.tolist()), tuple(threshold.tolist()), criterion, count / len(accuracy), low, high
+    )
 
 
 def _fractions(argument: str, values, dims: tuple[int, ...], symbols: str) -> np.ndarray:

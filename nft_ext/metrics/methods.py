@@ -35,8 +35,10 @@ class MethodDifference:
     seeds: tuple[int, int]
 
     def __str__(self) -> str:
-        return (f"difference {self.mean:+.5g} +- {self.ci95:.2g} (95 %, {self.seeds[0]} and {self.seeds[1]} training "
-                f"seeds), {self.test} p = {self.p:.3g}")
+        return (
+            f"difference {self.mean:+.5g} +- {self.ci95:.2g} (95 %, {self.seeds[0]} and {self.seeds[1]} training "
+            f"seeds), {self.test} p = {self.p:.3g}"
+        )
 
 
 def compare_methods(a: np.ndarray, b: np.ndarray, *, shared_seeds: bool) -> MethodDifference:

@@ -40,8 +40,10 @@ class OverSeeds:
     runs: int
 
     def __str__(self) -> str:
-        return (f"{self.mean:.5g} +- {self.seed_ci95:.2g} over {self.seeds} training seeds, "
-                f"+- {self.noise_ci95:.2g} over {self.runs} chips of these networks")
+        return (
+            f"{self.mean:.5g} +- {self.seed_ci95:.2g} over {self.seeds} training seeds, "
+            f"+- {self.noise_ci95:.2g} over {self.runs} chips of these networks"
+        )
 
 
 def over_seeds(values: np.ndarray) -> OverSeeds:

@@ -34,8 +34,10 @@ class Paired:
     n: int
 
     def __str__(self) -> str:
-        return (f"difference {self.mean:+.5g} +- {self.ci95:.2g} (95 %, {self.n} pairs), t test p = {self.p_t:.3g}, "
-                f"Wilcoxon p = {self.p_wilcoxon:.3g}")
+        return (
+            f"difference {self.mean:+.5g} +- {self.ci95:.2g} (95 %, {self.n} pairs), t test p = {self.p_t:.3g}, "
+            f"Wilcoxon p = {self.p_wilcoxon:.3g}"
+        )
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> Paired:

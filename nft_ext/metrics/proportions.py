@@ -40,7 +40,9 @@ def fisher_exact(count_a: int, trials_a: int, count_b: int, trials_b: int) -> fl
     trials_a, trials_b = integer("trials_a", trials_a, 1), integer("trials_b", trials_b, 1)
     count_a, count_b = integer("count_a", count_a, 0, trials_a), integer("count_b", count_b, 0, trials_b)
     total = count_a + count_b
-    ways = {k: math.comb(trials_a, k) * math.comb(trials_b, total - k)
-            for k in range(max(0, total - trials_b), min(total, trials_a) + 1)}
+    ways = {
+        k: math.comb(trials_a, k) * math.comb(trials_b, total - k)
+        for k in range(max(0, total - trials_b), min(total, trials_a) + 1)
+    }
     seen = ways[count_a]
     return sum(w for w in ways.values() if w <= seen) / math.comb(trials_a + trials_b, total)

@@ -88,12 +88,12 @@ def _likelihood(logits: Tensor, labels: Tensor, log_b: float) -> tuple[float, fl
     step = max(1, CHUNK // classes)
     for chip in logits:
         for start in range(0, images, step):
-            z = chip[start:start + step].double()
-            target = z.gather(1, labels[start:start + step].to(z.device).unsqueeze(1)).squeeze(1)
+            z = chip[start : start + step].double()
+            target = z.gather(1, labels[start : start + step].to(z.device).unsqueeze(1)).squeeze(1)
             log_p = (b * z).log_softmax(dim=1)
             p = log_p.exp()
             mean = (p * z).sum(dim=1)
-            nll -= float(log_p.gather(1, labels[start:start + step].to(z.device).unsqueeze(1)).sum())
+            nll -= float(log_p.gather(1, labels[start : start + step].to(z.device).unsqueeze(1)).sum())
             g += float((mean - target).sum())
             v += float((p * (z - mean.unsqueeze(1)) ** 2).sum())
     n = chips * images
@@ -103,17 +103,27 @@ def _likelihood(logits: Tensor, labels: Tensor, log_b: float) -> tuple[float, fl
 def _checked(logits: Any, labels: Any) -> Tensor:
     """`logits` as [S, n, C]."""
     if not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
-        fail("logits", "must be a tensor, and so must labels",
-             f"{type(logits).__name__} and {type(labels).__name__}", TypeError)
+        fail(
+            "logits",
+            "must be a tensor, and so must labels",
+            f"{type(logits).__name__} and {type(labels).__name__}",
+            TypeError,
+        )
     if logits.dim() not in (2, 3) or logits.numel() == 0:
         fail("logits", "must have shape [n, C] or [S, n, C], not empty", f"shape {list(logits.shape)}")
     logits = logits.detach() if logits.dim() == 3 else logits.detach().unsqueeze(0)
     if labels.dim() != 1 or labels.is_floating_point() or len(labels) != logits.shape[1]:
-        fail("labels", f"must be one integer for each of the {logits.shape[1]} images",
-             f"{labels.dtype} {list(labels.shape)}")
+        fail(
+            "labels",
+            f"must be one integer for each of the {logits.shape[1]} images",
+            f"{labels.dtype} {list(labels.shape)}",
+        )
     if labels.min() < 0 or labels.max() >= logits.shape[2]:
-        fail("labels", f"must lie in 0..{logits.shape[2] - 1}, the logits' classes",
-             int(labels.min() if labels.min() < 0 else labels.max()))
+        fail(
+            "labels",
+            f"must lie in 0..{logits.shape[2] - 1}, the logits' classes",
+            int(labels.min() if labels.min() < 0 else labels.max()),
+        )
     if not bool(logits.isfinite().all()):
         fail("logits", "must be finite", "NaN or infinity")
     return logits

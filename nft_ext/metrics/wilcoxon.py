@@ -30,9 +30,9 @@ def signed_rank_p(differences: np.ndarray) -> float:
     weight = np.zeros(total + 1)  # weight[s]: probability that the doubled positive ranks sum to s
     weight[0] = 1.0
     for rank in doubled:
-        weight[rank:] = 0.5 * (weight[rank:] + weight[:total + 1 - rank])
+        weight[rank:] = 0.5 * (weight[rank:] + weight[: total + 1 - rank])
         weight[:rank] *= 0.5
-    return min(1.0, 2 * float(weight[:extreme + 1].sum()))
+    return min(1.0, 2 * float(weight[: extreme + 1].sum()))
 
 
 def doubled_ranks(values: np.ndarray) -> np.ndarray:

@@ -32,7 +32,8 @@ class BasicBlock(nn.Module):
         # and the keys of a state_dict should not depend on it.
         if stride != 1:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
         else:
             self.downsample = nn.Identity()
         self.relu2 = nn.ReLU(inplace=True)
@@ -55,7 +56,12 @@ class ResNet18(nn.Module):
     snapshot_points: tuple[tuple[str, int], ...] = (("relu1", 6), ("layer1", 6), ("layer2", 4), ("layer3", 3))
     # Where more are asked for, in this order: the last layer, then the blocks within the layers.
     further_snapshot_points: tuple[tuple[str, int], ...] = (
-        ("layer4", 2), ("layer1.0", 6), ("layer2.0", 4), ("layer3.0", 3), ("layer4.0", 2))
+        ("layer4", 2),
+        ("layer1.0", 6),
+        ("layer2.0", 4),
+        ("layer3.0", 3),
+        ("layer4.0", 2),
+    )
 
     def __init__(self, num_classes: int, in_channels: int, width: float):
         super().__init__()

@@ -1,15 +1,15 @@
 """Monte Carlo inference over programmed chips: evaluation, reports, sweeps over sigma."""
 
-from nft_ext.montecarlo.distributed.ranks import RanksError
-from nft_ext.montecarlo.execution.cost import Cost
 from nft_ext.montecarlo.cost_estimate import CostEstimate, estimate_cost
-from nft_ext.montecarlo.report.curves import sweep_table
+from nft_ext.montecarlo.distributed.ranks import RanksError
 from nft_ext.montecarlo.evaluate import monte_carlo
+from nft_ext.montecarlo.execution.cost import Cost
+from nft_ext.montecarlo.report.curves import sweep_table
 from nft_ext.montecarlo.report.report import MonteCarloReport
+from nft_ext.montecarlo.report.sweep_plot import plot_sweep
 from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
 from nft_ext.montecarlo.statistics.statistic import Quantile, RunStatistic, Worst
 from nft_ext.montecarlo.sweep import sweep
-from nft_ext.montecarlo.report.sweep_plot import plot_sweep
 from nft_ext.montecarlo.sweep_result import Curve, Sweep
 from nft_ext.montecarlo.temperature_fit import calibrate, fit_temperature
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext._common.tensor_hash import tensor_hash
-from nft_ext.ops.build_info import info
-from nft_ext.nn import noisy_layers
 from nft_ext.montecarlo.execution.arguments import Arguments
+from nft_ext.nn import noisy_layers
+from nft_ext.ops.build_info import info
 from nft_ext.version import NOISE
 
 DIGITS = 16  # of a hash that are kept
@@ -65,11 +65,14 @@ def configuration(
 
 
 def network_hash(model: nn.Module) -> str:
-    """A hash (its first 16 hex digits) over every module's name, type and settings: its public attributes that are numbers, words or tuples."""
+    """A hash (its first 16 hex digits) over every module's name, type and settings: its public attributes that are
+    numbers, words or tuples.
+    """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         settings = {
-            key: value for key, value in vars(module).items()
+            key: value
+            for key, value in vars(module).items()
             if isinstance(value, SETTING) and not key.startswith("_") and key not in NO_SETTINGS
         }
         digest.update(f"{name} {type(module).__name__} {sorted(settings.items(), key=lambda item: item[0])}\n".encode())

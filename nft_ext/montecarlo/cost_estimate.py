@@ -11,21 +11,21 @@ from typing import Any
 
 from torch import nn
 
+from nft_ext._common.progress import duration
 from nft_ext.montecarlo.execution.arguments import Arguments, checked
 from nft_ext.montecarlo.execution.cost import Cost, measure
-from nft_ext.montecarlo.statistics.intervals import CONFIDENCE, student_t_quantile
 from nft_ext.montecarlo.execution.pilot import pilot
 from nft_ext.montecarlo.execution.preparation import check, prepared
 from nft_ext.montecarlo.execution.protocols import Plan, plan
 from nft_ext.montecarlo.execution.session import Session
+from nft_ext.montecarlo.report.text import WIDTH, align
+from nft_ext.montecarlo.statistics.intervals import CONFIDENCE, student_t_quantile
 from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS
 from nft_ext.montecarlo.statistics.strata import least_exact
-from nft_ext.montecarlo.report.text import WIDTH, align
-from nft_ext._common.progress import duration
 
-# A variance seen on the pilot's 24 chips, as factors on it: its 95 % interval by the chi-square distribution with 23 degrees
-# of freedom (23 / 38.08 and 23 / 11.69).
+# A variance seen on the pilot's 24 chips, as factors on it: its 95 % interval by the chi-square distribution with 23
+# degrees of freedom (23 / 38.08 and 23 / 11.69).
 VARIANCE_RANGE = (0.604, 1.968)
 
 
@@ -74,8 +74,10 @@ class CostEstimate:
         """Seconds of work on all ranks together: preparing, overhead, programming, images."""
         forwards, padded = self.passes() * len(self._batches()), self.passes() * self.chips_per_pass
         return {
-            "preparing": self.preparing, "overhead of passes": forwards * self.cost.overhead,
-            "programming": padded * len(self._batches()) * self.cost.chip, "images": padded * self.images_a_chip * self.cost.image,
+            "preparing": self.preparing,
+            "overhead of passes": forwards * self.cost.overhead,
+            "programming": padded * len(self._batches()) * self.cost.chip,
+            "images": padded * self.images_a_chip * self.cost.image,
         }
 
     def seconds_of(self, chips: int) -> float:
@@ -96,8 +98,13 @@ class CostEstimate:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**vars(self), "cost": vars(self.cost), "seconds": self.seconds, "seconds_range": self.seconds_range,
-                "parts": self.parts()}
+        return {
+            **vars(self),
+            "cost": vars(self.cost),
+            "seconds": self.seconds,
+            "seconds_range": self.seconds_range,
+            "parts": self.parts(),
+        }
 
     def table(self) -> str:
         """The estimate as text."""
@@ -105,7 +112,9 @@ class CostEstimate:
         if self.chips_range != (self.chips, self.chips):
             chips += f" (95 %: {self.chips_range[0]:,} to {self.chips_range[1]:,})"
         parts = self.parts()
-        rows = [[name, _time(seconds), f"{100 * seconds / sum(parts.values()):.0f} %"] for name, seconds in parts.items()]
+        rows = [
+            [name, _time(seconds), f"{100 * seconds / sum(parts.values()):.0f} %"] for name, seconds in parts.items()
+        ]
         when = _time(self.seconds)
         if self.chips_range[0] < self.chips_range[1]:
             when += f" ({_time(self.seconds_range[0])} to {_time(self.seconds_range[1])})"
@@ -117,18 +126,39 @@ class CostEstimate:
             f"  in all {when}" + (f" with {self.ranks} processes" if self.ranks > 1 else ""),
         ]
         if not self.reachable:
-            lines += textwrap.wrap("max_runs are not expected to reach the target; they are run all the same, and the report says so",
-                                   WIDTH, initial_indent="  note: ", subsequent_indent="        ")
+            lines += textwrap.wrap(
+                "max_runs are not expected to reach the target; they are run all the same, and the report says so",
+                WIDTH,
+                initial_indent="  note: ",
+                subsequent_indent="        ",
+            )
         return "\n".join(lines)
 
     __str__ = table
 
 
-def estimate_cost(model: nn.Module, data, *, device=None, resume=None, ranks: bool | None = None, progress=None,
-                  cost: Cost | None = None, runs: int = 200, seed: int = 0, sigma: float | None = None, protocol: str = "full",
-                  slice_images: int | str = "auto", target_ci: float | None = None, min_runs: int = PILOT_RUNS,
-                  max_runs: int = 20_000, metrics: Sequence[str] = ("accuracy", "ekl"), chips_per_pass: int | str = "auto",
-                  batch_size: int | str = "auto", precision: str = "float32") -> CostEstimate:
+def estimate_cost(
+    model: nn.Module,
+    data,
+    *,
+    device=None,
+    resume=None,
+    ranks: bool | None = None,
+    progress=None,
+    cost: Cost | None = None,
+    runs: int = 200,
+    seed: int = 0,
+    sigma: float | None = None,
+    protocol: str = "full",
+    slice_images: int | str = "auto",
+    target_ci: float | None = None,
+    min_runs: int = PILOT_RUNS,
+    max_runs: int = 20_000,
+    metrics: Sequence[str] = ("accuracy", "ekl"),
+    chips_per_pass: int | str = "auto",
+    batch_size: int | str = "auto",
+    precision: str = "float32",
+) -> CostEstimate:
     """What `monte_carlo` with the same arguments will take on this machine.
 
     It times a few passes and evaluates no chip. The time is `preparing + passes * (overhead + S chip + S b image)`,
@@ -149,9 +179,20 @@ def estimate_cost(model: nn.Module, data, *, device=None, resume=None, ranks: bo
     Raises:
         TypeError, ValueError: as `monte_carlo`.
     """
-    asked = checked(runs=runs, seed=seed, sigma=sigma, protocol=protocol, slice_images=slice_images, target_ci=target_ci,
-                    min_runs=min_runs, max_runs=max_runs, metrics=metrics, chips_per_pass=chips_per_pass,
-                    batch_size=batch_size, precision=precision)
+    asked = checked(
+        runs=runs,
+        seed=seed,
+        sigma=sigma,
+        protocol=protocol,
+        slice_images=slice_images,
+        target_ci=target_ci,
+        min_runs=min_runs,
+        max_runs=max_runs,
+        metrics=metrics,
+        chips_per_pass=chips_per_pass,
+        batch_size=batch_size,
+        precision=precision,
+    )
     check(model, asked)
     with Session(None, ranks) as session, prepared(session, model, data, asked, device) as ready:
         asked = ready.asked
@@ -167,17 +208,33 @@ def estimate_cost(model: nn.Module, data, *, device=None, resume=None, ranks: bo
         preparing = time.perf_counter() - ready.began
         if cost is None:
             session.meet()
-            cost = measure(evaluator.pilot_pass, per_pass, min(n, evaluator.batch_size), several and asked.most_runs > 1)
+            cost = measure(
+                evaluator.pilot_pass, per_pass, min(n, evaluator.batch_size), several and asked.most_runs > 1
+            )
         cost = Cost(**session.agree("estimate/cost", vars(cost)))
         preparing = session.agree("estimate/preparing", preparing)
         size = session.size
     expected, low, high, reachable = _chips(asked, found, n, len(ready.labels))
-    return CostEstimate(protocol, expected, (low, high), n, len(ready.labels), per_pass, evaluator.batch_size, size, cost, preparing,
-                        most, reachable)
+    return CostEstimate(
+        protocol,
+        expected,
+        (low, high),
+        n,
+        len(ready.labels),
+        per_pass,
+        evaluator.batch_size,
+        size,
+        cost,
+        preparing,
+        most,
+        reachable,
+    )
 
 
 def _chips(asked: Arguments, found: dict[str, Any] | None, n: int, images: int) -> tuple[int, int, int, bool]:
-    """Chips expected, at least and at most (95 %), and whether the goal is expected within max_runs. found: `Pilot.to_dict()`."""
+    """Chips expected, at least and at most (95 %), and whether the goal is expected within max_runs. found:
+    `Pilot.to_dict()`.
+    """
     if asked.goal is None:
         return asked.runs, asked.runs, asked.runs, True
     goal, slices = asked.goal, -(-images // n)

@@ -10,23 +10,23 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from nft_ext.ops.build_info import info
 from nft_ext._common.checks import fail
 from nft_ext.metrics.temperature import Tempered
+from nft_ext.montecarlo.configuration import configuration
 from nft_ext.montecarlo.execution.arguments import Arguments, checked
 from nft_ext.montecarlo.execution.collect import Collector
-from nft_ext.montecarlo.configuration import configuration
-from nft_ext.montecarlo.statistics.estimates import METRICS, run_statistics, slice_statistics
 from nft_ext.montecarlo.execution.out_of_memory import Halving
 from nft_ext.montecarlo.execution.preparation import Prepared, check, prepared
 from nft_ext.montecarlo.execution.protocols import Plan, execute, plan
-from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.execution.session import Session
+from nft_ext.montecarlo.execution.subject import devices_in_use, layers_without_noise
+from nft_ext.montecarlo.report.report import MonteCarloReport
+from nft_ext.montecarlo.statistics.estimates import METRICS, run_statistics, slice_statistics
 from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Precision
 from nft_ext.montecarlo.statistics.strata import least_exact
-from nft_ext.montecarlo.execution.subject import devices_in_use, layers_without_noise
 from nft_ext.montecarlo.statistics.tallies import Tallies
+from nft_ext.ops.build_info import info
 
 
 def monte_carlo(
@@ -107,9 +107,20 @@ def monte_carlo(
         OSError: the resume file is in use or cannot be written.
         RanksError: another rank failed.
     """
-    asked = checked(runs=runs, seed=seed, sigma=sigma, protocol=protocol, slice_images=slice_images, target_ci=target_ci,
-                    min_runs=min_runs, max_runs=max_runs, metrics=metrics, chips_per_pass=chips_per_pass,
-                    batch_size=batch_size, precision=precision)
+    asked = checked(
+        runs=runs,
+        seed=seed,
+        sigma=sigma,
+        protocol=protocol,
+        slice_images=slice_images,
+        target_ci=target_ci,
+        min_runs=min_runs,
+        max_runs=max_runs,
+        metrics=metrics,
+        chips_per_pass=chips_per_pass,
+        batch_size=batch_size,
+        precision=precision,
+    )
     check(model, asked)
     label = "monte carlo" if asked.sigma is None else f"monte carlo, sigma {asked.sigma:g}"
     with contextlib.ExitStack() as stack:
@@ -166,7 +177,9 @@ def _settled(session: Session, ready: Prepared) -> Plan:
     if not session.keeps:
         settled = settle()
     else:
-        header = configuration(evaluator.model, evaluator.inputs, evaluator.labels, asked, ready.hardware, evaluator.channels_last)
+        header = configuration(
+            evaluator.model, evaluator.inputs, evaluator.labels, asked, ready.hardware, evaluator.channels_last
+        )
         goal = asked.goal and asdict(asked.goal)
         common = {"runs": asked.runs, "target": goal, "slice_images": asked.slice_images}
         settled = session.open(header, common | header["recorded"], settle)
@@ -174,8 +187,9 @@ def _settled(session: Session, ready: Prepared) -> Plan:
     if most is None:
         return Plan(None)
     if asked.slice_images not in ("auto", most):
-        fail("resume", "must be of the same configuration",
-             f"a file with slice_images {most}, {asked.slice_images} now")
+        fail(
+            "resume", "must be of the same configuration", f"a file with slice_images {most}, {asked.slice_images} now"
+        )
     return Plan(Slices(asked.seed, len(evaluator.labels), most), settled["pilot"])
 
 
@@ -192,8 +206,15 @@ def _stopping(asked: Arguments, fixed: Precision | None) -> dict | None:
     }
 
 
-def _notes(model: nn.Module, tallies: Tallies, asked: Arguments, planned: Plan, fixed: Precision | None, interrupted: bool,
-           statistics: dict) -> list[str]:
+def _notes(
+    model: nn.Module,
+    tallies: Tallies,
+    asked: Arguments,
+    planned: Plan,
+    fixed: Precision | None,
+    interrupted: bool,
+    statistics: dict,
+) -> list[str]:
     """What a reader of the figures should know."""
     notes = []
     done = len(tallies)
@@ -203,13 +224,19 @@ def _notes(model: nn.Module, tallies: Tallies, asked: Arguments, planned: Plan, 
     elif fixed is not None and not fixed.reached:
         notes.append(f"the target half-width {asked.goal.target:g} is not reached with max_runs = {asked.goal.high}")
     if planned.slices is not None and statistics["accuracy"].conservative:
-        notes.append(f"{done} chips, {done / planned.count:.2f} tilings of {planned.count} slices: below "
-                     f"{least_exact(planned.count)} chips the intervals are too wide on average")
+        notes.append(
+            f"{done} chips, {done / planned.count:.2f} tilings of {planned.count} slices: below "
+            f"{least_exact(planned.count)} chips the intervals are too wide on average"
+        )
     if planned.pilot is not None:
-        notes.append(f"slices of {planned.slices.size} images come from times measured here; slice_images="
-                     f"{planned.slices.most} gives the same elsewhere")
+        notes.append(
+            f"slices of {planned.slices.size} images come from times measured here; slice_images="
+            f"{planned.slices.most} gives the same elsewhere"
+        )
     if isinstance(model, Tempered):
-        notes.append(f"logits divided by the temperature {model.temperature:g}: EKL, NLL and calibration error are at it")
+        notes.append(
+            f"logits divided by the temperature {model.temperature:g}: EKL, NLL and calibration error are at it"
+        )
     quiet = layers_without_noise(model)
     if quiet:
         notes.append("computed without noise (not converted, or switched off): " + ", ".join(quiet))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 from torch import nn
 
 from nft_ext._common.checks import fail, number
-from nft_ext.nn.conversion import convert
 from nft_ext.device import NVMDevice
-from nft_ext.nn import noisy_layers
 from nft_ext.montecarlo.evaluate import monte_carlo
 from nft_ext.montecarlo.execution.session import main_rank_makes, read_together
 from nft_ext.montecarlo.execution.subject import check_model
 from nft_ext.montecarlo.sweep_result import Curve, Sweep
+from nft_ext.nn import noisy_layers
+from nft_ext.nn.conversion import convert
 
 
 def sweep(
@@ -63,8 +63,15 @@ def sweep(
     for sigma in sigmas:
         for curve in curves:
             try:
-                report = monte_carlo(curve.model, data, runs=runs, seed=seed, sigma=sigma,
-                                     resume=files.get((curve.name, sigma)), **options)
+                report = monte_carlo(
+                    curve.model,
+                    data,
+                    runs=runs,
+                    seed=seed,
+                    sigma=sigma,
+                    resume=files.get((curve.name, sigma)),
+                    **options,
+                )
             except KeyboardInterrupt:
                 if not found.reports:
                     raise
@@ -86,8 +93,12 @@ def _named(argument: str, given, kind: type) -> dict[str, Any]:
         fail(argument, "must name at least one", "none")
     for name, value in found.items():
         if not isinstance(value, kind) or not isinstance(name, str):
-            fail(argument, f"must be one {kind.__name__}, or names of several", f"{name!r}: {type(value).__name__}",
-                 kind=TypeError)
+            fail(
+                argument,
+                f"must be one {kind.__name__}, or names of several",
+                f"{name!r}: {type(value).__name__}",
+                kind=TypeError,
+            )
     return found
 
 
@@ -140,7 +151,8 @@ def _files(resume, curves: list[Curve], sigmas: list[float], ranks: bool | None)
         for sigma in sigmas:
             file = folder / f"{stem}-sigma{sigma!r}.jsonl"
             if file in files.values():
-                fail("models", "must have names that differ in letters and digits, to give files their names",
-                     curve.name)
+                fail(
+                    "models", "must have names that differ in letters and digits, to give files their names", curve.name
+                )
             files[curve.name, sigma] = file
     return files

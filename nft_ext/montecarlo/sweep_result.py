@@ -103,8 +103,16 @@ class Sweep:
         rows = [["curve", "sigma", "difference, points", "+- 95 %", "t test p", "Wilcoxon p", "chips"]]
         for name in self.reports:
             for sigma, d in self.paired(name, baseline).items() if name != baseline else ():
-                rows.append([name, f"{sigma:g}", f"{100 * d.mean:+.3f}", f"{100 * d.ci95:.3f}",
-                             *("-" if d.ci95 == 0 else f"{p:.2g}" for p in (d.p_t, d.p_wilcoxon)), str(d.n)])
+                rows.append(
+                    [
+                        name,
+                        f"{sigma:g}",
+                        f"{100 * d.mean:+.3f}",
+                        f"{100 * d.ci95:.3f}",
+                        *("-" if d.ci95 == 0 else f"{p:.2g}" for p in (d.p_t, d.p_wilcoxon)),
+                        str(d.n),
+                    ]
+                )
         # Without noise all chips are one: a difference without a spread, and nothing to test.
         return "\n".join([f"accuracy minus that of {baseline}, {COMPARED}", *align(rows)])
 
@@ -120,14 +128,38 @@ class Sweep:
         """Writes one row a point; accuracies are fractions, std is over chips."""
         names = sorted({name for reports in self.reports.values() for report in reports for name in report.statistics})
         figures = ("mean", "ci95", "std")
-        rows = [["model", "device", "sigma", "seed", "runs", "images", "slice_images", "interrupted",
-                 *(f"{name}_{figure}" for name in names for figure in figures), "ece"]]
+        rows = [
+            [
+                "model",
+                "device",
+                "sigma",
+                "seed",
+                "runs",
+                "images",
+                "slice_images",
+                "interrupted",
+                *(f"{name}_{figure}" for name in names for figure in figures),
+                "ece",
+            ]
+        ]
         for curve in self.curves:
             for report in curve.reports:
                 found = [repr(getattr(report.statistics[name], figure)) for name in names for figure in figures]
                 device = curve.device_name or report.nvm[0]["device"]["name"]
-                rows.append([curve.model_name, device, repr(report.sigma), report.seed, report.runs, report.images,
-                             report.slice_images or report.images, report.interrupted, *found, repr(report.ece)])
+                rows.append(
+                    [
+                        curve.model_name,
+                        device,
+                        repr(report.sigma),
+                        report.seed,
+                        report.runs,
+                        report.images,
+                        report.slice_images or report.images,
+                        report.interrupted,
+                        *found,
+                        repr(report.ece),
+                    ]
+                )
         write_csv(path, rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,16 +167,26 @@ class Sweep:
         first = next(iter(self.reports), None)
         differences = [
             {"curve": name, "baseline": first, "sigma": sigma, "metric": "accuracy", **finite_or_none(vars(d))}
-            for name in self.reports if name != first
+            for name in self.reports
+            if name != first
             for sigma, d in self.paired(name, first).items()
         ]
         curves = [
-            {"name": curve.name, "model": curve.model_name, "device": curve.device_name,
-             "reports": [report.to_dict() for report in curve.reports]}
+            {
+                "name": curve.name,
+                "model": curve.model_name,
+                "device": curve.device_name,
+                "reports": [report.to_dict() for report in curve.reports],
+            }
             for curve in self.curves
         ]
-        return {"format": FORMAT, "interrupted": self.interrupted, "curves": curves, "differences": differences,
-                "differences_are": COMPARED}
+        return {
+            "format": FORMAT,
+            "interrupted": self.interrupted,
+            "curves": curves,
+            "differences": differences,
+            "differences_are": COMPARED,
+        }
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Writes `to_dict()` to a file."""

@@ -9,15 +9,23 @@ import torch
 from torch import nn
 
 from nft_ext._common.checks import integer, number
-from nft_ext.nn.contexts import chips, noise
 from nft_ext.metrics.temperature import Temperature
 from nft_ext.metrics.temperature import fit_temperature as fit_logits
 from nft_ext.montecarlo.execution.images import check_label_range, read_data
 from nft_ext.montecarlo.execution.subject import check_model, check_sigma_is_known, eval_mode, on_device
+from nft_ext.nn.contexts import chips, noise
 
 
-def fit_temperature(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sigma: float | None = None,
-                    batch_size: int = 256, device: torch.device | str | None = None) -> Temperature:
+def fit_temperature(
+    model: nn.Module,
+    data,
+    *,
+    runs: int = 8,
+    seed: int = 0,
+    sigma: float | None = None,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+) -> Temperature:
     """The temperature of a noisy model: it runs `model` on validation `data`, then fits T to the logits of all chips.
 
     `nft.metrics.fit_temperature(logits, labels)` is the fit alone, for logits at hand.
@@ -64,6 +72,10 @@ def fit_temperature(model: nn.Module, data, *, runs: int = 8, seed: int = 0, sig
 
 def calibrate(*args, **kwargs) -> Temperature:
     """Deprecated name of `fit_temperature`, with the same `args` and `kwargs`; it goes in the next release."""
-    warnings.warn("nft_ext.montecarlo.calibrate is now fit_temperature, with the same arguments; the old name goes in "
-                  "the next release", DeprecationWarning, stacklevel=2)
+    warnings.warn(
+        "nft_ext.montecarlo.calibrate is now fit_temperature, with the same arguments; the old name goes in "
+        "the next release",
+        DeprecationWarning,
+        stacklevel=2,
+    )
     return fit_temperature(*args, **kwargs)

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from nft_ext.ops import operators
 from nft_ext._common.checks import fail, module
 from nft_ext.device import NVMDevice
+from nft_ext.ops import operators
 from nft_ext.ops.functional import Crossbar, device_table
 from nft_ext.ops.keys import fresh_key, stream_of
 from nft_ext.ops.operands import check_tensor, is_ordinary
-
 
 _optimizer_steps = 0
 
@@ -26,11 +25,11 @@ register_optimizer_step_post_hook(_count_step)  # fused optimizers change weight
 
 
 class NoisyLayer(nn.Module):
-    """Mixin before nn.Linear or nn.Conv2d. Noise is on unless a context (nft_ext.noise) switches it off; train() and eval()
-    do not touch it. Outside nft_ext.chips every forward is a fresh chip whose seed comes from torch's generator.
+    """Mixin before nn.Linear or nn.Conv2d. Noise is on unless a context (nft_ext.noise) switches it off; train() and
+    eval() do not touch it. Outside nft_ext.chips every forward is a fresh chip whose seed comes from torch's generator.
 
-    Key and table are non-persistent buffers: contexts swap them, so one compiled graph serves all keys and sigmas, and the
-    state_dict stays that of the plain layer.
+    Key and table are non-persistent buffers: contexts swap them, so one compiled graph serves all keys and sigmas, and
+    the state_dict stays that of the plain layer.
     """
 
     scaled = False  # whether what stands programmed has its rows multiplied by row_scale
@@ -65,12 +64,15 @@ class NoisyLayer(nn.Module):
         self._programmed, self.scaled = weights, scaled
 
     def row_scale(self, dtype: torch.dtype) -> Tensor | None:
-        """Numbers [out] that the layer wants its rows multiplied by where they are programmed in `dtype` for many batches."""
+        """Numbers [out] that the layer wants its rows multiplied by where they are programmed in `dtype` for many
+        batches.
+        """
         return None
 
     def programmed(self) -> Tensor | None:
-        """Weights [S, *weight.shape] that stand programmed, or None where the operator shall program them: also wherever a
-        gradient may be asked for, which needs the operator."""
+        """Weights [S, *weight.shape] that stand programmed, or None where the operator shall program them: also
+        wherever a gradient may be asked for, which needs the operator.
+        """
         return None if torch.is_grad_enabled() else self._buffers["_programmed"]
 
     def set_device(self, nvm: NVMDevice) -> None:
@@ -85,8 +87,11 @@ class NoisyLayer(nn.Module):
         self._spec = [*self._spec[:2], path, self._spec[3]]
 
     def crossbar(self, compiling: bool | None = None) -> Crossbar:
-        """The operator arguments of this layer for one forward; `compiling`: torch's word on that, where it has been asked for."""
-        # Straight from the dictionaries: nn.Module's __getattr__ comes after a failed search, and this is on the path of every call.
+        """The operator arguments of this layer for one forward; `compiling`: torch's word on that, where it has been
+        asked for.
+        """
+        # Straight from the dictionaries: nn.Module's __getattr__ comes after a failed search, and this is on the path
+        # of every call.
         buffers, weight = self._buffers, self._parameters.get("weight")
         if weight is None:
             weight = self.weight  # a parametrization's
@@ -103,12 +108,12 @@ class NoisyLayer(nn.Module):
         return Crossbar(weight, codes, step, buffers["_table"], key, self.stream, self._spec)
 
     def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The quantized weight, kept while the weight stays unchanged; nothing in training, where the operator finds the step, except
-        within a context that says that forwards share it (nft_ext.nn.contexts.shared_codes).
+        """The quantized weight, kept while the weight stays unchanged; nothing in training, where the operator finds
+        the step, except within a context that says that forwards share it (nft_ext.nn.contexts.shared_codes).
 
-        "Unchanged" is the same parameter at the same address, torch's version counter, and no optimizer's step. Writing through
-        `.data` moves none of them, hence the cache is also dropped by train(), eval(), to(), load_state_dict and at the entry of
-        the outermost context.
+        "Unchanged" is the same parameter at the same address, torch's version counter, and no optimizer's step. Writing
+        through `.data` moves none of them, hence the cache is also dropped by train(), eval(), to(), load_state_dict
+        and at the entry of the outermost context.
         """
         bits = self.nvm.weight_bits
         if weight.is_inference() or torch.is_grad_enabled() and not self.shares_codes:
@@ -140,8 +145,9 @@ class NoisyLayer(nn.Module):
         return super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn, recurse=True):
-        """Move with the weight but keep their own types: a float16 table or key would be another device. A row-major weight stays so in
-        .to(memory_format=...), as its noise is counted; else every forward would copy it."""
+        """Move with the weight but keep their own types: a float16 table or key would be another device. A row-major
+        weight stays so in .to(memory_format=...), as its noise is counted; else every forward would copy it.
+        """
         self.forget_codes()
         table, key = self._table, self._key
         self._table = self._key = self._programmed = None
@@ -163,8 +169,9 @@ class NoisyLayer(nn.Module):
 
 
 def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:
-    """The model's noisy layers by qualified name, each once. Layers built by hand get their name and stream here; so does one
-    whose stream an earlier layer has too (models that were converted apart and then joined)."""
+    """The model's noisy layers by qualified name, each once. Layers built by hand get their name and stream here; so
+    does one whose stream an earlier layer has too (models that were converted apart and then joined).
+    """
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, NoisyLayer)}
     first = {layer.stream: layer for layer in reversed(found.values()) if layer.name is not None}
     taken = set(first)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from nft_ext.nn.fused import FusedLayer
 from nft_ext.ops import operators
 from nft_ext.ops.functional import Crossbar
 from nft_ext.ops.keys import fresh_keys
 from nft_ext.ops.operands import is_dense_on_cpu
-from nft_ext.nn.fused import FusedLayer
 
 _operator = operators.ops.noisy_cascade.default
 _UNKNOWN = object()
@@ -27,10 +27,11 @@ class Link(NamedTuple):
 
 
 class Cascade(nn.Module):
-    """Layers fed by those before them; without parameters: called with modules that hold the layers, as cascade(holders, *inputs).
+    """Layers fed by those before them; without parameters: called with modules that hold the layers, as
+    cascade(holders, *inputs).
 
-    Where the layers ask for nothing else it is one call of the operator noisy_cascade, which spares Python and torch's dispatcher
-    between them, else a call a layer. Results and random numbers are the same bits either way.
+    Where the layers ask for nothing else it is one call of the operator noisy_cascade, which spares Python and torch's
+    dispatcher between them, else a call a layer. Results and random numbers are the same bits either way.
 
     Args:
         paths: one a layer: the number of its holder, then the names that lead from there to the layer.
@@ -43,8 +44,10 @@ class Cascade(nn.Module):
         super().__init__()
         self.paths, self.links, self.kept, self.inputs = paths, links, [inputs + layer for layer in kept], inputs
         last = {value: at for at, link in enumerate(links) for value in link}
-        self._dropped = [[value for value in {*link} if value >= inputs and last[value] == at and value not in self.kept]
-                         for at, link in enumerate(links)]
+        self._dropped = [
+            [value for value in {*link} if value >= inputs and last[value] == at and value not in self.kept]
+            for at, link in enumerate(links)
+        ]
         self._plans: dict[tuple, list[int] | None] = {}
 
     def forward(self, holders: tuple[nn.Module, ...], *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -65,7 +68,9 @@ class Cascade(nn.Module):
         return results[0] if len(results) == 1 else tuple(results)
 
     def _run(self, inputs: tuple[Tensor, ...], call: Callable[..., Tensor]) -> list[Tensor]:
-        """The kept results of call(layer's number, x[, residual]), layer after layer; no value lives longer than it is needed."""
+        """The kept results of call(layer's number, x[, residual]), layer after layer; no value lives longer than it is
+        needed.
+        """
         values = dict(enumerate(inputs))
         for at, (x, residual) in enumerate(self.links):
             values[self.inputs + at] = call(at, values[x]) if residual < 0 else call(at, values[x], values[residual])
@@ -74,7 +79,9 @@ class Cascade(nn.Module):
         return [values[value] for value in self.kept]
 
     def _together(self, layers: list[nn.Module], inputs: tuple[Tensor, ...]) -> list[Tensor] | None:
-        """The results by one operator call, or None where layers have to be called: nothing has been drawn or computed then."""
+        """The results by one operator call, or None where layers have to be called: nothing has been drawn or computed
+        then.
+        """
         if not all(map(is_dense_on_cpu, inputs)):
             return None
         operands = []
@@ -85,8 +92,12 @@ class Cascade(nn.Module):
             operands.append(given)
         weights, codes, steps, tables, keys, streams, specs, biases, scales, shifts = zip(*operands)
         # Checked once for all calls with the same layers, chips, shapes and types.
-        stamp = (*layers, *[1 if key is None else key.shape[0] for key in keys], *[weight.shape for weight in weights],
-                 *[fact for x in inputs for fact in (x.shape, x.dtype)])
+        stamp = (
+            *layers,
+            *[1 if key is None else key.shape[0] for key in keys],
+            *[weight.shape for weight in weights],
+            *[fact for x in inputs for fact in (x.shape, x.dtype)],
+        )
         plan = self._plans.get(stamp, _UNKNOWN)
         if plan is None:
             return None
@@ -96,10 +107,26 @@ class Cascade(nn.Module):
         if plan is _UNKNOWN:
             bars = [Crossbar(*given[:4], key, *given[5:7]) for given, key in zip(operands, keys)]
             return self._checked(layers, inputs, bars, stamp)
-        return operators.past_autograd(_operator, inputs, weights, biases, codes, steps, tables, keys, streams,
-                                       [number for spec in specs for number in spec], scales, shifts, plan, self.kept)
+        return operators.past_autograd(
+            _operator,
+            inputs,
+            weights,
+            biases,
+            codes,
+            steps,
+            tables,
+            keys,
+            streams,
+            [number for spec in specs for number in spec],
+            scales,
+            shifts,
+            plan,
+            self.kept,
+        )
 
-    def _checked(self, layers: list[FusedLayer], inputs: tuple[Tensor, ...], bars: list[Crossbar], stamp: tuple) -> list[Tensor]:
+    def _checked(
+        self, layers: list[FusedLayer], inputs: tuple[Tensor, ...], bars: list[Crossbar], stamp: tuple
+    ) -> list[Tensor]:
         """The results with all checks, layer after layer; whether one operator call does the same next time is noted."""
         plan: list[int] | None = []
 
@@ -128,5 +155,10 @@ class Cascade(nn.Module):
 
 def _only_layer_by_layer() -> bool:
     """Whether somebody looks at single layers or operators, or wants of them what the operator does not offer."""
-    return (torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-            or torch._C._are_functorch_transforms_active() or _has_any_global_hook())
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or _has_any_global_hook()
+    )

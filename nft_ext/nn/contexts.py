@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nft_ext._common.checks import fail, number
-from nft_ext.ops.functional import device_at
-from nft_ext.ops.keys import noise_key
 from nft_ext.nn import NoisyLayer, check_noisy, noisy_layers
 from nft_ext.nn.programmed import program_layers
+from nft_ext.ops.functional import device_at
+from nft_ext.ops.keys import noise_key
 from nft_ext.ops.operands import autocast_dtype, check_key
 
 _owners: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
@@ -25,7 +25,8 @@ _OWN_INPUTS = "_chips_have_own_inputs"  # set on a model inside `chips`: an attr
 
 @contextlib.contextmanager
 def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = None) -> Iterator[nn.Module]:
-    """Inside, the noise of every noisy layer of `model` is on or off, or has another sigma; train() and eval() play no part.
+    """Inside, the noise of every noisy layer of `model` is on or off, or has another sigma; train() and eval() play no
+    part.
 
     Args:
         model: a noisy model.
@@ -47,8 +48,16 @@ def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = N
 
 
 @contextlib.contextmanager
-def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "evaluation",
-          key: Tensor | None = None, repeat: bool = True, programmed: bool = False) -> Iterator[nn.Module]:
+def chips(
+    model: nn.Module,
+    seed: int = 0,
+    draws: int | Iterable[int] = 0,
+    *,
+    domain: str = "evaluation",
+    key: Tensor | None = None,
+    repeat: bool = True,
+    programmed: bool = False,
+) -> Iterator[nn.Module]:
     """Inside, `model` runs on the chips `draws`, all of them in one pass.
 
     The input is repeated once at the model's entry (every tensor argument along dim 0), so model(x [B, ...]) returns
@@ -58,15 +67,17 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
         model: a noisy model.
         seed, draws, domain: see `noise_key`; or give `key` int64 [S, 2] itself.
         repeat: False if each chip has an input of its own: x is then [S * B, ...], chip-major itself.
-        programmed: program all layers once, at the entry, in few launches, and keep W_p [S, *weight.shape] of each (in autocast's
-            dtype where that is on; in 16 bits on CUDA, of fused layers that end in ReLU, W_p times BatchNorm's scale, rounded once); forwards without gradients then use torch's products on them. The same chips bit for bit, the
-            results up to the rounding of the products. It pays where many rows a chip follow in several batches, and costs S
-            times the weights' memory. The weights are those of the entry; `noise` within, and gradients, program as usual.
+        programmed: program all layers once, at the entry, in few launches, and keep W_p [S, *weight.shape] of each (in
+            autocast's dtype where that is on; in 16 bits on CUDA, of fused layers that end in ReLU, W_p times
+            BatchNorm's scale, rounded once); forwards without gradients then use torch's products on them. The same
+            chips bit for bit, the results up to the rounding of the products. It pays where many rows a chip follow in
+            several batches, and costs S times the weights' memory. The weights are those of the entry; `noise` within,
+            and gradients, program as usual.
 
     Raises:
-        ValueError: no noisy layers, draws out of range; at the forward: BatchNorm that uses batch statistics with S > 1, which
-            would mix chips, or with repeat=False an input that is not S times as long as a chip's. RuntimeError: another
-            thread is inside a context of this model.
+        ValueError: no noisy layers, draws out of range; at the forward: BatchNorm that uses batch statistics with S >
+            1, which would mix chips, or with repeat=False an input that is not S times as long as a chip's.
+            RuntimeError: another thread is inside a context of this model.
     """
     with _swapped(model) as layers:
         device = next(iter(layers.values())).weight.device
@@ -82,7 +93,9 @@ def chips(model: nn.Module, seed: int = 0, draws: int | Iterable[int] = 0, *, do
             yield model
 
 
-def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]]:
+def checkpoint_contexts(
+    model: nn.Module,
+) -> Callable[[], tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]]:
     """The `context_fn` of torch.utils.checkpoint for use inside `noise` or `chips`.
 
     The recomputation in the backward then runs with the noise of the forward, also when the context has been left by
@@ -118,17 +131,20 @@ def hold(layers: dict[str, NoisyLayer]) -> None:
     scales = {layer: layer.row_scale(dtype) for layer in layers.values()}
     for scaled in (False, True):
         held = [layer for layer, scale in scales.items() if (scale is not None) == scaled]
-        for layer, weights in zip(held, program_layers(held, dtype, [scales[layer] for layer in held if scaled]), strict=True):
+        for layer, weights in zip(
+            held, program_layers(held, dtype, [scales[layer] for layer in held if scaled]), strict=True
+        ):
             layer.set_programmed(weights, scaled)
 
 
 @contextlib.contextmanager
 def shared_codes(model: nn.Module) -> Iterator[None]:
-    """Inside, all forwards of `model` and their backwards quantize each weight on CUDA once, in training too, where the step otherwise takes
-    passes of its own in each of them. On the CPU nothing changes: there the operators find it on their way.
+    """Inside, all forwards of `model` and their backwards quantize each weight on CUDA once, in training too, where the
+    step otherwise takes passes of its own in each of them. On the CPU nothing changes: there the operators find it on
+    their way.
 
-    For several forwards between two changes of the weights. What is shared is made inside and dropped at the exit, so a CUDA graph that
-    holds the context makes it anew in every replay.
+    For several forwards between two changes of the weights. What is shared is made inside and dropped at the exit, so a
+    CUDA graph that holds the context makes it anew in every replay.
 
     Raises:
         ValueError: no noisy layers. RuntimeError: another thread is inside a context of this model.
@@ -176,7 +192,12 @@ def _entered(model: nn.Module) -> Iterator[bool]:
     with _lock:
         owner, depth = _owners.get(model, (me, 0))
         if depth and owner != me:
-            fail("model", "must not be in two threads' noise contexts at once; use a copy per thread", type(model).__name__, RuntimeError)
+            fail(
+                "model",
+                "must not be in two threads' noise contexts at once; use a copy per thread",
+                type(model).__name__,
+                RuntimeError,
+            )
         _owners[model] = (me, depth + 1)
     try:
         yield depth == 0
@@ -202,7 +223,8 @@ def _at_entry(model: nn.Module, repeat: bool) -> Iterator[None]:
 
 
 def _prepare_inputs(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Every tensor argument once per chip of the key in force, unless chips have inputs of their own. The count comes from the
+    """Every tensor argument once per chip of the key in force, unless chips have inputs of their own. The count comes
+    from the
     model that is called: a copy made inside a context keeps the hook, and is no longer in the context."""
     key = next((m._key for m in model.modules() if isinstance(m, NoisyLayer)), None)
     count = 1 if key is None else key.shape[0]
@@ -210,9 +232,12 @@ def _prepare_inputs(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple,
         return args, kwargs
     for name, m in model.named_modules():
         if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None):
-            fail(name or type(m).__name__, f"must use its running statistics for {count} chips in one pass, batch statistics would "
-                 "mix chips: call model.eval() or run one chip a pass",
-                 "training mode" if m.training else "track_running_stats=False")
+            fail(
+                name or type(m).__name__,
+                f"must use its running statistics for {count} chips in one pass, batch statistics would "
+                "mix chips: call model.eval() or run one chip a pass",
+                "training mode" if m.training else "track_running_stats=False",
+            )
     if getattr(model, _OWN_INPUTS, False):
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.dim() and value.shape[0] % count:

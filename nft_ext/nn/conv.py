@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from nft_ext._common.checks import fail
 from nft_ext.device import NVMDevice
-from nft_ext.ops.functional import conv2d_product
-from nft_ext.ops.operands import check_tensor
 from nft_ext.nn import programmed
 from nft_ext.nn.base import NoisyLayer
+from nft_ext.ops.functional import conv2d_product
+from nft_ext.ops.operands import check_tensor
 
 
 class NoisyConv2d(NoisyLayer, nn.Conv2d):
@@ -30,7 +30,9 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         TypeError, ValueError: arguments, shapes, types or torch devices that do not fit, by name.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Any, *args: Any, nvm: NVMDevice, **options: Any) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Any, *args: Any, nvm: NVMDevice, **options: Any
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, *args, **options)
         self.attach(nvm)
 
@@ -59,7 +61,9 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         return y.squeeze(0) if single else y
 
     def padded(self, x: Tensor) -> tuple[Tensor, Any]:
-        """x [N, C, H, W] with what the padding mode puts around it, and the padding with zeros that is left to the product."""
+        """x [N, C, H, W] with what the padding mode puts around it, and the padding with zeros that is left to the
+        product.
+        """
         if self.padding_mode == "zeros":
             return x, self.padding
         return torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0

@@ -12,11 +12,11 @@ from torch import nn
 
 from nft_ext._common.checks import did_you_mean, fail, integer, module
 from nft_ext.device import NVMDevice
-from nft_ext.ops.keys import noise_key, stream_of
 from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy, noisy_layers
 from nft_ext.nn.fused import FusedLayer
 from nft_ext.nn.noise_free import noise_free_layers
 from nft_ext.nn.programmed import program_layers
+from nft_ext.ops.keys import noise_key, stream_of
 
 _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
 _OWN_BUFFERS = {"_table", "_key", "_programmed"}
@@ -29,9 +29,9 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
     """A copy of `model` whose Conv2d and Linear layers are noisy.
 
     Args:
-        model: any nn.Module. Layers that are noisy already get the device `nvm`. Subclasses of Conv2d and Linear stay as they
-            are: their forward is not ours to know. A UserWarning names the layers that go on multiplying without noise for such a reason,
-            unless `include` says what is wanted.
+        model: any nn.Module. Layers that are noisy already get the device `nvm`. Subclasses of Conv2d and Linear stay
+            as they are: their forward is not ours to know. A UserWarning names the layers that go on multiplying
+            without noise for such a reason, unless `include` says what is wanted.
         nvm: the device model.
         include: only these layers; exclude: not these. Qualified names, glob patterns over them, or module types.
 
@@ -39,8 +39,8 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
         The copy; its parameters are copies too, its state_dict keys those of `model`.
 
     Raises:
-        TypeError, ValueError: no layer to convert, a pattern that matches nothing (with near matches), weights that are not
-            finite.
+        TypeError, ValueError: no layer to convert, a pattern that matches nothing (with near matches), weights that are
+            not finite.
     """
     module("model", model)
     if not isinstance(nvm, NVMDevice):
@@ -85,8 +85,8 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
-    """A plain copy of `model` with the noisy weights of one chip baked in: what chips(model, seed=seed, draws=[draw]) computes
-    with, bit for bit, also inside nft_ext.noise.
+    """A plain copy of `model` with the noisy weights of one chip baked in: what chips(model, seed=seed, draws=[draw])
+    computes with, bit for bit, also inside nft_ext.noise.
 
     Raises:
         ValueError: no noisy layers, seed or draw out of range, weights that are not finite.
@@ -116,7 +116,9 @@ def _warn_of_noise_free(model: nn.Module, convertible: dict[str, nn.Module]) -> 
     others = [f"{name} ({type(m).__name__})" for name, m in noise_free_layers(model).items() if name not in convertible]
     if others:
         shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
-        warnings.warn(f"model: only Conv2d and Linear themselves become noisy; without noise go on {shown}", stacklevel=3)
+        warnings.warn(
+            f"model: only Conv2d and Linear themselves become noisy; without noise go on {shown}", stacklevel=3
+        )
 
 
 def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> NoisyLayer:
@@ -131,8 +133,11 @@ def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> Noisy
 
 def _as_plain(layer: NoisyLayer) -> nn.Module:
     if isinstance(layer, FusedLayer):
-        fail("model", "must not be fused, and hold NoisyConv2d and NoisyLinear only: call this on the model that was fused",
-             f"a {type(layer).__name__} {layer.name}")
+        fail(
+            "model",
+            "must not be fused, and hold NoisyConv2d and NoisyLinear only: call this on the model that was fused",
+            f"a {type(layer).__name__} {layer.name}",
+        )
     kind = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
     plain = object.__new__(kind)
     own = ("nvm", "name", "stream", "noise_enabled", "_quantized", "_spec")
@@ -164,17 +169,25 @@ def _match(argument: str, patterns: Patterns, names: dict[str, nn.Module]) -> se
         else:
             hits = {name for name in names if fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".")}
         if not hits:
-            fail(argument, f"must match a Conv2d or Linear of the model{did_you_mean(pattern, names, most=3)}", str(pattern))
+            fail(
+                argument,
+                f"must match a Conv2d or Linear of the model{did_you_mean(pattern, names, most=3)}",
+                str(pattern),
+            )
         found |= hits
     return found
 
 
-_FAST_PATHS = {nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0), nn.TransformerEncoder: ("use_nested_tensor", False)}
+_FAST_PATHS = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+}
 
 
 def _leave_fast_paths(model: nn.Module) -> None:
-    """torch's fused transformer inference reads its Linears' weights itself and would skip the noise silently; its nested
-    tensors are for that path only."""
+    """torch's fused transformer inference reads its Linears' weights itself and would skip the noise silently; its
+    nested tensors are for that path only.
+    """
     for m in model.modules():
         for kind, (switch, off) in _FAST_PATHS.items():
             if isinstance(m, kind):

@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nft_ext.ops import operators
 from nft_ext._common.checks import fail
-from nft_ext.ops.convolution import output_size
-from nft_ext.ops.functional import Crossbar, conv2d_operands, conv2d_product, linear_product
-from nft_ext.ops.operands import Epilogue, check_tensor, finished, in_autocast, is_ordinary
 from nft_ext.nn import programmed
 from nft_ext.nn.base import NoisyLayer
 from nft_ext.nn.conv import NoisyConv2d
 from nft_ext.nn.linear import NoisyLinear
+from nft_ext.ops import operators
+from nft_ext.ops.convolution import output_size
+from nft_ext.ops.functional import Crossbar, conv2d_operands, conv2d_product, linear_product
+from nft_ext.ops.operands import Epilogue, check_tensor, finished, in_autocast, is_ordinary
 
 
 class FusedLayer(NoisyLayer):
-    """y = relu((W_p x + b) * scale + shift + residual); name, stream, device and chips are those of the noisy layer it was.
+    """y = relu((W_p x + b) * scale + shift + residual); name, stream, device and chips are those of the noisy layer it
+    was.
 
     scale, shift: buffers [out] float32 or None, whatever the model is moved to. ends_in_relu: whether a ReLU follows.
     """
@@ -36,12 +37,16 @@ class FusedLayer(NoisyLayer):
         """y of x and, where the model adds one, the residual.
 
         Raises:
-            RuntimeError: training mode; a tensor that requires a gradient where gradients are on. TypeError, ValueError: as the
-                noisy layer.
+            RuntimeError: training mode; a tensor that requires a gradient where gradients are on. TypeError,
+                ValueError: as the noisy layer.
         """
         if self.training:
-            fail(self.name or type(self).__name__, "must be in eval mode, a fused model is for inference: train the model it was made "
-                 "of, then fuse again", "training mode", RuntimeError)
+            fail(
+                self.name or type(self).__name__,
+                "must be in eval mode, a fused model is for inference: train the model it was made of, then fuse again",
+                "training mode",
+                RuntimeError,
+            )
         compiling = torch.compiler.is_compiling()
         if isinstance(x, Tensor) and (weights := self.programmed()) is not None:
             return self.with_programmed(x, weights, residual)
@@ -58,8 +63,18 @@ class FusedLayer(NoisyLayer):
             rows, own = self._buffers, self._parameters
             bias = own["bias"] if "bias" in own else self.bias
             call = operators.call_fused if torch.is_grad_enabled() else operators.past_autograd
-            return call(self._operator, x, bar.weight, bias, *bar[1:], *static, rows["scale"], rows["shift"], residual,
-                        self.ends_in_relu)
+            return call(
+                self._operator,
+                x,
+                bar.weight,
+                bias,
+                *bar[1:],
+                *static,
+                rows["scale"],
+                rows["shift"],
+                residual,
+                self.ends_in_relu,
+            )
         y, static = self.checked(x, residual, bar)
         if static is not None:
             if len(self._known) >= 64:
@@ -68,17 +83,40 @@ class FusedLayer(NoisyLayer):
         return y
 
     def plain_operands(self) -> tuple | None:
-        """A Crossbar's weight, codes, step, table, key (None where a fresh chip is to be drawn), stream and spec, then bias, scale
-        and shift; or None where only a call of the layer will do: it has hooks, programmed or parametrized weights, or refuses."""
+        """A Crossbar's weight, codes, step, table, key (None where a fresh chip is to be drawn), stream and spec, then
+        bias, scale and shift; or None where only a call of the layer will do: it has hooks, programmed or parametrized
+        weights, or refuses.
+        """
         own, rows = self._parameters, self._buffers
         weight = own.get("weight")
-        if (weight is None or self.training or self._forward_hooks or self._forward_pre_hooks
-                or rows["_programmed"] is not None or "forward" in self.__dict__ or not is_ordinary(weight)):
+        if (
+            weight is None
+            or self.training
+            or self._forward_hooks
+            or self._forward_pre_hooks
+            or rows["_programmed"] is not None
+            or "forward" in self.__dict__
+            or not is_ordinary(weight)
+        ):
             return None
         codes, step = self._codes_and_step(weight)
         bias = own["bias"] if "bias" in own else self.bias
-        return None if codes is None else (weight, codes, step, rows["_table"], rows["_key"], self.stream, self._spec, bias, rows["scale"],
-                                           rows["shift"])
+        return (
+            None
+            if codes is None
+            else (
+                weight,
+                codes,
+                step,
+                rows["_table"],
+                rows["_key"],
+                self.stream,
+                self._spec,
+                bias,
+                rows["scale"],
+                rows["shift"],
+            )
+        )
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         """(y, the operator's static arguments where it takes x and residual as they are); all arguments are checked."""
@@ -140,7 +178,9 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
             fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
         given = x
         x, padding = self.padded(x.unsqueeze(0) if single else x)
-        x, geometry, shape = conv2d_operands(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared)
+        x, geometry, shape = conv2d_operands(
+            x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared
+        )
         if residual is None or not single and _fits(residual, shape, x):
             e = Epilogue(self.scale, self.shift, residual, self.ends_in_relu)
             y = conv2d_product(x, self.bias, bar, *geometry, shared, e)
@@ -149,10 +189,16 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         return self.finish(y.squeeze(0) if single else y, residual), None
 
     def row_scale(self, dtype: torch.dtype) -> Tensor | None:
-        """BatchNorm's scale, where cuDNN has a convolution that adds a bias and a residual and ends in ReLU by itself: in 16 bits. One
-        rounding of W_p * scale stands for that of W_p, and results are not rounded before the epilogue."""
-        served = (self.weight.is_cuda and dtype in (torch.bfloat16, torch.float16) and torch.backends.cudnn.enabled
-                  and torch.backends.cudnn.is_available() and operators.can_be_channels_last(self.weight, self._spec))
+        """BatchNorm's scale, where cuDNN has a convolution that adds a bias and a residual and ends in ReLU by itself:
+        in 16 bits. One rounding of W_p * scale stands for that of W_p, and results are not rounded before the epilogue.
+        """
+        served = (
+            self.weight.is_cuda
+            and dtype in (torch.bfloat16, torch.float16)
+            and torch.backends.cudnn.enabled
+            and torch.backends.cudnn.is_available()
+            and operators.can_be_channels_last(self.weight, self._spec)
+        )
         plain = self.ends_in_relu and self.padding_mode == "zeros" and not isinstance(self.padding, str)
         return self.scale if served and plain else None
 
@@ -171,15 +217,22 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         if x.dim() != 4:
             fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
         x = in_autocast(x)
-        weights, shift, geometry = weights.to(x.dtype), self.scaled_shift(x.dtype), (self.stride, self.padding, self.dilation, self.groups)
+        weights, shift, geometry = (
+            weights.to(x.dtype),
+            self.scaled_shift(x.dtype),
+            (self.stride, self.padding, self.dilation, self.groups),
+        )
         size = output_size(x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
         if torch.compiler.is_compiling() or not _fits(residual, [x.shape[0], self.out_channels, *size], x):
             return self.finish(programmed.conv2d(x, weights, shift, *geometry), residual)
         chips = programmed.chips_of(x, weights)
         residuals = [None] * chips if residual is None else residual.chunk(chips)
-        parts = [torch.cudnn_convolution_relu(part, w, shift, *geometry) if z is None
-                 else torch.cudnn_convolution_add_relu(part, w, z, 1.0, shift, *geometry)
-                 for part, w, z in zip(x.chunk(chips), weights, residuals)]
+        parts = [
+            torch.cudnn_convolution_relu(part, w, shift, *geometry)
+            if z is None
+            else torch.cudnn_convolution_add_relu(part, w, z, 1.0, shift, *geometry)
+            for part, w, z in zip(x.chunk(chips), weights, residuals)
+        ]
         return parts[0] if chips == 1 else torch.cat(parts)
 
     def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
@@ -199,11 +252,17 @@ class FusedLinear(FusedLayer, NoisyLinear):
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         check_tensor("x", x)
         shared = bar.key.shape[0] == 1
-        if self.scale is not None and x.dim() != 2:  # BatchNorm1d's channels are dimension 1, here not the product's rows
+        if (
+            self.scale is not None and x.dim() != 2
+        ):  # BatchNorm1d's channels are dimension 1, here not the product's rows
             y = linear_product(x, self.bias, bar, shared, Epilogue())
             if y.dim() != 3 or y.shape[1] != len(self.scale):
-                fail("x", f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the "
-                     "BatchNorm1d that follows", list(x.shape))
+                fail(
+                    "x",
+                    f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the "
+                    "BatchNorm1d that follows",
+                    list(x.shape),
+                )
             return self.finish(finished(y, Epilogue(self.scale, self.shift)), residual), None
         x = in_autocast(x)
         if _fits(residual, [*x.shape[:-1], self.out_features], x):
@@ -216,6 +275,10 @@ class FusedLinear(FusedLayer, NoisyLinear):
         if y.dim() == 2:
             return self.finish_programmed(y, residual)
         if self.scale is not None and (y.dim() != 3 or y.shape[1] != len(self.scale)):
-            fail("x", f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the BatchNorm1d "
-                 "that follows", list(x.shape))
+            fail(
+                "x",
+                f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the BatchNorm1d "
+                "that follows",
+                list(x.shape),
+            )
         return self.finish(finished(y, Epilogue(self.scale, self.shift)), residual)

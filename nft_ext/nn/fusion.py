@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nft_ext._common.checks import fail
-from nft_ext.nn.cascade import Cascade, Link
 from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy
+from nft_ext.nn.cascade import Cascade, Link
 from nft_ext.nn.fused import FusedConv2d, FusedLayer, FusedLinear
 
 _FUSED = {NoisyConv2d: FusedConv2d, NoisyLinear: FusedLinear}
@@ -21,45 +21,71 @@ _NORM = {NoisyConv2d: nn.BatchNorm2d, NoisyLinear: nn.BatchNorm1d}
 _RELUS = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_", nn.ReLU}
 _ADDS = {operator.add, torch.add, "add"}
 _ADDS_IN_PLACE = {operator.iadd, "add_"}
-_WRITES = {getattr(operator, name) for name in ("iadd", "iand", "iconcat", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior",
-                                                "ipow", "irshift", "isub", "itruediv", "ixor", "setitem", "delitem")}
+_WRITES = {
+    getattr(operator, name)
+    for name in (
+        "iadd",
+        "iand",
+        "iconcat",
+        "ifloordiv",
+        "ilshift",
+        "imatmul",
+        "imod",
+        "imul",
+        "ior",
+        "ipow",
+        "irshift",
+        "isub",
+        "itruediv",
+        "ixor",
+        "setitem",
+        "delitem",
+    )
+}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """A copy of a noisy model, in eval mode, whose chains of a noisy layer, BatchNorm, a residual addition and ReLU (each but the
-    first may be missing) are one operator each: y = relu((W_p x + b) * scale + shift + residual).
+    """A copy of a noisy model, in eval mode, whose chains of a noisy layer, BatchNorm, a residual addition and ReLU
+    (each but the first may be missing) are one operator each: y = relu((W_p x + b) * scale + shift + residual).
 
-    An intermediate result is folded only where nothing else uses it, and only into a layer that the forward calls once. BatchNorm's
-    weight and statistics are folded at this call: scale = w / sqrt(var + eps), shift = b - mean * scale, computed in float64, kept in
-    float32. After training, fuse again.
+    An intermediate result is folded only where nothing else uses it, and only into a layer that the forward calls once.
+    BatchNorm's
+    weight and statistics are folded at this call: scale = w / sqrt(var + eps), shift = b - mean * scale, computed in
+    float64, kept in float32. After training, fuse again.
 
-    Layers that the forward calls one right after the other are one operator call on the CPU (nft_ext/nn/cascade.py): the bits of a call
-    a layer, without Python in between. Hooks on layers, autocast and gradients switched on have the layers called.
+    Layers that the forward calls one right after the other are one operator call on the CPU (nft_ext/nn/cascade.py):
+    the bits of a call a layer, without Python in between. Hooks on layers, autocast and gradients switched on have the
+    layers called.
 
-    Noisy layers keep their names, streams and devices, so the same key gives the same chips bit for bit, and `noise`, `chips`,
-    `monte_carlo` and `noisy_layers` take the result; values differ by the epilogue's rounding only (and where weights stand programmed in
-    16 bits on CUDA, by one rounding of W_p * scale instead of W_p's, and the shift's). A residual that turns out to
-    have another shape or type than the product is added by torch.
+    Noisy layers keep their names, streams and devices, so the same key gives the same chips bit for bit, and `noise`,
+    `chips`, `monte_carlo` and `noisy_layers` take the result; values differ by the epilogue's rounding only (and where
+    weights stand programmed in 16 bits on CUDA, by one rounding of W_p * scale instead of W_p's, and the shift's). A
+    residual that turns out to have another shape or type than the product is added by torch.
 
     Args:
-        model: as `convert` gives it. It is traced by torch.fx: its forward must not depend on values or shapes in Python, except in
-            functions marked with torch.fx.wrap.
+        model: as `convert` gives it. It is traced by torch.fx: its forward must not depend on values or shapes in
+            Python, except in functions marked with torch.fx.wrap.
 
     Returns:
-        A torch.fx.GraphModule, which torch.compile takes. For inference: a forward in training mode is an error, parameters do
-        not require gradients. The state_dict keys are not those of `model`: folded BatchNorms are gone, scale and shift come in.
+        A torch.fx.GraphModule, which torch.compile takes. For inference: a forward in training mode is an error,
+        parameters do not require gradients. The state_dict keys are not those of `model`: folded BatchNorms are gone,
+        scale and shift come in.
 
     Raises:
-        TypeError, ValueError: not a module, no noisy layers; a forward that torch.fx cannot trace, or hooks that it would
-            drop, with the reason. `model` itself is never changed.
+        TypeError, ValueError: not a module, no noisy layers; a forward that torch.fx cannot trace, or hooks that it
+            would drop, with the reason. `model` itself is never changed.
     """
     check_noisy(model)
     tracer = _Tracer()
     for name, module in model.named_modules():
         if _has_hooks(module) and (module is model or not tracer.is_leaf_module(module, name)):
-            fail("model", "must have no hooks on the modules that are traced, torch.fx would drop them (a context of nft_ext is one "
-                 "too: fuse outside of it)", f"hooks on {name or 'the model itself'}")
+            fail(
+                "model",
+                "must have no hooks on the modules that are traced, torch.fx would drop them (a context of nft_ext is one "
+                "too: fuse outside of it)",
+                f"hooks on {name or 'the model itself'}",
+            )
     root = copy.deepcopy(model).eval().requires_grad_(False)
     if isinstance(root, NoisyLayer):
         root = nn.Sequential(root)  # what torch.fx traces has a forward of its own
@@ -67,8 +93,10 @@ def fuse(model: nn.Module) -> nn.Module:
         graph = tracer.trace(root)
     except Exception as error:  # whatever the model's forward raises on a symbolic input
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"model: must have a forward that torch.fx can trace (no Python decision on values or shapes, except in "
-                         f"functions marked with torch.fx.wrap); got {type(error).__name__}: {reason}") from error
+        raise ValueError(
+            f"model: must have a forward that torch.fx can trace (no Python decision on values or shapes, except in "
+            f"functions marked with torch.fx.wrap); got {type(error).__name__}: {reason}"
+        ) from error
     _drop_identities(root, graph)
     for chain in _chains(root, graph):
         _fold(root, graph, chain)
@@ -88,7 +116,7 @@ class _Tracer(fx.Tracer):
 class _Chain(NamedTuple):
     """Nodes of one fused layer, in order, and what they are."""
 
-    nodes: list[fx.Node]      # the noisy layer's call first
+    nodes: list[fx.Node]  # the noisy layer's call first
     norm: _BatchNorm | None
     residual: fx.Node | None
     relu: bool
@@ -111,8 +139,9 @@ def _drop_identities(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def _chains(root: nn.Module, graph: fx.Graph) -> list[_Chain]:
-    """The chain of every noisy layer that is called once and has no hooks. Last ones first: of two products that are added, the later
-    takes the other's result as its residual."""
+    """The chain of every noisy layer that is called once and has no hooks. Last ones first: of two products that are
+    added, the later takes the other's result as its residual.
+    """
     calls = [node for node in graph.nodes if node.op == "call_module" and type(_what(root, node)) in _FUSED]
     times = collections.Counter(id(_what(root, node)) for node in calls)
     taken: set[fx.Node] = set()
@@ -133,7 +162,11 @@ def _chain(root: nn.Module, call: fx.Node, layer: NoisyLayer, taken: set[fx.Node
             break
         if norm is residual is None and _is_norm(root, node, layer):
             norm = _what(root, node)
-        elif residual is None and (other := _added(node, last)) is not None and not _written_between(root, [*nodes, node]):
+        elif (
+            residual is None
+            and (other := _added(node, last)) is not None
+            and not _written_between(root, [*nodes, node])
+        ):
             residual = other
         elif _is_relu(root, node):
             relu = True
@@ -147,8 +180,13 @@ def _is_norm(root: nn.Module, node: fx.Node, layer: NoisyLayer) -> bool:
     if node.op != "call_module":
         return False
     norm = _what(root, node)
-    return (type(norm) is _NORM[type(layer)] and norm.running_mean is not None and norm.running_var is not None
-            and norm.num_features == layer.weight.shape[0] and not _has_hooks(norm))
+    return (
+        type(norm) is _NORM[type(layer)]
+        and norm.running_mean is not None
+        and norm.running_var is not None
+        and norm.num_features == layer.weight.shape[0]
+        and not _has_hooks(norm)
+    )
 
 
 def _is_relu(root: nn.Module, node: fx.Node) -> bool:
@@ -170,8 +208,9 @@ def _added(node: fx.Node, mine: fx.Node) -> fx.Node | None:
 
 
 def _written_between(root: nn.Module, chain: list[fx.Node]) -> bool:
-    """Whether another node between the chain's first and last may write in place: the layer's input and the residual are read
-    together, at another moment than before."""
+    """Whether another node between the chain's first and last may write in place: the layer's input and the residual
+    are read together, at another moment than before.
+    """
     node = chain[0]
     while (node := node.next) is not chain[-1]:
         if node not in chain and _may_write(root, node):
@@ -187,12 +226,19 @@ def _may_write(root: nn.Module, node: fx.Node) -> bool:
         return False
     if node.op == "call_method":
         return what.endswith("_") and not what.endswith("__")
-    name, home = getattr(what, "__name__", ""), getattr(what, "__module__", None) or "torch"  # torch's built-in functions have no home
+    name, home = (
+        getattr(what, "__name__", ""),
+        getattr(what, "__module__", None) or "torch",
+    )  # torch's built-in functions have no home
     if home == "_operator":
         return what in _WRITES
     flags = [*node.args, *node.kwargs.values()]
-    return (name.endswith("_") or "out" in node.kwargs or any(flag is True for flag in flags)  # functional.relu(x, True)
-            or not home.startswith(("torch", "builtins", "math")))
+    return (
+        name.endswith("_")
+        or "out" in node.kwargs
+        or any(flag is True for flag in flags)  # functional.relu(x, True)
+        or not home.startswith(("torch", "builtins", "math"))
+    )
 
 
 def _fold(root: nn.Module, graph: fx.Graph, chain: _Chain) -> None:
@@ -203,7 +249,8 @@ def _fold(root: nn.Module, graph: fx.Graph, chain: _Chain) -> None:
     plain = root.get_submodule(call.target)
     root.get_submodule(parent)._modules[name] = _as_fused(plain, scale, shift, chain.relu)
     args = call.args if chain.residual is None else (*call.args, chain.residual)
-    # At the layer's place, so that its input is read when it was; with a residual where that is first used: it may come later.
+    # At the layer's place, so that its input is read when it was; with a residual where that is first used: it may come
+    # later.
     adding = next((node for node in chain.nodes if chain.residual in node.all_input_nodes), call)
     with graph.inserting_before(adding):
         fused = graph.call_module(call.target, args)
@@ -248,7 +295,8 @@ def _may_join(model: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _join(model: fx.GraphModule, run: list[fx.Node]) -> None:
-    """One call of a Cascade in place of the layers' calls. It finds the layers below the model's own children, which the graph hands to
+    """One call of a Cascade in place of the layers' calls. It finds the layers below the model's own children, which
+    the graph hands to
     it: what a user puts in a layer's place is what is called."""
     graph = model.graph
     inputs = list(dict.fromkeys(arg for node in run for arg in node.args if arg not in run))
@@ -256,13 +304,19 @@ def _join(model: fx.GraphModule, run: list[fx.Node]) -> None:
     kept = [node for node in run if any(user not in run for user in node.users)]
     paths = [node.target.split(".") for node in run]
     holders = list(dict.fromkeys(path[0] for path in paths))
-    cascade = Cascade([(holders.index(path[0]), *path[1:]) for path in paths], [Link(*(number[arg] for arg in node.args)) for node in run],
-                      [run.index(node) for node in kept], len(inputs))
+    cascade = Cascade(
+        [(holders.index(path[0]), *path[1:]) for path in paths],
+        [Link(*(number[arg] for arg in node.args)) for node in run],
+        [run.index(node) for node in kept],
+        len(inputs),
+    )
     name = next(name for i in range(len(graph.nodes)) if not hasattr(model, name := f"cascade{i}"))
     model.add_module(name, cascade)
     with graph.inserting_before(run[0]):
         call = graph.call_module(name, (tuple(map(graph.get_attr, holders)), *inputs))
-        results = [call] if len(kept) == 1 else [graph.call_function(operator.getitem, (call, i)) for i in range(len(kept))]
+        results = (
+            [call] if len(kept) == 1 else [graph.call_function(operator.getitem, (call, i)) for i in range(len(kept))]
+        )
     for node, result in zip(kept, results, strict=True):
         node.replace_all_uses_with(result)
     for node in reversed(run):

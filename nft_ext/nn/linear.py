@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from nft_ext.device import NVMDevice
-from nft_ext.ops.functional import linear_product
 from nft_ext.nn import programmed
 from nft_ext.nn.base import NoisyLayer
+from nft_ext.ops.functional import linear_product
 
 
 class NoisyLinear(NoisyLayer, nn.Linear):
@@ -27,7 +27,9 @@ class NoisyLinear(NoisyLayer, nn.Linear):
         TypeError, ValueError: arguments, shapes, types or torch devices that do not fit, by name.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, nvm: NVMDevice, **options: Any) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, nvm: NVMDevice, **options: Any
+    ) -> None:
         super().__init__(in_features, out_features, bias, **options)
         self.attach(nvm)
 

@@ -11,7 +11,11 @@ _MULTIPLY = (_ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.Mul
 
 
 def noise_free_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Convolutions, linear, recurrent and attention layers, by qualified name, that are not noisy layers. What a module of the
-    user's own multiplies is not known."""
-    return {name: module for name, module in model.named_modules()
-            if isinstance(module, _MULTIPLY) and not isinstance(module, NoisyLayer)}
+    """Convolutions, linear, recurrent and attention layers, by qualified name, that are not noisy layers. What a module
+    of the user's own multiplies is not known.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _MULTIPLY) and not isinstance(module, NoisyLayer)
+    }

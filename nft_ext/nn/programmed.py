@@ -1,7 +1,7 @@
 """Weights programmed once for many batches: all layers in few launches, then torch's own products.
 
-For evaluation with many rows a chip, where a product costs far more than its weights and each batch would otherwise program
-them again. What a layer computes with is W_p of the same key, bit for bit; only the products are the library's.
+For evaluation with many rows a chip, where a product costs far more than its weights and each batch would otherwise
+program them again. What a layer computes with is W_p of the same key, bit for bit; only the products are the library's.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nft_ext.ops import operators
 from nft_ext._common.checks import fail
-from nft_ext.ops.operands import in_autocast
 from nft_ext.nn.base import NoisyLayer
+from nft_ext.ops import operators
+from nft_ext.ops.operands import in_autocast
 
 
 @torch.no_grad()
 def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Iterable[Tensor] = ()) -> list[Tensor]:
-    """W_p [S, *weight.shape] of every layer on the chips of the key in force, in `dtype`, by one call a device. scales: none, or [out]
+    """W_p [S, *weight.shape] of every layer on the chips of the key in force, in `dtype`, by one call a device. scales:
+    none, or [out]
     float32 for every layer: its rows are multiplied before they are rounded to `dtype`.
 
     Layers without a key in force, or with different keys, are an error of the caller.
@@ -39,9 +40,18 @@ def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Ite
         spec = [entry for bar in bars for entry in bar.spec]
         # Tensor cores want channels last: torch's convolutions would copy the weights of other layouts in every call.
         channels_last = bars[0].weight.is_cuda and dtype != torch.float32
-        many = operators.ops.program_many([bar.weight for bar in bars], [bar.codes for bar in bars], steps, [bar.table for bar in bars],
-                                          bars[0].key, [bar.stream for bar in bars], spec, [scales[p] for p in places if scales], dtype,
-                                          channels_last)
+        many = operators.ops.program_many(
+            [bar.weight for bar in bars],
+            [bar.codes for bar in bars],
+            steps,
+            [bar.table for bar in bars],
+            bars[0].key,
+            [bar.stream for bar in bars],
+            spec,
+            [scales[p] for p in places if scales],
+            dtype,
+            channels_last,
+        )
         for place, weights in zip(places, many, strict=True):
             found[place] = weights
     return found
@@ -70,7 +80,9 @@ def conv2d(x: Tensor, weights: Tensor, bias: Tensor | None, *convolution) -> Ten
 
 
 def finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, relu: bool) -> Tensor:
-    """relu(y * scale + shift + residual) in one pass; y [N, out] or [N, out, H, W] is overwritten, the residual has its shape and type."""
+    """relu(y * scale + shift + residual) in one pass; y [N, out] or [N, out, H, W] is overwritten, the residual has its
+    shape and type.
+    """
     if not (y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last)):
         y = y.contiguous()
     operators.ops.finish_(y, scale, shift, residual, relu)

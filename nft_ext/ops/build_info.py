@@ -9,9 +9,9 @@ from typing import Any
 import numpy
 import torch
 
-from nft_ext.ops import libraries
 from nft_ext._common.bfloat16 import on_cpu
 from nft_ext._common.checks import fail
+from nft_ext.ops import libraries
 from nft_ext.version import __version__
 
 folder = libraries.find()
@@ -45,7 +45,8 @@ _ONE_PASS = os.environ.get("NFT_EXT_ONE_PASS", "")
 
 
 def one_pass() -> str:
-    """Which products on CUDA generate their weights themselves: NFT_EXT_ONE_PASS at the import, or auto where it was not set.
+    """Which products on CUDA generate their weights themselves: NFT_EXT_ONE_PASS at the import, or auto where it was
+    not set.
 
     Raises:
         ValueError: another value.

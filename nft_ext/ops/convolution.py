@@ -10,7 +10,10 @@ def reach(kernel: int, dilation: int) -> int:
     return dilation * (kernel - 1) + 1
 
 
-def output_size(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-                dilation: Sequence[int]) -> list[int]:
-    """[oh, ow] of an image [h, w]; below 1 where the padded image is smaller than the kernel reaches. Padding: on each side."""
+def output_size(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """[oh, ow] of an image [h, w]; below 1 where the padded image is smaller than the kernel reaches. Padding: on each
+    side.
+    """
     return [(n + 2 * p - reach(k, d)) // s + 1 for n, k, s, p, d in zip(size, kernel, stride, padding, dilation)]

@@ -9,29 +9,41 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nft_ext.ops import operators
 from nft_ext._common.checks import fail, integer
-from nft_ext.ops.convolution import output_size, reach
 from nft_ext.device import NVMDevice
+from nft_ext.ops import operators
+from nft_ext.ops.convolution import output_size, reach
 from nft_ext.ops.keys import noise_key
-from nft_ext.ops.operands import Epilogue, check_epilogue, check_key, check_operands, check_tensor, epilogue_of, finished, padded, two
+from nft_ext.ops.operands import (
+    Epilogue,
+    check_epilogue,
+    check_key,
+    check_operands,
+    check_tensor,
+    epilogue_of,
+    finished,
+    padded,
+    two,
+)
 
 
 class Crossbar(NamedTuple):
     """What the operators need of one layer besides x: see csrc/ops.cpp."""
 
-    weight: Tensor          # [*] float32
-    codes: Tensor | None    # [*] or None
-    step: Tensor | None     # [], or None: the operator finds it
-    table: Tensor           # [T]
-    key: Tensor             # [S, 2]
+    weight: Tensor  # [*] float32
+    codes: Tensor | None  # [*] or None
+    step: Tensor | None  # [], or None: the operator finds it
+    table: Tensor  # [T]
+    key: Tensor  # [S, 2]
     stream: int
-    spec: list[int]         # [4]
+    spec: list[int]  # [4]
 
 
 @functools.lru_cache(maxsize=256)
 def device_table(nvm: NVMDevice, device: torch.device) -> Tensor:
-    """The operators' table of a device model, on `device` (the CPU for meta, where it would lose its values); made once."""
+    """The operators' table of a device model, on `device` (the CPU for meta, where it would lose its values); made
+    once.
+    """
     with torch.inference_mode(False):  # an inference tensor kept here could not serve training later
         return torch.from_numpy(nvm.operator_table()).to("cpu" if device.type == "meta" else device)
 
@@ -57,8 +69,17 @@ def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enable
     return Crossbar(weight, None, None, table, key, integer("stream", stream, 0, 2**32 - 1), nvm.operator_spec(enabled))
 
 
-def program_weights(weight: Tensor, nvm: NVMDevice, seed: int = 0, stream: int = 0, draws: int | Iterable[int] = 0, *,
-                    key: Tensor | None = None, dtype: torch.dtype = torch.float32, enabled: bool = True) -> Tensor:
+def program_weights(
+    weight: Tensor,
+    nvm: NVMDevice,
+    seed: int = 0,
+    stream: int = 0,
+    draws: int | Iterable[int] = 0,
+    *,
+    key: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    enabled: bool = True,
+) -> Tensor:
     """Weights as they sit on programmed chips (Eq. 4 and 5).
 
     Args:
@@ -79,12 +100,26 @@ def program_weights(weight: Tensor, nvm: NVMDevice, seed: int = 0, stream: int =
     key = noise_key(seed, draws, device=weight.device) if key is None else key
     if dtype not in (torch.float32, torch.bfloat16) and not (dtype == torch.float16 and weight.device.type == "cuda"):
         fail("dtype", "must be torch.float32 or torch.bfloat16 (or float16 on CUDA)", str(dtype))
-    return operators.call(operators.Program, operators.ops.program.default, *crossbar(weight, nvm, key, stream, enabled=enabled), dtype)
+    return operators.call(
+        operators.Program, operators.ops.program.default, *crossbar(weight, nvm, key, stream, enabled=enabled), dtype
+    )
 
 
-def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, nvm: NVMDevice, key: Tensor, stream: int = 0,
-                 shared: bool = True, enabled: bool = True, scale: Tensor | None = None, shift: Tensor | None = None,
-                 residual: Tensor | None = None, relu: bool = False) -> Tensor:
+def noisy_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    nvm: NVMDevice,
+    key: Tensor,
+    stream: int = 0,
+    shared: bool = True,
+    enabled: bool = True,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
     """x W_p^T + bias for every chip of the key; with scale, shift, residual or relu, for inference,
     relu((x W_p^T + bias) * scale + shift + residual) in one operator.
 
@@ -96,22 +131,25 @@ def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, nvm: 
         stream: the layer's 32-bit stream.
         shared: whether all chips see the same x.
         enabled: False multiplies with the quantized weight W_d.
-        scale, shift: [out] float32, batch-norm's in eval mode. residual: as the result, shape and dtype. relu: whether to
-            end with one. None and False: left out. Computed in float32; the result is rounded once where the fused product
-            serves the shape, else the product is rounded too.
+        scale, shift: [out] float32, batch-norm's in eval mode. residual: as the result, shape and dtype. relu: whether
+            to end with one. None and False: left out. Computed in float32; the result is rounded once where the fused
+            product serves the shape, else the product is rounded too.
 
     Returns:
-        [S * B, ..., out], chip-major, in x's dtype (autocast's, where that is on). A 1-D x [in] gives [out], with S = 1 only.
+        [S * B, ..., out], chip-major, in x's dtype (autocast's, where that is on). A 1-D x [in] gives [out], with S = 1
+        only.
 
     Raises:
-        TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite; with scale, shift, residual or relu,
-            a tensor that requires a gradient where gradients are on.
+        TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite; with scale, shift, residual or
+            relu, a tensor that requires a gradient where gradients are on.
     """
     bar = crossbar(weight, nvm, key, stream, enabled=enabled)
     return linear_product(x, bias, bar, shared, epilogue_of(scale, shift, residual, relu))
 
 
-def linear_product(x: Tensor, bias: Tensor | None, bar: Crossbar, shared: bool, epilogue: Epilogue | None = None) -> Tensor:
+def linear_product(
+    x: Tensor, bias: Tensor | None, bar: Crossbar, shared: bool, epilogue: Epilogue | None = None
+) -> Tensor:
     """`noisy_linear` on prepared operator arguments."""
     chips = bar.key.shape[0]
     if bar.weight.dim() != 2:
@@ -126,22 +164,41 @@ def linear_product(x: Tensor, bias: Tensor | None, bar: Crossbar, shared: bool, 
     if lead and shared:
         lead[0] *= chips
     if epilogue is None:
-        y = operators.call(operators.NoisyLinear, operators.ops.noisy_linear.default, rows, bar.weight, bias, *bar[1:], shared)
+        y = operators.call(
+            operators.NoisyLinear, operators.ops.noisy_linear.default, rows, bar.weight, bias, *bar[1:], shared
+        )
     else:
         check_epilogue(epilogue, x, bar.weight, [*lead, bar.weight.shape[0]])
         if epilogue.residual is not None:
             epilogue = epilogue._replace(residual=epilogue.residual.reshape(-1, bar.weight.shape[0]))
-        y = operators.call_fused(operators.ops.noisy_linear_fused.default, rows, bar.weight, bias, *bar[1:], shared, *epilogue)
+        y = operators.call_fused(
+            operators.ops.noisy_linear_fused.default, rows, bar.weight, bias, *bar[1:], shared, *epilogue
+        )
     return y if x.dim() == 2 else y.reshape(*lead, y.shape[-1])
 
 
-def noisy_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int, int] = 1,
-                 padding: int | tuple[int, int] | str = 0, dilation: int | tuple[int, int] = 1, groups: int = 1, *,
-                 nvm: NVMDevice, key: Tensor, stream: int = 0, shared: bool = True, enabled: bool = True,
-                 scale: Tensor | None = None, shift: Tensor | None = None, residual: Tensor | None = None,
-                 relu: bool = False) -> Tensor:
-    """conv2d(x, W_p, bias) for every chip of the key; the other arguments are those of torch.nn.functional.conv2d. With scale,
-    shift, residual or relu, for inference, relu(conv2d(x, W_p, bias) * scale + shift + residual) in one operator.
+def noisy_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    nvm: NVMDevice,
+    key: Tensor,
+    stream: int = 0,
+    shared: bool = True,
+    enabled: bool = True,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """conv2d(x, W_p, bias) for every chip of the key; the other arguments are those of torch.nn.functional.conv2d. With
+    scale, shift, residual or relu, for inference, relu(conv2d(x, W_p, bias) * scale + shift + residual) in one
+    operator.
 
     Args:
         x: [B, C, H, W]; or with shared=False [S * B, C, H, W], chip-major.
@@ -161,11 +218,22 @@ def noisy_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: 
         TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite, gradients as in `noisy_linear`.
     """
     bar = crossbar(weight, nvm, key, stream, enabled=enabled)
-    return conv2d_product(x, bias, bar, stride, padding, dilation, groups, shared, epilogue_of(scale, shift, residual, relu))
+    return conv2d_product(
+        x, bias, bar, stride, padding, dilation, groups, shared, epilogue_of(scale, shift, residual, relu)
+    )
 
 
-def conv2d_product(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, padding: Any, dilation: Any, groups: int,
-                   shared: bool, epilogue: Epilogue | None = None) -> Tensor:
+def conv2d_product(
+    x: Tensor,
+    bias: Tensor | None,
+    bar: Crossbar,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    shared: bool,
+    epilogue: Epilogue | None = None,
+) -> Tensor:
     """`noisy_conv2d` on prepared operator arguments."""
     x, geometry, shape = conv2d_operands(x, bias, bar, stride, padding, dilation, groups, shared)
     if epilogue is not None:
@@ -180,8 +248,9 @@ def conv2d_product(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, p
     return operators.call(operators.NoisyConv2d, operators.ops.noisy_conv2d.default, *arguments)
 
 
-def conv2d_operands(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, padding: Any, dilation: Any, groups: Any,
-                    shared: bool) -> tuple[Tensor, tuple[list[int], list[int], list[int], int], list[int]]:
+def conv2d_operands(
+    x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, padding: Any, dilation: Any, groups: Any, shared: bool
+) -> tuple[Tensor, tuple[list[int], list[int], list[int], int], list[int]]:
     """(x as the operator takes it, its stride, padding, dilation and groups, the result's shape), checked."""
     weight = bar.weight
     if weight.dim() != 4:
@@ -198,7 +267,11 @@ def conv2d_operands(x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, 
     for i in (0, 1):
         if size[i] < 1:
             least = reach(weight.shape[2 + i], dilation[i])
-            fail("x", f"padded {('height', 'width')[i]} must be at least the kernel's {least}", x.shape[2 + i] + 2 * padding[i])
+            fail(
+                "x",
+                f"padded {('height', 'width')[i]} must be at least the kernel's {least}",
+                x.shape[2 + i] + 2 * padding[i],
+            )
     rows = x.shape[0] * (bar.key.shape[0] if shared else 1)
     return x, (stride, padding, dilation, groups), [rows, weight.shape[0], *size]
 
@@ -207,6 +280,7 @@ _MANY = 1 << 17  # elements of x: beyond about as many, csrc/cpu/fused.h leaves 
 
 
 def _in_pieces(x: Tensor, bar: Crossbar) -> bool:
-    """Whether a compiled graph shall see the programmed weight and torch's own convolution: with many images the compiler gains
-    more from choosing layouts and fusing what follows than the operator does. One chip, no gradient."""
+    """Whether a compiled graph shall see the programmed weight and torch's own convolution: with many images the
+    compiler gains more from choosing layouts and fusing what follows than the operator does. One chip, no gradient.
+    """
     return torch.compiler.is_compiling() and not torch.is_grad_enabled() and bar.key.shape[0] == 1 and x.numel() > _MANY

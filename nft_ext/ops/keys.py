@@ -1,6 +1,7 @@
 """Keys: which chip's noise an operator draws (design, section 3).
 
-A key is an int64 tensor [S, 2], one row a chip: (seed, draw + domain * 2^32). Domains keep what was trained on, what was
+A key is an int64 tensor [S, 2], one row a chip: (seed, draw + domain * 2^32). Domains keep what was trained on, what
+was
 selected on and what is evaluated apart: a chip of one domain never occurs in another, whatever the seeds.
 """
 
@@ -13,14 +14,19 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from nft_ext.ops import build_info  # noqa: F401  (loads the libraries)
 from nft_ext._common.checks import fail, integer, one_of
+from nft_ext.ops import build_info  # noqa: F401  (loads the libraries)
 
 DOMAINS = {"evaluation": 0, "training": 1, "selection": 2, "permutation": 3}
 
 
-def noise_key(seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "evaluation",
-              device: torch.device | str | None = None) -> torch.Tensor:
+def noise_key(
+    seed: int = 0,
+    draws: int | Iterable[int] = 0,
+    *,
+    domain: str = "evaluation",
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
     """Key of the chips `draws` under `seed`.
 
     Args:
@@ -49,13 +55,18 @@ def noise_key(seed: int = 0, draws: int | Iterable[int] = 0, *, domain: str = "e
     rows = [[seed - 2**64 if seed >= 2**63 else seed, integer("draws", d, 0, 2**32 - 1) + high] for d in draws]
     if device is None or torch.compiler.is_compiling():
         return torch.tensor(rows, dtype=torch.int64, device=device)
-    return torch.from_numpy(np.array(rows, np.int64)).to(device)  # half the time of torch.tensor, which is felt with small layers
+    return torch.from_numpy(np.array(rows, np.int64)).to(
+        device
+    )  # half the time of torch.tensor, which is felt with small layers
 
 
-# An operator (csrc/keys.h), for compiled graphs too: a plain randint in a graph takes its numbers from another place than eager
-# mode. Defined here, as the stable ABI of torch 2.11 knows no tags.
-torch.library.define("nft_ext::draw_key", "(Tensor like) -> Tensor",
-                     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
+# An operator (csrc/keys.h), for compiled graphs too: a plain randint in a graph takes its numbers from another place
+# than eager mode. Defined here, as the stable ABI of torch 2.11 knows no tags.
+torch.library.define(
+    "nft_ext::draw_key",
+    "(Tensor like) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
+)
 
 
 @torch.library.register_fake("nft_ext::draw_key")
@@ -63,8 +74,11 @@ def _(like: torch.Tensor) -> torch.Tensor:
     return torch.empty((1, 2), dtype=torch.int64, device=like.device)
 
 
-torch.library.define("nft_ext::draw_keys", "(Tensor like, int count) -> Tensor[]",
-                     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
+torch.library.define(
+    "nft_ext::draw_keys",
+    "(Tensor like, int count) -> Tensor[]",
+    tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
+)
 
 
 @torch.library.register_fake("nft_ext::draw_keys")
@@ -76,7 +90,9 @@ _draw_key, _draw_keys = torch.ops.nft_ext.draw_key.default, torch.ops.nft_ext.dr
 
 
 def fresh_key(like: torch.Tensor) -> torch.Tensor:
-    """A key [1, 2] in the training domain whose seed comes from torch's generator of `like`'s device (torch.manual_seed)."""
+    """A key [1, 2] in the training domain whose seed comes from torch's generator of `like`'s device
+    (torch.manual_seed).
+    """
     return _draw_key(like)
 
 

@@ -13,10 +13,10 @@ import json
 import runpy
 import sys
 import warnings
+from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
-from typing import Sequence
 
 HERE = Path(__file__).resolve().parents[1]  # the package, nft_ext
 OPERATORS, CUDA_OPERATORS, RECORD = "_C.so", "_C_cuda.so", "_build.json"
@@ -58,18 +58,27 @@ def find(package: Path = HERE, search: Sequence[str] | None = None) -> Path:
         if wanted is not None and _record(place) == wanted:
             return place
     if own:
-        warnings.warn(f"nft_ext: the libraries in {package} were built from other sources than those beside them. "
-                      f"Build them again: {BUILD}", stacklevel=2)
+        warnings.warn(
+            f"nft_ext: the libraries in {package} were built from other sources than those beside them. "
+            f"Build them again: {BUILD}",
+            stacklevel=2,
+        )
         return package
     if wanted is None:
-        raise ImportError(f"nft_ext: {package} holds no compiled libraries for this Python ({sys.version.split()[0]}). "
-                          "Install nft_ext again, from a checkout: pip install --no-build-isolation .")
+        raise ImportError(
+            f"nft_ext: {package} holds no compiled libraries for this Python ({sys.version.split()[0]}). "
+            "Install nft_ext again, from a checkout: pip install --no-build-isolation ."
+        )
     if installed:
-        raise ImportError(f"nft_ext: the source folder {package} holds no compiled libraries, and it shadows the copy "
-                          f"installed in {installed[0]}, which was built from {_said(_record(installed[0]), wanted)}. "
-                          f"Run Python from another folder to use the installed copy, or build here: {BUILD}")
-    raise ImportError(f"nft_ext: the source folder {package} holds no compiled libraries for this Python "
-                      f"({sys.version.split()[0]}), and no installed copy has them. Build them here: {BUILD}")
+        raise ImportError(
+            f"nft_ext: the source folder {package} holds no compiled libraries, and it shadows the copy "
+            f"installed in {installed[0]}, which was built from {_said(_record(installed[0]), wanted)}. "
+            f"Run Python from another folder to use the installed copy, or build here: {BUILD}"
+        )
+    raise ImportError(
+        f"nft_ext: the source folder {package} holds no compiled libraries for this Python "
+        f"({sys.version.split()[0]}), and no installed copy has them. Build them here: {BUILD}"
+    )
 
 
 def import_core(folder: Path) -> None:

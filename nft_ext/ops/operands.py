@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nft_ext.ops import build_info
 from nft_ext._common.checks import fail, integer
+from nft_ext.ops import build_info
 
 
 class Epilogue(NamedTuple):
     """What follows a product in a network in eval mode: relu((W_p x + bias) * scale + shift + residual), for inference."""
 
-    scale: Tensor | None = None      # [out] float32
-    shift: Tensor | None = None      # [out] float32
-    residual: Tensor | None = None   # the result's shape and dtype
+    scale: Tensor | None = None  # [out] float32
+    shift: Tensor | None = None  # [out] float32
+    residual: Tensor | None = None  # the result's shape and dtype
     relu: bool = False
 
 
@@ -25,14 +25,24 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def is_ordinary(value: Any) -> bool:
     """Whether `value` is a dense float32 tensor on the CPU: the common case, on the path of every forward."""
-    return (type(value) in _PLAIN and value.dtype is torch.float32 and value.is_cpu and value.layout is torch.strided
-            and not value.is_nested)
+    return (
+        type(value) in _PLAIN
+        and value.dtype is torch.float32
+        and value.is_cpu
+        and value.layout is torch.strided
+        and not value.is_nested
+    )
 
 
 def is_dense_on_cpu(value: Any) -> bool:
     """Whether the CPU's operators take `value` as it is, for x or a residual."""
-    return is_ordinary(value) or (type(value) in _PLAIN and value.dtype is torch.bfloat16 and value.is_cpu
-                                  and value.layout is torch.strided and not value.is_nested)
+    return is_ordinary(value) or (
+        type(value) in _PLAIN
+        and value.dtype is torch.bfloat16
+        and value.is_cpu
+        and value.layout is torch.strided
+        and not value.is_nested
+    )
 
 
 def check_tensor(argument: str, value: Any) -> None:
@@ -44,7 +54,12 @@ def check_tensor(argument: str, value: Any) -> None:
     if value.layout != torch.strided or value.is_nested:
         fail(argument, "must be a dense tensor", "a nested tensor" if value.is_nested else str(value.layout), TypeError)
     if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        fail(argument, "must be float32, bfloat16 or float16 (float64: see nft_ext.reference)", str(value.dtype), TypeError)
+        fail(
+            argument,
+            "must be float32, bfloat16 or float16 (float64: see nft_ext.reference)",
+            str(value.dtype),
+            TypeError,
+        )
     if value.device.type == "cuda" and build_info.cuda_failure is not None:
         fail(argument, f"must be a CPU tensor, because {build_info.cuda_failure}", str(value.device), RuntimeError)
     if value.device.type not in ("cpu", "cuda", "meta"):
@@ -53,7 +68,12 @@ def check_tensor(argument: str, value: Any) -> None:
 
 def check_key(key: Any, device: torch.device) -> None:
     if not isinstance(key, Tensor) or key.dtype != torch.int64:
-        fail("key", "must be an int64 tensor [S, 2], see nft_ext.noise_key", str(getattr(key, "dtype", type(key).__name__)), TypeError)
+        fail(
+            "key",
+            "must be an int64 tensor [S, 2], see nft_ext.noise_key",
+            str(getattr(key, "dtype", type(key).__name__)),
+            TypeError,
+        )
     if key.dim() != 2 or key.shape[1] != 2 or key.shape[0] == 0:
         fail("key", "must have the shape [S, 2] with S >= 1", list(key.shape))
     if key.device != device:
@@ -127,7 +147,12 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def two(argument: str, value: Any, low: int) -> list[int]:
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and value[0] >= low <= value[1]:
+    if (
+        type(value) is tuple
+        and len(value) == 2
+        and type(value[0]) is type(value[1]) is int
+        and value[0] >= low <= value[1]
+    ):
         return list(value)  # the common case, on the path of every forward
     if not isinstance(value, (int, tuple, list)):
         fail(argument, "must be one or two integers", value)

@@ -1,7 +1,7 @@
 """What torch must know of the compiled operators: fake kernels and straight-through gradients.
 
-Arguments are those of csrc/ops.cpp. Public calls go through the autograd Functions at the end; the same `setup_context` and
-`backward` are registered for the raw operators, so `torch.ops.nft_ext.*` differentiates rightly too.
+Arguments are those of csrc/ops.cpp. Public calls go through the autograd Functions at the end; the same `setup_context`
+and `backward` are registered for the raw operators, so `torch.ops.nft_ext.*` differentiates rightly too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd.function import once_differentiable
 
-from nft_ext.ops import build_info, deterministic  # noqa: F401  (the libraries, and the kernel that is written in Python)
 from nft_ext._common.checks import fail
+from nft_ext.ops import build_info, deterministic  # noqa: F401  (the libraries, and the kernel that is written in Python)
 from nft_ext.ops.convolution import output_size
 
 ops = torch.ops.nft_ext
@@ -23,7 +23,11 @@ ops = torch.ops.nft_ext
 
 def _channels_last(x: Tensor) -> bool:
     """The kernels' rule for the result's memory format (csrc/aten.h, is_channels_last)."""
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and suggest_memory_format(x) == torch.channels_last
+    return (
+        x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and suggest_memory_format(x) == torch.channels_last
+    )
 
 
 def _rows(x: Tensor, key: Tensor, shared: bool) -> int:
@@ -55,8 +59,10 @@ def _(weights, weight_bits):
 
 @torch.library.register_fake("nft_ext::program_many")
 def _(weights, codes, steps, tables, key, streams, devices, scales, dtype, channels_last=False):
-    return [_programmed(weight, key.shape[0], devices[4 * i : 4 * i + 4], dtype, channels_last)
-            for i, weight in enumerate(weights)]
+    return [
+        _programmed(weight, key.shape[0], devices[4 * i : 4 * i + 4], dtype, channels_last)
+        for i, weight in enumerate(weights)
+    ]
 
 
 def _programmed(weight: Tensor, chips: int, device: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -110,14 +116,20 @@ def _(inputs, weights, biases, codes, steps, tables, keys, streams, devices, sca
 
 def _image(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An empty result of `shape` in x's memory format."""
-    return torch.empty(shape, dtype=x.dtype, device=x.device,
-                       memory_format=torch.channels_last if _channels_last(x) else torch.contiguous_format)
+    return torch.empty(
+        shape,
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if _channels_last(x) else torch.contiguous_format,
+    )
 
 
 def _fake_gradients(x: Tensor, weight: Tensor, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
     shapes = (x.shape, weight.shape, weight.shape[:1])
-    grads = [torch.empty(shape if wanted >> i & 1 else (0,), dtype=x.dtype if i == 0 else torch.float32, device=x.device)
-             for i, shape in enumerate(shapes)]
+    grads = [
+        torch.empty(shape if wanted >> i & 1 else (0,), dtype=x.dtype if i == 0 else torch.float32, device=x.device)
+        for i, shape in enumerate(shapes)
+    ]
     if wanted & 1 and _channels_last(x):
         grads[0] = grads[0].contiguous(memory_format=torch.channels_last)
     return tuple(grads)
@@ -186,7 +198,9 @@ torch.library.register_autograd("nft_ext::noisy_linear", _backward_linear, setup
 torch.library.register_autograd("nft_ext::noisy_conv2d", _backward_conv2d, setup_context=_setup_product)
 
 
-_NO_GRADIENT = "must not require a gradient, the {} operators have none: call them under torch.no_grad(), or use the plain ones"
+_NO_GRADIENT = (
+    "must not require a gradient, the {} operators have none: call them under torch.no_grad(), or use the plain ones"
+)
 _FOR_INFERENCE = ("noisy_linear_fused", "noisy_conv2d_fused", "noisy_cascade")
 
 
@@ -200,8 +214,9 @@ def _backward_of_nothing(ctx: Any, grad: Tensor) -> None:
 
 # Without these torch would warn only, and hand out gradients of zero.
 for _name in _FOR_INFERENCE:
-    torch.library.register_autograd(f"nft_ext::{_name}", _backward_of_nothing,
-                                    setup_context=functools.partial(_refuse_gradient, name=_name))
+    torch.library.register_autograd(
+        f"nft_ext::{_name}", _backward_of_nothing, setup_context=functools.partial(_refuse_gradient, name=_name)
+    )
 
 
 @torch.library.register_vmap("nft_ext::program")
@@ -246,8 +261,9 @@ class NoisyConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared):
-        return ops.noisy_conv2d(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups,
-                                shared)
+        return ops.noisy_conv2d(
+            x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared
+        )
 
     setup_context = staticmethod(_setup_product)
     backward = staticmethod(_backward_conv2d)
@@ -263,8 +279,9 @@ def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any
 
 
 def past_autograd(operator: Any, *arguments: Any) -> Tensor:
-    """The operator without torch's autograd layer, which costs more than a small product: evaluation calls it millions of times.
-    In eager mode, where no gradient can be asked for."""
+    """The operator without torch's autograd layer, which costs more than a small product: evaluation calls it millions
+    of times. In eager mode, where no gradient can be asked for.
+    """
     if torch.is_inference_mode_enabled():  # without it already
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
@@ -279,6 +296,10 @@ def call_fused(operator: Any, *arguments: Any) -> Tensor:
     """
     if torch.is_grad_enabled() and (wanting := [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]):
         kind = str(getattr(operator, "overloadpacket", operator)).rpartition("_")[2]
-        fail("x, weight, bias, scale, shift and residual", _NO_GRADIENT.format(kind), f"a tensor {list(wanting[0].shape)} that does",
-             RuntimeError)
+        fail(
+            "x, weight, bias, scale, shift and residual",
+            _NO_GRADIENT.format(kind),
+            f"a tensor {list(wanting[0].shape)} that does",
+            RuntimeError,
+        )
     return operator(*arguments) if torch.compiler.is_compiling() else past_autograd(operator, *arguments)

@@ -40,21 +40,35 @@ class Converged:
 
 def converged(table: Sequence[Row]) -> list[Converged]:
     """One entry a row of `table`, in its order."""
-    clean = {panel: max(max(row.clean_per_seed) for row in table if row.panel == panel)
-             for panel in {r.panel for r in table}}
+    clean = {
+        panel: max(max(row.clean_per_seed) for row in table if row.panel == panel) for panel in {r.panel for r in table}
+    }
     judged = {}
     for row in table:
         # The clips below take off what rounding put beyond 1.
         fractions = np.clip(np.array(row.per_seed) / 100, 0, 1)
-        judged[row.panel, row.sigma, row.variant] = (convergence(fractions),
-                                                     convergence(fractions, clean=min(1.0, clean[row.panel] / 100)))
+        judged[row.panel, row.sigma, row.variant] = (
+            convergence(fractions),
+            convergence(fractions, clean=min(1.0, clean[row.panel] / 100)),
+        )
     found = []
     for row in table:
         relative, absolute = judged[row.panel, row.sigma, row.variant]
         other = judged.get((row.panel, row.sigma, AGAINST)) if row.variant != AGAINST else None
         paper = published.convergence(row.variant, row.panel, row.sigma)
-        found.append(Converged(
-            row.panel, row.variant, row.sigma, row.per_seed, relative, absolute, clean[row.panel],
-            relative.differs_from(other[0]) if other else None, absolute.differs_from(other[1]) if other else None,
-            paper, clopper_pearson(paper[1] - paper[0], paper[1]) if paper else None))
+        found.append(
+            Converged(
+                row.panel,
+                row.variant,
+                row.sigma,
+                row.per_seed,
+                relative,
+                absolute,
+                clean[row.panel],
+                relative.differs_from(other[0]) if other else None,
+                absolute.differs_from(other[1]) if other else None,
+                paper,
+                clopper_pearson(paper[1] - paper[0], paper[1]) if paper else None,
+            )
+        )
     return found

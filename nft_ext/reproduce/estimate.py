@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from nft_ext import methods, models
+from nft_ext._common.channels_last import channels_last
+from nft_ext.device import NVMDevice
+from nft_ext.methods import Method
 from nft_ext.nn.contexts import chips
 from nft_ext.nn.conversion import convert
-from nft_ext.device import NVMDevice
-from nft_ext._common.channels_last import channels_last
-from nft_ext.methods import Method
 from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.work import sets
 
@@ -28,8 +28,15 @@ def seconds(cells: Sequence[Cell], data_dir: str | None) -> dict[str, float]:
     found = {}
     for cell in cells:
         train, test = sets(cell.panel, cell.scale, data_dir)
-        kind = (cell.panel, cell.method["name"], cell.method.get("feedbacks"), cell.scale.width, cell.scale.batch_size,
-                cell.scale.precision, cell.scale.channels_last)
+        kind = (
+            cell.panel,
+            cell.method["name"],
+            cell.method.get("feedbacks"),
+            cell.scale.width,
+            cell.scale.batch_size,
+            cell.scale.precision,
+            cell.scale.channels_last,
+        )
         if kind not in known:
             known[kind] = _measured(cell, train.images, train.labels, train.num_classes)
         step, image = known[kind]
@@ -49,7 +56,9 @@ def _measured(cell: Cell, images: torch.Tensor, labels: torch.Tensor, classes: i
     recipe = cell.scale.recipe(cell.panel)
     method: Method = methods.build(**cell.method)
     nvm = NVMDevice(sigma=cell.sigma or 0.1)
-    prepared = method.prepare(model, None if method.sigma is None else nvm).train().to(memory_format=recipe.memory_format)
+    prepared = (
+        method.prepare(model, None if method.sigma is None else nvm).train().to(memory_format=recipe.memory_format)
+    )
     optimizer = torch.optim.Adam(prepared.parameters(), lr=1e-4)
     x, target = recipe.laid_out(images[: cell.scale.batch_size]), labels[: cell.scale.batch_size]
 
@@ -60,7 +69,10 @@ def _measured(cell: Cell, images: torch.Tensor, labels: torch.Tensor, classes: i
         loss.backward()
         optimizer.step()
 
-    noisy, batch = convert(model.eval(), nvm), channels_last(images[: min(BATCH, cell.scale.test_images or BATCH)])  # as monte_carlo on a CPU
+    noisy, batch = (
+        convert(model.eval(), nvm),
+        channels_last(images[: min(BATCH, cell.scale.test_images or BATCH)]),
+    )  # as monte_carlo on a CPU
 
     @torch.no_grad()
     def inference() -> None:

@@ -17,12 +17,26 @@ from nft_ext.reproduce.tables import label
 
 FEW = 5  # sigmas
 CHANCE = {"mnist": 10.0, "digits": 10.0, "cifar10": 10.0, "cifar100": 1.0, "tinyimagenet": 0.5}  # percent
-MARKERS = {"vanilla": "v", "noise": "s", "control": "D", "control-ovf": "D", "control-irs": "d", "censored": "P",
-           "correctnet": "X",
-           "ovf": "o", "irs": "^"}
-NAMES = {"noise": "noise injection", "control": "control (scaled logits)", "control-ovf": "control of OVF",
-         "control-irs": "control of IRS",
-         "ovf": "OVF", "irs": "IRS", "correctnet": "CorrectNet"}
+MARKERS = {
+    "vanilla": "v",
+    "noise": "s",
+    "control": "D",
+    "control-ovf": "D",
+    "control-irs": "d",
+    "censored": "P",
+    "correctnet": "X",
+    "ovf": "o",
+    "irs": "^",
+}
+NAMES = {
+    "noise": "noise injection",
+    "control": "control (scaled logits)",
+    "control-ovf": "control of OVF",
+    "control-irs": "control of IRS",
+    "ovf": "OVF",
+    "irs": "IRS",
+    "correctnet": "CorrectNet",
+}
 
 
 @dataclass(frozen=True)
@@ -39,14 +53,40 @@ class Theme:
         return self.colours.get(variant.split()[0], self.ink)
 
 
-LIGHT = Theme("#FFFFFF", "#222222", "#767676", "#E4E4E4", {
-    "vanilla": "#767676", "noise": "#0072B2", "control": "#000000", "control-ovf": "#000000", "control-irs": "#6B4C9A",
-    "censored": "#B8860B",
-    "correctnet": "#CC79A7", "ovf": "#D55E00", "irs": "#009E73"})
-DARK = Theme("#16181C", "#E8E8E8", "#9A9A9A", "#33363C", {
-    "vanilla": "#9A9A9A", "noise": "#56B4E9", "control": "#FFFFFF", "control-ovf": "#FFFFFF", "control-irs": "#B79CED",
-    "censored": "#F0C244",
-    "correctnet": "#E7A3CB", "ovf": "#FF8A3D", "irs": "#2FD1A2"})
+LIGHT = Theme(
+    "#FFFFFF",
+    "#222222",
+    "#767676",
+    "#E4E4E4",
+    {
+        "vanilla": "#767676",
+        "noise": "#0072B2",
+        "control": "#000000",
+        "control-ovf": "#000000",
+        "control-irs": "#6B4C9A",
+        "censored": "#B8860B",
+        "correctnet": "#CC79A7",
+        "ovf": "#D55E00",
+        "irs": "#009E73",
+    },
+)
+DARK = Theme(
+    "#16181C",
+    "#E8E8E8",
+    "#9A9A9A",
+    "#33363C",
+    {
+        "vanilla": "#9A9A9A",
+        "noise": "#56B4E9",
+        "control": "#FFFFFF",
+        "control-ovf": "#FFFFFF",
+        "control-irs": "#B79CED",
+        "censored": "#F0C244",
+        "correctnet": "#E7A3CB",
+        "ovf": "#FF8A3D",
+        "irs": "#2FD1A2",
+    },
+)
 
 
 def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Theme, suffix: str) -> bytes:
@@ -68,20 +108,32 @@ def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Th
         figure = matplotlib.figure.Figure(layout="constrained")
         draw(figure, rows, theme) if draw else _convergence(figure, counts, theme)
         content = io.BytesIO()
-        figure.savefig(content, format=suffix, dpi=150,
-                       metadata={"Date": None} if suffix == "svg" else {"Software": None})
+        figure.savefig(
+            content, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else {"Software": None}
+        )
     return content.getvalue()
 
 
 def _style(theme: Theme) -> dict[str, Any]:
     return {
-        "font.size": 10, "axes.edgecolor": theme.faint, "axes.labelcolor": theme.ink, "text.color": theme.ink,
+        "font.size": 10,
+        "axes.edgecolor": theme.faint,
+        "axes.labelcolor": theme.ink,
+        "text.color": theme.ink,
         "xtick.color": theme.ink,
-        "ytick.color": theme.ink, "axes.facecolor": theme.ground, "figure.facecolor": theme.ground,
+        "ytick.color": theme.ink,
+        "axes.facecolor": theme.ground,
+        "figure.facecolor": theme.ground,
         "savefig.facecolor": theme.ground,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
         "grid.color": theme.grid,
-        "grid.linewidth": 0.6, "axes.axisbelow": True, "svg.hashsalt": "nft_ext", "legend.frameon": False,
+        "grid.linewidth": 0.6,
+        "axes.axisbelow": True,
+        "svg.hashsalt": "nft_ext",
+        "legend.frameon": False,
         "text.parse_math": False,
     }
 
@@ -97,13 +149,19 @@ def _grid(figure: Any, rows: Sequence[Row]) -> list[tuple[str, Any]]:
     lines = math.ceil(len(panels) / columns)
     figure.set_size_inches((8.2, 4.9) if len(panels) == 1 else (4.4 * columns, 3.6 * lines + 0.7))
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for unused in axes[len(panels):]:
+    for unused in axes[len(panels) :]:
         unused.remove()
     return list(zip(panels, axes))
 
 
-def _sweep(figure: Any, rows: Sequence[Row], theme: Theme, value: str, band: Callable[[Row], tuple[float, float]],
-           published: str) -> list[tuple[str, Any]]:
+def _sweep(
+    figure: Any,
+    rows: Sequence[Row],
+    theme: Theme,
+    value: str,
+    band: Callable[[Row], tuple[float, float]],
+    published: str,
+) -> list[tuple[str, Any]]:
     """Every method's line over sigma with its reach (low, high), and the published points.
 
     At few sigmas the lines stand side by side with a bar a point; bands of lines that nearly coincide hide each other.
@@ -114,8 +172,9 @@ def _sweep(figure: Any, rows: Sequence[Row], theme: Theme, value: str, band: Cal
         sigmas = sorted({row.sigma for row in rows if row.panel == panel})
         apart = 0.011 * (sigmas[-1] - sigmas[0] or 1.0) if len(sigmas) <= FEW else 0.0
         for place, variant in enumerate(variants):
-            line = sorted((row for row in rows if (row.panel, row.variant) == (panel, variant)),
-                          key=lambda row: row.sigma)
+            line = sorted(
+                (row for row in rows if (row.panel, row.variant) == (panel, variant)), key=lambda row: row.sigma
+            )
             sigma, mean = (np.array([getattr(row, name) for row in line], float) for name in ("sigma", value))
             low, high = np.array([band(row) for row in line], float).reshape(-1, 2).T
             colour, marker = theme.colour(variant), MARKERS.get(variant, "o")
@@ -124,8 +183,9 @@ def _sweep(figure: Any, rows: Sequence[Row], theme: Theme, value: str, band: Cal
                 axes.vlines(at, low, high, color=colour, linewidth=1.4, alpha=0.8)
             else:
                 axes.fill_between(at, low, high, color=colour, alpha=0.16, linewidth=0)
-            axes.plot(at, mean, color=colour, marker=marker, markersize=5, linewidth=1.7,
-                      label=NAMES.get(variant, variant))
+            axes.plot(
+                at, mean, color=colour, marker=marker, markersize=5, linewidth=1.7, label=NAMES.get(variant, variant)
+            )
             paper = [(x, getattr(row, published)) for x, row in zip(at, line) if getattr(row, published) is not None]
             if paper:
                 axes.plot(*zip(*paper), marker, mfc="none", mec=colour, markersize=8, markeredgewidth=1.3)
@@ -142,8 +202,9 @@ def _legend(figure: Any, axes: Any, theme: Theme, paper: bool) -> None:
 
     handles, names = axes.get_legend_handles_labels()
     if paper:
-        handles.append(Line2D([], [], marker="o", linestyle="none", mfc="none", mec=theme.ink, markersize=8,
-                              markeredgewidth=1.3))
+        handles.append(
+            Line2D([], [], marker="o", linestyle="none", mfc="none", mec=theme.ink, markersize=8, markeredgewidth=1.3)
+        )
         names.append("hollow: published")
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=9)
 
@@ -175,9 +236,15 @@ def _accuracy(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
         axes.set_ylim(*_limits(seen))
         if chance is not None and axes.get_ylim()[0] < chance:
             axes.axhline(chance, color=theme.faint, linewidth=0.8, linestyle=(0, (2, 3)))
-            axes.annotate("chance", (0, chance), xycoords=("axes fraction", "data"), xytext=(3, 2),
-                          textcoords="offset points",
-                          color=theme.faint, fontsize=8)
+            axes.annotate(
+                "chance",
+                (0, chance),
+                xycoords=("axes fraction", "data"),
+                xytext=(3, 2),
+                textcoords="offset points",
+                color=theme.faint,
+                fontsize=8,
+            )
         axes.set_ylabel("accuracy, %")
     figure.suptitle(f"Accuracy over programmed chips ({_with_seeds(rows)})", fontsize=11, x=0.01, ha="left")
 
@@ -190,14 +257,19 @@ def _ekl(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
     for panel, axes in _sweep(figure, rows, theme, "ekl", reach, "published_ekl"):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        seen = [v for row in rows if row.panel == panel for v in (row.ekl, row.published_ekl)
-                if v is not None and v > 0]
+        seen = [
+            v for row in rows if row.panel == panel for v in (row.ekl, row.published_ekl) if v is not None and v > 0
+        ]
         if seen:
             axes.set_ylim(min(seen) / 2, max(seen) * 2)
         axes.set_ylabel("EKL, nat")
     title = f"Expected KL divergence of right answers ({_with_seeds(rows, 'lowest to highest')})"
-    figure.suptitle(f"{title}\nthe published EKL is of a model and data set that the paper does not name", fontsize=11,
-                    x=0.01, ha="left")
+    figure.suptitle(
+        f"{title}\nthe published EKL is of a model and data set that the paper does not name",
+        fontsize=11,
+        x=0.01,
+        ha="left",
+    )
 
 
 def _convergence(figure: Any, counts: Sequence[Converged], theme: Theme) -> None:
@@ -211,17 +283,21 @@ def _convergence(figure: Any, counts: Sequence[Converged], theme: Theme) -> None
             place = x + np.linspace(-0.2, 0.2, len(accuracy)) if len(accuracy) > 1 else np.array([float(x)])
             good = np.array(one.relative.converged)
             axes.plot(place[good], accuracy[good], "o", mfc=colour, mec=theme.ground, markersize=8)
-            axes.plot(place[~good], accuracy[~good], "X", mfc=theme.ground, mec=colour, markersize=9,
-                      markeredgewidth=1.5)
+            axes.plot(
+                place[~good], accuracy[~good], "X", mfc=theme.ground, mec=colour, markersize=9, markeredgewidth=1.5
+            )
             bar = 100 * one.relative.thresholds[0]
             axes.plot([x - 0.32, x + 0.32], [bar, bar], color=colour, linewidth=1.4)
         common = 100 * here[0].absolute.thresholds[0]
         axes.axhline(common, color=theme.faint, linestyle=(0, (5, 3)), linewidth=1.1)
         axes.set_xticks(range(len(here)), [_counted(one) for one in here])
         axes.set(xlim=(-0.55, len(here) - 0.45), ylabel="accuracy over chips, %")
-        axes.set_title(f"{panel}, sigma {sigma:g}: one mark a training. Short line: 5 points below the method's mean,\n"
-                       f"crosses lie below it. Dashed: {common:.1f} %, 90 % of the highest clean accuracy.",
-                       fontsize=9.5, loc="left")
+        axes.set_title(
+            f"{panel}, sigma {sigma:g}: one mark a training. Short line: 5 points below the method's mean,\n"
+            f"crosses lie below it. Dashed: {common:.1f} %, 90 % of the highest clean accuracy.",
+            fontsize=9.5,
+            loc="left",
+        )
 
 
 def _counted(one: Converged) -> str:
@@ -233,20 +309,29 @@ def _counted(one: Converged) -> str:
 def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
     """A line a variant: mean with its interval, a faint dot a seed, the published value hollow."""
     places = list(dict.fromkeys((row.panel, row.sigma) for row in rows))
-    figure.set_size_inches(8.2, sum(0.9 + 0.27 * sum((r.panel, r.sigma) == place for r in rows)
-                                    for place in places) + 0.5)
+    figure.set_size_inches(
+        8.2, sum(0.9 + 0.27 * sum((r.panel, r.sigma) == place for r in rows) for place in places) + 0.5
+    )
     sizes = [2 + sum((r.panel, r.sigma) == place for r in rows) for place in places]
     plots = figure.subplots(len(places), 1, squeeze=False, height_ratios=sizes).ravel()
     for (panel, sigma), axes in zip(places, plots):
-        here = sorted((row for row in rows if (row.panel, row.sigma) == (panel, sigma)),
-                      key=lambda row: rank(row.variant))
+        here = sorted(
+            (row for row in rows if (row.panel, row.sigma) == (panel, sigma)), key=lambda row: rank(row.variant)
+        )
         heights, height = [], 0.0
         for before, row in zip([None, *here], here):
             height += 1.6 if before is not None and rank(before.variant)[:2] != rank(row.variant)[:2] else 1.0
             heights.append(height)
             colour = theme.colour(row.variant)
-            axes.plot(row.per_seed, [height + 0.36] * len(row.per_seed), "o", color=colour, alpha=0.7, markersize=3.2,
-                      markeredgewidth=0)
+            axes.plot(
+                row.per_seed,
+                [height + 0.36] * len(row.per_seed),
+                "o",
+                color=colour,
+                alpha=0.7,
+                markersize=3.2,
+                markeredgewidth=0,
+            )
             axes.plot(_interval(row), [height, height], color=colour, linewidth=1.6, alpha=0.8)
             axes.plot(row.accuracy, height, "o", color=colour, markersize=7)
             if row.published is not None:
@@ -260,8 +345,12 @@ def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
         axes.set_xlabel("accuracy over chips, %")
         axes.set_title(f"{panel}, sigma {sigma:g}", fontsize=10, loc="left")
     interval = _with_seeds(rows)
-    figure.suptitle(f"Accuracy over programmed chips. Filled: ours ({interval};\n"
-                    "small dots: the seeds). Hollow: published.", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(
+        f"Accuracy over programmed chips. Filled: ours ({interval};\nsmall dots: the seeds). Hollow: published.",
+        fontsize=11,
+        x=0.01,
+        ha="left",
+    )
 
 
 def _settings(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
@@ -279,8 +368,15 @@ def _settings(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
                 if row is None:
                     continue
                 x = group + 0.18 * (place - (len(methods) - 1) / 2)
-                axes.plot([x + 0.06] * len(row.per_seed), row.per_seed, "o", color=colour, alpha=0.5, markersize=2.6,
-                          markeredgewidth=0)
+                axes.plot(
+                    [x + 0.06] * len(row.per_seed),
+                    row.per_seed,
+                    "o",
+                    color=colour,
+                    alpha=0.5,
+                    markersize=2.6,
+                    markeredgewidth=0,
+                )
                 axes.plot([x, x], _interval(row), color=colour, linewidth=1.6, alpha=0.8)
                 axes.plot(x, row.accuracy, marker, color=colour, markersize=6.5, label=NAMES.get(method, method))
         axes.set_xticks(range(1 + len(SETTINGS)), ["as it is", *SETTINGS])
@@ -289,5 +385,6 @@ def _settings(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
     handles, names = plots[0].get_legend_handles_labels()
     unique = dict(zip(names, handles))
     figure.legend(unique.values(), unique, loc="outside lower center", ncols=4, fontsize=9)
-    figure.suptitle(f"Accuracy under each setting ({_with_seeds(rows)}; small dots: the seeds)", fontsize=11, x=0.01,
-                    ha="left")
+    figure.suptitle(
+        f"Accuracy under each setting ({_with_seeds(rows)}; small dots: the seeds)", fontsize=11, x=0.01, ha="left"
+    )

@@ -1,4 +1,6 @@
-"""Which cells an experiment needs. A cell is one network: panel, variant of a method, sigma it is trained at, training seed."""
+"""Which cells an experiment needs. A cell is one network: panel, variant of a method, sigma it is trained at, training
+seed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ EXPERIMENTS = ("figure3", "figure4", "table1", "table2", "convergence", "ablatio
 
 @dataclass(frozen=True)
 class Cell:
-    """One network to train and measure. method: `Method.config()`; sigma: trained at, None without noise; sigmas: measured at.
+    """One network to train and measure. method: `Method.config()`; sigma: trained at, None without noise; sigmas:
+    measured at.
     pretrained: epochs of vanilla training that come first."""
 
     panel: Panel
@@ -39,10 +42,21 @@ class Cell:
         """All that decides the outcome; the report reads it, and the key hashes it."""
         recipe = self.scale.replace(epochs=self.epochs).recipe(self.panel)
         return {
-            "panel": self.panel.name, "variant": self.variant, "method": self.method, "sigma": self.sigma, "sigmas": list(self.sigmas),
-            "seed": self.seed, "model": self.panel.model, "dataset": self.panel.dataset, "width": self.scale.width,
-            **dataclasses.asdict(recipe), "train_images": self.scale.train_images, "test_images": self.scale.test_images,
-            "runs": self.scale.runs, "validation": self.scale.validation, "validation_chips": self.scale.validation_chips,
+            "panel": self.panel.name,
+            "variant": self.variant,
+            "method": self.method,
+            "sigma": self.sigma,
+            "sigmas": list(self.sigmas),
+            "seed": self.seed,
+            "model": self.panel.model,
+            "dataset": self.panel.dataset,
+            "width": self.scale.width,
+            **dataclasses.asdict(recipe),
+            "train_images": self.scale.train_images,
+            "test_images": self.scale.test_images,
+            "runs": self.scale.runs,
+            "validation": self.scale.validation,
+            "validation_chips": self.scale.validation_chips,
             "pretrained": self.pretrained,
             # Said only where it is not the usual one: the keys of finished cells stay what they are.
             **({} if self.scale.selection == "validation" else {"selection": self.scale.selection}),
@@ -61,7 +75,9 @@ class Cell:
         """The vanilla network that a pretrained one begins from, a cell as well."""
         if not self.pretrained:
             return None
-        return Cell(self.panel, "vanilla", methods.Vanilla().config(), None, self.sigmas, self.seed, self.scale, self.pretrained)
+        return Cell(
+            self.panel, "vanilla", methods.Vanilla().config(), None, self.sigmas, self.seed, self.scale, self.pretrained
+        )
 
     def __str__(self) -> str:
         where = "" if self.sigma is None else f", sigma {self.sigma:g}"
@@ -80,6 +96,7 @@ def beta_of(method: str, panel: Panel) -> float:
 
 def figure_variants(panel: Panel, names: Sequence[str]) -> Variants:
     """The lines of a figure, in the order asked for. A control for each factor 1/(N+1) among OVF (N = 3) and IRS."""
+
     def ovf(sigma: float) -> Method:
         return methods.OVF(sigma=sigma, beta=beta_of("ovf", panel))
 
@@ -92,7 +109,10 @@ def figure_variants(panel: Panel, names: Sequence[str]) -> Variants:
     n = SNAPSHOTS[panel.model]
     controls: Variants = {"control": lambda sigma: methods.ScaledLogits(sigma=sigma, feedbacks=3)}
     if n != 3:
-        controls = {"control-ovf": controls["control"], "control-irs": lambda sigma: methods.ScaledLogits(sigma=sigma, feedbacks=n)}
+        controls = {
+            "control-ovf": controls["control"],
+            "control-irs": lambda sigma: methods.ScaledLogits(sigma=sigma, feedbacks=n),
+        }
     found: Variants = {}
     for name in names:
         one_of("method", name, FIGURE_METHODS)
@@ -101,9 +121,14 @@ def figure_variants(panel: Panel, names: Sequence[str]) -> Variants:
         else:
             # censored: the same noise before the cut as a chip's, whose std is 0.7776 sigma max|W| at 8 and 2 bits.
             found[name] = {
-                "vanilla": lambda sigma: methods.Vanilla(), "noise": lambda sigma: methods.NoiseInjection(sigma=sigma),
+                "vanilla": lambda sigma: methods.Vanilla(),
+                "noise": lambda sigma: methods.NoiseInjection(sigma=sigma),
                 "censored": lambda sigma: methods.Censored(sigma=sigma, noise_sigma=0.7776 * sigma),
-                "correctnet": lambda sigma: methods.CorrectNet(), "correctnet+noise": both, "ovf": ovf, "irs": irs}[name]
+                "correctnet": lambda sigma: methods.CorrectNet(),
+                "correctnet+noise": both,
+                "ovf": ovf,
+                "irs": irs,
+            }[name]
     return found
 
 
@@ -118,10 +143,14 @@ def with_control(names: Sequence[str]) -> tuple[str, ...]:
 def number_variants(panel: Panel, control: bool = True) -> Variants:
     """N = 1 .. 5 feedbacks, and the control of each."""
     ovf, irs = beta_of("ovf", panel), beta_of("irs", panel)
-    found: Variants = {f"ovf n={n}": lambda sigma, n=n: methods.OVF(sigma=sigma, beta=ovf, feedbacks=n) for n in range(1, 6)}
+    found: Variants = {
+        f"ovf n={n}": lambda sigma, n=n: methods.OVF(sigma=sigma, beta=ovf, feedbacks=n) for n in range(1, 6)
+    }
     found |= {f"irs n={n}": lambda sigma, n=n: methods.IRS(sigma=sigma, beta=irs, feedbacks=n) for n in range(1, 6)}
     if control:
-        found |= {f"control n={n}": lambda sigma, n=n: methods.ScaledLogits(sigma=sigma, feedbacks=n) for n in range(1, 6)}
+        found |= {
+            f"control n={n}": lambda sigma, n=n: methods.ScaledLogits(sigma=sigma, feedbacks=n) for n in range(1, 6)
+        }
     return found
 
 
@@ -134,19 +163,29 @@ def other_variants(panel: Panel, control: bool = True) -> Variants:
         "irs reversed decay": lambda sigma: methods.IRS(sigma=sigma, beta=irs, reversed_decay=True),
         "ovf reversed delta": lambda sigma: methods.OVF(sigma=sigma, beta=ovf, delta=-0.05),
         "irs noise-free classifiers": lambda sigma: methods.IRS(sigma=sigma, beta=irs, noisy_classifiers=False),
-        "ovf published": lambda sigma: methods.OVF(sigma=sigma, beta=ovf, published_variant=True)}
+        "ovf published": lambda sigma: methods.OVF(sigma=sigma, beta=ovf, published_variant=True),
+    }
 
 
-def cells(experiment: str, panel: str | None, scale: Scale, sigmas: Sequence[float] | None = None, names: Sequence[str] | None = None,
-          seeds: int | None = None, control: bool = True) -> list[Cell]:
+def cells(
+    experiment: str,
+    panel: str | None,
+    scale: Scale,
+    sigmas: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
+    seeds: int | None = None,
+    control: bool = True,
+) -> list[Cell]:
     """The cells of an experiment, seed by seed, so that what is finished early shows every line of the figure.
 
-    figure3, figure4: accuracy and EKL against sigma, the same networks; every noisy method is a network of its own at each sigma,
-    vanilla and CorrectNet are one network, measured at all. table1: number of feedbacks N; table2: pretrained start (our source
-    does not number the paper's tables: these are two of the tables its text gives). convergence: one sigma, ten seeds. ablations: both
-    tables and the reversed, noise-free and published variants. protocol: one sigma, one setting of the training changed at a time.
+    figure3, figure4: accuracy and EKL against sigma, the same networks; every noisy method is a network of its own at
+    each sigma, vanilla and CorrectNet are one network, measured at all. table1: number of feedbacks N; table2:
+    pretrained start (our source does not number the paper's tables: these are two of the tables its text gives).
+    convergence: one sigma, ten seeds. ablations: both tables and the reversed, noise-free and published variants.
+    protocol: one sigma, one setting of the training changed at a time.
 
-    Wherever OVF or IRS stands, so does its control (the same factor 1/(N+1), no feedback, equal epochs), unless `control` is False.
+    Wherever OVF or IRS stands, so does its control (the same factor 1/(N+1), no feedback, equal epochs), unless
+    `control` is False.
 
     Raises:
         ValueError: unknown experiment, panel or method (with near matches), sigma negative, seeds < 1.
@@ -188,7 +227,9 @@ def _each(panel: Panel, variants: Variants, sigmas: tuple[float, ...], seed: int
 
 
 def _pretrained(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: int, scale: Scale) -> Iterator[Cell]:
-    """A vanilla network, then a quarter, half and all of the epochs by OVF, IRS or their control; and these from scratch."""
+    """A vanilla network, then a quarter, half and all of the epochs by OVF, IRS or their control; and these from
+    scratch.
+    """
     vanilla = figure_variants(panel, ("vanilla",))
     yield from _each(panel, vanilla, sigmas, seed, scale)
     trained = figure_variants(panel, ("control", "ovf", "irs") if control else ("ovf", "irs"))
@@ -197,17 +238,29 @@ def _pretrained(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: in
         for name, make in trained.items():
             for share in (0.25, 0.5, 1.0):
                 epochs = max(1, round(share * scale.epochs))
-                yield Cell(panel, f"{name} pretrained, {200 * share:g}/200 epochs", make(sigma).config(), sigma, (sigma,), seed, scale,
-                           epochs, scale.epochs)
+                yield Cell(
+                    panel,
+                    f"{name} pretrained, {200 * share:g}/200 epochs",
+                    make(sigma).config(),
+                    sigma,
+                    (sigma,),
+                    seed,
+                    scale,
+                    epochs,
+                    scale.epochs,
+                )
 
 
 def _settings(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: int, scale: Scale) -> Iterator[Cell]:
     """The methods as they are, then under each setting; variants are called "METHOD SETTING"."""
+
     def named(names: Sequence[str]) -> Variants:
         return figure_variants(panel, [name for name in names if control or name != "control"])
 
     yield from _each(panel, named(METHODS), sigmas, seed, scale)
     for name, setting in SETTINGS.items():
-        variants = {f"{method} {name}": lambda sigma, make=make: dataclasses.replace(make(sigma), **setting.options)
-                    for method, make in named(setting.methods).items()}
+        variants = {
+            f"{method} {name}": lambda sigma, make=make: dataclasses.replace(make(sigma), **setting.options)
+            for method, make in named(setting.methods).items()
+        }
         yield from _each(panel, variants, sigmas, seed, setting.change(scale, panel))

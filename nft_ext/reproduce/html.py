@@ -68,8 +68,9 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
         if section.items:
             body.append("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in section.items) + "</ul>")
         if section.pairs:
-            lines = "".join(f"<tr><td>{escape(k)}</td><td class=\"text\">{escape(v)}</td></tr>"
-                            for k, v in section.pairs.items())
+            lines = "".join(
+                f'<tr><td>{escape(k)}</td><td class="text">{escape(v)}</td></tr>' for k, v in section.pairs.items()
+            )
             body.append(f'<div class="wide"><table><tbody>{lines}</tbody></table></div>')
         if section.code:
             body.append(f"<pre>{escape(section.code)}</pre>")
@@ -81,18 +82,23 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    light, dark = (f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-                   for svg in (picture.light, picture.dark))
-    return (f'<figure><div class="wide"><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-            f'<img src="{light}" alt="{escape(picture.caption)}"></picture></div>'
-            f"<figcaption>{escape(picture.caption)}</figcaption></figure>")
+    light, dark = (
+        f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for svg in (picture.light, picture.dark)
+    )
+    return (
+        f'<figure><div class="wide"><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
+        f'<img src="{light}" alt="{escape(picture.caption)}"></picture></div>'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+    )
 
 
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
     lines = "".join("<tr>" + "".join(_cell(text) for text in line) + "</tr>" for line in table.body)
-    return (f'<div class="wide"><table><caption>{escape(table.title)}</caption><thead><tr>{head}</tr></thead>'
-            f"<tbody>{lines}</tbody></table></div>")
+    return (
+        f'<div class="wide"><table><caption>{escape(table.title)}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
+    )
 
 
 def _cell(text: str) -> str:

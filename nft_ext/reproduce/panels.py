@@ -24,9 +24,19 @@ class Panel:
 
 
 # The six of arXiv 2305.14561, Figure 3, and two on digits, which need no files: a trial before a long run.
-PANELS = {f"{model}-{dataset}": Panel(f"{model}-{dataset}", model, dataset) for model, dataset in (
-    ("vgg8", "mnist"), ("vgg8", "cifar10"), ("resnet18", "mnist"), ("resnet18", "cifar10"), ("resnet18", "cifar100"),
-    ("resnet18", "tinyimagenet"), ("vgg8", "digits"), ("resnet18", "digits"))}
+PANELS = {
+    f"{model}-{dataset}": Panel(f"{model}-{dataset}", model, dataset)
+    for model, dataset in (
+        ("vgg8", "mnist"),
+        ("vgg8", "cifar10"),
+        ("resnet18", "mnist"),
+        ("resnet18", "cifar10"),
+        ("resnet18", "cifar100"),
+        ("resnet18", "tinyimagenet"),
+        ("vgg8", "digits"),
+        ("resnet18", "digits"),
+    )
+}
 
 
 def panel_named(name: str) -> Panel:
@@ -38,11 +48,13 @@ def panel_named(name: str) -> Panel:
 class Scale:
     """How large a run is. All of it is recorded in every cell.
 
-    width: factor on the networks' channels. epochs, batch_size: of a training; lr: None for the paper's. train_images, test_images:
-    evenly spaced over the sets, None: all. runs: chips a point. validation: share of the training images. selection: the
-    epoch kept is the best on the validation split, the last, or, as in the published code and only to see what that does, the
-    best on the test images under one noisy pass (on one chip, the same each epoch). sigmas, methods: a figure's, where the
-    command names none. precision, channels_last: of the training (`nft_ext.training.Recipe`); what is measured is in float32.
+    width: factor on the networks' channels. epochs, batch_size: of a training; lr: None for the paper's. train_images,
+    test_images:
+    evenly spaced over the sets, None: all. runs: chips a point. validation: share of the training images. selection:
+    the epoch kept is the best on the validation split, the last, or, as in the published code and only to see what that
+    does, the best on the test images under one noisy pass (on one chip, the same each epoch). sigmas, methods: a
+    figure's, where the command names none. precision, channels_last: of the training (`nft_ext.training.Recipe`); what
+    is measured is in float32.
     """
 
     width: float = 1.0
@@ -87,9 +99,29 @@ class Scale:
 
 
 PRESETS = {
-    "smoke": Scale(width=0.0625, epochs=1, batch_size=64, lr=2e-3, train_images=500, test_images=100, runs=4, sigmas=(0.1, 0.3),
-                   methods=("vanilla", "noise", "control", "ovf", "irs")),
-    "quick": Scale(width=0.125, epochs=5, batch_size=32, lr=2e-3, train_images=3000, test_images=400, runs=30, validation_chips=2,
-                   seeds=5, sigmas=(0.2, 0.3, 0.35), methods=("vanilla", "noise", "control", "ovf", "irs")),
+    "smoke": Scale(
+        width=0.0625,
+        epochs=1,
+        batch_size=64,
+        lr=2e-3,
+        train_images=500,
+        test_images=100,
+        runs=4,
+        sigmas=(0.1, 0.3),
+        methods=("vanilla", "noise", "control", "ovf", "irs"),
+    ),
+    "quick": Scale(
+        width=0.125,
+        epochs=5,
+        batch_size=32,
+        lr=2e-3,
+        train_images=3000,
+        test_images=400,
+        runs=30,
+        validation_chips=2,
+        seeds=5,
+        sigmas=(0.2, 0.3, 0.35),
+        methods=("vanilla", "noise", "control", "ovf", "irs"),
+    ),
     "paper": Scale(),
 }

@@ -14,8 +14,25 @@ RUNS = 200  # the paper's, of a Monte Carlo evaluation
 
 def conditions(cells: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Settings of the cells in words, name -> value or values."""
-    names = ("model", "dataset", "width", "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay",
-             "precision", "channels_last", "train_images", "test_images", "validation", "validation_chips", "runs", "device")
+    names = (
+        "model",
+        "dataset",
+        "width",
+        "epochs",
+        "batch_size",
+        "optimizer",
+        "lr",
+        "schedule",
+        "weight_decay",
+        "precision",
+        "channels_last",
+        "train_images",
+        "test_images",
+        "validation",
+        "validation_chips",
+        "runs",
+        "device",
+    )
     found = {name: values(cells, name) for name in names}
     return {name.replace("_", " "): _words(seen) for name, seen in found.items() if seen}
 
@@ -26,14 +43,18 @@ def values(cells: Sequence[dict[str, Any]], name: str) -> list[Any]:
 
 
 def _words(seen: list[Any]) -> str:
-    return ", ".join("all" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-                     for value in seen)
+    return ", ".join(
+        "all" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in seen
+    )
 
 
 def machines(cells: Sequence[dict[str, Any]]) -> list[str]:
     """Versions and machine the cells were computed with, a line each distinct set."""
-    return list(dict.fromkeys(", ".join(f"{name} {value}" for name, value in cell.get("versions", {}).items())
-                              for cell in cells))
+    return list(
+        dict.fromkeys(
+            ", ".join(f"{name} {value}" for name, value in cell.get("versions", {}).items()) for cell in cells
+        )
+    )
 
 
 def differences(cells: Sequence[dict[str, Any]]) -> list[str]:
@@ -50,14 +71,17 @@ def differences(cells: Sequence[dict[str, Any]]) -> list[str]:
         "the best epoch is chosen on a validation split of the training images, on chips of its own"
         f"{_otherwise_selected(cells)}; the published code chooses on the test set",
         "the weights are quantized to their codes; the published code does not quantize them",
-        "OVF's larger sigma reaches every layer (but for the line \"ovf published\")",
+        'OVF\'s larger sigma reaches every layer (but for the line "ovf published")',
     ]
 
 
 def _otherwise_selected(cells: Sequence[dict[str, Any]]) -> str:
     """The lines of the protocol study that are about this, by the name of their setting."""
-    others = dict.fromkeys(cell["config"]["variant"].partition(" ")[2] for cell in cells
-                           if cell["config"].get("selection", "validation") != "validation")
+    others = dict.fromkeys(
+        cell["config"]["variant"].partition(" ")[2]
+        for cell in cells
+        if cell["config"].get("selection", "validation") != "validation"
+    )
     return f" (but for {' and '.join(map(repr, others))})" if others else ""
 
 
@@ -96,8 +120,11 @@ def networks(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     found = {}
     for cell in cells:
         best = cell.get("training", {}).get("best") or {}
-        found[cell["key"]] = {"epoch": best.get("epoch"), "train_loss": best.get("train_loss"),
-                              "nft_ext": cell.get("versions", {}).get("nft_ext")}
+        found[cell["key"]] = {
+            "epoch": best.get("epoch"),
+            "train_loss": best.get("train_loss"),
+            "nft_ext": cell.get("versions", {}).get("nft_ext"),
+        }
     return dict(sorted(found.items()))
 
 
@@ -107,7 +134,8 @@ def check_cells(cells: Any) -> None:
         fail("cells", "must hold at least one finished cell", "none")
     for cell in cells:
         missing = [name for name in ("key", "config", "points", "clean") if name not in cell]
-        missing += [f"config.{name}" for name in ("panel", "variant", "sigma", "seed")
-                    if name not in cell.get("config", {})]
+        missing += [
+            f"config.{name}" for name in ("panel", "variant", "sigma", "seed") if name not in cell.get("config", {})
+        ]
         if missing:
             fail("cells", f"must each have {', '.join(missing)}", str(cell.get("key", "a cell without a key")))

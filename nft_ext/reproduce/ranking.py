@@ -60,25 +60,35 @@ def _of_setting(setting: str, lines: dict[str, Row]) -> list[Ranked]:
     for variant in sorted(own, key=rank):
         row, method = lines[variant], variant.partition(" ")[0]
         control = under("control") or under(f"control-{method}")
-        found.append(Ranked(
-            setting or BASE, method, row, 1 + sum(mean > means[variant] for mean in means.values()),
-            compared(row, lines.get(method)) if setting else None,
-            compared(row, under("noise")) if method != "noise" else None,
-            compared(row, control) if method in ("ovf", "irs") else None))
+        found.append(
+            Ranked(
+                setting or BASE,
+                method,
+                row,
+                1 + sum(mean > means[variant] for mean in means.values()),
+                compared(row, lines.get(method)) if setting else None,
+                compared(row, under("noise")) if method != "noise" else None,
+                compared(row, control) if method in ("ovf", "irs") else None,
+            )
+        )
     return found
 
 
 def _means(lines: Sequence[Row]) -> dict[str, float]:
     """Mean accuracy of each over the training seeds that all have; over its own where there are none."""
     shared = set(lines[0].seeds).intersection(*(row.seeds for row in lines))
-    return {row.variant: float(np.mean([a for seed, a in zip(row.seeds, row.per_seed) if not shared or seed in shared]))
-            for row in lines}
+    return {
+        row.variant: float(np.mean([a for seed, a in zip(row.seeds, row.per_seed) if not shared or seed in shared]))
+        for row in lines
+    }
 
 
 def _adjusted(found: list[Ranked]) -> list[Ranked]:
     adjusted = iter(holm(contrasts(found)))
-    return [dataclasses.replace(one, **{name: next(adjusted) for name in AGAINST if getattr(one, name) is not None})
-            for one in found]
+    return [
+        dataclasses.replace(one, **{name: next(adjusted) for name in AGAINST if getattr(one, name) is not None})
+        for one in found
+    ]
 
 
 def contrasts(found: Sequence[Ranked]) -> list[Comparison]:
@@ -91,18 +101,37 @@ def ranking_tables(found: Sequence[Ranked]) -> list[Table]:
 
     A star marks a difference whose p, adjusted for all of the study, is below 0.05.
     """
-    header = ["setting", "method", "seeds", "accuracy %", "+-95 %", "place", "minus base", "minus noise", "minus control"]
+    header = [
+        "setting",
+        "method",
+        "seeds",
+        "accuracy %",
+        "+-95 %",
+        "place",
+        "minus base",
+        "minus noise",
+        "minus control",
+    ]
     tables = []
     for panel, sigma in dict.fromkeys((one.row.panel, one.row.sigma) for one in found):
         body = []
         for one in found:
             if (one.row.panel, one.row.sigma) == (panel, sigma):
                 first = not body or all(line[0] != one.setting for line in body)
-                body.append([one.setting if first else "", one.method, str(len(one.row.seeds)), fixed(one.row.accuracy),
-                             fixed(one.row.seed_ci95), str(one.place),
-                             *map(_points, (one.base, one.noise, one.control))])
-        tables.append(Table(f"{panel}, sigma {sigma:g}: one setting changed at a time, paired over training seeds",
-                            header, body))
+                body.append(
+                    [
+                        one.setting if first else "",
+                        one.method,
+                        str(len(one.row.seeds)),
+                        fixed(one.row.accuracy),
+                        fixed(one.row.seed_ci95),
+                        str(one.place),
+                        *map(_points, (one.base, one.noise, one.control)),
+                    ]
+                )
+        tables.append(
+            Table(f"{panel}, sigma {sigma:g}: one setting changed at a time, paired over training seeds", header, body)
+        )
     return tables
 
 

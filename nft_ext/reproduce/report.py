@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nft_ext._common.files import write_atomically
 from nft_ext._common.progress import duration
 from nft_ext.reproduce import published
 from nft_ext.reproduce.convergence import Converged, converged
@@ -15,33 +16,51 @@ from nft_ext.reproduce.html import Picture, Section, page
 from nft_ext.reproduce.protocol import check_cells, conditions, differences, machines, networks, seconds
 from nft_ext.reproduce.ranking import contrasts, ranked, ranking_tables
 from nft_ext.reproduce.summary import NO_CLAIM, Comparison, Row, comparisons, rows
-from nft_ext.reproduce.tables import Table, accuracy_tables, calibration_tables, comparison_tables, convergence_tables, write_csv, write_json
-from nft_ext._common.files import write_atomically
+from nft_ext.reproduce.tables import (
+    Table,
+    accuracy_tables,
+    calibration_tables,
+    comparison_tables,
+    convergence_tables,
+    write_csv,
+    write_json,
+)
 
 WIDTH = 108
 TITLES = {
-    "figure3": "Accuracy against device sigma (Figure 3)", "figure4": "EKL against device sigma (Figure 4)",
-    "table1": "Number of feedbacks N", "table2": "Pretrained start", "convergence": "Convergence of training",
-    "ablations": "Ablations", "protocol": "The methods under other settings of the training"}
+    "figure3": "Accuracy against device sigma (Figure 3)",
+    "figure4": "EKL against device sigma (Figure 4)",
+    "table1": "Number of feedbacks N",
+    "table2": "Pretrained start",
+    "convergence": "Convergence of training",
+    "ablations": "Ablations",
+    "protocol": "The methods under other settings of the training",
+}
 # experiment -> plots, the first one being the PNG
-PLOTS = {"figure3": ("accuracy", "ekl"), "figure4": ("ekl", "accuracy"), "convergence": ("convergence",),
-         "protocol": ("settings",)}
+PLOTS = {
+    "figure3": ("accuracy", "ekl"),
+    "figure4": ("ekl", "accuracy"),
+    "convergence": ("convergence",),
+    "protocol": ("settings",),
+}
 LEADS = {"convergence": "Convergence", "protocol": "One setting changed at a time"}  # of the page's first section
 CAPTIONS = {
     "accuracy": "Mean accuracy over programmed chips against the device sigma. Bars or bands: 95 % interval over "
-                "training seeds. Hollow markers: published.",
+    "training seeds. Hollow markers: published.",
     "ekl": "Expected KL divergence of right answers against the device sigma, logarithmic. Bars or bands: lowest "
-           "to highest training seed. Hollow markers: published, of a model and data set that the paper does not name.",
+    "to highest training seed. Hollow markers: published, of a model and data set that the paper does not name.",
     "convergence": "Accuracy of every training. Crosses lie more than 5 points below their method's mean (short line); "
-                   "the dashed line is 90 % of the highest clean accuracy.",
+    "the dashed line is 90 % of the highest clean accuracy.",
     "settings": "Mean accuracy over programmed chips under each setting, with its 95 % interval over training seeds; "
-                "small dots: the seeds.",
+    "small dots: the seeds.",
     "variants": "Mean accuracy over programmed chips of each variant, with its 95 % interval over training seeds; "
-                "small dots: the seeds. Hollow: published."}
+    "small dots: the seeds. Hollow: published.",
+}
 
 
-def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, command: str,
-                 settings: dict[str, Any]) -> str:
+def write_report(
+    experiment: str, cells: list[dict[str, Any]], out: Path, command: str, settings: dict[str, Any]
+) -> str:
     """Writes OUT/EXPERIMENT.txt, .csv, .json, .png and .html from the finished cells, and returns the text.
 
     Each file is written whole or not at all. A part of a grid will do: what is missing is shown as "-" and said.
@@ -72,75 +91,118 @@ def write_report(experiment: str, cells: list[dict[str, Any]], out: Path, comman
     if plots:
         write_atomically(out / f"{experiment}.png", plots[0][0])
     write_csv(table, out / f"{experiment}.csv")
-    write_json({"format": "nft_ext.reproduce/1", "experiment": experiment, "command": command, "settings": settings,
-                "reference": published.REFERENCE, "conditions": conditions(cells), "differences": differences(cells),
-                "versions": machines(cells), "notes": notes, "rows": table, "comparisons": found,
-                "convergence": counts, "ranking": [{"setting": one.setting, "method": one.method, "place": one.place,
-                                                    "variant": one.row.variant} for one in order],
-                "networks": networks(cells)},
-               out / f"{experiment}.json")
-    sections = _sections(experiment, cells, [picture for _, picture in plots], results, tests, shares, notes, command,
-                         settings)
+    write_json(
+        {
+            "format": "nft_ext.reproduce/1",
+            "experiment": experiment,
+            "command": command,
+            "settings": settings,
+            "reference": published.REFERENCE,
+            "conditions": conditions(cells),
+            "differences": differences(cells),
+            "versions": machines(cells),
+            "notes": notes,
+            "rows": table,
+            "comparisons": found,
+            "convergence": counts,
+            "ranking": [
+                {"setting": one.setting, "method": one.method, "place": one.place, "variant": one.row.variant}
+                for one in order
+            ],
+            "networks": networks(cells),
+        },
+        out / f"{experiment}.json",
+    )
+    sections = _sections(
+        experiment, cells, [picture for _, picture in plots], results, tests, shares, notes, command, settings
+    )
     lead = [f"Published numbers: {published.REFERENCE}.", f"{_progress(cells, settings)}."]
     write_atomically(out / f"{experiment}.html", page(title, lead, sections).encode())
     write_atomically(out / f"{experiment}.txt", (text + "\n").encode())
     return text
 
 
-def _plots(experiment: str, table: Sequence[Row],
-           counts: Sequence[Converged]) -> tuple[list[tuple[bytes, Picture]], list[str]]:
+def _plots(
+    experiment: str, table: Sequence[Row], counts: Sequence[Converged]
+) -> tuple[list[tuple[bytes, Picture]], list[str]]:
     """(PNG, picture of the page) a plot; and a note where there can be none."""
     try:
-        return [(drawn(kind, table, counts, LIGHT, "png"),
-                 Picture(drawn(kind, table, counts, LIGHT, "svg"), drawn(kind, table, counts, DARK, "svg"),
-                         CAPTIONS[kind]))
-                for kind in PLOTS.get(experiment, ("variants",))], []
+        return [
+            (
+                drawn(kind, table, counts, LIGHT, "png"),
+                Picture(
+                    drawn(kind, table, counts, LIGHT, "svg"), drawn(kind, table, counts, DARK, "svg"), CAPTIONS[kind]
+                ),
+            )
+            for kind in PLOTS.get(experiment, ("variants",))
+        ], []
     except ImportError as error:
         return [], [f"no plot: {error}"]
 
 
 def _progress(cells: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     finished, whole = settings.get("finished", len(cells)), settings.get("cells", len(cells))
-    missing = "" if finished == whole else "; what is still to be computed is \"-\" in the tables"
-    return (f"{finished} of {whole} cells (networks trained and measured) are finished, {duration(seconds(cells))} of "
-            f"work{missing}")
+    missing = "" if finished == whole else '; what is still to be computed is "-" in the tables'
+    return (
+        f"{finished} of {whole} cells (networks trained and measured) are finished, {duration(seconds(cells))} of "
+        f"work{missing}"
+    )
 
 
-def _notes(experiment: str, cells: Sequence[dict[str, Any]], table: Sequence[Row], found: Sequence[Comparison],
-           settings: dict[str, Any]) -> list[str]:
+def _notes(
+    experiment: str,
+    cells: Sequence[dict[str, Any]],
+    table: Sequence[Row],
+    found: Sequence[Comparison],
+    settings: dict[str, Any],
+) -> list[str]:
     notes = [_progress(cells, settings)]
     most = max(len(row.seeds) for row in table)
     if any(len(row.seeds) < most for row in table):
-        notes.append(f"some lines have fewer than the {most} training seeds of others; comparisons use the seeds "
-                     "both have")
+        notes.append(
+            f"some lines have fewer than the {most} training seeds of others; comparisons use the seeds both have"
+        )
     if most == 1:
         notes.append(NO_CLAIM)
     elif any(len(one.seeds) == 1 for one in found):
         notes.append(f"a difference without an interval rests on {NO_CLAIM}")
     if any(len(one.seeds) > 1 for one in found):
-        notes.append("comparisons: the replicates are training seeds, paired (same initial weights, same batches); p "
-                     "two-sided, paired t; p (Holm) adjusts it for all comparisons of this report")
-    notes.append("+-seeds: 95 % half-width over training seeds, about the method. +-chips: the same over chips, "
-                 "about these networks only; the paper's interval is of that kind. EKL and NLL in nat, pooled over "
-                 "chips.")
+        notes.append(
+            "comparisons: the replicates are training seeds, paired (same initial weights, same batches); p "
+            "two-sided, paired t; p (Holm) adjusts it for all comparisons of this report"
+        )
+    notes.append(
+        "+-seeds: 95 % half-width over training seeds, about the method. +-chips: the same over chips, "
+        "about these networks only; the paper's interval is of that kind. EKL and NLL in nat, pooled over "
+        "chips."
+    )
     if experiment != "protocol" and any(row.temperature == row.temperature for row in table):
-        notes.append("a method's factor on the logits is a temperature of its own, which moves ECE, NLL and EKL; at T, "
-                     "fitted to each network on validation images and selection chips, it plays no part")
+        notes.append(
+            "a method's factor on the logits is a temperature of its own, which moves ECE, NLL and EKL; at T, "
+            "fitted to each network on validation images and selection chips, it plays no part"
+        )
     if blank := sum(value != value for row in table for value in row.ekl_per_seed):
         notes.append(f"{blank} networks had nothing right and so no EKL; means leave them out")
     if experiment == "figure4":
-        notes.append("the paper does not name the model and data set of its EKL figure; its values are no target for "
-                     "a panel")
+        notes.append(
+            "the paper does not name the model and data set of its EKL figure; its values are no target for a panel"
+        )
     if experiment == "convergence":
-        notes.append("the paper's criterion compares a method with itself: one that fails every time passes it. p "
-                     "against noise: Fisher's exact test, two-sided")
+        notes.append(
+            "the paper's criterion compares a method with itself: one that fails every time passes it. p "
+            "against noise: Fisher's exact test, two-sided"
+        )
     if experiment == "protocol":
-        notes.append("differences in points with 95 % half-widths; minus noise, minus control: under the same setting; "
-                     "*: p, adjusted for all differences of this report (Holm), below 0.05. place: by mean accuracy "
-                     "over the seeds that all methods have")
+        notes.append(
+            "differences in points with 95 % half-widths; minus noise, minus control: under the same setting; "
+            "*: p, adjusted for all differences of this report (Holm), below 0.05. place: by mean accuracy "
+            "over the seeds that all methods have"
+        )
     if experiment in ("table2", "ablations") and any("pretrained" in row.variant for row in table):
-        notes.append("pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all "
-                     "of them; the line without it starts from scratch and has had fewer epochs in all")
+        notes.append(
+            "pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all "
+            "of them; the line without it starts from scratch and has had fewer epochs in all"
+        )
     return notes
 
 
@@ -149,23 +211,40 @@ def _text(title: str, tables: Sequence[Table], notes: Sequence[str], cells: Sequ
     for heading, texts in (("How to read it", notes), ("What differs from the paper's protocol", differences(cells))):
         parts.append(heading)
         for text in texts:
-            parts += textwrap.wrap(f"- {text}", WIDTH, initial_indent="  ", subsequent_indent="    ",
-                                   break_on_hyphens=False)
+            parts += textwrap.wrap(
+                f"- {text}", WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+            )
     return "\n".join(parts)
 
 
-def _sections(experiment: str, cells: Sequence[dict[str, Any]], pictures: Sequence[Picture],
-              results: Sequence[Table], tests: Sequence[Table], shares: Sequence[Table], notes: Sequence[str],
-              command: str, settings: dict[str, Any]) -> list[Section]:
+def _sections(
+    experiment: str,
+    cells: Sequence[dict[str, Any]],
+    pictures: Sequence[Picture],
+    results: Sequence[Table],
+    tests: Sequence[Table],
+    shares: Sequence[Table],
+    notes: Sequence[str],
+    command: str,
+    settings: dict[str, Any],
+) -> list[Section]:
     sections = [Section(LEADS.get(experiment, ""), tables=shares)] if shares else []
     sections.append(Section("Ours and the paper's", tables=results))
     if tests:
-        sections.append(Section("OVF and IRS against noise injection and the control", tables=tests, paragraphs=[
-            "The control is noise injection with the logits scaled by the same 1/(N+1) and no feedback, at equal "
-            "epochs: that factor is a temperature inside the cross-entropy, and what OVF or IRS gains over noise "
-            "injection but not over the control is not owed to feedback."]))
-    sections[0] = Section(sections[0].title, pictures=pictures, tables=sections[0].tables,
-                          paragraphs=sections[0].paragraphs)
+        sections.append(
+            Section(
+                "OVF and IRS against noise injection and the control",
+                tables=tests,
+                paragraphs=[
+                    "The control is noise injection with the logits scaled by the same 1/(N+1) and no feedback, at equal "
+                    "epochs: that factor is a temperature inside the cross-entropy, and what OVF or IRS gains over noise "
+                    "injection but not over the control is not owed to feedback."
+                ],
+            )
+        )
+    sections[0] = Section(
+        sections[0].title, pictures=pictures, tables=sections[0].tables, paragraphs=sections[0].paragraphs
+    )
     run = {name: str(value) for name, value in settings.items() if name not in ("cells", "finished")}
     return [
         *sections,

@@ -24,17 +24,26 @@ PARENT_CHECK = 1.0  # seconds
 
 @dataclass(frozen=True)
 class Outcome:
-    """computed: cells finished here. left: cells another process holds. interrupted: stopped by Ctrl-C or a polite kill."""
+    """computed: cells finished here. left: cells another process holds. interrupted: stopped by Ctrl-C or a polite
+    kill.
+    """
 
     computed: int
     left: int
     interrupted: bool
 
 
-def run(cells: Sequence[Cell], store: Store, data_dir: str | None, device: str | None = None, progress: bool | None = None,
-        keep_checkpoints: bool = False) -> Outcome:
-    """Computes what is not there yet. A cell that another process works on is left to it, and looked at again at the end: its
-    process may have been killed. Ctrl-C ends it after the training's state is kept."""
+def run(
+    cells: Sequence[Cell],
+    store: Store,
+    data_dir: str | None,
+    device: str | None = None,
+    progress: bool | None = None,
+    keep_checkpoints: bool = False,
+) -> Outcome:
+    """Computes what is not there yet. A cell that another process works on is left to it, and looked at again at the
+    end: its process may have been killed. Ctrl-C ends it after the training's state is kept.
+    """
     starts = {start.key for cell in cells if (start := cell.start()) is not None}  # others begin from their weights
     computed = 0
     try:
@@ -50,7 +59,9 @@ def run(cells: Sequence[Cell], store: Store, data_dir: str | None, device: str |
         return Outcome(computed, 0, True)
 
 
-def _take(cell: Cell, number: str, store: Store, data_dir: str | None, device: str | None, progress: bool | None, keep: bool) -> bool:
+def _take(
+    cell: Cell, number: str, store: Store, data_dir: str | None, device: str | None, progress: bool | None, keep: bool
+) -> bool:
     """Computes a cell, unless it is there or another process holds it; whether it did."""
     if store.read(cell) is not None:
         return False
@@ -61,7 +72,9 @@ def _take(cell: Cell, number: str, store: Store, data_dir: str | None, device: s
         found = work(cell, store, data_dir, device, progress, keep)
         store.write(cell, found)
         store.forget_state(cell)
-    accuracy = ", ".join(f"{100 * sum(p['accuracy']) / len(p['accuracy']):.2f} % at {p['sigma']:g}" for p in found["points"])
+    accuracy = ", ".join(
+        f"{100 * sum(p['accuracy']) / len(p['accuracy']):.2f} % at {p['sigma']:g}" for p in found["points"]
+    )
     diverged = ", diverged" if found["training"]["diverged"] else ""
     print(f"{number} {cell}: {accuracy}{diverged} ({duration(time.monotonic() - started)})", flush=True)
     return True

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from nft_ext._common.checks import fail
-from nft_ext.reproduce.grid import Cell
 from nft_ext._common.files import remove_leftovers, write_json
+from nft_ext.reproduce.grid import Cell
 
 
 class Store:
-    """OUT/cells/KEY.json, and beside them what unfinished cells need: OUT/running/KEY.safetensors (a training's state) and KEY.lock.
+    """OUT/cells/KEY.json, and beside them what unfinished cells need: OUT/running/KEY.safetensors (a training's state)
+    and KEY.lock.
 
     Several processes may share one store.
     """

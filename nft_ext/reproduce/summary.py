@@ -116,8 +116,11 @@ def rows(cells: Sequence[dict[str, Any]]) -> list[Row]:
         for point in cell["points"]:
             line = together.setdefault((config["panel"], point["sigma"], config["variant"]), {})
             if config["seed"] in line:
-                fail("cells", "must hold one cell a panel, variant, sigma and seed",
-                     f"{line[config['seed']][0]['key']} and {cell['key']}")
+                fail(
+                    "cells",
+                    "must hold one cell a panel, variant, sigma and seed",
+                    f"{line[config['seed']][0]['key']} and {cell['key']}",
+                )
             line[config["seed"]] = (cell, point)
     order = sorted(together, key=lambda key: (_panel_rank(key[0]), key[1], rank(key[2])))
     return [_row(*key, [together[key][seed] for seed in sorted(together[key])]) for key in order]
@@ -127,24 +130,38 @@ def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]])
     first = found[0][0]
     for cell, point in found[1:]:
         if _but_seed(cell) != _but_seed(first) or len(point["accuracy"]) != len(found[0][1]["accuracy"]):
-            fail("cells", "must be of one configuration within a line but for the seed",
-                 f"{first['key']} and {cell['key']}")
+            fail(
+                "cells",
+                "must be of one configuration within a line but for the seed",
+                f"{first['key']} and {cell['key']}",
+            )
     accuracy = over_seeds([point["accuracy"] for _, point in found])
     clean = [100 * cell["clean"] for cell, _ in found]
     ekl = [math.nan if point["ekl"] is None else point["ekl"] for _, point in found]
     known = [value for value in ekl if math.isfinite(value)]
     fitted = [point.get("at_temperature") or {} for _, point in found]
     return Row(
-        panel=panel, variant=variant, sigma=sigma, trained_sigma=first["config"]["sigma"],
-        seeds=tuple(cell["config"]["seed"] for cell, _ in found), accuracy=100 * accuracy.mean,
-        seed_ci95=100 * accuracy.seed_ci95, noise_ci95=100 * accuracy.noise_ci95,
-        per_seed=tuple(100 * mean for mean in accuracy.seed_means), clean=float(np.mean(clean)),
+        panel=panel,
+        variant=variant,
+        sigma=sigma,
+        trained_sigma=first["config"]["sigma"],
+        seeds=tuple(cell["config"]["seed"] for cell, _ in found),
+        accuracy=100 * accuracy.mean,
+        seed_ci95=100 * accuracy.seed_ci95,
+        noise_ci95=100 * accuracy.noise_ci95,
+        per_seed=tuple(100 * mean for mean in accuracy.seed_means),
+        clean=float(np.mean(clean)),
         clean_per_seed=tuple(clean),
-        ekl=float(np.mean(known)) if known else math.nan, ekl_per_seed=tuple(ekl),
-        ece=float(np.mean([point["ece"] for _, point in found])), nll=_mean([point["nll"] for _, point in found]),
+        ekl=float(np.mean(known)) if known else math.nan,
+        ekl_per_seed=tuple(ekl),
+        ece=float(np.mean([point["ece"] for _, point in found])),
+        nll=_mean([point["nll"] for _, point in found]),
         temperature=math.exp(_mean([math.log(one["temperature"]) if one else None for one in fitted])),
-        ekl_fitted=_mean([one.get("ekl") for one in fitted]), nll_fitted=_mean([one.get("nll") for one in fitted]),
-        ece_fitted=_mean([one.get("ece") for one in fitted]), chips=accuracy.runs, images=found[0][1]["images"],
+        ekl_fitted=_mean([one.get("ekl") for one in fitted]),
+        nll_fitted=_mean([one.get("nll") for one in fitted]),
+        ece_fitted=_mean([one.get("ece") for one in fitted]),
+        chips=accuracy.runs,
+        images=found[0][1]["images"],
         published=published.accuracy(panel, variant, sigma),
         published_ekl=published.ekl(variant, sigma),
     )

@@ -67,8 +67,18 @@ def accuracy_tables(rows: Sequence[Row], paper_ekl: bool) -> list[Table]:
 def _accuracy_line(variant: str, row: Row | None, paper_ekl: bool, columns: int) -> list[str]:
     if row is None:
         return [label(variant), *[ABSENT] * (columns - 1)]
-    line = [label(variant), str(len(row.seeds)), fixed(row.accuracy), fixed(row.seed_ci95), fixed(row.noise_ci95),
-            fixed(row.clean), fixed(row.ece, 3), short(row.ekl), fixed(row.published), fixed(row.difference, sign=True)]
+    line = [
+        label(variant),
+        str(len(row.seeds)),
+        fixed(row.accuracy),
+        fixed(row.seed_ci95),
+        fixed(row.noise_ci95),
+        fixed(row.clean),
+        fixed(row.ece, 3),
+        short(row.ekl),
+        fixed(row.published),
+        fixed(row.difference, sign=True),
+    ]
     if paper_ekl:
         line.insert(8, short(row.published_ekl))
     return line
@@ -79,11 +89,24 @@ def calibration_tables(rows: Sequence[Row]) -> list[Table]:
     header = ["", "ECE", "NLL", "EKL", "T", "ECE at T", "NLL at T", "EKL at T"]
     places = dict.fromkeys((row.panel, row.sigma) for row in rows)
     return [
-        Table(f"{panel}, sigma {sigma:g}: calibration; at T: with the logits divided by the T that fits validation images",
-              header,
-              [[label(row.variant), fixed(row.ece, 3), fixed(row.nll, 3), short(row.ekl), short(row.temperature),
-                fixed(row.ece_fitted, 3), fixed(row.nll_fitted, 3), short(row.ekl_fitted)]
-               for row in rows if (row.panel, row.sigma) == (panel, sigma)])
+        Table(
+            f"{panel}, sigma {sigma:g}: calibration; at T: with the logits divided by the T that fits validation images",
+            header,
+            [
+                [
+                    label(row.variant),
+                    fixed(row.ece, 3),
+                    fixed(row.nll, 3),
+                    short(row.ekl),
+                    short(row.temperature),
+                    fixed(row.ece_fitted, 3),
+                    fixed(row.nll_fitted, 3),
+                    short(row.ekl_fitted),
+                ]
+                for row in rows
+                if (row.panel, row.sigma) == (panel, sigma)
+            ],
+        )
         for panel, sigma in places
     ]
 
@@ -93,10 +116,23 @@ def comparison_tables(found: Sequence[Comparison]) -> list[Table]:
     header = ["", "minus", "seeds", "points", "+-95 %", "p", "p (Holm)"]
     places = dict.fromkeys((one.panel, one.sigma) for one in found)
     return [
-        Table(f"{panel}, sigma {sigma:g}: difference of methods, paired over shared training seeds", header,
-              [[label(one.a), label(one.b), str(len(one.seeds)), fixed(one.mean, sign=True), fixed(one.ci95),
-                short(one.p),
-                short(one.p_holm)] for one in found if (one.panel, one.sigma) == (panel, sigma)])
+        Table(
+            f"{panel}, sigma {sigma:g}: difference of methods, paired over shared training seeds",
+            header,
+            [
+                [
+                    label(one.a),
+                    label(one.b),
+                    str(len(one.seeds)),
+                    fixed(one.mean, sign=True),
+                    fixed(one.ci95),
+                    short(one.p),
+                    short(one.p_holm),
+                ]
+                for one in found
+                if (one.panel, one.sigma) == (panel, sigma)
+            ],
+        )
         for panel, sigma in places
     ]
 
@@ -106,16 +142,40 @@ def convergence_tables(found: Sequence[Converged]) -> list[Table]:
     tables = []
     for panel, sigma in dict.fromkeys((one.panel, one.sigma) for one in found):
         here = [one for one in found if (one.panel, one.sigma) == (panel, sigma)]
-        header = ["", "fail", "converge %", "95 % from", "to", f"p against {AGAINST}", "paper: fail", "converge %",
-                  "95 % from", "to"]
-        body = [[label(one.variant), f"{one.relative.non_converging}/{one.relative.runs}",
-                 *_percents(one.relative.probability, one.relative.low, one.relative.high), short(one.p_relative),
-                 *_papers(one)] for one in here]
-        tables.append(Table(f"{panel}, sigma {sigma:g}: fails {here[0].relative.criterion} (the paper's criterion)",
-                            header, body))
-        body = [[label(one.variant), f"{one.absolute.non_converging}/{one.absolute.runs}",
-                 *_percents(one.absolute.probability, one.absolute.low, one.absolute.high), short(one.p_absolute)]
-                 for one in here]
+        header = [
+            "",
+            "fail",
+            "converge %",
+            "95 % from",
+            "to",
+            f"p against {AGAINST}",
+            "paper: fail",
+            "converge %",
+            "95 % from",
+            "to",
+        ]
+        body = [
+            [
+                label(one.variant),
+                f"{one.relative.non_converging}/{one.relative.runs}",
+                *_percents(one.relative.probability, one.relative.low, one.relative.high),
+                short(one.p_relative),
+                *_papers(one),
+            ]
+            for one in here
+        ]
+        tables.append(
+            Table(f"{panel}, sigma {sigma:g}: fails {here[0].relative.criterion} (the paper's criterion)", header, body)
+        )
+        body = [
+            [
+                label(one.variant),
+                f"{one.absolute.non_converging}/{one.absolute.runs}",
+                *_percents(one.absolute.probability, one.absolute.low, one.absolute.high),
+                short(one.p_absolute),
+            ]
+            for one in here
+        ]
         bar = f"{here[0].clean:.2f} % (the highest of these trainings)"
         tables.append(Table(f"{panel}, sigma {sigma:g}: fails {here[0].absolute.criterion}, {bar}", header[:6], body))
     return tables
@@ -135,16 +195,61 @@ def _percents(*shares: float) -> list[str]:
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """One line a row: accuracies in percent, EKL in nat, empty where there is no number; last, one accuracy a seed."""
     lines: list[list[Any]] = [
-        ["panel", "variant", "sigma", "trained_sigma", "seeds", "accuracy", "seed_ci95", "noise_ci95", "clean", "ekl",
-         "ece", "nll", "temperature", "ekl_fitted", "nll_fitted", "ece_fitted", "chips", "images",
-         "published", "difference", "published_ekl", "per_seed"]]
+        [
+            "panel",
+            "variant",
+            "sigma",
+            "trained_sigma",
+            "seeds",
+            "accuracy",
+            "seed_ci95",
+            "noise_ci95",
+            "clean",
+            "ekl",
+            "ece",
+            "nll",
+            "temperature",
+            "ekl_fitted",
+            "nll_fitted",
+            "ece_fitted",
+            "chips",
+            "images",
+            "published",
+            "difference",
+            "published_ekl",
+            "per_seed",
+        ]
+    ]
     for row in rows:
-        numbers = [row.accuracy, row.seed_ci95, row.noise_ci95, row.clean, row.ekl, row.ece, row.nll,
-                   row.temperature, row.ekl_fitted, row.nll_fitted, row.ece_fitted,
-                   row.chips, row.images, row.published, row.difference, row.published_ekl]
-        lines.append([row.panel, row.variant, row.sigma, "" if row.trained_sigma is None else row.trained_sigma,
-                      " ".join(map(str, row.seeds)), *(_plain(x, "") for x in numbers),
-                      " ".join(f"{value:.6g}" for value in row.per_seed)])
+        numbers = [
+            row.accuracy,
+            row.seed_ci95,
+            row.noise_ci95,
+            row.clean,
+            row.ekl,
+            row.ece,
+            row.nll,
+            row.temperature,
+            row.ekl_fitted,
+            row.nll_fitted,
+            row.ece_fitted,
+            row.chips,
+            row.images,
+            row.published,
+            row.difference,
+            row.published_ekl,
+        ]
+        lines.append(
+            [
+                row.panel,
+                row.variant,
+                row.sigma,
+                "" if row.trained_sigma is None else row.trained_sigma,
+                " ".join(map(str, row.seeds)),
+                *(_plain(x, "") for x in numbers),
+                " ".join(f"{value:.6g}" for value in row.per_seed),
+            ]
+        )
     files.write_csv(path, lines, end="\n")
 
 

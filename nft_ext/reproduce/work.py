@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from nft_ext import data, methods, models
-from nft_ext.ops.build_info import info
-from nft_ext.nn.contexts import chips, noise
-from nft_ext.nn.conversion import convert
 from nft_ext.data import ImageSet
 from nft_ext.device import NVMDevice
 from nft_ext.metrics import fit_temperature, tempered
 from nft_ext.montecarlo import monte_carlo
+from nft_ext.nn.contexts import chips, noise
+from nft_ext.nn.conversion import convert
+from nft_ext.ops.build_info import info
 from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.panels import Panel, Scale
 from nft_ext.reproduce.store import Store
@@ -43,8 +43,14 @@ def _spaced(images: ImageSet, count: int | None) -> ImageSet:
     return images if count is None or count >= n else images.subset([i * n // count for i in range(count)])
 
 
-def work(cell: Cell, store: Store, data_dir: str | None, device: str | None, progress: bool | None,
-         keep_checkpoint: bool = False) -> dict[str, Any]:
+def work(
+    cell: Cell,
+    store: Store,
+    data_dir: str | None,
+    device: str | None,
+    progress: bool | None,
+    keep_checkpoint: bool = False,
+) -> dict[str, Any]:
     """The content of the cell's file, without its key.
 
     Raises:
@@ -60,10 +66,22 @@ def work(cell: Cell, store: Store, data_dir: str | None, device: str | None, pro
     diverged = None
     try:
         judged, selected = _selection(cell.scale, validation, test)
-        history = fit(model, method, train, judged, recipe=recipe, seed=cell.seed, nvm=nvm, device=device,
-                      augment=data.augment_for(train), progress=progress, **selected,
-                      state=store.state(cell), checkpoint=store.checkpoint(cell) if keep_checkpoint else None,
-                      meta={"dataset": cell.panel.dataset})
+        history = fit(
+            model,
+            method,
+            train,
+            judged,
+            recipe=recipe,
+            seed=cell.seed,
+            nvm=nvm,
+            device=device,
+            augment=data.augment_for(train),
+            progress=progress,
+            **selected,
+            state=store.state(cell),
+            checkpoint=store.checkpoint(cell) if keep_checkpoint else None,
+            meta={"dataset": cell.panel.dataset},
+        )
     except NonFiniteLoss as error:  # a result as well: this training does not converge, and the others go on
         history, diverged = error.history, str(error)
     if history.interrupted:
@@ -71,13 +89,18 @@ def work(cell: Cell, store: Store, data_dir: str | None, device: str | None, pro
     noisy = convert(history.model, nvm)
     points = []
     for sigma in cell.sigmas:
-        points.append(_point(noisy, test, sigma, cell.scale.runs, device, progress)
-                      | {"at_temperature": _at_temperature(noisy, validation, test, sigma, cell, device, progress)})
+        points.append(
+            _point(noisy, test, sigma, cell.scale.runs, device, progress)
+            | {"at_temperature": _at_temperature(noisy, validation, test, sigma, cell, device, progress)}
+        )
     best = history.best
     return {
         "config": cell.config(),
         "training": {"best": best, "epochs_done": len(history.rows), "seconds": history.seconds, "diverged": diverged},
-        "points": points, "clean": clean_accuracy(noisy, test), "versions": _versions(), "seconds": time.monotonic() - began,
+        "points": points,
+        "clean": clean_accuracy(noisy, test),
+        "versions": _versions(),
+        "seconds": time.monotonic() - began,
     }
 
 
@@ -85,22 +108,48 @@ def _selection(scale: Scale, validation: ImageSet, test: ImageSet) -> tuple[Imag
     """(images that epochs are judged on, options of `fit`); the images trained on are the same for every selection."""
     if scale.selection == "test":
         return test, {"validation_chips": 1}
-    return validation, {"validation_chips": scale.validation_chips, "keep": "last" if scale.selection == "last" else "best"}
+    return validation, {
+        "validation_chips": scale.validation_chips,
+        "keep": "last" if scale.selection == "last" else "best",
+    }
 
 
-def _point(model: nn.Module, test: ImageSet, sigma: float, runs: int, device: str | None, progress: bool | None) -> dict[str, Any]:
+def _point(
+    model: nn.Module, test: ImageSet, sigma: float, runs: int, device: str | None, progress: bool | None
+) -> dict[str, Any]:
     """Accuracy and EKL of every chip, and the pooled figures."""
-    report = monte_carlo(model, test, runs=runs, seed=EVALUATION_SEED, sigma=sigma, metrics=("accuracy", "ekl", "nll"), device=device,
-                         progress=progress)
+    report = monte_carlo(
+        model,
+        test,
+        runs=runs,
+        seed=EVALUATION_SEED,
+        sigma=sigma,
+        metrics=("accuracy", "ekl", "nll"),
+        device=device,
+        progress=progress,
+    )
     if report.interrupted:
         raise KeyboardInterrupt
-    return {"sigma": sigma, "accuracy": report.accuracy.per_run.tolist(), "ekl": _number(report.ekl.pooled),
-            "ekl_per_chip": [_number(value) for value in report.ekl.per_run.tolist()], "nll": _number(report.nll.pooled),
-            "ece": report.ece, "images": report.images}
+    return {
+        "sigma": sigma,
+        "accuracy": report.accuracy.per_run.tolist(),
+        "ekl": _number(report.ekl.pooled),
+        "ekl_per_chip": [_number(value) for value in report.ekl.per_run.tolist()],
+        "nll": _number(report.nll.pooled),
+        "ece": report.ece,
+        "images": report.images,
+    }
 
 
-def _at_temperature(model: nn.Module, validation: ImageSet, test: ImageSet, sigma: float, cell: Cell, device: str | None,
-                    progress: bool | None) -> dict[str, Any] | None:
+def _at_temperature(
+    model: nn.Module,
+    validation: ImageSet,
+    test: ImageSet,
+    sigma: float,
+    cell: Cell,
+    device: str | None,
+    progress: bool | None,
+) -> dict[str, Any] | None:
     """The same figures with the logits divided by the temperature that fits the validation images on selection chips.
 
     A method's factor on the logits is a temperature of its own; here it plays no part. None where logits overflow.
@@ -111,7 +160,9 @@ def _at_temperature(model: nn.Module, validation: ImageSet, test: ImageSet, sigm
     found = fit_temperature(logits, validation.labels)
     runs = min(cell.scale.runs, TEMPERED_RUNS)
     point = _point(tempered(model, found), test, sigma, runs, device, progress)
-    return {"temperature": found.value, "at_limit": found.at_limit, "runs": runs} | {k: point[k] for k in ("ekl", "nll", "ece")}
+    return {"temperature": found.value, "at_limit": found.at_limit, "runs": runs} | {
+        k: point[k] for k in ("ekl", "nll", "ece")
+    }
 
 
 @torch.no_grad()
@@ -121,12 +172,14 @@ def _selection_logits(model: nn.Module, images: ImageSet, sigma: float, cell: Ce
     draws, parts = cell.scale.validation_chips, []
     with noise(model.eval(), sigma=sigma), chips(model, seed=cell.seed, draws=range(draws), domain="selection"):
         for start in range(0, len(images), BATCH):
-            x = images.images[start:start + BATCH].to(device)
+            x = images.images[start : start + BATCH].to(device)
             parts.append(model(x).float().cpu().view(draws, len(x), -1))
     return torch.cat(parts, dim=1)
 
 
-def _start(cell: Cell, store: Store, train: ImageSet, data_dir: str | None, device: str | None, progress: bool | None) -> nn.Module:
+def _start(
+    cell: Cell, store: Store, train: ImageSet, data_dir: str | None, device: str | None, progress: bool | None
+) -> nn.Module:
     """The network that training starts from: fresh, the same for all methods of a seed, or a vanilla cell's."""
     torch.manual_seed(cell.seed)
     fresh = models.build(cell.panel.model, train.num_classes, train.channels, cell.scale.width)
@@ -161,4 +214,7 @@ def _number(value: float) -> float | None:
 
 def _versions() -> dict[str, str]:
     built = info()
-    return {name: str(built[name]) for name in ("nft_ext", "torch", "numpy", "python", "instruction_set", "threads", "machine")}
+    return {
+        name: str(built[name])
+        for name in ("nft_ext", "torch", "numpy", "python", "instruction_set", "threads", "machine")
+    }

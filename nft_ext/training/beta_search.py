@@ -99,8 +99,11 @@ def search_beta(
     target = None if checkpoint is None else check_writable_target("checkpoint", checkpoint)
     found, failure = BetaSearch(), None
     for beta, candidate in runs.items():
-        paths = {name: beside(path, beta) for name, path in (options | {"checkpoint": target}).items()
-                 if name in PATHS and path is not None}
+        paths = {
+            name: beside(path, beta)
+            for name, path in (options | {"checkpoint": target}).items()
+            if name in PATHS and path is not None
+        }
         try:
             history = fit(model, candidate, train, validation, **(options | paths))
         except NonFiniteLoss as error:

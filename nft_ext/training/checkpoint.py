@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from nft_ext import models
 from nft_ext._common.checks import fail
-from nft_ext.training.container import read_tensors, write_tensors
 from nft_ext._common.files import check_writable_target
+from nft_ext.training.container import read_tensors, write_tensors
 from nft_ext.version import __version__
 
 FORMAT = "nft_ext checkpoint 1"

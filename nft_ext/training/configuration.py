@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext._common.tensor_hash import tensor_hash
-from nft_ext.ops.build_info import info
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
+from nft_ext.ops.build_info import info
 from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import versions
-from nft_ext.version import NOISE
 from nft_ext.training.recipe import Recipe
+from nft_ext.version import NOISE
 
 
 def configuration(

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from nft_ext._common.bfloat16 import warn_where_slow
 from nft_ext._common.checks import fail, integer, module, one_of
+from nft_ext._common.logits import logits_of
 from nft_ext.data import ImageSet
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
-from nft_ext._common.logits import logits_of
 from nft_ext.training import ranks as processes
 from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import describe_model, versions
@@ -99,8 +99,8 @@ def fit(
         tensorboard: folder for TensorBoard's event files (needs the package tensorboard).
         checkpoint: file for the best epoch's weights, rewritten at each better epoch.
         meta: entries added to the checkpoint's metadata: model (arguments of `nft_ext.models.build`, None for
-            another model), method, device, recipe, seed, validation_chips, versions, epoch, validation, and dataset, the
-            first part of an ImageSet's name.
+            another model), method, device, recipe, seed, validation_chips, versions, epoch, validation, and dataset,
+            the first part of an ImageSet's name.
         state: file to keep the run's state in, and to continue from where it exists.
         resume: False: begin anew although there is a state.
         save_every: seconds from one save of the state within an epoch to the next; it is also saved after each
@@ -152,9 +152,19 @@ def fit(
         keeper = None
         if state is not None or ranks.size > 1:
             run = configuration(
-                prepared, method, nvm, recipe, {"train": train, "validation": validation}, augment, seed=seed,
-                validation_chips=validation_chips, compile=compile, device=device.type, ranks=ranks.size,
-                chip_per_rank=chip_per_rank, **kept,
+                prepared,
+                method,
+                nvm,
+                recipe,
+                {"train": train, "validation": validation},
+                augment,
+                seed=seed,
+                validation_chips=validation_chips,
+                compile=compile,
+                device=device.type,
+                ranks=ranks.size,
+                chip_per_rank=chip_per_rank,
+                **kept,
             )
             ranks.agree_with_first("fit", run | {"state": None if state is None else str(state)})
             ranks.share_weights(prepared)
@@ -180,8 +190,11 @@ def _check_shares(recipe: Recipe, train: Batches, ranks: Ranks) -> None:
     if ranks.size == 1:
         return
     if recipe.batch_size % ranks.size or recipe.batch_size < 2 * ranks.size:
-        fail("batch_size", f"must be a multiple of the number of ranks, {ranks.size}, and at least twice it",
-             recipe.batch_size)
+        fail(
+            "batch_size",
+            f"must be a multiple of the number of ranks, {ranks.size}, and at least twice it",
+            recipe.batch_size,
+        )
     if len(train) < 2 * ranks.size:
         fail("train", f"must hold at least two images a rank, {2 * ranks.size}", len(train))
 

@@ -44,10 +44,15 @@ class History:
         lines = ["  epoch        lr  train loss  val accuracy  val loss  noise off       s"]
         for row in self.rows:
             mark = "*" if row["epoch"] == self.best_epoch else " "
-            lines.append(f"{mark} {row['epoch']:5d}  {row['lr']:8.2e}  {row['train_loss']:10.4f}  {100 * row['val_accuracy']:12.2f}  "
-                         f"{row['val_loss']:8.4f}  {100 * row['val_clean']:9.2f}  {row['seconds']:6.1f}")
+            lines.append(
+                f"{mark} {row['epoch']:5d}  {row['lr']:8.2e}  {row['train_loss']:10.4f}  {100 * row['val_accuracy']:12.2f}  "
+                f"{row['val_loss']:8.4f}  {100 * row['val_clean']:9.2f}  {row['seconds']:6.1f}"
+            )
         end = "interrupted" if self.interrupted else "done"
-        lines.append(f"{end} after {self.seconds:.0f} s; " + ("no epoch ended" if self.best_epoch is None else f"* epoch {self.best_epoch} is kept"))
+        lines.append(
+            f"{end} after {self.seconds:.0f} s; "
+            + ("no epoch ended" if self.best_epoch is None else f"* epoch {self.best_epoch} is kept")
+        )
         return "\n".join(lines)
 
     def to_csv(self, path: str | PathLike) -> None:

@@ -26,7 +26,12 @@ class Loop:
     """One training under way: `epoch` epochs are over, and `step` steps of the next."""
 
     def __init__(
-        self, gradient: Gradient, validation: Batches, validation_chips: int, keep: str, compiled: bool,
+        self,
+        gradient: Gradient,
+        validation: Batches,
+        validation_chips: int,
+        keep: str,
+        compiled: bool,
         history: History,
     ) -> None:
         self.gradient, self.history = gradient, history
@@ -144,15 +149,18 @@ class Loop:
         if self.best is not None:
             tensors |= {f"best/{name}": t for name, t in self.history.model.state_dict().items()}
         seconds = self.epoch_seconds + time.monotonic() - self._resumed
-        state.write(tensors, {
-            "epoch": self.epoch,
-            "step": self.step,
-            "rows": self.history.rows,
-            "best_epoch": self.history.best_epoch,
-            "best": None if self.best is None else dataclasses.asdict(self.best),
-            "epoch_seconds": seconds,
-            "seconds": sum(row["seconds"] for row in self.history.rows) + seconds,
-        })
+        state.write(
+            tensors,
+            {
+                "epoch": self.epoch,
+                "step": self.step,
+                "rows": self.history.rows,
+                "best_epoch": self.history.best_epoch,
+                "best": None if self.best is None else dataclasses.asdict(self.best),
+                "epoch_seconds": seconds,
+                "seconds": sum(row["seconds"] for row in self.history.rows) + seconds,
+            },
+        )
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Puts the run where it was when `save` wrote these."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from nft_ext.training.checkpoint import save
 from nft_ext._common.files import check_writable_target, remove_leftovers
+from nft_ext.training.checkpoint import save
 from nft_ext.training.history import COLUMNS, History
 
 

@@ -1,7 +1,8 @@
 """Where the randomness of a run comes from: every number follows from the run's seed and the place in the run.
 
 No generator lives from one step to the next, so a run can be continued at any step, and the chips of a step are the
-same for any number of ranks. (torch's CPU generator takes 32 bits of a seed: of 100,000 steps about one pair shares a chip.)
+same for any number of ranks. (torch's CPU generator takes 32 bits of a seed: of 100,000 steps about one pair shares a
+chip.)
 """
 
 from __future__ import annotations

@@ -137,7 +137,9 @@ class Ranks:
         dist.all_reduce(differing)
         others = differing.nonzero().flatten().tolist()
         if others:
-            found = listed(differences(json.loads(bytes(first.tolist())), json.loads(json.dumps(facts))), "there", "here")
+            found = listed(
+                differences(json.loads(bytes(first.tolist())), json.loads(json.dumps(facts))), "there", "here"
+            )
             what = f"here {found} (there: rank 0)" if found else f"other ones on rank {', '.join(map(str, others))}"
             fail(argument, "must be the same on every rank", what)
 

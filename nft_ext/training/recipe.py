@@ -35,11 +35,12 @@ class Recipe:
         weight_decay: L2 penalty of the optimizer.
         schedule: "cosine" (to 0, stepped every batch) or "constant".
         precision: "float32", or "bfloat16" for training under autocast; weights, noise, optimizer and validation
-            stay float32. Faster on processors that multiply bfloat16 (`nft-ext info`); `fit` warns on a CPU that is many times slower.
+            stay float32. Faster on processors that multiply bfloat16 (`nft-ext info`); `fit` warns on a CPU that is
+            many times slower.
         accumulate: micro-batches a step. Each is a forward and a backward on a chip of its own, with its own
             batch statistics; without BatchNorm and noise the step is that of the whole batch, up to rounding.
-        channels_last: images, in training and validation, and the weights of plain layers have the channels innermost in memory. Noisy
-            layers' weights stay row-major, as their noise is counted; their results follow the images.
+        channels_last: images, in training and validation, and the weights of plain layers have the channels innermost
+            in memory. Noisy layers' weights stay row-major, as their noise is counted; their results follow the images.
 
     Raises:
         ValueError: a number out of range, an unknown optimizer, schedule or precision.
@@ -88,7 +89,9 @@ class Recipe:
         names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
-                fail("recipe", f"must be changed in {', '.join(names)}{did_you_mean(name, names)}", name, kind=TypeError)
+                fail(
+                    "recipe", f"must be changed in {', '.join(names)}{did_you_mean(name, names)}", name, kind=TypeError
+                )
         return dataclasses.replace(self, **changes)
 
     def __post_init__(self) -> None:

@@ -8,12 +8,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext.nn.contexts import chips, noise
 from nft_ext._common.logits import logits_of
+from nft_ext.nn.contexts import chips, noise
 from nft_ext.training.batches import Batches
 from nft_ext.training.ranks import Ranks
 from nft_ext.training.recipe import Recipe
-
 
 KEEP = ("best", "last")  # epochs whose weights a training may end with
 
@@ -54,9 +53,7 @@ def validate(
 
 
 @torch.no_grad()
-def _figures(
-    model: nn.Module, data: Batches, chips_a_pass: int, recipe: Recipe, ranks: Ranks
-) -> tuple[float, float]:
+def _figures(model: nn.Module, data: Batches, chips_a_pass: int, recipe: Recipe, ranks: Ranks) -> tuple[float, float]:
     model.eval()
     right, loss = 0, 0.0
     for indices in torch.arange(len(data)).split(recipe.batch_size)[ranks.rank :: ranks.size]:

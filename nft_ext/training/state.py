@@ -18,9 +18,9 @@ from torch import Tensor
 
 from nft_ext._common.checks import fail, number
 from nft_ext._common.differences import differences, listed
+from nft_ext._common.files import check_writable_target, remove_leftovers
 from nft_ext.training.configuration import environment
 from nft_ext.training.container import read_tensors, write_tensors
-from nft_ext._common.files import check_writable_target, remove_leftovers
 
 FORMAT = "nft_ext training state 1"
 EXPECTED = "the state of a training run, written by fit"
@@ -63,12 +63,17 @@ class StateFile:
         tensors, meta = read_tensors("state", self.path, FORMAT, EXPECTED)
         differing = listed(differences(meta["configuration"], self.configuration), "there", "here")
         if differing:
-            fail("state", "must be of a run under the same configuration (another file or resume=False begins anew)",
-                 f"{self.path}, which differs in {differing}")
+            fail(
+                "state",
+                "must be of a run under the same configuration (another file or resume=False begins anew)",
+                f"{self.path}, which differs in {differing}",
+            )
         differing = listed(differences(meta["environment"], environment()), "there", "here")
         if differing:
-            warnings.warn(f"state: {self.path} was written under another environment, so the last bits may differ: "
-                          f"{differing}", stacklevel=2)
+            warnings.warn(
+                f"state: {self.path} was written under another environment, so the last bits may differ: {differing}",
+                stacklevel=2,
+            )
         return tensors, meta["facts"]
 
     def due(self) -> bool:

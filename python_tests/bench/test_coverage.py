@@ -1,6 +1,7 @@
 """bench.studies.coverage in small: the intervals hold the truth as often as they claim.
 
-Each check allows 5 standard errors of its own simulation beside the band: a right interval fails it with probability below 1e-6.
+Each check allows 5 standard errors of its own simulation beside the band: a right interval fails it with probability
+below 1e-6.
 """
 
 import math
@@ -14,13 +15,17 @@ from bench.studies.populations import Recorded, Synthetic
 STRONG = Synthetic(200, 0.8, 0.3)
 
 
-@pytest.mark.parametrize("setting", [
-    Setting("tilings", STRONG, 20, runs=100),
-    Setting("98 %", Synthetic(200, 0.98, 0.3), 20, runs=100),
-    Setting("one tiling and 64 chips", Synthetic(400, 0.8, 0.3), 5, runs=144),
-    Setting("whole sets", STRONG, 200, runs=64),
-    Setting("target", STRONG, 20, target=0.014),
-], ids=lambda setting: setting.name)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting("tilings", STRONG, 20, runs=100),
+        Setting("98 %", Synthetic(200, 0.98, 0.3), 20, runs=100),
+        Setting("one tiling and 64 chips", Synthetic(400, 0.8, 0.3), 5, runs=144),
+        Setting("whole sets", STRONG, 200, runs=64),
+        Setting("target", STRONG, 20, target=0.014),
+    ],
+    ids=lambda setting: setting.name,
+)
 def test_coverage(setting):
     evaluations = 400
     result = study(setting, evaluations)

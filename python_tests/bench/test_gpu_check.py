@@ -1,5 +1,7 @@
-"""bench/gpu_check.py where there is no GPU: it says so and what to do; and its time boxes, and the runner that keeps what it had,
-behave on a machine without one. Its figures: test_gpu_check_figures.py; what it reads of other tools: test_gpu_check_tools.py."""
+"""bench/gpu_check.py where there is no GPU: it says so and what to do; and its time boxes, and the runner that keeps
+what it had, behave on a machine without one. Its figures: test_gpu_check_figures.py; what it reads of other tools:
+test_gpu_check_tools.py.
+"""
 
 import json
 import os
@@ -11,16 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.harness import checks
 from bench import gpu_check
 from bench.gpu import child, marked, network, stages, training
 from bench.gpu.child import NotHere, Task, Wrong
 from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, SKIPPED, Outcome
+from bench.harness import checks
 from support.paths import ROOT
 from support.stages import stage
 
-without_cuda = pytest.mark.skipif(torch.cuda.is_available(),
-                                  reason="this machine has CUDA: the check would run, and take minutes")
+without_cuda = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="this machine has CUDA: the check would run, and take minutes"
+)
 
 
 class Clock:
@@ -57,12 +60,15 @@ def test_why_there_is_no_cuda(monkeypatch):
     assert gpu_check.why_no_cuda() is None
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--out", "x", "--skip", "bulid"], "--skip: must name stages among build, facts, .*; got bulid"),
-    (["--out", "x", "--minutes", "0"], "--minutes: must be > 0; got 0"),
-    (["--out", "x", "--minutes", "nan"], "--minutes: must be > 0; got nan"),
-    ([], "--out"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--out", "x", "--skip", "bulid"], "--skip: must name stages among build, facts, .*; got bulid"),
+        (["--out", "x", "--minutes", "0"], "--minutes: must be > 0; got 0"),
+        (["--out", "x", "--minutes", "nan"], "--minutes: must be > 0; got nan"),
+        ([], "--out"),
+    ],
+)
 def test_bad_options_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         gpu_check.options(arguments)
@@ -75,8 +81,15 @@ def test_every_stage_but_the_build_is_a_module_and_all_fit_in_eight_minutes():
         assert s.name == "build" or (ROOT / "bench" / "gpu" / f"{s.name}.py").exists()
     assert sum(s.least for s in gpu_check.STAGES) <= 8 * 60 and gpu_check.STAGES[0].least >= 150
     assert all(s.least <= s.most for s in gpu_check.STAGES)
-    assert [s.name for s in gpu_check.STAGES if not s.correctness] == ["ceilings", "one_pass", "sampler", "layers", "gradients",
-                                                                         "network", "training"]
+    assert [s.name for s in gpu_check.STAGES if not s.correctness] == [
+        "ceilings",
+        "one_pass",
+        "sampler",
+        "layers",
+        "gradients",
+        "network",
+        "training",
+    ]
 
 
 def test_the_commit_is_the_checkouts_or_what_a_copy_is_said_to_be(monkeypatch, tmp_path):
@@ -189,7 +202,11 @@ def test_a_box_leaves_the_later_stages_what_they_need():
 
 
 def test_when_the_time_is_up_stages_are_late_and_not_started():
-    clock, started, wanted = Clock(), [], [stage("a", 10, 60), stage("b", 10, 60), stage("c", 10, 60, correctness=False)]
+    clock, started, wanted = (
+        Clock(),
+        [],
+        [stage("a", 10, 60), stage("b", 10, 60), stage("c", 10, 60, correctness=False)],
+    )
 
     def run(s, seconds):
         started.append((s.name, seconds))
@@ -223,8 +240,13 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path):
         return Outcome(PASSED, found={"n": 1})
 
     with pytest.raises(KeyboardInterrupt):
-        stages.run_stages([stage("a"), stage("b")], set(), 1.0, run,
-                          lambda so_far: stages.write_json(path, {n: o.record() for n, o in so_far.items()}))
+        stages.run_stages(
+            [stage("a"), stage("b")],
+            set(),
+            1.0,
+            run,
+            lambda so_far: stages.write_json(path, {n: o.record() for n, o in so_far.items()}),
+        )
     assert json.loads(path.read_text())["a"]["found"] == {"n": 1}
 
 
@@ -251,9 +273,11 @@ def test_a_process_tells_its_status_and_its_output(tmp_path):
 
 
 def test_a_late_process_is_ended_with_all_it_started(tmp_path):
-    code = ("import subprocess, sys, time\n"
-            "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-            "print(p.pid, flush=True)\ntime.sleep(60)")
+    code = (
+        "import subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(p.pid, flush=True)\ntime.sleep(60)"
+    )
     status, output = python(code, 1.5, tmp_path)
     assert status is None
     with pytest.raises(ProcessLookupError):
@@ -273,7 +297,9 @@ def test_what_a_stages_end_means():
     assert "status -11" in gpu_check.ended(s, -11, "", 9, None).why, "a crash that says nothing"
 
 
-@pytest.mark.parametrize("raised, status", [(None, 0), (Wrong("differs"), 1), (ValueError("oops"), 1), (NotHere("no tool"), 3)])
+@pytest.mark.parametrize(
+    "raised, status", [(None, 0), (Wrong("differs"), 1), (ValueError("oops"), 1), (NotHere("no tool"), 3)]
+)
 def test_a_child_ends_as_its_stage_does(raised, status, monkeypatch, tmp_path, capsys):
     def run(task):
         task.save({"left": task.left() > 0, "known": task.known})

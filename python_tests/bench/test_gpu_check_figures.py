@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from bench.harness import measure
-from bench.harness.case import Ready, Variant, Work
 from bench.gpu import floors, one_pass, one_pass_times, report, targets, timing, training
 from bench.gpu.child import Task, Wrong
 from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, Outcome
+from bench.harness import measure
+from bench.harness.case import Ready, Variant, Work
 from support.stages import stage
 
 # ---- floors
@@ -24,8 +24,9 @@ def test_the_floor_is_the_largest_of_bytes_operations_and_instructions():
 
 def test_an_unknown_clock_leaves_the_instructions_out():
     assert floors.issue_rate(132, None) is None and floors.issue_rate(132, 1.98e9) == 132 * 128 * 1.98e9
-    found = floors.floor(floors.Ceilings.of({"copy_bytes_per_second": 1e12, "flops_per_second": {}}), bytes_=1e9,
-                         instructions=1e30)
+    found = floors.floor(
+        floors.Ceilings.of({"copy_bytes_per_second": 1e12, "flops_per_second": {}}), bytes_=1e9, instructions=1e30
+    )
     assert found.instructions == 0.0 and found.bound_by == "bytes"
 
 
@@ -40,20 +41,38 @@ CEILINGS = floors.Ceilings(1e12, {"bf16": 1e14, "fp32": 1e13}, None)
 
 
 def row(family, draws, seconds, failure=None, precision="bf16", mode="eager", cached=True):
-    variant = Variant(family, draws, lambda: Ready(lambda: None, lambda: None), Work(flops=1e9, normals=0, bytes=1e9), precision,
-                      mode, cached)
+    variant = Variant(
+        family,
+        draws,
+        lambda: Ready(lambda: None, lambda: None),
+        Work(flops=1e9, normals=0, bytes=1e9),
+        precision,
+        mode,
+        cached,
+    )
     return measure.Row(variant, failure, None if failure else measure.Timing([seconds] * 3, 1, 0.0))
 
 
-ROWS = [row("nft", "one", 2e-3), row("nft", "one", 1e-3, mode="graph"), row("torch", "one", 3e-3, mode="compile"),
-        row("torch", "one", 4e-3), row("torch", "device", 0, "std 2.0"), row("torch", "none", 9.5e-4, mode="graph"),
-        row("torch", "one", 1e-9, precision="fp32")]
+ROWS = [
+    row("nft", "one", 2e-3),
+    row("nft", "one", 1e-3, mode="graph"),
+    row("torch", "one", 3e-3, mode="compile"),
+    row("torch", "one", 4e-3),
+    row("torch", "device", 0, "std 2.0"),
+    row("torch", "none", 9.5e-4, mode="graph"),
+    row("torch", "one", 1e-9, precision="fp32"),
+]
 
 
 def case(name="resnet18-128-bf16", rows=ROWS, **facts):
-    return {"name": f"{name}: a shape", "case": name, "rows": [timing.row_record(r, CEILINGS) for r in rows],
-            "compared": timing.compared(rows, CEILINGS), "failures": [r.failure for r in rows if r.failure],
-            "unmeasured": []} | facts
+    return {
+        "name": f"{name}: a shape",
+        "case": name,
+        "rows": [timing.row_record(r, CEILINGS) for r in rows],
+        "compared": timing.compared(rows, CEILINGS),
+        "failures": [r.failure for r in rows if r.failure],
+        "unmeasured": [],
+    } | facts
 
 
 def test_our_fastest_is_compared_with_the_fastest_right_pytorch_of_its_precision():
@@ -72,21 +91,36 @@ def test_what_computes_anew_is_not_compared_with_what_keeps():
 
 def test_a_wrong_variant_has_no_time():
     record = timing.row_record(row("torch", "one", 0, "std 2.0"), CEILINGS)
-    assert record["right"] is False and record["failure"] == "std 2.0" and "median_s" not in record and "floor_s" not in record
+    assert (
+        record["right"] is False
+        and record["failure"] == "std 2.0"
+        and "median_s" not in record
+        and "floor_s" not in record
+    )
 
 
 def test_targets_are_judged_by_the_worst_and_only_where_something_was_measured():
-    layers = {"cases": [case("a", rows_a_chip=16), case("b", [row("nft", "one", 1.0), row("torch", "one", 1.1)], rows_a_chip=256),
-                        case("c", [row("nft", "one", 9.0), row("torch", "one", 1.0)], rows_a_chip=1024)]}
-    found = targets.judged({"network": Outcome(PASSED, found={"cases": [case()]}), "layers": Outcome(LATE, found=layers),
-                            "training": Outcome(FAILED)})
+    layers = {
+        "cases": [
+            case("a", rows_a_chip=16),
+            case("b", [row("nft", "one", 1.0), row("torch", "one", 1.1)], rows_a_chip=256),
+            case("c", [row("nft", "one", 9.0), row("torch", "one", 1.0)], rows_a_chip=1024),
+        ]
+    }
+    found = targets.judged(
+        {
+            "network": Outcome(PASSED, found={"cases": [case()]}),
+            "layers": Outcome(LATE, found=layers),
+            "training": Outcome(FAILED),
+        }
+    )
     by_rule = {t["rule"]: t for t in found}
     assert len(by_rule) == len(found) == 7
-    network, = [t for r, t in by_rule.items() if r.startswith("ResNet-18") and "one normal" in r]
+    (network,) = [t for r, t in by_rule.items() if r.startswith("ResNet-18") and "one normal" in r]
     assert network["reached"] is True and network["value"] == pytest.approx(3.0)
-    quiet, = [t for r, t in by_rule.items() if "without noise" in r]
+    (quiet,) = [t for r, t in by_rule.items() if "without noise" in r]
     assert quiet["reached"] is True and quiet["value"] == pytest.approx(0.95)
-    few, = [t for r, t in by_rule.items() if r.startswith("layers") and "1.3x" in r]
+    (few,) = [t for r, t in by_rule.items() if r.startswith("layers") and "1.3x" in r]
     assert few["value"] == pytest.approx(1.1) and few["reached"] is False and few["what"].startswith("b, ")
     for rule, t in by_rule.items():
         if rule.startswith(("OVF", "sampler")) or "a device" in rule:
@@ -98,24 +132,36 @@ def test_the_sampler_and_the_memory_are_judged_from_above():
     memory = {"memory": [{"precision": "bf16", "ours_bytes": 70, "against_bytes": 100}]}
     other = [row("nft", "one", 1.0), row("torch", "one", 9.0)]
     memory["cases"] = [case(training.CASES["fp32"], other), case(training.CASES["bf16"])]
-    found = {t["rule"]: t for t in targets.judged({"sampler": Outcome(PASSED, found={"cases": [sampler]}),
-                                                   "training": Outcome(PASSED, found=memory)})}
+    found = {
+        t["rule"]: t
+        for t in targets.judged(
+            {"sampler": Outcome(PASSED, found={"cases": [sampler]}), "training": Outcome(PASSED, found=memory)}
+        )
+    }
     assert found["OVF step, bf16: >= 1.5x PyTorch with one normal a weight"]["value"] == pytest.approx(3.0)
     assert found["sampler, bf16: at most 1.3 times its floor"]["reached"] is True
-    share, = [t for r, t in found.items() if "peak memory" in r]
+    (share,) = [t for r, t in found.items() if "peak memory" in r]
     assert share["value"] == pytest.approx(0.7) and share["reached"] is False
 
 
 def test_the_table():
-    wanted = [stage("facts"), stage("memcheck"), stage("network", correctness=False), stage("training", correctness=False)]
-    outcomes = {"facts": Outcome(PASSED, 3.0, found={"summary": "a device"}), "memcheck": Outcome(NOT_RUN, why="no such tool"),
-                "network": Outcome(PASSED, 60.0, found={"cases": [case(unmeasured=["x", "y"])]})}
+    wanted = [
+        stage("facts"),
+        stage("memcheck"),
+        stage("network", correctness=False),
+        stage("training", correctness=False),
+    ]
+    outcomes = {
+        "facts": Outcome(PASSED, 3.0, found={"summary": "a device"}),
+        "memcheck": Outcome(NOT_RUN, why="no such tool"),
+        "network": Outcome(PASSED, 60.0, found={"cases": [case(unmeasured=["x", "y"])]}),
+    }
     lines = report.text(wanted, outcomes, targets.judged(outcomes)).splitlines()
     assert max(map(len, lines)) <= 160
     assert any("3.00" in line and "graph / compile" in line and "1.000 bytes" in line for line in lines)
     assert any("WRONG, no time shown: std 2.0" in line for line in lines)
     assert any("not measured, no time left: 2 variants" in line for line in lines)
-    last = lines[lines.index("stages") + 1:]
+    last = lines[lines.index("stages") + 1 :]
     assert [line.split()[0] for line in last] == ["facts", "memcheck", "network", "training"]
     assert "a device" in last[0] and "not run" in last[1] and "no such tool" in last[1] and "not run" in last[3]
 
@@ -126,8 +172,9 @@ def test_times_of_any_size_are_readable():
 
 def test_compiling_may_outlast_a_stage_and_costs_nothing_that_was_ready(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(timing, "interleaved",
-                        lambda runs, left, rounds: [measure.Timing([1.0] * rounds, 1, 0.0) for _ in runs])
+    monkeypatch.setattr(
+        timing, "interleaved", lambda runs, left, rounds: [measure.Timing([1.0] * rounds, 1, 0.0) for _ in runs]
+    )
     wanted = [row("nft", "one", 0).variant, row("torch", "one", 0, mode="compile").variant]
     found, task = [], Task(tmp_path / "found.json", 60.0, {})
     whole = timing.measure_case("a", "b", wanted, CEILINGS, task, found.append)
@@ -144,8 +191,17 @@ def test_compiling_may_outlast_a_stage_and_costs_nothing_that_was_ready(monkeypa
 
 def times(pairs, dtype="float32", shape=(8, 8, None, 1)):
     """Points of one layer: {columns: (one pass, programmed first)}."""
-    return [{"direction": "forward", "dtype": dtype, "shape": list(shape), "columns": columns, "one_pass_s": a, "programmed_s": b}
-            for columns, (a, b) in pairs.items()]
+    return [
+        {
+            "direction": "forward",
+            "dtype": dtype,
+            "shape": list(shape),
+            "columns": columns,
+            "one_pass_s": a,
+            "programmed_s": b,
+        }
+        for columns, (a, b) in pairs.items()
+    ]
 
 
 def test_the_bound_is_where_the_library_begins_to_win():
@@ -156,7 +212,9 @@ def test_the_bound_is_where_the_library_begins_to_win():
 
 
 def test_several_layers_share_the_bound_that_costs_least_together():
-    """One layer would have 32, the other 128; at 64 columns the first loses a fifth by one pass, the second gains a half."""
+    """One layer would have 32, the other 128; at 64 columns the first loses a fifth by one pass, the second gains a
+    half.
+    """
     first = times({32: (1.0, 1.1), 64: (1.2, 1.0), 128: (1.5, 1.0)})
     second = times({32: (1.0, 2.0), 64: (1.0, 1.5), 128: (1.0, 1.1)}, shape=(9, 9, 3, 4))
     assert one_pass.best_bound(first + second) == 64
@@ -167,7 +225,13 @@ def test_several_layers_share_the_bound_that_costs_least_together():
 
 def test_points_are_paired_by_what_was_timed():
     def point(columns, seconds):
-        return {"direction": "forward", "dtype": "float16", "shape": [8, 8, None, 1], "columns": columns, "seconds": seconds}
+        return {
+            "direction": "forward",
+            "dtype": "float16",
+            "shape": [8, 8, None, 1],
+            "columns": columns,
+            "seconds": seconds,
+        }
 
     found = one_pass.paired([point(16, 1.0), point(32, 2.0)], [point(32, 3.0), point(64, 4.0)])
     assert found == times({32: (2.0, 3.0)}, "float16")
@@ -187,5 +251,6 @@ def test_each_way_is_timed_in_a_process_that_is_told_so(monkeypatch, tmp_path):
     assert seen == [("one_pass_times", "always")]
     points = list(one_pass_times.points())
     assert len(points) == len(set(points)) and {p[:2] for p in points} == {
-        (d, t) for d in ("forward", "input_gradient") for t in ("float32", "bfloat16", "float16")}
+        (d, t) for d in ("forward", "input_gradient") for t in ("float32", "bfloat16", "float16")
+    }
     assert all(columns % one_pass_times.SHAPES[n][3] ** 2 == 0 for _, _, n, columns in points)

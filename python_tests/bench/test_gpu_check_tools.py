@@ -9,7 +9,6 @@ from bench.gpu import marked, sanitize, small, stages
 from bench.gpu.child import NotHere, Task, Wrong
 from support.paths import ROOT
 
-
 JUNIT = """<testsuites><testsuite><testcase classname="t.a" name="one"/><testcase classname="t.a" name="two">
 <failure message="assert 1 == 2&#10;more">long</failure></testcase><testcase classname="t.b" name="three">
 <skipped message="needs two CUDA devices"/></testcase></testsuite></testsuites>"""
@@ -19,7 +18,10 @@ def test_a_pytest_report(tmp_path):
     (tmp_path / "r.xml").write_text(JUNIT)
     found = marked.results(tmp_path / "r.xml")
     assert found["tests"] == 3 and found["failed"] == {"t.a::two": "assert 1 == 2"}
-    assert found["skipped"] == {"t.b::three": "needs two CUDA devices"} and found["summary"] == "1 passed, 1 failed, 1 skipped"
+    assert (
+        found["skipped"] == {"t.b::three": "needs two CUDA devices"}
+        and found["summary"] == "1 passed, 1 failed, 1 skipped"
+    )
 
 
 SUITE = "<testsuites><testsuite>{}</testsuite></testsuites>"
@@ -27,10 +29,13 @@ FINE_CASE = '<testcase classname="a" name="b"/>'
 BAD_CASE = '<testcase classname="a" name="c"><failure message="wrong"/></testcase>'
 
 
-@pytest.mark.parametrize("quick, slow, summary", [
-    (3 * FINE_CASE, 2 * FINE_CASE, "5 passed, 0 failed, 0 skipped"),
-    (3 * FINE_CASE, None, "3 passed, 0 failed, 0 skipped; no time was left for the slow ones"),
-])
+@pytest.mark.parametrize(
+    "quick, slow, summary",
+    [
+        (3 * FINE_CASE, 2 * FINE_CASE, "5 passed, 0 failed, 0 skipped"),
+        (3 * FINE_CASE, None, "3 passed, 0 failed, 0 skipped; no time was left for the slow ones"),
+    ],
+)
 def test_quick_tests_come_before_slow_ones(quick, slow, summary, monkeypatch, tmp_path):
     def run(marks, report, seconds=None):
         cases = quick if marks == "cuda and not slow" else slow
@@ -58,16 +63,22 @@ def test_a_failed_quick_test_ends_the_stage(monkeypatch, tmp_path):
 def test_files_with_marked_tests_are_found():
     tests = ROOT / "python_tests"
     names = {p.relative_to(tests).as_posix() for p in marked.files(tests)}
-    assert {f"cuda/test_{name}.py" for name in ("operators", "products", "compile", "epilogue", "graphs", "root")} <= names
+    assert {
+        f"cuda/test_{name}.py" for name in ("operators", "products", "compile", "epilogue", "graphs", "root")
+    } <= names
     assert "data/test_augment.py" in names and "device/test_philox.py" not in names
 
 
-FINE = {"memcheck": "========= ERROR SUMMARY: 0 errors\n",
-        "racecheck": "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"}
-FOUND = {"memcheck": "========= Invalid __global__ read of size 4 bytes\n=========     at nft::kernel+0x10\n"
-                     "========= ERROR SUMMARY: 2 errors\n",
-         "racecheck": "========= Error: Race reported between Write access at a and Read access at b [9 hazards]\n"
-                      "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n"}
+FINE = {
+    "memcheck": "========= ERROR SUMMARY: 0 errors\n",
+    "racecheck": "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n",
+}
+FOUND = {
+    "memcheck": "========= Invalid __global__ read of size 4 bytes\n=========     at nft::kernel+0x10\n"
+    "========= ERROR SUMMARY: 2 errors\n",
+    "racecheck": "========= Error: Race reported between Write access at a and Read access at b [9 hazards]\n"
+    "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n",
+}
 RAN = f"40 of 50 {sanitize.LAST_LINE}\n"
 
 
@@ -87,9 +98,14 @@ def test_what_a_sanitizer_says(kind):
         sanitize.verdict(kind, "========= Error: Device not supported\n", 1)
 
 
-@pytest.mark.parametrize("help_text, options", [
-    ("  --kernel-name arg\n  --kernel-name-exclude arg\n", ["--kernel-name", "kns=nft"]),
-    ("  --kernel-regex arg\n", ["--kernel-regex", "kns=nft"]), ("  --tool arg\n", [])])
+@pytest.mark.parametrize(
+    "help_text, options",
+    [
+        ("  --kernel-name arg\n  --kernel-name-exclude arg\n", ["--kernel-name", "kns=nft"]),
+        ("  --kernel-regex arg\n", ["--kernel-regex", "kns=nft"]),
+        ("  --tool arg\n", []),
+    ],
+)
 def test_a_sanitizer_is_kept_to_our_kernels_as_its_version_says_it(help_text, options):
     assert sanitize.only_ours(help_text) == options
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from bench.harness import baselines, checks, measure, registry, table
 from bench import run
+from bench.harness import baselines, checks, measure, registry, table
 from bench.harness.case import Case, Ready, Target, Variant, Work
 
 
@@ -25,8 +25,12 @@ TARGET = Target("case", "rule", {"family": "nft"}, {"family": "torch"}, 3.0)
 
 
 def test_a_target_is_judged_by_the_medians_against_the_fastest_right_variant():
-    rows = [row(variant("nft"), [1.0, 2.0, 9.0]), row(variant("torch"), [8.0, 8.0, 8.0]),
-            row(variant("torch", precision="bf16"), [7.0, 7.0, 1.0]), row(variant("torch", mode="compile"), [], "wrong")]
+    rows = [
+        row(variant("nft"), [1.0, 2.0, 9.0]),
+        row(variant("torch"), [8.0, 8.0, 8.0]),
+        row(variant("torch", precision="bf16"), [7.0, 7.0, 1.0]),
+        row(variant("torch", mode="compile"), [], "wrong"),
+    ]
     verdict = measure.judge(TARGET, measure.Measured(rows, 0.0))
     assert verdict.reached and verdict.ratio.of_medians == 3.5
     assert verdict.ratio.of_rounds == 3.5 and "bf16" in verdict.ratio.against
@@ -63,8 +67,12 @@ def test_a_wrong_or_broken_variant_is_named_and_gets_no_time():
 
 def test_only_variants_with_the_same_precision_are_compared():
     case = Case("case", "shape", ())
-    rows = [row(variant("nft"), [1.0]), row(variant("torch"), [4.0]), row(variant("torch", precision="bf16"), [2.0]),
-            row(variant("torch", mode="threads"), [3.0])]
+    rows = [
+        row(variant("nft"), [1.0]),
+        row(variant("torch"), [4.0]),
+        row(variant("torch", precision="bf16"), [2.0]),
+        row(variant("torch", mode="threads"), [3.0]),
+    ]
     assert measure.best_torch(case, rows, rows[0], "one") is rows[1]
 
 
@@ -83,9 +91,11 @@ def test_every_way_of_writing_the_baseline_follows_the_noise_model(draws, way):
     weight = torch.randn(256, 256)
     step = baselines.step_of(weight)
     w_d = baselines.quantized(weight, step)
-    chip = {"fresh": lambda: baselines.sample(weight, draws, baselines.Scratch()),
-            "cached": lambda: baselines.sample_cached(w_d, float(step), draws, baselines.Scratch()),
-            "functional": lambda: baselines.noisy(w_d, step, draws)}[way]()
+    chip = {
+        "fresh": lambda: baselines.sample(weight, draws, baselines.Scratch()),
+        "cached": lambda: baselines.sample_cached(w_d, float(step), draws, baselines.Scratch()),
+        "functional": lambda: baselines.noisy(w_d, step, draws),
+    }[way]()
     assert checks.standard_normal("weight", checks.weight_scores(chip, weight)) is None
 
 

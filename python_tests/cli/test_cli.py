@@ -45,14 +45,21 @@ def test_evaluate_prints_the_report_and_writes_json_csv_and_plot(checkpoint, tmp
 
 
 def test_evaluate_sweeps_several_sigmas(checkpoint, tmp_path, capsys):
-    assert main(["evaluate", str(checkpoint), "--sigma", "0", "0.2", "--runs", "2", "--limit", "20", "--out", str(tmp_path)]) == 0
+    assert (
+        main(
+            ["evaluate", str(checkpoint), "--sigma", "0", "0.2", "--runs", "2", "--limit", "20", "--out", str(tmp_path)]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("0.2") for line in lines)
     assert (tmp_path / "noise.png").exists()
 
 
 @pytest.mark.parametrize("passes, points", [(5, 2), (3, 1), (4, 1)])
-def test_an_interrupted_evaluate_keeps_the_sigmas_that_are_done(checkpoint, tmp_path, capsys, monkeypatch, passes, points):
+def test_an_interrupted_evaluate_keeps_the_sigmas_that_are_done(
+    checkpoint, tmp_path, capsys, monkeypatch, passes, points
+):
     """3 chips per sigma, one per pass: after 5 passes the second sigma has two chips, after 4 too few."""
     original, left = chip_evaluator.ChipEvaluator.tallies, [passes]
 
@@ -84,18 +91,23 @@ def test_evaluate_with_slices_and_a_target(checkpoint, capsys):
 def test_evaluate_takes_a_measured_table(checkpoint, tmp_path, capsys):
     table = tmp_path / "levels.csv"
     table.write_text("level,mean,std\n0,0.0,0.05\n1,1.02,0.1\n2,1.97,0.1\n3,2.9,0.05\n")
-    assert main(["evaluate", str(checkpoint), "--sigma", "1", "--runs", "2", "--limit", "20", "--table", str(table)]) == 0
+    assert (
+        main(["evaluate", str(checkpoint), "--sigma", "1", "--runs", "2", "--limit", "20", "--table", str(table)]) == 0
+    )
     assert "levels" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--runs", "1"], ["runs", "1"]),
-    (["--sigma", "-0.1"], ["sigma", "-0.1"]),
-    (["--target-ci", "0"], ["target_ci", "above 0"]),
-    (["--device-bits", "3"], ["weight_bits", "8"]),
-    (["--dataset", "mnist", "--data-dir", "/no/such/folder"], ["/no/such/folder"]),
-    (["--table", "/no/such/table.csv"], ["/no/such/table.csv"]),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--runs", "1"], ["runs", "1"]),
+        (["--sigma", "-0.1"], ["sigma", "-0.1"]),
+        (["--target-ci", "0"], ["target_ci", "above 0"]),
+        (["--device-bits", "3"], ["weight_bits", "8"]),
+        (["--dataset", "mnist", "--data-dir", "/no/such/folder"], ["/no/such/folder"]),
+        (["--table", "/no/such/table.csv"], ["/no/such/table.csv"]),
+    ],
+)
 def test_bad_input_is_one_line_and_status_one(checkpoint, capsys, arguments, words):
     assert main(["evaluate", str(checkpoint), *arguments]) == 1
     *notes, error = capsys.readouterr().err.strip().splitlines()
@@ -132,12 +144,42 @@ def test_train_resumes_and_a_run_that_is_over_returns_at_once(checkpoint, capsys
 
 def test_trains_by_the_papers_recipe_unless_told_otherwise(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("nft_ext.training.fit", lambda *args, **options: seen.append(options) or (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "nft_ext.training.fit",
+        lambda *args, **options: seen.append(options) or (_ for _ in ()).throw(KeyboardInterrupt),
+    )
     arguments = ["train", str(tmp_path / "x.safetensors"), "--model", "resnet18", "--width", "0.0625"]
     assert main(arguments) == 130
-    assert main([*arguments, "--optimizer", "sgd", "--lr", "0.3", "--precision", "bfloat16", "--accumulate", "4", "--channels-last"]) == 130
+    assert (
+        main(
+            [
+                *arguments,
+                "--optimizer",
+                "sgd",
+                "--lr",
+                "0.3",
+                "--precision",
+                "bfloat16",
+                "--accumulate",
+                "4",
+                "--channels-last",
+            ]
+        )
+        == 130
+    )
     paper, changed = (options["recipe"] for options in seen)
-    assert (paper.epochs, paper.batch_size, paper.optimizer, paper.lr, paper.schedule) == (200, 128, "adam", 1e-2, "cosine")
+    assert (paper.epochs, paper.batch_size, paper.optimizer, paper.lr, paper.schedule) == (
+        200,
+        128,
+        "adam",
+        1e-2,
+        "cosine",
+    )
     assert (changed.optimizer, changed.lr, changed.precision, changed.accumulate, changed.channels_last) == (
-        "sgd", 0.3, "bfloat16", 4, True)
+        "sgd",
+        0.3,
+        "bfloat16",
+        4,
+        True,
+    )
     assert seen[0]["state"] == tmp_path / "x.state" and seen[0]["resume"] is False

@@ -1,4 +1,6 @@
-"""evaluate and sweep take from a checkpoint what the options leave open: its data set, its device, its sigma. Nothing is guessed."""
+"""evaluate and sweep take from a checkpoint what the options leave open: its data set, its device, its sigma. Nothing
+is guessed.
+"""
 
 import json
 
@@ -23,22 +25,30 @@ def table(tmp_path):
 @pytest.fixture
 def write(tmp_path):
     """write(name, device) -> a checkpoint that says so."""
+
     def written(name="net", device=None, dataset="digits"):
         model = {"name": "vgg8", "num_classes": 10, "in_channels": 1, "width": 0.0625}
         torch.manual_seed(0)
         meta = {"model": model, "device": device and device.describe(), "dataset": dataset}
-        save(tmp_path / f"{name}.safetensors", nft.models.build(**model), {key: value for key, value in meta.items() if value is not None})
+        save(
+            tmp_path / f"{name}.safetensors",
+            nft.models.build(**model),
+            {key: value for key, value in meta.items() if value is not None},
+        )
         return str(tmp_path / f"{name}.safetensors")
+
     return written
 
 
 @pytest.fixture
 def evaluated(tmp_path):
     """The reports of an evaluation, each with its device."""
+
     def reports(*arguments):
         folder = tmp_path / "out"
         assert main(["evaluate", *arguments, *FEW, "--out", str(folder)]) == 0
         return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
     return reports
 
 
@@ -47,10 +57,16 @@ def device_in(report):
     return entry["device"]
 
 
-@pytest.mark.parametrize("device", [
-    nft.NVMDevice(weight_bits=4, device_bits=4, sigma=0.2), nft.NVMDevice.preset("rram4", 0.3),
-    nft.NVMDevice(censor=1.0, mapping="differential"), nft.NVMDevice(level_mean=(0, 1.1), level_std=(0.1, 0.2), device_bits=1, sigma=1.0),
-], ids=str)
+@pytest.mark.parametrize(
+    "device",
+    [
+        nft.NVMDevice(weight_bits=4, device_bits=4, sigma=0.2),
+        nft.NVMDevice.preset("rram4", 0.3),
+        nft.NVMDevice(censor=1.0, mapping="differential"),
+        nft.NVMDevice(level_mean=(0, 1.1), level_std=(0.1, 0.2), device_bits=1, sigma=1.0),
+    ],
+    ids=str,
+)
 def test_evaluated_on_the_device_and_at_the_sigma_trained_for(write, evaluated, device):
     (report,) = evaluated(write(device=device))
     assert device_in(report) == json.loads(json.dumps(device.describe()))
@@ -59,7 +75,9 @@ def test_evaluated_on_the_device_and_at_the_sigma_trained_for(write, evaluated, 
 def test_options_change_what_they_name_and_no_more(write, evaluated):
     trained_for = nft.NVMDevice.preset("rram4", 0.3, weight_bits=4)
     (report,) = evaluated(write(device=trained_for), "--mapping", "differential", "--sigma", "0.1")
-    assert device_in(report) == json.loads(json.dumps(trained_for.replace(mapping="differential", sigma=0.1).describe()))
+    assert device_in(report) == json.loads(
+        json.dumps(trained_for.replace(mapping="differential", sigma=0.1).describe())
+    )
 
 
 def test_a_preset_or_a_table_is_another_kind_of_device(write, evaluated, table):
@@ -73,12 +91,18 @@ def test_a_table_is_as_measured_unless_told_otherwise(write, evaluated, table):
     assert device_in(report) == json.loads(json.dumps(nft.NVMDevice.from_table(table, weight_bits=4).describe()))
 
 
-@pytest.mark.parametrize("trained_for, options, sigma", [
-    (nft.NVMDevice(level_mean=(0, 1, 2, 3), level_std=(0.1,) * 4, sigma=0.7), [], 0.7),
-    (nft.NVMDevice(level_mean=(0, 1, 2, 3), level_std=(0.1,) * 4, sigma=0.7), ["--preset", "rram4"], 0.1),
-    (nft.NVMDevice(sigma=0.3), ["--relative-to", "spacing"], 0.1), (nft.NVMDevice(sigma=0.3), ["--relative-to", "max"], 0.3),
-    (nft.NVMDevice(sigma=0.3), ["--preset", "rram4"], 0.3), (nft.NVMDevice(sigma=0.3, relative_to="spacing"), ["--preset", "rram4"], 0.1),
-], ids=str)
+@pytest.mark.parametrize(
+    "trained_for, options, sigma",
+    [
+        (nft.NVMDevice(level_mean=(0, 1, 2, 3), level_std=(0.1,) * 4, sigma=0.7), [], 0.7),
+        (nft.NVMDevice(level_mean=(0, 1, 2, 3), level_std=(0.1,) * 4, sigma=0.7), ["--preset", "rram4"], 0.1),
+        (nft.NVMDevice(sigma=0.3), ["--relative-to", "spacing"], 0.1),
+        (nft.NVMDevice(sigma=0.3), ["--relative-to", "max"], 0.3),
+        (nft.NVMDevice(sigma=0.3), ["--preset", "rram4"], 0.3),
+        (nft.NVMDevice(sigma=0.3, relative_to="spacing"), ["--preset", "rram4"], 0.1),
+    ],
+    ids=str,
+)
 def test_a_sigma_in_another_unit_is_not_taken_over(write, evaluated, trained_for, options, sigma):
     (report,) = evaluated(write(device=trained_for), *options)
     assert device_in(report)["sigma"] == sigma
@@ -102,12 +126,20 @@ def test_without_noise_in_training_the_default_device(write, evaluated):
 def test_stuck_clipped_and_truncated_devices_from_the_shell(write, evaluated):
     (report,) = evaluated(write(), "--stuck", "0.01", "0.02", "--clip", "0", "1", "--truncate", "2")
     found = device_in(report)
-    assert (found["stuck"], found["clip"], found["truncate"], found["sampling"]) == ([0.01, 0.02], [0, 1], 2, "per_device")
+    assert (found["stuck"], found["clip"], found["truncate"], found["sampling"]) == (
+        [0.01, 0.02],
+        [0, 1],
+        2,
+        "per_device",
+    )
 
 
 def test_trained_at_a_measured_table_s_own_deviations(monkeypatch, tmp_path, table):
     seen = []
-    monkeypatch.setattr("nft_ext.training.fit", lambda *args, **options: seen.append((args, options)) or (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "nft_ext.training.fit",
+        lambda *args, **options: seen.append((args, options)) or (_ for _ in ()).throw(KeyboardInterrupt),
+    )
     train = ["train", str(tmp_path / "x.safetensors"), "--width", "0.0625"]
     assert main([*train, "--table", str(table)]) == main(train) == 130
     assert [args[1].sigma for args, _ in seen] == [1.0, 0.1] and seen[0][1]["nvm"].level_std == (0.05, 0.1, 0.1, 0.05)

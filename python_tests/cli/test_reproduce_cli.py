@@ -24,10 +24,18 @@ def a_minute_each(monkeypatch):
 
 
 def test_a_dry_run_lists_the_cells_with_a_time_measured_here_and_leaves_nothing(tmp_path, capsys):
-    assert reproduce("figure3", *DIGITS, "--sigma", 0.1, "--methods", "vanilla", "irs", "--dry-run", "--out", tmp_path / "out") == 0
+    assert (
+        reproduce(
+            "figure3", *DIGITS, "--sigma", 0.1, "--methods", "vanilla", "irs", "--dry-run", "--out", tmp_path / "out"
+        )
+        == 0
+    )
     *lines, summary = capsys.readouterr().out.splitlines()
     assert [re.fullmatch(r" *(\d+(?:[:.]\d+)*)( ?s)?  (vgg8-digits, .*)", line)[3] for line in lines] == [
-        "vgg8-digits, vanilla, seed 0", "vgg8-digits, control, sigma 0.1, seed 0", "vgg8-digits, irs, sigma 0.1, seed 0"]
+        "vgg8-digits, vanilla, seed 0",
+        "vgg8-digits, control, sigma 0.1, seed 0",
+        "vgg8-digits, irs, sigma 0.1, seed 0",
+    ]
     assert re.match(r"3 cells, of which 0 are finished; about \S+.* of work left on this machine", summary)
     assert not (tmp_path / "out").exists()
 
@@ -38,7 +46,9 @@ def test_a_dry_run_marks_what_is_finished_and_counts_only_the_rest(tmp_path, cap
     assert reproduce("convergence", *DIGITS, "--seeds", 2, "--jobs", 2, "--dry-run", "--out", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.endswith("(finished)") for line in lines[:-1]] == [True] + [False] * 7
-    assert "8 cells, of which 1 are finished; about 7:00 of work left on this machine, about 3:30 with 2 jobs" in lines[-1]
+    assert (
+        "8 cells, of which 1 are finished; about 7:00 of work left on this machine, about 3:30 with 2 jobs" in lines[-1]
+    )
 
 
 def test_shards_are_disjoint_and_together_the_grid(tmp_path, capsys, a_minute_each):
@@ -50,7 +60,15 @@ def test_shards_are_disjoint_and_together_the_grid(tmp_path, capsys, a_minute_ea
 
 
 def test_numbers_in_place_of_the_presets_reach_the_cells(tmp_path, capsys, a_minute_each):
-    given = {"width": 0.25, "epochs": 3, "lr": 0.004, "batch_size": 16, "train_images": 100, "test_images": 40, "runs": 5}
+    given = {
+        "width": 0.25,
+        "epochs": 3,
+        "lr": 0.004,
+        "batch_size": 16,
+        "train_images": 100,
+        "test_images": 40,
+        "runs": 5,
+    }
     (cell, *_) = cells("figure3", "vgg8-digits", PRESETS["smoke"].replace(**given))
     Store(tmp_path).write(cell, {"points": [{}, {}]})
     options = [text for name, value in given.items() for text in ("--" + name.replace("_", "-"), value)]
@@ -58,19 +76,22 @@ def test_numbers_in_place_of_the_presets_reach_the_cells(tmp_path, capsys, a_min
     assert capsys.readouterr().out.splitlines()[0].endswith("(finished)")
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (("figure5",), "experiment.*figure3.*figure5"),
-    (("figure3", "--panel", "vgg8-minst"), "panel.*did you mean 'vgg8-mnist'"),
-    (("figure3", "--preset", "quik"), "preset.*did you mean 'quick'"),
-    (("figure3", *DIGITS, "--methods", "ofv"), "method.*did you mean 'ovf'"),
-    (("figure3", *DIGITS, "--sigma", -0.1), "sigma.*>= 0.*-0.1"),
-    (("figure3", *DIGITS, "--seeds", 0), "seeds.*>= 1"),
-    (("figure3", *DIGITS, "--jobs", 0), "--jobs.*>= 1"),
-    (("figure3", *DIGITS, "--lr", 0), "lr.*> 0"),
-    (("protocol", *DIGITS, "--methods", "ovf"), "--methods.*must be left out"),
-    (("figure3", *DIGITS, "--shard", "4/3"), "--shard.*1 <= I <= N.*4/3"),
-    (("figure3", *DIGITS, "--shard", "first"), "--shard.*two integers.*first"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("figure5",), "experiment.*figure3.*figure5"),
+        (("figure3", "--panel", "vgg8-minst"), "panel.*did you mean 'vgg8-mnist'"),
+        (("figure3", "--preset", "quik"), "preset.*did you mean 'quick'"),
+        (("figure3", *DIGITS, "--methods", "ofv"), "method.*did you mean 'ovf'"),
+        (("figure3", *DIGITS, "--sigma", -0.1), "sigma.*>= 0.*-0.1"),
+        (("figure3", *DIGITS, "--seeds", 0), "seeds.*>= 1"),
+        (("figure3", *DIGITS, "--jobs", 0), "--jobs.*>= 1"),
+        (("figure3", *DIGITS, "--lr", 0), "lr.*> 0"),
+        (("protocol", *DIGITS, "--methods", "ovf"), "--methods.*must be left out"),
+        (("figure3", *DIGITS, "--shard", "4/3"), "--shard.*1 <= I <= N.*4/3"),
+        (("figure3", *DIGITS, "--shard", "first"), "--shard.*two integers.*first"),
+    ],
+)
 def test_bad_input_is_one_line_and_nothing_is_begun(arguments, words, tmp_path, capsys):
     assert reproduce(*arguments, "--out", tmp_path / "out", "--dry-run") == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,4 +1,6 @@
-"""Who multiplies bfloat16 on the CPU: what is said is true of this processor, and the slow case is warned of, before any work."""
+"""Who multiplies bfloat16 on the CPU: what is said is true of this processor, and the slow case is warned of, before
+any work.
+"""
 
 import platform
 import warnings
@@ -28,9 +30,14 @@ def test_it_is_this_processor():
         assert found is Products.SLOW
 
 
-@pytest.mark.parametrize("library, own, expected", [
-    (True, True, Products.PROCESSOR), (True, False, Products.FLOAT32), (False, False, Products.SLOW),
-])
+@pytest.mark.parametrize(
+    "library, own, expected",
+    [
+        (True, True, Products.PROCESSOR),
+        (True, False, Products.FLOAT32),
+        (False, False, Products.SLOW),
+    ],
+)
 def test_it_follows_from_the_library_and_the_instruction_set(monkeypatch, library, own, expected):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: library)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
@@ -46,10 +53,18 @@ def test_a_torch_that_does_not_tell_is_no_failure(monkeypatch):
 
 
 def evaluate(precision: str) -> None:
-    nft.monte_carlo(nft.convert(small_net().eval(), nft.NVMDevice(sigma=0.1)), VALIDATION, runs=2, progress=False, precision=precision)
+    nft.monte_carlo(
+        nft.convert(small_net().eval(), nft.NVMDevice(sigma=0.1)),
+        VALIDATION,
+        runs=2,
+        progress=False,
+        precision=precision,
+    )
 
 
-@pytest.mark.parametrize("work", [evaluate, lambda precision: run(epochs=1, precision=precision)], ids=["monte_carlo", "fit"])
+@pytest.mark.parametrize(
+    "work", [evaluate, lambda precision: run(epochs=1, precision=precision)], ids=["monte_carlo", "fit"]
+)
 def test_only_a_slow_cpu_is_warned_of(monkeypatch, work):
     monkeypatch.setattr(bfloat16, "on_cpu", lambda: Products.SLOW)
     with pytest.warns(RuntimeWarning, match="precision: bfloat16 on this CPU means .* many times slower than float32"):

@@ -71,4 +71,8 @@ def test_csv(tmp_path):
 
 
 def test_numbers_that_json_has_not_become_none():
-    assert finite_or_none({"a": (1, math.nan, [-math.inf]), "b": "nan", "c": 0.5}) == {"a": [1, None, [None]], "b": "nan", "c": 0.5}
+    assert finite_or_none({"a": (1, math.nan, [-math.inf]), "b": "nan", "c": 0.5}) == {
+        "a": [1, None, [None]],
+        "b": "nan",
+        "c": 0.5,
+    }

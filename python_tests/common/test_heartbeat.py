@@ -30,13 +30,20 @@ def test_a_silent_command_is_told_to_be_alive(heartbeat, capfd):
 
 
 def test_downloads_and_compiled_files_are_shown_and_the_rest_is_in_the_log(heartbeat, capfd, tmp_path):
-    written = ["Collecting numpy", "  Downloading numpy-2.4.6-cp311-cp311-manylinux_2_28_x86_64.whl (16.8 MB)",
-               "Installing collected packages: numpy, pip",
-               "  [2/9] Building CXX object CMakeFiles/_C.dir/csrc/ops.cpp.o",
-               "  [9/9] Linking CXX shared module /somewhere/nft_ext/_C.so"]
+    written = [
+        "Collecting numpy",
+        "  Downloading numpy-2.4.6-cp311-cp311-manylinux_2_28_x86_64.whl (16.8 MB)",
+        "Installing collected packages: numpy, pip",
+        "  [2/9] Building CXX object CMakeFiles/_C.dir/csrc/ops.cpp.o",
+        "  [9/9] Linking CXX shared module /somewhere/nft_ext/_C.so",
+    ]
     assert heartbeat("Building: a wheel", *python(f"print({chr(10).join(written)!r})")) == 0
     assert capfd.readouterr().out.splitlines()[1:-1] == [
-        "  downloading numpy-2.4.6 (16.8 MB)", "  installing the packages", "  [2/9] csrc/ops.cpp", "  [9/9] _C.so"]
+        "  downloading numpy-2.4.6 (16.8 MB)",
+        "  installing the packages",
+        "  [2/9] csrc/ops.cpp",
+        "  [9/9] _C.so",
+    ]
     assert (tmp_path / "build" / "logs" / "building-a-wheel.log").read_text().splitlines() == written
 
 

@@ -30,8 +30,13 @@ def fill(package: Path, record: dict | None = None) -> Path:
 def checkout(tmp_path) -> Path:
     """The folder nft_ext of a small checkout without libraries."""
     root = tmp_path / "checkout"
-    for name, text in {"nft_ext/version.py": '__version__ = "7.0"\n', "CMakeLists.txt": "project(x)\n",
-                       "csrc/core/a.h": "int a;\n", "csrc/tests/t.cpp": "int t;\n", "csrc/README.md": "Read\n"}.items():
+    for name, text in {
+        "nft_ext/version.py": '__version__ = "7.0"\n',
+        "CMakeLists.txt": "project(x)\n",
+        "csrc/core/a.h": "int a;\n",
+        "csrc/tests/t.cpp": "int t;\n",
+        "csrc/README.md": "Read\n",
+    }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root / "nft_ext"
@@ -66,14 +71,19 @@ def test_the_checkout_is_told_under_another_name_as_well(checkout, tmp_path):
         libraries.find(checkout, [str(tmp_path / "link")])
 
 
-@pytest.mark.parametrize("record, said", [
-    ({"version": "6.9", "sources": "?"}, "built from version 6.9, not 7.0"),
-    ({"version": "7.0", "sources": "?"}, "built from other C.. or CUDA sources of version 7.0"),
-    (None, "built from sources that it holds no record of"),
-])
+@pytest.mark.parametrize(
+    "record, said",
+    [
+        ({"version": "6.9", "sources": "?"}, "built from version 6.9, not 7.0"),
+        ({"version": "7.0", "sources": "?"}, "built from other C.. or CUDA sources of version 7.0"),
+        (None, "built from sources that it holds no record of"),
+    ],
+)
 def test_other_installed_libraries_are_refused_by_name(checkout, site, record, said):
     fill(site / "nft_ext", record)
-    match = f"{checkout} holds no compiled libraries, and it shadows the copy installed in {site}/nft_ext, which was {said}"
+    match = (
+        f"{checkout} holds no compiled libraries, and it shadows the copy installed in {site}/nft_ext, which was {said}"
+    )
     with pytest.raises(ImportError, match=f"{match}.*another folder.* pip install --no-build-isolation -e"):
         libraries.find(checkout, [str(site)])
 
@@ -100,10 +110,18 @@ def test_own_libraries_of_other_sources_draw_a_warning_unless_the_installed_ones
     assert libraries.find(checkout, [str(site)]) == site / "nft_ext"
 
 
-@pytest.mark.parametrize("file, counts", [
-    ("csrc/core/a.h", True), ("csrc/core/new.h", True), ("CMakeLists.txt", True), ("nft_ext/version.py", True),
-    ("csrc/tests/t.cpp", False), ("csrc/README.md", False), ("nft_ext/device/model.py", False),
-])
+@pytest.mark.parametrize(
+    "file, counts",
+    [
+        ("csrc/core/a.h", True),
+        ("csrc/core/new.h", True),
+        ("CMakeLists.txt", True),
+        ("nft_ext/version.py", True),
+        ("csrc/tests/t.cpp", False),
+        ("csrc/README.md", False),
+        ("nft_ext/device/model.py", False),
+    ],
+)
 def test_what_a_record_holds(checkout, file, counts):
     before = libraries.identity(checkout)
     (checkout.parent / file).write_text('__version__ = "7.1"\n')
@@ -156,8 +174,12 @@ print(nft_ext.__file__, build_info.folder, _core.__file__, sep="\\n")
 def test_the_operators_ask_torch_for_c_functions_of_its_stable_abi_alone():
     """So that one binary serves every torch from 2.11 on: a C++ symbol of torch would bind it to one version."""
     nm = shutil.which("nm") or pytest.skip("nm was not found; run: sudo apt-get install binutils")
-    listed = subprocess.run([nm, "-D", "--undefined-only", build_info.folder / libraries.OPERATORS],
-                            check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        [nm, "-D", "--undefined-only", build_info.folder / libraries.OPERATORS],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     undefined = [line.split()[-1] for line in listed.splitlines() if line.split()[0] == "U"]
     torchs = {name for name in undefined if "@" not in name}  # the C and C++ libraries' names end with their version
     assert "torch_call_dispatcher" in torchs

@@ -32,8 +32,16 @@ def test_a_process_group_is_believed_more_than_the_environment(environment):
     assert (processes.rank(), processes.size(), processes.is_main()) == (0, 2, True)
 
 
-@pytest.mark.parametrize("variables, gpu", [
-    ({}, 1), ({"LOCAL_RANK": "2"}, 2), ({"SLURM_LOCALID": "3"}, 3), ({"LOCAL_RANK": "0", "SLURM_LOCALID": "3"}, 0), ({"LOCAL_RANK": "6"}, 2)])
+@pytest.mark.parametrize(
+    "variables, gpu",
+    [
+        ({}, 1),
+        ({"LOCAL_RANK": "2"}, 2),
+        ({"SLURM_LOCALID": "3"}, 3),
+        ({"LOCAL_RANK": "0", "SLURM_LOCALID": "3"}, 0),
+        ({"LOCAL_RANK": "6"}, 2),
+    ],
+)
 def test_each_process_of_a_machine_has_a_gpu(environment, variables, gpu):
     environment.setattr(torch.cuda, "device_count", lambda: 4)
     for name, value in variables.items():
@@ -54,5 +62,7 @@ def test_training_and_evaluation_choose_the_same_gpu(environment):
 
 def test_training_refuses_an_address_that_is_not_whole(environment):
     environment.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="^WORLD_SIZE: needs RANK, .* or be unset to train .*; got no RANK, MASTER_ADDR, MASTER_PORT"):
+    with pytest.raises(
+        ValueError, match="^WORLD_SIZE: needs RANK, .* or be unset to train .*; got no RANK, MASTER_ADDR, MASTER_PORT"
+    ):
         ranks.joined(torch.device("cpu"))

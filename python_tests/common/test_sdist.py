@@ -20,16 +20,29 @@ def sdist(tmp_path_factory):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
-        return {member.name.split("/", 1)[1]: archive.extractfile(member).read()
-                for member in archive.getmembers() if member.isfile()}
+        return {
+            member.name.split("/", 1)[1]: archive.extractfile(member).read()
+            for member in archive.getmembers()
+            if member.isfile()
+        }
 
 
 def test_it_holds_all_sources_and_the_licence(sdist):
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*")
-               if path.is_file() and "__pycache__" not in path.parts}
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "csrc").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nft_ext").rglob("*.py")}
-    others = {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE", "nft_ext/py.typed",
-              "nft_ext/reproduce/published.json"}
+    others = {
+        "CMakeLists.txt",
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "nft_ext/py.typed",
+        "nft_ext/reproduce/published.json",
+    }
     assert not (sources | package | others) - sdist.keys()
 
 

@@ -24,21 +24,51 @@ pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=WHY_NOT)
 
 # From libtorch_cuda.so; everything else of torch is in libtorch_cpu.so.
 CUDA_SYMBOLS = {"aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg"}
-OPERATORS = ["draw_key", "weight_step", "weight_step_many", "quantize", "program", "program_many", "finish_", "noisy_linear", "noisy_linear_fused",
-             "noisy_linear_backward", "noisy_conv2d", "noisy_conv2d_fused", "noisy_conv2d_backward"]
-# Registers a thread, by the first pattern that a kernel's name has: csrc/cuda/sampler.cu asks for 8 blocks of 256 threads a
-# multiprocessor, 5 on the fast path, 4 on the per-device path, 6 or 3 where the table is too large for shared memory, and 3 or 2
-# where weights are stored channels last; csrc/cuda/fused/launch.h for 2 wide blocks of 256 threads or 5 narrow ones of 128. Adding
-# up parts takes few threads, whose registers cost nothing.
-MOST_REGISTERS = {r"fused_kernel\w*OutTypeE\dELb1": 128, r"fused_kernel\w*OutTypeE\dELb0": 102,
-                  r"add_parts_kernel": 64, r"program_kernelILi2\w*Lb1": 64, r"program_kernelILi2": 80,
-                  r"program_kernelILi1\w*Lb0": 40, r"program_kernelILi1\w*Lb1": 48,
-                  r"program_turned_kernelI\w*(OutTypeE0|Lb1)": 128, r"program_turned_kernel": 80, r"finish_octets_kernel": 40, r"": 32}
+OPERATORS = [
+    "draw_key",
+    "weight_step",
+    "weight_step_many",
+    "quantize",
+    "program",
+    "program_many",
+    "finish_",
+    "noisy_linear",
+    "noisy_linear_fused",
+    "noisy_linear_backward",
+    "noisy_conv2d",
+    "noisy_conv2d_fused",
+    "noisy_conv2d_backward",
+]
+# Registers a thread, by the first pattern that a kernel's name has: csrc/cuda/sampler.cu asks for 8 blocks of 256
+# threads a multiprocessor, 5 on the fast path, 4 on the per-device path, 6 or 3 where the table is too large for shared
+# memory, and 3 or 2 where weights are stored channels last; csrc/cuda/fused/launch.h for 2 wide blocks of 256 threads
+# or 5 narrow ones of 128. Adding up parts takes few threads, whose registers cost nothing.
+MOST_REGISTERS = {
+    r"fused_kernel\w*OutTypeE\dELb1": 128,
+    r"fused_kernel\w*OutTypeE\dELb0": 102,
+    r"add_parts_kernel": 64,
+    r"program_kernelILi2\w*Lb1": 64,
+    r"program_kernelILi2": 80,
+    r"program_kernelILi1\w*Lb0": 40,
+    r"program_kernelILi1\w*Lb1": 48,
+    r"program_turned_kernelI\w*(OutTypeE0|Lb1)": 128,
+    r"program_turned_kernel": 80,
+    r"finish_octets_kernel": 40,
+    r"": 32,
+}
 FILES = 3  # of kernels: sampler.cu, fused.cu and gradient.cu
-KERNELS = {"program_kernel": 30, "program_turned_kernel": 12, "finish_octets_kernel": 3, "quantize_kernel": 2, "largest_kernel": 2,
-           "step_kernel": 2, "add_parts_kernel": 2,
-           # types x tiles x paths
-           "fused_kernelINS_7generic5Sizes": 3 * 2 * 3, "fused_kernelINS_7generic13GradientSizes": 3 * 2 * 3}
+KERNELS = {
+    "program_kernel": 30,
+    "program_turned_kernel": 12,
+    "finish_octets_kernel": 3,
+    "quantize_kernel": 2,
+    "largest_kernel": 2,
+    "step_kernel": 2,
+    "add_parts_kernel": 2,
+    # types x tiles x paths
+    "fused_kernelINS_7generic5Sizes": 3 * 2 * 3,
+    "fused_kernelINS_7generic13GradientSizes": 3 * 2 * 3,
+}
 
 
 def output_of(*command: object) -> str:
@@ -62,7 +92,9 @@ def test_needs_both_torch_libraries():
     """Without the names in the file, the loader would not look into torch's libraries for their functions."""
     needed = re.findall(r"\(NEEDED\).*\[(.+?)\]", output_of(tool("readelf"), "-d", LIBRARY))
     assert {"libtorch_cpu.so", "libtorch_cuda.so"} <= set(needed)
-    assert not [name for name in needed if "cudart" in name], "the CUDA runtime is linked in, whatever version torch brings"
+    assert not [name for name in needed if "cudart" in name], (
+        "the CUDA runtime is linked in, whatever version torch brings"
+    )
 
 
 def test_asks_torch_for_nothing_else():
@@ -95,8 +127,9 @@ def test_kernels_keep_to_their_registers():
 
 
 def test_every_float_operation_is_rounded_by_itself():
-    """Bit-identity with the CPU: .rn, which the assembler never fuses; nothing approximate and no fma but in a root, whose two fma make
-    the approximation exact (csrc/core/macros.h; test_root.py tries every number)."""
+    """Bit-identity with the CPU: .rn, which the assembler never fuses; nothing approximate and no fma but in a root,
+    whose two fma make the approximation exact (csrc/core/macros.h; test_root.py tries every number).
+    """
     ptx = output_of(cuobjdump(), "-ptx", LIBRARY)
     names = "add|sub|mul|div|sqrt|fma|mad|rcp|rsqrt|ex2|lg2|sin|cos|tanh"
     operations = re.findall(rf"^\s*(?:@!?%p\d+\s+)?((?:{names})\.[\w.]*f(?:16|32|64)\w*)", ptx, re.MULTILINE)
@@ -108,13 +141,21 @@ def test_every_float_operation_is_rounded_by_itself():
 
 
 def test_the_sampler_loads_no_bytes():
-    """Codes of two bytes come eight at once, or one by one at odd addresses; a byte at a time is the compiler's way out of an alignment
-    that it does not know, and costs an H100 a tenth of the kernel."""
+    """Codes of two bytes come eight at once, or one by one at odd addresses; a byte at a time is the compiler's way out
+    of an alignment that it does not know, and costs an H100 a tenth of the kernel.
+    """
     ptx = output_of(cuobjdump(), "-ptx", LIBRARY)
     parts = re.split(r"^(?:\.visible )?\.entry (\w+)\(", ptx, flags=re.MULTILINE)
-    kernels = {name: body for name, body in zip(parts[1::2], parts[2::2], strict=True) if re.search("program_(turned_)?kernel", name)}
+    kernels = {
+        name: body
+        for name, body in zip(parts[1::2], parts[2::2], strict=True)
+        if re.search("program_(turned_)?kernel", name)
+    }
     assert len(kernels) == KERNELS["program_kernel"] + KERNELS["program_turned_kernel"]
-    loads = {name: set(re.findall(r"\bld((?:\.global|\.nc|\.volatile|\.v\d)*\.[a-z]\d+)\b", body)) for name, body in kernels.items()}
+    loads = {
+        name: set(re.findall(r"\bld((?:\.global|\.nc|\.volatile|\.v\d)*\.[a-z]\d+)\b", body))
+        for name, body in kernels.items()
+    }
     for name, found in loads.items():
         assert not [load for load in found if load.endswith(("u8", "s8", "b8"))], name
         if "turned" in name or "program_kernelILi1" in name:
@@ -136,13 +177,24 @@ for name in sys.argv[2:]:
 
 
 def test_registers_every_operator(tmp_path):
-    """Loaded in a fresh process; where torch has no CUDA, beside a stand-in for the three functions of libtorch_cuda.so."""
+    """Loaded in a fresh process; where torch has no CUDA, beside a stand-in for the three functions of
+    libtorch_cuda.so.
+    """
     environment = dict(os.environ)
     if torch.version.cuda is None:
-        compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip("a C++ compiler is needed for the stand-in")
+        compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip(
+            "a C++ compiler is needed for the stand-in"
+        )
         (tmp_path / "stand_in.cpp").write_text(STAND_IN)
-        output_of(compiler, "-shared", "-fPIC", "-o", tmp_path / "libtorch_cuda.so", "-Wl,-soname,libtorch_cuda.so",
-                  tmp_path / "stand_in.cpp")
+        output_of(
+            compiler,
+            "-shared",
+            "-fPIC",
+            "-o",
+            tmp_path / "libtorch_cuda.so",
+            "-Wl,-soname,libtorch_cuda.so",
+            tmp_path / "stand_in.cpp",
+        )
         environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(tmp_path), environment.get("LD_LIBRARY_PATH", "")])
     command = [sys.executable, "-c", LOAD, str(LIBRARY), *OPERATORS]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -12,7 +12,11 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("poisoned_memory_and_exa
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_casts_x_and_nothing_else(dtype):
-    layer, x, key = nft.NoisyLinear(24, 7, nvm=NVM).cuda(), random(5, 24).cuda(), nft.noise_key(2, range(2), device="cuda")
+    layer, x, key = (
+        nft.NoisyLinear(24, 7, nvm=NVM).cuda(),
+        random(5, 24).cuda(),
+        nft.noise_key(2, range(2), device="cuda"),
+    )
     with nft.chips(layer, key=key):
         with torch.autocast("cuda", dtype):
             y = layer(x)
@@ -24,8 +28,10 @@ def test_autocast_casts_x_and_nothing_else(dtype):
 LAYERS = {
     "linear": lambda: (nft.NoisyLinear(6, 3, nvm=NVM), random(4, 5, 6)),
     "conv": lambda: (nft.NoisyConv2d(4, 6, 3, stride=(1, 2), padding=(2, 1), groups=2, nvm=NVM), random(2, 4, 7, 8)),
-    "conv channels_last": lambda: (nft.NoisyConv2d(4, 6, 3, nvm=NVM),
-                                   random(2, 4, 7, 8).contiguous(memory_format=torch.channels_last)),
+    "conv channels_last": lambda: (
+        nft.NoisyConv2d(4, 6, 3, nvm=NVM),
+        random(2, 4, 7, 8).contiguous(memory_format=torch.channels_last),
+    ),
 }
 
 

@@ -13,7 +13,10 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("poisoned_memory_and_exa
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chips, shared", CHIPS)
-@pytest.mark.parametrize("name, layout", [*epilogues.CASES, ("fused, past the bound", "contiguous"), ("fused, past the bound", "channels last")])
+@pytest.mark.parametrize(
+    "name, layout",
+    [*epilogues.CASES, ("fused, past the bound", "contiguous"), ("fused, past the bound", "channels last")],
+)
 def test_epilogues(name, layout, chips, shared, dtype):
     """Inside the one-pass kernel, or by one more pass over the library's product: as NFT_EXT_ONE_PASS says."""
     run, definition, x = epilogues.case(name, dtype, layout, chips, shared, device="cuda")
@@ -28,7 +31,9 @@ def test_epilogues(name, layout, chips, shared, dtype):
 
 
 @pytest.mark.parametrize("subset", epilogues.SUBSETS, ids="+".join)
-@pytest.mark.parametrize("name", ["fused, panels", "library", "fused, past the bound", "linear fused", "linear library"])
+@pytest.mark.parametrize(
+    "name", ["fused, panels", "library", "fused, past the bound", "linear fused", "linear library"]
+)
 def test_any_part_of_an_epilogue_may_be_left_out(name, subset):
     """Bit for bit torch's operations on the plain operator's result."""
     run, _, _ = epilogues.case(name, device="cuda")

@@ -1,5 +1,6 @@
-"""A captured Monte Carlo step equals the model called as usual, for any images, chips and weights; what cannot be captured is
-refused in one sentence. The checks of arguments run without a GPU."""
+"""A captured Monte Carlo step equals the model called as usual, for any images, chips and weights; what cannot be
+captured is refused in one sentence. The checks of arguments run without a GPU.
+"""
 
 import subprocess
 import sys
@@ -9,15 +10,17 @@ import torch
 from torch import nn
 
 import nft_ext as nft
-from nft_ext.ops import build_info
 from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
+from nft_ext.ops import build_info
 
 NVM = nft.NVMDevice(sigma=0.1)
 
 
 def net(**changes):
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)
+    )
     return nft.convert(plain, NVM, **changes)
 
 
@@ -71,20 +74,37 @@ def test_the_example_must_be_a_batch():
 
 def test_a_machine_without_cuda_is_told_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refusal(RuntimeError, "model: must be on a CUDA device, where CUDA graphs are, and torch sees none on this machine; call the "
-            "model itself, or nft_ext.monte_carlo; got cpu", net(), images())
+    refusal(
+        RuntimeError,
+        "model: must be on a CUDA device, where CUDA graphs are, and torch sees none on this machine; call the "
+        "model itself, or nft_ext.monte_carlo; got cpu",
+        net(),
+        images(),
+    )
 
 
 def test_a_build_without_cuda_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(build_info, "cuda_failure", "nft_ext was built without CUDA: no working nvcc was found at build time")
-    refusal(RuntimeError, "model: cannot run on CUDA, because nft_ext was built without CUDA: no working nvcc", net(), images())
+    monkeypatch.setattr(
+        build_info, "cuda_failure", "nft_ext was built without CUDA: no working nvcc was found at build time"
+    )
+    refusal(
+        RuntimeError,
+        "model: cannot run on CUDA, because nft_ext was built without CUDA: no working nvcc",
+        net(),
+        images(),
+    )
 
 
 def test_a_model_on_the_cpu_is_refused_where_cuda_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(build_info, "cuda_failure", None)
-    refusal(ValueError, "model: must have all its noisy layers on one CUDA device; use model.cuda(); got cpu", net(), images())
+    refusal(
+        ValueError,
+        "model: must have all its noisy layers on one CUDA device; use model.cuda(); got cpu",
+        net(),
+        images(),
+    )
 
 
 def test_a_refused_model_is_left_as_it_was():
@@ -194,7 +214,9 @@ def test_what_comes_after_the_model_is_captured_with_it():
 def test_a_batch_of_another_kind_is_refused():
     step = MonteCarloGraph(net().cuda(), images(), 2)
     key = nft.noise_key(0, range(2))
-    with pytest.raises(ValueError, match=r"inputs: must have the shape \[4, 3, 6, 6\], as at the capture; got \[5, 3, 6, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"inputs: must have the shape \[4, 3, 6, 6\], as at the capture; got \[5, 3, 6, 6\]"
+    ):
         step(images(5), key)
     with pytest.raises(TypeError, match="inputs: must be a torch.float32 tensor, as at the capture; got torch.float64"):
         step(images().double(), key)

@@ -1,5 +1,5 @@
-"""NFT_EXT_ONE_PASS: which products on CUDA generate their weights themselves. It is read when the library is loaded, so each value
-gets a process of its own. The bounds of auto: csrc/tests/test_cuda_one_pass.cpp.
+"""NFT_EXT_ONE_PASS: which products on CUDA generate their weights themselves. It is read when the library is loaded, so
+each value gets a process of its own. The bounds of auto: csrc/tests/test_cuda_one_pass.cpp.
 """
 
 import json
@@ -11,21 +11,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from nft_ext.ops import build_info
 from nft_ext.cli.main import main
+from nft_ext.ops import build_info
 from support.paths import ROOT
 
 HERE = Path(__file__).parent
 # What multiplies, under a rule that is not this process's.
 PRODUCTS = ["test_products.py", "test_epilogue.py", "test_compile.py", "test_operators.py"]
 
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(),
-                             reason="torch.cuda.is_available() is False: no CUDA device, or a torch without CUDA")
+on_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: no CUDA device, or a torch without CUDA"
+)
 
 
 def run(rule, *command):
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=os.environ | {"NFT_EXT_ONE_PASS": rule},
-                          capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"NFT_EXT_ONE_PASS": rule},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 @pytest.mark.parametrize("given, rule", [("", "auto"), ("auto", "auto"), ("always", "always"), ("never", "never")])
@@ -37,7 +44,10 @@ def test_info_shows_the_rule(given, rule):
 
 def test_an_unknown_rule_is_refused_on_any_machine(monkeypatch, capsys):
     done = run("sometimes", "-m", "nft_ext.cli", "info")
-    assert (done.returncode, done.stderr) == (1, "nft-ext info: NFT_EXT_ONE_PASS: must be auto, always or never; got sometimes\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "nft-ext info: NFT_EXT_ONE_PASS: must be auto, always or never; got sometimes\n",
+    )
     monkeypatch.setattr(build_info, "_ONE_PASS", "Always")
     with pytest.raises(ValueError, match="NFT_EXT_ONE_PASS: must be auto, always or never; got Always"):
         build_info.info()
@@ -69,7 +79,9 @@ print(json.dumps(found))
 
 @on_cuda
 @pytest.mark.cuda
-@pytest.mark.parametrize("rule, same", [("auto", [False, True, True, True]), ("always", [False] * 4), ("never", [True] * 4)])
+@pytest.mark.parametrize(
+    "rule, same", [("auto", [False, True, True, True]), ("always", [False] * 4), ("never", [True] * 4)]
+)
 def test_the_rule_chooses_the_product(rule, same):
     """A product of the library's on programmed weights is torch's bit for bit; one pass adds up in another order."""
     done = run(rule, "-c", SAME_AS_THE_LIBRARYS)
@@ -80,8 +92,10 @@ def test_the_rule_chooses_the_product(rule, same):
 @on_cuda
 @pytest.mark.cuda
 def test_an_unknown_rule_is_refused_by_the_first_product():
-    code = ("import nft_ext as nft, torch; x = torch.ones(9, 9).cuda(); "
-            "nft.noisy_linear(x, x, nvm=nft.NVMDevice(), key=nft.noise_key(device='cuda'))")
+    code = (
+        "import nft_ext as nft, torch; x = torch.ones(9, 9).cuda(); "
+        "nft.noisy_linear(x, x, nvm=nft.NVMDevice(), key=nft.noise_key(device='cuda'))"
+    )
     done = run("sometimes", "-c", code)
     assert done.returncode == 1 and "NFT_EXT_ONE_PASS: must be auto, always or never; got sometimes" in done.stderr
 

@@ -1,5 +1,5 @@
-"""The operators on CUDA: the CPU's chips bit for bit, nothing that waits for the device, clear words where tensors are on the wrong
-one. Products and gradients: test_products.py; autocast, torch.compile and opcheck: test_compile.py.
+"""The operators on CUDA: the CPU's chips bit for bit, nothing that waits for the device, clear words where tensors are
+on the wrong one. Products and gradients: test_products.py; autocast, torch.compile and opcheck: test_compile.py.
 """
 
 import os
@@ -30,7 +30,9 @@ def test_chips_are_the_cpus_bit_for_bit(name, dtype):
     nvm, weight = identity.DEVICES[name], identity.weights(37, 11, 3)
     for enabled in (True, False):
         expected = nft.program_weights(weight, nvm, key=identity.KEY, stream=STREAM, enabled=enabled).to(dtype)
-        found = nft.program_weights(weight.cuda(), nvm, key=identity.KEY.cuda(), stream=STREAM, dtype=dtype, enabled=enabled)
+        found = nft.program_weights(
+            weight.cuda(), nvm, key=identity.KEY.cuda(), stream=STREAM, dtype=dtype, enabled=enabled
+        )
         assert found.dtype == dtype and torch.equal(bits(found), bits(expected))
 
 
@@ -49,7 +51,26 @@ def test_weights_past_the_last_block(name):
     weight[0] = 1.0  # the same step for all
     nvm, key = identity.DEVICES[name], nft.noise_key(3, range(2))
     expected = nft.program_weights(weight, nvm, key=key)
-    for n in (1, 2, 3, 4, 5, 127, 128, 129, 511, 513, 1023, 1024, 1025, 270_335, 270_337, 1_081_343, 1_081_345, 1_100_003):
+    for n in (
+        1,
+        2,
+        3,
+        4,
+        5,
+        127,
+        128,
+        129,
+        511,
+        513,
+        1023,
+        1024,
+        1025,
+        270_335,
+        270_337,
+        1_081_343,
+        1_081_345,
+        1_100_003,
+    ):
         found = nft.program_weights(weight[:n].cuda(), nvm, key=key.cuda())
         assert torch.equal(bits(found), bits(expected[:, :n])), n
 
@@ -76,7 +97,15 @@ def test_layers_programmed_in_one_call_are_the_cpus(given, dtype):
         assert torch.equal(bits(chips), bits(want.to(dtype)))
 
 
-CONVOLUTIONS = [(64, 3, 3, 3), (8, 40, 5, 5), (16, 24, 1, 1), (5, 64, 3, 3), (3, 5, 3, 3), (40, 512, 3, 3), (8, 2, 7, 7)]
+CONVOLUTIONS = [
+    (64, 3, 3, 3),
+    (8, 40, 5, 5),
+    (16, 24, 1, 1),
+    (5, 64, 3, 3),
+    (3, 5, 3, 3),
+    (40, 512, 3, 3),
+    (8, 2, 7, 7),
+]
 
 
 @pytest.mark.parametrize("name", ["gaussian", "preset", "16 bits", "everything"])
@@ -85,20 +114,35 @@ CONVOLUTIONS = [(64, 3, 3, 3), (8, 40, 5, 5), (16, 24, 1, 1), (5, 64, 3, 3), (3,
 @pytest.mark.parametrize("given", ["nothing", "codes"])
 def test_channels_last_holds_the_same_chips(given, dtype, chips, name):
     """In the layout that the fake kernel says: where a layer can be stored so, and in logical order elsewhere."""
-    nvm = {"gaussian": NVM, "preset": nft.NVMDevice.preset("rram4"), "16 bits": nft.NVMDevice(16, 4),
-           "everything": nft.NVMDevice(clip=(0.0, 1.0), stuck=(0.1, 0.1))}[name]
+    nvm = {
+        "gaussian": NVM,
+        "preset": nft.NVMDevice.preset("rram4"),
+        "16 bits": nft.NVMDevice(16, 4),
+        "everything": nft.NVMDevice(clip=(0.0, 1.0), stuck=(0.1, 0.1)),
+    }[name]
     weights = [random(*shape, seed=i).cuda() for i, shape in enumerate([*CONVOLUTIONS, (10, 77)])]
     count, key = len(weights), nft.noise_key(4, range(chips), device="cuda")
     steps = [] if given == "nothing" else [ops.weight_step(w, nvm.weight_bits) for w in weights]
     codes = [ops.quantize(w, s, nvm.weight_bits) for w, s in zip(weights, steps)] or [None] * count
-    arguments = (weights, codes, steps, [torch.from_numpy(nvm.operator_table()).cuda()] * count, key, list(range(count)),
-                 nvm.operator_spec() * count, [], dtype)
+    arguments = (
+        weights,
+        codes,
+        steps,
+        [torch.from_numpy(nvm.operator_table()).cuda()] * count,
+        key,
+        list(range(count)),
+        nvm.operator_spec() * count,
+        [],
+        dtype,
+    )
     plain, turned = ops.program_many(*arguments), ops.program_many(*arguments, channels_last=True)
     laid_out = operators._programmed
     for w, a, b in zip(weights, plain, turned, strict=True):
         assert torch.equal(bits(a), bits(b.contiguous()))
         assert b.stride() == laid_out(w, chips, nvm.operator_spec(), dtype, True).stride()
-    assert (turned[0].stride() != plain[0].stride()) == (name in ("gaussian", "preset")), "the first layer can be stored so"
+    assert (turned[0].stride() != plain[0].stride()) == (name in ("gaussian", "preset")), (
+        "the first layer can be stored so"
+    )
 
 
 @pytest.mark.parametrize("chips", [1, 3])
@@ -134,7 +178,9 @@ class Block(nn.Module):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("draws", [[3], [4, 0, 2]], ids=str)
 def test_epilogues_inside_the_librarys_convolution(draws, layout, dtype):
-    """Fused layers whose weights stand programmed: what ends in a ReLU is cuDNN's in one, the same chips up to rounding."""
+    """Fused layers whose weights stand programmed: what ends in a ReLU is cuDNN's in one, the same chips up to
+    rounding.
+    """
     torch.manual_seed(0)
     block = Block().eval()
     for m in block.modules():
@@ -149,20 +195,35 @@ def test_epilogues_inside_the_librarys_convolution(draws, layout, dtype):
             exact = fused(x)
         with torch.autocast("cuda", dtype), nft.chips(fused, seed=3, draws=draws, programmed=True):
             found = fused(x)
-            # The product that is made last takes the residual and the ReLU; the other has none, and is finished by itself.
+            # The product that is made last takes the residual and the ReLU; the other has none, and is finished by
+            # itself.
             assert [fused.a.scaled, fused.b.scaled, fused.s.scaled] == [True, False, True]
             weights = fused.s.programmed()
-    expected = nft.program_weights(fused.s.weight, NVM, seed=3, stream=fused.s.stream, draws=draws) * fused.s.scale.view(-1, 1, 1, 1)
+    expected = nft.program_weights(
+        fused.s.weight, NVM, seed=3, stream=fused.s.stream, draws=draws
+    ) * fused.s.scale.view(-1, 1, 1, 1)
     assert torch.equal(weights.contiguous(), expected.to(dtype))
     assert found.dtype == dtype and found.shape == exact.shape
-    torch.testing.assert_close(found.float(), exact, rtol=0, atol=(3e-2 if dtype == torch.bfloat16 else 4e-3) * float(exact.abs().max()))
+    torch.testing.assert_close(
+        found.float(), exact, rtol=0, atol=(3e-2 if dtype == torch.bfloat16 else 4e-3) * float(exact.abs().max())
+    )
 
 
 @pytest.mark.parametrize("step", [0.0, float("nan")])
 def test_channels_last_of_an_irregular_step(step):
     weight = torch.full((8, 4, 3, 3), step, device="cuda")
-    found, = ops.program_many([weight], [None], [], [torch.from_numpy(NVM.operator_table()).cuda()], nft.noise_key(1, device="cuda"), [0],
-                              NVM.operator_spec(), [], torch.bfloat16, channels_last=True)
+    (found,) = ops.program_many(
+        [weight],
+        [None],
+        [],
+        [torch.from_numpy(NVM.operator_table()).cuda()],
+        nft.noise_key(1, device="cuda"),
+        [0],
+        NVM.operator_spec(),
+        [],
+        torch.bfloat16,
+        channels_last=True,
+    )
     assert found.isnan().all() if step != step else not found.any()
 
 
@@ -184,7 +245,9 @@ def test_more_weights_than_an_int_counts():
     n, free = 2**31 + 5, torch.cuda.mem_get_info()[0]
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if free < 16 * 2**30 or pages < 24 * 2**30:
-        pytest.skip(f"needs 16 GiB free on the device and 24 GiB on the host; {free / 2**30:.0f} and {pages / 2**30:.0f} are")
+        pytest.skip(
+            f"needs 16 GiB free on the device and 24 GiB on the host; {free / 2**30:.0f} and {pages / 2**30:.0f} are"
+        )
     # Deterministic mode would fill the 12 GiB with NaN first, which shows nothing here.
     torch.use_deterministic_algorithms(False)
     expected = nft.program_weights(torch.ones(1).expand(n), NVM, dtype=torch.bfloat16)[0, -1000:].clone()
@@ -195,9 +258,11 @@ def test_more_weights_than_an_int_counts():
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
 def test_noise_belongs_to_the_logical_element_whatever_the_strides(layout):
-    weight = {"channels_last": random(4, 3, 5, 7).to(memory_format=torch.channels_last),
-              "transposed": random(7, 3, 5, 4).transpose(0, 3),
-              "sliced": random(8, 9, 5, 7)[::2, ::3]}[layout]
+    weight = {
+        "channels_last": random(4, 3, 5, 7).to(memory_format=torch.channels_last),
+        "transposed": random(7, 3, 5, 4).transpose(0, 3),
+        "sliced": random(8, 9, 5, 7)[::2, ::3],
+    }[layout]
     strided = torch.empty_strided(weight.shape, weight.stride(), device="cuda").copy_(weight)
     found = nft.program_weights(strided, NVM, key=nft.noise_key(device="cuda"))
     assert torch.equal(bits(found), bits(nft.program_weights(weight, NVM)))
@@ -274,8 +339,14 @@ def test_the_current_stream_is_used():
 
 def small_net():
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, groups=2),
-                          nn.Flatten(), nn.Linear(72, 5))
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, groups=2),
+        nn.Flatten(),
+        nn.Linear(72, 5),
+    )
     return nft.convert(plain, NVM).cuda()
 
 

@@ -1,5 +1,6 @@
-"""Products on CUDA and their gradients are as good as the reference's, in one pass and by the library: as NFT_EXT_ONE_PASS says.
-test_cuda_one_pass.py runs all of this once more with every product in one pass."""
+"""Products on CUDA and their gradients are as good as the reference's, in one pass and by the library: as
+NFT_EXT_ONE_PASS says. test_cuda_one_pass.py runs all of this once more with every product in one pass.
+"""
 
 import pytest
 import torch
@@ -9,7 +10,16 @@ from nft_ext import reference
 from support import every_device as identity
 from support import products as on_cpu
 from support.on_cuda import (
-    ALWAYS_ONE_PASS, CHIPS, DTYPES, NVM, STREAM, WINOGRAD, assert_as_good_as_reference, bar, ops, random,
+    ALWAYS_ONE_PASS,
+    CHIPS,
+    DTYPES,
+    NVM,
+    STREAM,
+    WINOGRAD,
+    assert_as_good_as_reference,
+    bar,
+    ops,
+    random,
 )
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("poisoned_memory_and_exact_float32")]
@@ -17,16 +27,20 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("poisoned_memory_and_exa
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chips, shared", CHIPS)
-@pytest.mark.parametrize("rows, features, out", [
-    (6, 16, 8), (3, 17, 5), (9, 1, 1), (6, 300, 1), (33, 70, 65), (129, 64, 130),
-    (5, 3001, 24), (70, 1536, 72)])  # these two: steps dealt to many thread blocks
+@pytest.mark.parametrize(
+    "rows, features, out",
+    [(6, 16, 8), (3, 17, 5), (9, 1, 1), (6, 300, 1), (33, 70, 65), (129, 64, 130), (5, 3001, 24), (70, 1536, 72)],
+)  # these two: steps dealt to many thread blocks
 def test_linear(rows, features, out, chips, shared, dtype):
     key = nft.noise_key(1, range(chips))
     rows = rows if shared else rows * chips
     assert_as_good_as_reference(
         lambda x, w, b: nft.noisy_linear(x, w, b, nvm=NVM, key=key.cuda(), stream=STREAM, shared=shared),
         lambda x, w, b: reference.noisy_linear(x, w, b, *on_cpu.noise_of(NVM, key), shared),
-        random(rows, features, seed=2, dtype=dtype), random(out, features), random(out, seed=3))
+        random(rows, features, seed=2, dtype=dtype),
+        random(out, features),
+        random(out, seed=3),
+    )
 
 
 @pytest.mark.parametrize("device", on_cpu.DEVICES)
@@ -35,13 +49,18 @@ def test_linear_on_every_kind_of_device(device):
     assert_as_good_as_reference(
         lambda x, w, b: nft.noisy_linear(x, w, b, nvm=nvm, key=key.cuda(), stream=STREAM),
         lambda x, w, b: reference.noisy_linear(x, w, b, *on_cpu.noise_of(nvm, key), True),
-        random(4, 11, seed=2), random(5, 11), None)
+        random(4, 11, seed=2),
+        random(5, 11),
+        None,
+    )
 
 
 def conv_pair(key, shared, options):
     """(operator on CUDA, definition on the CPU) as functions of x, weight, bias."""
     _, definition = on_cpu.conv_pair(key, shared, options)
-    return lambda x, w, b: nft.noisy_conv2d(x, w, b, nvm=NVM, key=key.cuda(), stream=STREAM, shared=shared, **options), definition
+    return lambda x, w, b: nft.noisy_conv2d(
+        x, w, b, nvm=NVM, key=key.cuda(), stream=STREAM, shared=shared, **options
+    ), definition
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -67,7 +86,9 @@ def test_conv2d_in_any_layout(layout, chips, shared, dtype):
     y = operator(strided if layout == "expanded" else strided.copy_(x), weight.cuda(), None)
     wanted = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     assert y.is_contiguous(memory_format=wanted)
-    torch.testing.assert_close(y, operator(x.cuda().contiguous(), weight.cuda(), None), rtol=0, atol=0.05 * float(y.abs().max()))
+    torch.testing.assert_close(
+        y, operator(x.cuda().contiguous(), weight.cuda(), None), rtol=0, atol=0.05 * float(y.abs().max())
+    )
 
 
 @pytest.mark.parametrize("rows, channels, out, side", [(1, 64, 65, 8), (5, 33, 64, 7), (2, 128, 96, 4)])
@@ -87,7 +108,9 @@ def test_the_products_use_the_cpus_chips(name):
     y = nft.noisy_linear(torch.eye(30, device="cuda"), weight.cuda(), nvm=nvm, key=key.cuda(), stream=STREAM)
     torch.testing.assert_close(y.cpu().reshape(3, 30, 40).transpose(1, 2), programmed, rtol=1e-6, atol=0)
     x = torch.zeros(40, 30, device="cuda", requires_grad=True)
-    nft.noisy_linear(x, weight.cuda(), nvm=nvm, key=key[1:2].cuda(), stream=STREAM).backward(torch.eye(40, device="cuda"))
+    nft.noisy_linear(x, weight.cuda(), nvm=nvm, key=key[1:2].cuda(), stream=STREAM).backward(
+        torch.eye(40, device="cuda")
+    )
     torch.testing.assert_close(x.grad.cpu(), programmed[1], rtol=1e-6, atol=0)
 
 
@@ -152,7 +175,9 @@ def convolution(name):
 
 
 def pairs(options):
-    return [[v, v] if isinstance(v, int) else list(v) for v in (options["stride"], options["padding"], options["dilation"])]
+    return [
+        [v, v] if isinstance(v, int) else list(v) for v in (options["stride"], options["padding"], options["dilation"])
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -179,10 +204,12 @@ def test_gradient_uses_the_programmed_chips(name):
     for layout in (torch.contiguous_format, torch.channels_last):
         leaf = x.cuda().contiguous(memory_format=layout).requires_grad_()
         y = nft.noisy_conv2d(leaf, weight.cuda(), nvm=NVM, key=key.cuda(), stream=STREAM, shared=False, **options)
-        found, = torch.autograd.grad(y, leaf, grad.cuda().contiguous(memory_format=layout))
+        (found,) = torch.autograd.grad(y, leaf, grad.cuda().contiguous(memory_format=layout))
         assert found.is_contiguous(memory_format=layout)
         largest = float(expected.abs().max())
-        torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=(1e-5 if ALWAYS_ONE_PASS else WINOGRAD) * largest)
+        torch.testing.assert_close(
+            found.cpu(), expected, rtol=1e-5, atol=(1e-5 if ALWAYS_ONE_PASS else WINOGRAD) * largest
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -193,7 +220,10 @@ def test_gradient_of_linear_of_any_number_of_columns(columns, dtype):
     assert_as_good_as_reference(
         lambda x, w, b: nft.noisy_linear(x, w, b, nvm=NVM, key=key.cuda(), stream=STREAM),
         lambda x, w, b: reference.noisy_linear(x, w, b, *on_cpu.noise_of(NVM, key), True),
-        random(columns, 70, seed=2, dtype=dtype), random(37, 70), None)
+        random(columns, 70, seed=2, dtype=dtype),
+        random(37, 70),
+        None,
+    )
 
 
 @pytest.mark.parametrize("device", on_cpu.DEVICES)
@@ -202,22 +232,30 @@ def test_gradient_on_every_kind_of_device(device, cached):
     """A product with the identity reads the chip off, transposed."""
     nvm, weight = on_cpu.DEVICES[device], random(40, 30)
     arguments = bar(weight.cuda(), 1, nvm, cached)
-    found, *_ = ops.noisy_linear_backward(torch.eye(40, device="cuda"), torch.empty(40, 30, device="cuda"), weight.cuda(), *arguments,
-                                          False, 1)
+    found, *_ = ops.noisy_linear_backward(
+        torch.eye(40, device="cuda"), torch.empty(40, 30, device="cuda"), weight.cuda(), *arguments, False, 1
+    )
     expected = nft.program_weights(weight, nvm, seed=0, draws=[0], stream=5)[0]
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.skipif(not ALWAYS_ONE_PASS, reason="needs NFT_EXT_ONE_PASS=always, with which test_cuda_one_pass.py runs it")
+@pytest.mark.skipif(
+    not ALWAYS_ONE_PASS, reason="needs NFT_EXT_ONE_PASS=always, with which test_cuda_one_pass.py runs it"
+)
 def test_gradient_reads_expanded_and_sliced_gradients():
     """The gradient of a sum is one number seen everywhere, with strides of zero."""
     shape, weight, options = convolution("stride")
     x, arguments = random(*shape).cuda(), bar(weight.cuda(), 1)
-    (stride, padding, dilation), y = pairs(options), nft.noisy_conv2d(random(*shape), weight, nvm=NVM, key=nft.noise_key(), **options)
+    (stride, padding, dilation), y = (
+        pairs(options),
+        nft.noisy_conv2d(random(*shape), weight, nvm=NVM, key=nft.noise_key(), **options),
+    )
     wide = random(*y.shape[:3], 2 * y.shape[3], seed=5).cuda()
     for grad in (torch.ones((), device="cuda").expand(y.shape), wide[..., ::2]):
-        found, dense = (ops.noisy_conv2d_backward(g, x, weight.cuda(), *arguments, stride, padding, dilation, 1, True, 1)[0]
-                        for g in (grad, grad.contiguous()))
+        found, dense = (
+            ops.noisy_conv2d_backward(g, x, weight.cuda(), *arguments, stride, padding, dilation, 1, True, 1)[0]
+            for g in (grad, grad.contiguous())
+        )
         assert torch.equal(found, dense)
 
 

@@ -16,7 +16,9 @@ SOURCE = ROOT / "csrc" / "tests" / "exact_root.cu"
 
 def test_every_root_is_rounded_right(tmp_path):
     """2^-100 .. 2^100 and zero: some 1.7 billion numbers, a second's work."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")])
+    path = os.pathsep.join(
+        [os.environ.get("PATH", ""), str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")]
+    )
     nvcc = shutil.which("nvcc", path=path) or pytest.skip("nvcc is needed to compile the comparison")
     major, minor = torch.cuda.get_device_capability()
     program = tmp_path / "exact_root"

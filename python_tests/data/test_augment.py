@@ -14,8 +14,8 @@ def one_by_one(images, padding, fill, top, left, flipped):
     out = torch.empty_like(images)
     for b in range(batch):
         padded = fill[0].to(images.dtype).expand(channels, height + 2 * padding, width + 2 * padding).clone()
-        padded[:, padding:padding + height, padding:padding + width] = images[b]
-        crop = padded[:, top[b]:top[b] + height, left[b]:left[b] + width]
+        padded[:, padding : padding + height, padding : padding + width] = images[b]
+        crop = padded[:, top[b] : top[b] + height, left[b] : left[b] + width]
         out[b] = crop.flip(2) if flipped[b] else crop
     return out
 

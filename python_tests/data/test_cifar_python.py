@@ -27,27 +27,59 @@ LITTLE = {"cifar10": little(cifar.CIFAR10), "cifar100": little(cifar.CIFAR100)}
 
 def python2_pickle(pixels, labels, key):
     """The opcodes that Python 2's cPickle writes for a CIFAR file (protocol 2, text as byte strings), by hand."""
+
     def text(b):
         return b"U" + bytes([len(b)]) + b if len(b) < 256 else b"T" + len(b).to_bytes(4, "little") + b
 
     def integer(n):
         return b"K" + bytes([n]) if n < 256 else b"M" + n.to_bytes(2, "little")
 
-    array = (b"cnumpy.core.multiarray\n_reconstruct\n"
-             b"cnumpy\nndarray\n" + integer(0) + b"\x85" + text(b"b") + b"\x87R("
-             + integer(1) + integer(pixels.shape[0]) + integer(pixels.shape[1]) + b"\x86"
-             + b"cnumpy\ndtype\n" + text(b"u1") + integer(0) + integer(1) + b"\x87R("
-             + integer(3) + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff" + integer(0) + b"tb"
-             + b"\x89" + text(pixels.tobytes()) + b"tb")
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n"
+        b"cnumpy\nndarray\n"
+        + integer(0)
+        + b"\x85"
+        + text(b"b")
+        + b"\x87R("
+        + integer(1)
+        + integer(pixels.shape[0])
+        + integer(pixels.shape[1])
+        + b"\x86"
+        + b"cnumpy\ndtype\n"
+        + text(b"u1")
+        + integer(0)
+        + integer(1)
+        + b"\x87R("
+        + integer(3)
+        + text(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
+        + integer(0)
+        + b"tb"
+        + b"\x89"
+        + text(pixels.tobytes())
+        + b"tb"
+    )
     names = b"](" + b"".join(text(b"name_%d.png" % k) for k in range(len(labels))) + b"e"
-    return (b"\x80\x02}(" + text(b"batch_label") + text(b"a batch") + text(key.encode())
-            + b"](" + b"".join(integer(n) for n in labels) + b"e"
-            + text(b"data") + array + text(b"filenames") + names + b"u.")
+    return (
+        b"\x80\x02}("
+        + text(b"batch_label")
+        + text(b"a batch")
+        + text(key.encode())
+        + b"]("
+        + b"".join(integer(n) for n in labels)
+        + b"e"
+        + text(b"data")
+        + array
+        + text(b"filenames")
+        + names
+        + b"u."
+    )
 
 
 def python3_pickle(protocol):
-    return lambda pixels, labels, key: pickle.dumps({b"data": pixels, key.encode(): labels, b"filenames": [b"x"]},
-                                                    protocol)
+    return lambda pixels, labels, key: pickle.dumps(
+        {b"data": pixels, key.encode(): labels, b"filenames": [b"x"]}, protocol
+    )
 
 
 def write(archive, root, dump=python2_pickle):
@@ -73,8 +105,9 @@ def test_the_hand_made_pickle_is_one():
 
 
 @pytest.mark.parametrize("name", LITTLE)
-@pytest.mark.parametrize("dump", [python2_pickle, python3_pickle(2), python3_pickle(4)],
-                         ids=["Python 2", "protocol 2", "protocol 4"])
+@pytest.mark.parametrize(
+    "dump", [python2_pickle, python3_pickle(2), python3_pickle(4)], ids=["Python 2", "protocol 2", "protocol 4"]
+)
 def test_the_python_version_reads_like_the_binary_one(tmp_path, name, dump):
     archive = LITTLE[name]
     content = write(archive, tmp_path, dump)
@@ -95,6 +128,7 @@ def test_the_binary_version_is_read_where_both_are_there(tmp_path):
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------
+
 
 class Touch:
     """Unpickled by pickle.load, this makes a file."""
@@ -120,10 +154,21 @@ def test_a_malicious_pickle_runs_nothing_and_is_named(tmp_path, protocol):
     assert trap.exists()  # the trap works
 
 
-@pytest.mark.parametrize("value", [
-    print, os.system, collections.OrderedDict(), {1, 2}, complex(1, 2), range(3), np.float64(1),
-    np.random.default_rng(0), bytearray(b"x"),
-], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value",
+    [
+        print,
+        os.system,
+        collections.OrderedDict(),
+        {1, 2},
+        complex(1, 2),
+        range(3),
+        np.float64(1),
+        np.random.default_rng(0),
+        bytearray(b"x"),
+    ],
+    ids=lambda v: type(v).__name__,
+)
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_nothing_but_arrays_lists_dicts_and_bytes_is_admitted(value, protocol):
     if protocol == 4 and isinstance(value, set):
@@ -134,15 +179,18 @@ def test_nothing_but_arrays_lists_dicts_and_bytes_is_admitted(value, protocol):
         found.bytes()  # a scalar needs NumPy's own function, never reached
 
 
-@pytest.mark.parametrize("content", [
-    b"cos\nsystem\n(S'true'\ntR.",
-    b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.",
-    b"\x80\x02cnumpy\nload\nU\x01x\x85R.",
-    b"\x80\x04\x8c\x05numpy\x8c\x0bf2py.system\x93.",
-    b"\x80\x02Pelsewhere\n.",
-    b"\x80\x02U\x01xQ.",
-    b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00xX\x03\x00\x00\x00hex\x86R.",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.",
+        b"\x80\x02cnumpy\nload\nU\x01x\x85R.",
+        b"\x80\x04\x8c\x05numpy\x8c\x0bf2py.system\x93.",
+        b"\x80\x02Pelsewhere\n.",
+        b"\x80\x02U\x01xQ.",
+        b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00xX\x03\x00\x00\x00hex\x86R.",
+    ],
+)
 def test_no_other_callable_is_reached(content):
     with pytest.raises(Refused):
         load_pickle(content)
@@ -153,12 +201,15 @@ def test_latin1_is_the_only_codec():
     assert codecs.encode("\xe9", "latin1") == b"\xe9"
 
 
-@pytest.mark.parametrize("array, words", [
-    (np.zeros((2, 3)), "unsigned bytes"),
-    (np.zeros((2, 3), np.int8), "unsigned bytes"),
-    (np.array([print, 1], dtype=object), "print"),
-    (np.asfortranarray(np.zeros((2, 3), np.uint8)), "C order"),
-])
+@pytest.mark.parametrize(
+    "array, words",
+    [
+        (np.zeros((2, 3)), "unsigned bytes"),
+        (np.zeros((2, 3), np.int8), "unsigned bytes"),
+        (np.array([print, 1], dtype=object), "print"),
+        (np.asfortranarray(np.zeros((2, 3), np.uint8)), "C order"),
+    ],
+)
 def test_only_arrays_of_unsigned_bytes_are_made(array, words):
     with pytest.raises(Refused, match=words):
         load_pickle(pickle.dumps(array, 2)).bytes()
@@ -180,13 +231,19 @@ DAMAGE = {
     "a list": (lambda b: pickle.dumps([1]), "a pickled list"),
     "no data": (lambda b: pickle.dumps({b"labels": [1]}), "no array 'data' in it"),
     "no labels": (lambda b: pickle.dumps({b"data": np.zeros((4, 3072), np.uint8)}), "no list 'labels' in it"),
-    "fewer images": (lambda b: pickle.dumps({b"data": np.zeros((3, 3072), np.uint8), b"labels": [1] * 4}),
-                     r"data of shape \[3, 3072\]"),
+    "fewer images": (
+        lambda b: pickle.dumps({b"data": np.zeros((3, 3072), np.uint8), b"labels": [1] * 4}),
+        r"data of shape \[3, 3072\]",
+    ),
     "fewer labels": (lambda b: pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [1] * 3}), "3 labels"),
-    "label 10": (lambda b: pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [1, 2, 10, 3]}),
-                 "label 10 at index 2"),
-    "label x": (lambda b: pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [1, "x", 0, 3]}),
-                "label 'x' at index 1"),
+    "label 10": (
+        lambda b: pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [1, 2, 10, 3]}),
+        "label 10 at index 2",
+    ),
+    "label x": (
+        lambda b: pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [1, "x", 0, 3]}),
+        "label 'x' at index 1",
+    ),
 }
 
 
@@ -216,9 +273,12 @@ def test_the_real_images_read_the_same_from_pickles(tmp_path):
     if not root or not os.path.isfile(os.path.join(root, "cifar-100-binary", "test.bin")):
         pytest.skip("NFT_EXT_DATA names no folder with cifar-100-binary/test.bin")
     records = np.fromfile(os.path.join(root, "cifar-100-binary", "test.bin"), np.uint8).reshape(10000, 3074)
-    content = {b"data": np.ascontiguousarray(records[:, 2:]), b"fine_labels": records[:, 1].tolist(),
-               b"coarse_labels": records[:, 0].tolist(),
-               b"filenames": [b"a_file_name_of_usual_length_%06d.png" % k for k in range(10000)]}
+    content = {
+        b"data": np.ascontiguousarray(records[:, 2:]),
+        b"fine_labels": records[:, 1].tolist(),
+        b"coarse_labels": records[:, 0].tolist(),
+        b"filenames": [b"a_file_name_of_usual_length_%06d.png" % k for k in range(10000)],
+    }
     (tmp_path / "test").write_bytes(pickle.dumps(content, 2))
     pixels, labels = cifar_python.read_batch(tmp_path / "test", "fine_labels", 10000, 100, "")
     np.testing.assert_array_equal(pixels.reshape(10000, 3072), records[:, 2:])

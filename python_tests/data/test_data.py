@@ -36,16 +36,22 @@ def idx_bytes(array):
 
 # ---- MNIST --------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def little_mnist(monkeypatch):
     """MNIST's four files with 20 + 5 images; returns a function that writes them into a folder."""
     counts = {"train": 20, "test": 5}
-    small = {split: tuple(dataclasses.replace(f, shape=(counts[split], *f.shape[1:])) for f in files)
-             for split, files in mnist.FILES.items()}
+    small = {
+        split: tuple(dataclasses.replace(f, shape=(counts[split], *f.shape[1:])) for f in files)
+        for split, files in mnist.FILES.items()
+    }
     monkeypatch.setattr(mnist, "FILES", small)
     rng = np.random.default_rng(0)
-    content = {f.name: rng.integers(0, 256 if len(f.shape) == 3 else 10, f.shape, dtype=np.uint8)
-               for files in small.values() for f in files}
+    content = {
+        f.name: rng.integers(0, 256 if len(f.shape) == 3 else 10, f.shape, dtype=np.uint8)
+        for files in small.values()
+        for f in files
+    }
 
     def write(folder, packed):
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +59,7 @@ def little_mnist(monkeypatch):
             path = folder / (name + ".gz" if packed else name)
             path.write_bytes(gzip.compress(idx_bytes(array)) if packed else idx_bytes(array))
         return content
+
     return write
 
 
@@ -130,10 +137,14 @@ def test_cifar_records_become_planes_labels_and_splits_in_order(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", LITTLE)
-@pytest.mark.parametrize("damage, found", [
-    (lambda b: b[:-1], "only {n} bytes"),
-    (lambda b: b"", "only 0 bytes"),
-    (lambda b: b + b"x", "more bytes than that")])
+@pytest.mark.parametrize(
+    "damage, found",
+    [
+        (lambda b: b[:-1], "only {n} bytes"),
+        (lambda b: b"", "only 0 bytes"),
+        (lambda b: b + b"x", "more bytes than that"),
+    ],
+)
 def test_a_cifar_file_of_the_wrong_size_is_named(tmp_path, name, damage, found):
     archive = LITTLE[name]
     write_cifar(archive, tmp_path)
@@ -160,11 +171,15 @@ def test_a_cifar_label_out_of_range_is_named(tmp_path, name, byte, limit):
 
 @pytest.mark.parametrize("name", LITTLE)
 def test_a_missing_cifar_file_is_named_with_the_command_that_fetches_it(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=rf"no such file. Get it with: nft-ext fetch {name} --data-dir .*{LITTLE[name].tar}.*tar xzf"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"no such file. Get it with: nft-ext fetch {name} --data-dir .*{LITTLE[name].tar}.*tar xzf",
+    ):
         data.load(name, tmp_path)
 
 
 # ---- resizing -----------------------------------------------------------------------------------------------------
+
 
 def test_resizing_is_bilinear_between_pixel_centres():
     """Against the formula: source coordinate (i + 1/2) * h/32 - 1/2, clamped to the outermost pixel centres."""
@@ -191,10 +206,12 @@ def test_images_of_the_right_size_pass_unresized_and_every_image_is_written():
 
 def test_models_and_data_agree_on_the_image_size():
     from nft_ext.models import common
+
     assert common.IMAGE_SIZE == IMAGE_SIZE
 
 
 # ---- digits -------------------------------------------------------------------------------------------------------
+
 
 def test_digits_are_scikit_learns_with_the_last_360_held_out():
     datasets = pytest.importorskip("sklearn.datasets", reason="digits come with scikit-learn, which is not installed")
@@ -218,9 +235,12 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
 
 # ---- load ---------------------------------------------------------------------------------------------------------
 
+
 def test_names():
     assert data.NAMES == ("digits", "mnist", "cifar10", "cifar100", "tinyimagenet")
-    with pytest.raises(ValueError, match="dataset: must be one of digits, mnist, cifar10, cifar100, tinyimagenet; got svhn"):
+    with pytest.raises(
+        ValueError, match="dataset: must be one of digits, mnist, cifar10, cifar100, tinyimagenet; got svhn"
+    ):
         data.load("svhn")
 
 
@@ -237,6 +257,7 @@ def test_the_data_folder_is_the_argument_or_else_the_environment_variable(monkey
 
 
 # ---- the real files -----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.filterwarnings("error")  # the content is the published one
 def test_real_mnist():

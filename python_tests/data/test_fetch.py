@@ -76,8 +76,10 @@ def server(monkeypatch):
 
 
 def remote(server, *paths, **changes):
-    return Remote(**{"name": "file.bin", "urls": tuple(server.url + p for p in paths), "md5": MD5,
-                     "checksum_from": "this test"} | changes)
+    return Remote(
+        **{"name": "file.bin", "urls": tuple(server.url + p for p in paths), "md5": MD5, "checksum_from": "this test"}
+        | changes
+    )
 
 
 def get(remote, target):
@@ -85,6 +87,7 @@ def get(remote, target):
 
 
 # ---- one file -----------------------------------------------------------------------------------------------------
+
 
 def test_a_file_comes_whole_and_is_not_fetched_twice(server, tmp_path):
     server.files["/a"] = CONTENT
@@ -175,6 +178,7 @@ def test_more_than_the_file_has_is_not_kept(server, tmp_path):
 
 # ---- archives -----------------------------------------------------------------------------------------------------
 
+
 def tar(path, members, mode="w:gz"):
     with tarfile.open(path, mode) as file:
         for name, content in members:
@@ -197,8 +201,14 @@ def zipped(path, members):
 
 
 GOOD = [("d/one", b"1"), ("d/two", b"22")]
-EVIL = [("../evil", b"x"), ("/tmp/nft_ext_evil", b"x"), ("d/../../evil", b"x"), ("d\\..\\evil", b"x"), ("C:evil", b"x"),
-        ("d/link", (tarfile.SYMTYPE, "/etc/passwd"))]
+EVIL = [
+    ("../evil", b"x"),
+    ("/tmp/nft_ext_evil", b"x"),
+    ("d/../../evil", b"x"),
+    ("d\\..\\evil", b"x"),
+    ("C:evil", b"x"),
+    ("d/link", (tarfile.SYMTYPE, "/etc/passwd")),
+]
 
 
 @pytest.mark.parametrize("write, name", [(tar, "a.tar.gz"), (zipped, "a.zip")])
@@ -216,10 +226,13 @@ def test_only_wanted_members_are_unpacked_and_none_outside(tmp_path, write, name
 
 
 @pytest.mark.parametrize("write, name", [(tar, "a.tar.gz"), (zipped, "a.zip")])
-@pytest.mark.parametrize("wanted, count, words", [
-    (lambda n, size: True, 3, "must hold 3 files of the data set; got 2"),
-    (lambda n, size: True, 1, "must hold 1 different files of the data set; got another d/two"),
-])
+@pytest.mark.parametrize(
+    "wanted, count, words",
+    [
+        (lambda n, size: True, 3, "must hold 3 files of the data set; got 2"),
+        (lambda n, size: True, 1, "must hold 1 different files of the data set; got another d/two"),
+    ],
+)
 def test_other_than_the_expected_members_leave_nothing(tmp_path, write, name, wanted, count, words):
     write(tmp_path / name, GOOD)
     with pytest.raises(ValueError, match=words):
@@ -247,6 +260,7 @@ def test_a_damaged_archive_is_named(tmp_path, name):
 
 # ---- data sets ----------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def little(server, tmp_path, monkeypatch):
     """Small MNIST, CIFAR-10 and Tiny ImageNet on the server; their true sources replaced."""
@@ -260,15 +274,24 @@ def little(server, tmp_path, monkeypatch):
             header = [0x0800 | array.ndim, *shape]
             raw = b"".join(n.to_bytes(4, "big") for n in header) + array.tobytes()
             server.files[f"/{file.name}.gz"] = packed = gzip.compress(raw)
-            part.append(dataclasses.replace(file, shape=shape, content_md5=hashlib.md5(raw).hexdigest(),
-                                            gzip_md5=hashlib.md5(packed).hexdigest()))
+            part.append(
+                dataclasses.replace(
+                    file,
+                    shape=shape,
+                    content_md5=hashlib.md5(raw).hexdigest(),
+                    gzip_md5=hashlib.md5(packed).hexdigest(),
+                )
+            )
         files[split] = tuple(part)
     monkeypatch.setattr(mnist, "FILES", files)
     monkeypatch.setattr(fetch_module, "MNIST_MIRRORS", (server.url + "/nowhere", server.url))
 
     archive = dataclasses.replace(cifar.CIFAR10, splits={k: (f, 2) for k, (f, _) in cifar.CIFAR10.splits.items()})
-    members = [(f"{archive.folder}/{file}", rng.integers(0, 10, 2 * 3073, dtype=np.uint8).tobytes())
-               for names, _ in archive.splits.values() for file in names]
+    members = [
+        (f"{archive.folder}/{file}", rng.integers(0, 10, 2 * 3073, dtype=np.uint8).tobytes())
+        for names, _ in archive.splits.values()
+        for file in names
+    ]
     tar(tmp_path / archive.tar, [*members, (f"{archive.folder}/readme.html", b"hello"), ("../evil", b"x")])
     archive = dataclasses.replace(archive, tar_md5=serve(server, tmp_path / archive.tar))
     monkeypatch.setattr(cifar, "CIFAR10", archive)
@@ -276,16 +299,24 @@ def little(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tinyimagenet, "TREE", tinyimagenet.Tree(classes=1, per_class=1, test=1))
     root = tinyimagenet.FOLDER
-    zipped(tmp_path / tinyimagenet.ZIP, [
-        (f"{root}/wnids.txt", b"n00000001\n"),
-        (f"{root}/val/val_annotations.txt", b"val_0.JPEG\tn00000001\t0\t0\t1\t1\n"),
-        (f"{root}/val/images/val_0.JPEG", b"j"), (f"{root}/train/n00000001/images/n00000001_0.JPEG", b"j"),
-        (f"{root}/train/n00000001/n00000001_boxes.txt", b"not wanted"),
-        (f"{root}/test/images/test_0.JPEG", b"not wanted")])
+    zipped(
+        tmp_path / tinyimagenet.ZIP,
+        [
+            (f"{root}/wnids.txt", b"n00000001\n"),
+            (f"{root}/val/val_annotations.txt", b"val_0.JPEG\tn00000001\t0\t0\t1\t1\n"),
+            (f"{root}/val/images/val_0.JPEG", b"j"),
+            (f"{root}/train/n00000001/images/n00000001_0.JPEG", b"j"),
+            (f"{root}/train/n00000001/n00000001_boxes.txt", b"not wanted"),
+            (f"{root}/test/images/test_0.JPEG", b"not wanted"),
+        ],
+    )
     monkeypatch.setattr(tinyimagenet, "ZIP_MD5", serve(server, tmp_path / tinyimagenet.ZIP))
     monkeypatch.setattr(tinyimagenet, "URL", f"{server.url}/{tinyimagenet.ZIP}")
-    sources = {"mnist": fetch_module._mnist(), "cifar10": fetch_module._cifar(archive),
-               "tinyimagenet": fetch_module._tinyimagenet()}
+    sources = {
+        "mnist": fetch_module._mnist(),
+        "cifar10": fetch_module._cifar(archive),
+        "tinyimagenet": fetch_module._tinyimagenet(),
+    }
     monkeypatch.setattr(fetch_module, "SOURCES", sources)
     return tmp_path / "data"
 
@@ -317,8 +348,10 @@ def test_only_what_is_missing_comes_again(little, server):
     path.write_bytes(path.read_bytes()[:-3])
     before = len(server.seen)
     assert data.fetch("mnist", little, pause=0.001, progress=False)
-    assert {p for p, _ in server.seen[before:]} == {"/nowhere/train-labels-idx1-ubyte.gz",
-                                                    "/train-labels-idx1-ubyte.gz"}
+    assert {p for p, _ in server.seen[before:]} == {
+        "/nowhere/train-labels-idx1-ubyte.gz",
+        "/train-labels-idx1-ubyte.gz",
+    }
 
 
 def test_a_damaged_file_that_comes_first_is_named(little):
@@ -355,9 +388,11 @@ def test_every_source_has_addresses_and_a_checksum():
 
 # ---- torchvision --------------------------------------------------------------------------------------------------
 
+
 @contextlib.contextmanager
 def torchvision(monkeypatch, **classes):
     import types
+
     module = types.ModuleType("torchvision")
     module.datasets = types.SimpleNamespace(**classes)
     monkeypatch.setitem(__import__("sys").modules, "torchvision", module)

@@ -45,15 +45,19 @@ GOOD = idx_bytes(SMALL_PIXELS)
 EXPECTED = r"must be a small file \(idx, magic number 0x00000803, 2x3x4, 40 bytes unpacked\); got "
 
 
-@pytest.mark.parametrize("content, found", [
-    (b"", "only 0 bytes"),
-    (GOOD[:7], "only 7 bytes"),
-    (GOOD[:-1], "only 39 bytes"),
-    (GOOD + b"x", "more bytes than that"),
-    (idx_bytes(SMALL_PIXELS, magic=0x0D03), "magic number 0x00000d03"),
-    (idx_bytes(SMALL_PIXELS[0]), "magic number 0x00000802"),
-    (idx_bytes(SMALL_PIXELS[:1]), "a header that says 1x3x4"),
-    (b"<!DOCTYPE html>" * 3, "magic number 0x3c21444f")])
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        (b"", "only 0 bytes"),
+        (GOOD[:7], "only 7 bytes"),
+        (GOOD[:-1], "only 39 bytes"),
+        (GOOD + b"x", "more bytes than that"),
+        (idx_bytes(SMALL_PIXELS, magic=0x0D03), "magic number 0x00000d03"),
+        (idx_bytes(SMALL_PIXELS[0]), "magic number 0x00000802"),
+        (idx_bytes(SMALL_PIXELS[:1]), "a header that says 1x3x4"),
+        (b"<!DOCTYPE html>" * 3, "magic number 0x3c21444f"),
+    ],
+)
 def test_a_wrong_idx_file_is_named_with_what_was_expected_and_found(tmp_path, content, found):
     for path, stored in ((tmp_path / "f", content), (tmp_path / "f.gz", gzip.compress(content))):
         path.write_bytes(stored)
@@ -61,12 +65,16 @@ def test_a_wrong_idx_file_is_named_with_what_was_expected_and_found(tmp_path, co
             read_idx(path, SMALL, REMEDY)
 
 
-@pytest.mark.parametrize("stored, found", [
-    (GOOD, "a bad gzip file"),
-    (gzip.compress(GOOD)[:-4], "a gzip file that ends too early"),
-    (gzip.compress(GOOD)[:20], "a gzip file that ends too early"),
-    (gzip.compress(GOOD)[:-8] + b"\0" * 8, "a bad gzip file"),
-    (gzip.compress(GOOD)[:10] + b"\xff" * 20, "a bad gzip file")])
+@pytest.mark.parametrize(
+    "stored, found",
+    [
+        (GOOD, "a bad gzip file"),
+        (gzip.compress(GOOD)[:-4], "a gzip file that ends too early"),
+        (gzip.compress(GOOD)[:20], "a gzip file that ends too early"),
+        (gzip.compress(GOOD)[:-8] + b"\0" * 8, "a bad gzip file"),
+        (gzip.compress(GOOD)[:10] + b"\xff" * 20, "a bad gzip file"),
+    ],
+)
 def test_a_damaged_gzip_file_is_named(tmp_path, stored, found):
     path = tmp_path / "f.gz"
     path.write_bytes(stored)

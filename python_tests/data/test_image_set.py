@@ -21,6 +21,7 @@ def identities(images):
 
 # ---- ImageSet -----------------------------------------------------------------------------------------------------
 
+
 def test_items_length_and_description():
     toy = images_of([3, 1, 4])
     image, label = toy[2]
@@ -52,13 +53,17 @@ def test_a_subset_keeps_order_repeats_classes_and_normalisation(indices):
     assert images_of([1]).subset(range(1), name="other").name == "other"
 
 
-@pytest.mark.parametrize("indices, kind, message", [
-    ([], ValueError, "indices: must name at least one image; got none"),
-    ([0, 3], ValueError, "indices: must be in 0..2; got 3"),
-    ([-1], ValueError, "indices: must be in 0..2; got -1"),
-    ([[0, 1]], ValueError, "indices: must have one dimension"),
-    ([0.0], TypeError, "indices: must be integers; got float64"),
-    (torch.tensor([True, False, True]), TypeError, "indices: must be integers; got bool")])
+@pytest.mark.parametrize(
+    "indices, kind, message",
+    [
+        ([], ValueError, "indices: must name at least one image; got none"),
+        ([0, 3], ValueError, "indices: must be in 0..2; got 3"),
+        ([-1], ValueError, "indices: must be in 0..2; got -1"),
+        ([[0, 1]], ValueError, "indices: must have one dimension"),
+        ([0.0], TypeError, "indices: must be integers; got float64"),
+        (torch.tensor([True, False, True]), TypeError, "indices: must be integers; got bool"),
+    ],
+)
 def test_wrong_indices_are_refused(indices, kind, message):
     with pytest.raises(kind, match=message):
         images_of([3, 1, 4]).subset(indices)
@@ -69,27 +74,32 @@ NAN = torch.tensor([0.0, 1.0, torch.nan]).view(3, 1, 1, 1)
 INF = torch.tensor([0.0, -torch.inf, 1.0]).view(3, 1, 1, 1)
 
 
-@pytest.mark.parametrize("arguments, kind, message", [
-    ((IMAGES.numpy(), LABELS, 3), TypeError, r"images: must be a tensor \[n, C, H, W\] of float32; got ndarray"),
-    ((IMAGES.double(), LABELS, 3), TypeError, r"images: must be a tensor .* of float32; got torch.float64"),
-    ((IMAGES[:, 0], LABELS, 3), ValueError, r"images: must be a tensor .* of float32; got shape \[3, 2, 2\]"),
-    ((IMAGES[:0], LABELS[:0], 3), ValueError, "images: must hold at least one image"),
-    ((IMAGES, LABELS.int(), 3), TypeError, r"labels: must be a tensor \[n\] of int64; got torch.int32"),
-    ((IMAGES, LABELS[:, None], 3), ValueError, r"labels: must be a tensor \[n\] of int64; got shape \[3, 1\]"),
-    ((IMAGES, LABELS[:2], 3), ValueError, "labels: must hold one label for each of the 3 images; got 2 labels"),
-    ((IMAGES, LABELS, 2), ValueError, r"labels: must be in 0..1 \(num_classes 2\); got 2 at index 2"),
-    ((IMAGES, LABELS - 1, 3), ValueError, r"labels: must be in 0..2 \(num_classes 3\); got -1 at index 0"),
-    ((IMAGES, LABELS, 0), ValueError, "num_classes: must be an integer >= 1; got 0"),
-    ((NAN, LABELS, 3), ValueError, "images: must be finite; got NaN or infinity in image 2"),
-    ((INF, LABELS, 3), ValueError, "images: must be finite; got NaN or infinity in image 1"),
-    ((IMAGES, LABELS, 3, [0.1, 0.2]), ValueError, "mean: must hold one number for each of the 1 channels"),
-    ((IMAGES, LABELS, 3, [0.1], [0.0]), ValueError, "std: must be > 0 in every channel")])
+@pytest.mark.parametrize(
+    "arguments, kind, message",
+    [
+        ((IMAGES.numpy(), LABELS, 3), TypeError, r"images: must be a tensor \[n, C, H, W\] of float32; got ndarray"),
+        ((IMAGES.double(), LABELS, 3), TypeError, r"images: must be a tensor .* of float32; got torch.float64"),
+        ((IMAGES[:, 0], LABELS, 3), ValueError, r"images: must be a tensor .* of float32; got shape \[3, 2, 2\]"),
+        ((IMAGES[:0], LABELS[:0], 3), ValueError, "images: must hold at least one image"),
+        ((IMAGES, LABELS.int(), 3), TypeError, r"labels: must be a tensor \[n\] of int64; got torch.int32"),
+        ((IMAGES, LABELS[:, None], 3), ValueError, r"labels: must be a tensor \[n\] of int64; got shape \[3, 1\]"),
+        ((IMAGES, LABELS[:2], 3), ValueError, "labels: must hold one label for each of the 3 images; got 2 labels"),
+        ((IMAGES, LABELS, 2), ValueError, r"labels: must be in 0..1 \(num_classes 2\); got 2 at index 2"),
+        ((IMAGES, LABELS - 1, 3), ValueError, r"labels: must be in 0..2 \(num_classes 3\); got -1 at index 0"),
+        ((IMAGES, LABELS, 0), ValueError, "num_classes: must be an integer >= 1; got 0"),
+        ((NAN, LABELS, 3), ValueError, "images: must be finite; got NaN or infinity in image 2"),
+        ((INF, LABELS, 3), ValueError, "images: must be finite; got NaN or infinity in image 1"),
+        ((IMAGES, LABELS, 3, [0.1, 0.2]), ValueError, "mean: must hold one number for each of the 1 channels"),
+        ((IMAGES, LABELS, 3, [0.1], [0.0]), ValueError, "std: must be > 0 in every channel"),
+    ],
+)
 def test_the_constructor_refuses_what_is_not_a_labelled_set(arguments, kind, message):
     with pytest.raises(kind, match=message):
         ImageSet("mine", *arguments)
 
 
 # ---- the validation split -----------------------------------------------------------------------------------------
+
 
 def test_the_parts_are_disjoint_complete_and_in_order():
     toy = images_of([0, 1, 2, 3] * 25)
@@ -101,12 +111,16 @@ def test_the_parts_are_disjoint_complete_and_in_order():
     assert (train.name, validation.name, validation.mean) == ("toy/train", "toy/validation", (0.5,))
 
 
-@pytest.mark.parametrize("counts, fraction, taken", [
-    ([50, 30, 20], 0.1, [5, 3, 2]),
-    ([55, 34, 11], 0.1, [6, 3, 1]),  # 5.5, 3.4, 1.1: the total is 10, the one left goes to the largest remainder
-    ([15, 15, 10], 0.1, [2, 1, 1]),  # a tie goes to the lower class
-    ([100, 1, 1], 0.5, [50, 0, 0]),  # a class with one image keeps it
-    ([10, 0, 10], 0.9, [9, 0, 9])])
+@pytest.mark.parametrize(
+    "counts, fraction, taken",
+    [
+        ([50, 30, 20], 0.1, [5, 3, 2]),
+        ([55, 34, 11], 0.1, [6, 3, 1]),  # 5.5, 3.4, 1.1: the total is 10, the one left goes to the largest remainder
+        ([15, 15, 10], 0.1, [2, 1, 1]),  # a tie goes to the lower class
+        ([100, 1, 1], 0.5, [50, 0, 0]),  # a class with one image keeps it
+        ([10, 0, 10], 0.9, [9, 0, 9]),
+    ],
+)
 def test_every_class_gives_its_share(counts, fraction, taken):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts)).tolist()
     _, validation = split_validation(images_of(labels, num_classes=len(counts)), fraction)
@@ -129,12 +143,16 @@ def test_the_choice_never_changes():
     assert identities(validation).tolist() == [4, 6, 13, 15, 20, 27, 32, 37]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"fraction": 0.0}, "fraction: must be > 0 and < 1; got 0.0"),
-    ({"fraction": 1.0}, "fraction: must be > 0 and < 1; got 1.0"),
-    ({"fraction": float("nan")}, "fraction: must be a finite number; got nan"),
-    ({"fraction": 0.01}, "fraction: must leave at least one of 3 images for validation; got 0.01"),
-    ({"seed": -1}, r"seed: must be an integer in 0..18446744073709551615; got -1")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"fraction": 0.0}, "fraction: must be > 0 and < 1; got 0.0"),
+        ({"fraction": 1.0}, "fraction: must be > 0 and < 1; got 1.0"),
+        ({"fraction": float("nan")}, "fraction: must be a finite number; got nan"),
+        ({"fraction": 0.01}, "fraction: must leave at least one of 3 images for validation; got 0.01"),
+        ({"seed": -1}, r"seed: must be an integer in 0..18446744073709551615; got -1"),
+    ],
+)
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         split_validation(images_of([0, 1, 2]), **arguments)

@@ -82,6 +82,7 @@ def test_grey_images_become_three_equal_channels(tree):
 
 # ---- the cache ----------------------------------------------------------------------------------------------------
 
+
 def test_the_second_read_decodes_nothing_and_gives_the_same(tree, monkeypatch):
     root, _ = tree
     first = tinyimagenet.load(root.parent)
@@ -100,9 +101,15 @@ def test_a_cache_of_other_files_is_made_anew(tree):
     assert not torch.equal(before.images[1], after.images[1]) and torch.equal(before.images[2], after.images[2])
 
 
-@pytest.mark.parametrize("damage", [
-    lambda b: b[:200], lambda b: b"", lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:],
-], ids=["cut", "empty", "one bit"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:200],
+        lambda b: b"",
+        lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:],
+    ],
+    ids=["cut", "empty", "one bit"],
+)
 def test_a_damaged_cache_is_made_anew_with_a_warning(tree, damage):
     root, _ = tree
     first = tinyimagenet.load(root.parent)
@@ -137,30 +144,43 @@ def test_without_room_for_a_cache_the_images_are_there_all_the_same(tree, monkey
 # ---- what is wrong is named ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, change, words", [
-    ("wnids.txt", lambda p: p.unlink(), "must be the list of Tiny ImageNet's classes .*; got no such file"),
-    ("wnids.txt", lambda p: p.write_text("n01443537\nn02124075\n"), "got 2 different lines of 2"),
-    ("wnids.txt", lambda p: p.write_text("../up\nn01443537\nn02124075\n"), "must be the list"),
-    ("val/val_annotations.txt", lambda p: p.unlink(), "must be Tiny ImageNet's annotations .* got no such file"),
-    ("val/val_annotations.txt", lambda p: p.write_text("val_0.JPEG\tn01443537\n"), "got 1 lines"),
-    ("val/val_annotations.txt", lambda p: p.write_text(p.read_text().replace("n03444034", "n00000000")),
-     r"'val_1.JPEG\\tn00000000.*' in line 2"),
-    ("val/val_annotations.txt", lambda p: p.write_text(p.read_text().replace("val_1", "../val_1")), "in line 2"),
-    ("val/val_annotations.txt", lambda p: p.write_text(p.read_text().replace("val_1", "val_0")), "in line 2"),
-    ("train/n02124075/images/n02124075_1.JPEG", lambda p: p.unlink(),
-     "must be a JPEG image of Tiny ImageNet; got no such file"),
-    ("val/images/val_3.JPEG", lambda p: p.unlink(), "got no such file"),
-    ("val/images/val_3.JPEG", lambda p: p.write_bytes(b""),
-     "must be a JPEG image of 64x64 pixels; got a damaged image"),
-    ("val/images/val_3.JPEG", lambda p: p.write_bytes(p.read_bytes()[:-300]), "got a damaged image .*[Tt]runcated"),
-    ("val/images/val_3.JPEG", lambda p: Image.new("RGB", (64, 64)).save(p, "PNG"), "got a damaged image"),
-    ("val/images/val_3.JPEG", lambda p: Image.new("RGB", (64, 32)).save(p, "JPEG"), "got 64x32"),
-])
+@pytest.mark.parametrize(
+    "name, change, words",
+    [
+        ("wnids.txt", lambda p: p.unlink(), "must be the list of Tiny ImageNet's classes .*; got no such file"),
+        ("wnids.txt", lambda p: p.write_text("n01443537\nn02124075\n"), "got 2 different lines of 2"),
+        ("wnids.txt", lambda p: p.write_text("../up\nn01443537\nn02124075\n"), "must be the list"),
+        ("val/val_annotations.txt", lambda p: p.unlink(), "must be Tiny ImageNet's annotations .* got no such file"),
+        ("val/val_annotations.txt", lambda p: p.write_text("val_0.JPEG\tn01443537\n"), "got 1 lines"),
+        (
+            "val/val_annotations.txt",
+            lambda p: p.write_text(p.read_text().replace("n03444034", "n00000000")),
+            r"'val_1.JPEG\\tn00000000.*' in line 2",
+        ),
+        ("val/val_annotations.txt", lambda p: p.write_text(p.read_text().replace("val_1", "../val_1")), "in line 2"),
+        ("val/val_annotations.txt", lambda p: p.write_text(p.read_text().replace("val_1", "val_0")), "in line 2"),
+        (
+            "train/n02124075/images/n02124075_1.JPEG",
+            lambda p: p.unlink(),
+            "must be a JPEG image of Tiny ImageNet; got no such file",
+        ),
+        ("val/images/val_3.JPEG", lambda p: p.unlink(), "got no such file"),
+        (
+            "val/images/val_3.JPEG",
+            lambda p: p.write_bytes(b""),
+            "must be a JPEG image of 64x64 pixels; got a damaged image",
+        ),
+        ("val/images/val_3.JPEG", lambda p: p.write_bytes(p.read_bytes()[:-300]), "got a damaged image .*[Tt]runcated"),
+        ("val/images/val_3.JPEG", lambda p: Image.new("RGB", (64, 64)).save(p, "PNG"), "got a damaged image"),
+        ("val/images/val_3.JPEG", lambda p: Image.new("RGB", (64, 32)).save(p, "JPEG"), "got 64x32"),
+    ],
+)
 def test_a_missing_or_damaged_file_is_named(tree, name, change, words):
     root, _ = tree
     change(root / name)
-    with pytest.raises((ValueError, FileNotFoundError),
-                       match=re.escape(str(root / name)) + f": .*{words}.*nft-ext fetch tinyimagenet"):
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=re.escape(str(root / name)) + f": .*{words}.*nft-ext fetch tinyimagenet"
+    ):
         tinyimagenet.load(root.parent)
     assert not (root / CACHE).exists()
 

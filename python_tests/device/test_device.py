@@ -10,7 +10,6 @@ import pytest
 
 from nft_ext import NVMDevice
 
-
 # ---- tables: mean[q] = q + sum_j 2^(jK) mu(l_j), std[q] = sqrt(sum_j 4^(jK) sd(l_j)^2), in steps
 
 
@@ -36,11 +35,14 @@ def expect_tables(nvm, means, stds):
 
 
 @pytest.mark.parametrize("weight_bits, device_bits", [(8, 2), (8, 1), (8, 4), (8, 8), (6, 3), (1, 1), (15, 5), (16, 4)])
-@pytest.mark.parametrize("relative_to, sd_of_level", [
-    ("max", lambda level, top: 0.1 * top),
-    ("spacing", lambda level, top: 0.1),
-    ("own", lambda level, top: 0.1 * level),
-])
+@pytest.mark.parametrize(
+    "relative_to, sd_of_level",
+    [
+        ("max", lambda level, top: 0.1 * top),
+        ("spacing", lambda level, top: 0.1),
+        ("own", lambda level, top: 0.1 * level),
+    ],
+)
 def test_tables_of_the_three_readings_of_sigma(weight_bits, device_bits, relative_to, sd_of_level):
     nvm = NVMDevice(weight_bits, device_bits, 0.1, relative_to=relative_to)
     top = 2**device_bits - 1
@@ -153,25 +155,34 @@ def test_tables_as_spreadsheets_write_them(tmp_path):
     assert (nvm.device_bits, nvm.level_mean, nvm.level_std) == (1, (0.1, 1.2), (0.05, 0.2))
 
 
-@pytest.mark.parametrize("text, message", [
-    ("", "must have the columns level, mean, std; missing level, mean, std; got None"),
-    ("level,mean\n0,0\n1,1\n", r"must have the columns level, mean, std; missing std; got \['level', 'mean'\]"),
-    ("level,mean,std\n", r"must list the levels 0 .. 2\^K - 1, K >= 1; got \[\]"),
-    ("level,mean,std\n0,0,0.1\n", r"must list the levels 0 .. 2\^K - 1, K >= 1; got \[0\]"),
-    ("level,mean,std\n0,0,0.1\n1,1,0.1\n2,2,0.1\n", r"must list the levels 0 .. 2\^K - 1, K >= 1; got \[0, 1, 2\]"),
-    ("level,mean,std\n1,0,0.1\n2,1,0.1\n", r"must list the levels 0 .. 2\^K - 1, K >= 1; got \[1, 2\]"),
-    ("level,mean,std\n0,0,0.1\n0,1,0.1\n", "row 2: must name each level once; got 0"),
-    ("level,mean,std\n0,0,0.1\n1,one,0.1\n", "row 2: must hold an integer level and two numbers; got {.*'one'"),
-    ("level,mean,std\n0,0,0.1\n1,1\n", "row 2: must hold an integer level and two numbers; got {.*None"),
-    ("level,mean,std\n0.5,0,0.1\n", "row 1: must hold an integer level and two numbers"),
-    ("level,mean,std\n0,0,-0.1\n1,1,0.1\n", "row 1: must hold a finite mean and a finite std >= 0; got {.*'-0.1'"),
-    ("level,mean,std\n0,nan,0.1\n1,1,0.1\n", "row 1: must hold a finite mean"),
-    ("level,mean,std\n0,0,inf\n1,1,0.1\n", "row 1: must hold a finite mean and a finite std"),
-    ("level,mean,std\n0,2,0.1\n1,18,1\n2,34,1\n3,49,1\n", "must have means in level units, near 0 .. 3 .*microsiemens.* got 2, 18, 34, 49"),
-    ("level,mean,std\n0,2e-6,1e-7\n1,5e-5,1e-6\n", "must have means in level units, near 0 .. 1 .* got 2e-06, 5e-05"),
-    ("level,mean,std\n0,1,0.1\n1,0,0.1\n", "must have means in level units, near 0 .. 1 .* got 1, 0"),
-    (b"\xff\xfe\x00\x01", "must be a CSV file in UTF-8; got bytes that are not text"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "must have the columns level, mean, std; missing level, mean, std; got None"),
+        ("level,mean\n0,0\n1,1\n", r"must have the columns level, mean, std; missing std; got \['level', 'mean'\]"),
+        ("level,mean,std\n", r"must list the levels 0 .. 2\^K - 1, K >= 1; got \[\]"),
+        ("level,mean,std\n0,0,0.1\n", r"must list the levels 0 .. 2\^K - 1, K >= 1; got \[0\]"),
+        ("level,mean,std\n0,0,0.1\n1,1,0.1\n2,2,0.1\n", r"must list the levels 0 .. 2\^K - 1, K >= 1; got \[0, 1, 2\]"),
+        ("level,mean,std\n1,0,0.1\n2,1,0.1\n", r"must list the levels 0 .. 2\^K - 1, K >= 1; got \[1, 2\]"),
+        ("level,mean,std\n0,0,0.1\n0,1,0.1\n", "row 2: must name each level once; got 0"),
+        ("level,mean,std\n0,0,0.1\n1,one,0.1\n", "row 2: must hold an integer level and two numbers; got {.*'one'"),
+        ("level,mean,std\n0,0,0.1\n1,1\n", "row 2: must hold an integer level and two numbers; got {.*None"),
+        ("level,mean,std\n0.5,0,0.1\n", "row 1: must hold an integer level and two numbers"),
+        ("level,mean,std\n0,0,-0.1\n1,1,0.1\n", "row 1: must hold a finite mean and a finite std >= 0; got {.*'-0.1'"),
+        ("level,mean,std\n0,nan,0.1\n1,1,0.1\n", "row 1: must hold a finite mean"),
+        ("level,mean,std\n0,0,inf\n1,1,0.1\n", "row 1: must hold a finite mean and a finite std"),
+        (
+            "level,mean,std\n0,2,0.1\n1,18,1\n2,34,1\n3,49,1\n",
+            "must have means in level units, near 0 .. 3 .*microsiemens.* got 2, 18, 34, 49",
+        ),
+        (
+            "level,mean,std\n0,2e-6,1e-7\n1,5e-5,1e-6\n",
+            "must have means in level units, near 0 .. 1 .* got 2e-06, 5e-05",
+        ),
+        ("level,mean,std\n0,1,0.1\n1,0,0.1\n", "must have means in level units, near 0 .. 1 .* got 1, 0"),
+        (b"\xff\xfe\x00\x01", "must be a CSV file in UTF-8; got bytes that are not text"),
+    ],
+)
 def test_a_bad_table_names_the_file_and_the_row(tmp_path, text, message):
     with pytest.raises(ValueError, match="device.csv.*" + message):
         NVMDevice.from_table(write(tmp_path, text))
@@ -179,16 +190,22 @@ def test_a_bad_table_names_the_file_and_the_row(tmp_path, text, message):
 
 def test_other_errors_of_from_table(tmp_path):
     path = write(tmp_path, LEVELS)
-    with pytest.raises(FileNotFoundError, match="^path: must be a CSV file with the columns level, mean, std; got .*no.csv"):
+    with pytest.raises(
+        FileNotFoundError, match="^path: must be a CSV file with the columns level, mean, std; got .*no.csv"
+    ):
         NVMDevice.from_table(tmp_path / "no.csv")
-    with pytest.raises(ValueError, match="^unit: must be one of level, microsiemens .did you mean .microsiemens.*; got siemens"):
+    with pytest.raises(
+        ValueError, match="^unit: must be one of level, microsiemens .did you mean .microsiemens.*; got siemens"
+    ):
         NVMDevice.from_table(path, unit="siemens")
     for g_min, g_max in ((None, 40), (10, None), (40, 10), (10, 10), (math.nan, 40)):
         with pytest.raises(ValueError, match="^g_min, g_max: must be given with g_min < g_max"):
             NVMDevice.from_table(path, unit="microsiemens", g_min=g_min, g_max=g_max)
     with pytest.raises(ValueError, match="^g_min, g_max: must be left out where unit is level; got .10, None."):
         NVMDevice.from_table(path, g_min=10)
-    with pytest.raises(ValueError, match="^g_min, g_max: must be the conductances of level 0 and level 3, .* got 10, 40 and so -0.99, "):
+    with pytest.raises(
+        ValueError, match="^g_min, g_max: must be the conductances of level 0 and level 3, .* got 10, 40 and so -0.99, "
+    ):
         NVMDevice.from_table(path, unit="microsiemens", g_min=10, g_max=40)
     with pytest.raises(ValueError, match=r"^level_mean: must have 2\^device_bits = 16 entries; got 4"):
         NVMDevice.from_table(path, device_bits=4)
@@ -201,53 +218,71 @@ def test_other_errors_of_from_table(tmp_path):
 FOUR = (1.0, 1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(weight_bits=0), "weight_bits: must be an integer in 1..16; got 0"),
-    (dict(weight_bits=17), "weight_bits: must be an integer in 1..16; got 17"),
-    (dict(weight_bits=8.0), "weight_bits: must be an integer in 1..16; got 8.0"),
-    (dict(weight_bits=True), "weight_bits: must be an integer in 1..16; got True"),
-    (dict(device_bits=0), "device_bits: must be an integer in 1..16; got 0"),
-    (dict(device_bits="2"), "device_bits: must be an integer in 1..16; got 2"),
-    (dict(weight_bits=8, device_bits=3), "weight_bits: must be a multiple of device_bits = 3; got 8"),
-    (dict(weight_bits=2, device_bits=4), "weight_bits: must be a multiple of device_bits = 4; got 2"),
-    (dict(sigma=-0.1), "sigma: must be a finite number >= 0; got -0.1"),
-    (dict(sigma=math.nan), "sigma: must be a finite number >= 0; got nan"),
-    (dict(sigma=math.inf), "sigma: must be a finite number >= 0; got inf"),
-    (dict(sigma="0.1"), "sigma: must be a finite number >= 0; got 0.1"),
-    (dict(relative_to="mean"), "relative_to: must be one of max, spacing, own; got mean"),
-    (dict(sampling="slow"), "sampling: must be one of auto, fast, per_device; got slow"),
-    (dict(mapping="offset"), "mapping: must be one of sign, differential; got offset"),
-    (dict(state_rule="code"), "state_rule: must be one of device, weight; got code"),
-    (dict(clip=1.0), "clip: must be two numbers; got 1.0"),
-    (dict(clip=(0, 1, 2)), "clip: must be two numbers; got (0, 1, 2)"),
-    (dict(clip=(1, 0)), "clip: must be (low, high) with low < high; got (1, 0)"),
-    (dict(clip=(0, math.nan)), "clip[1]: must be a finite number; got nan"),
-    (dict(clip=("a", 1)), "clip[0]: must be a finite number; got a"),
-    (dict(censor=math.inf), "censor: must be a finite number; got inf"),
-    (dict(truncate=0), "truncate: must be a finite number >= 0.01 and <= 5; got 0.0"),
-    (dict(truncate=5.1), "truncate: must be a finite number >= 0.01 and <= 5; got 5.1"),
-    (dict(censor=1, truncate=1), "truncate: cannot be combined with censor; got 1.0"),
-    (dict(stuck=0.1), "stuck: must be two numbers; got 0.1"),
-    (dict(stuck=(-0.1, 0)), "stuck: must be two probabilities with p_off + p_on <= 1; got (-0.1, 0)"),
-    (dict(stuck=(0.6, 0.5)), "stuck: must be two probabilities with p_off + p_on <= 1; got (0.6, 0.5)"),
-    (dict(stuck=(0, None)), "stuck[1]: must be a finite number; got None"),
-    (dict(level_scale=(1, 1)), "level_scale: must have 2^device_bits = 4 entries; got 2"),
-    (dict(level_scale=1.0), "level_scale: must be 2^device_bits = 4 numbers; got 1.0"),
-    (dict(level_scale=(1, 1, -1, 1)), "level_scale[2]: must be a finite number >= 0; got -1.0"),
-    (dict(level_scale=(1, 1, 1, "x")), "level_scale[3]: must be a finite number >= 0; got x"),
-    (dict(level_mean=(0, 1, 2), level_std=FOUR), "level_mean: must have 2^device_bits = 4 entries; got 3"),
-    (dict(level_mean=(0, 1, 2, math.nan), level_std=FOUR), "level_mean[3]: must be a finite number; got nan"),
-    (dict(level_mean=FOUR, level_std=(0, 0, 0, -1)), "level_std[3]: must be a finite number >= 0; got -1.0"),
-    (dict(level_std=FOUR), "level_std: must be given together with level_mean; got (1.0, 1.0, 1.0, 1.0)"),
-    (dict(level_mean=FOUR), "level_std: must be given together with level_mean; got None"),
-    (dict(level_mean=FOUR, level_std=FOUR, level_scale=FOUR), "level_scale: must be left out where level_std gives each level"),
-    (dict(sampling="fast", clip=(0, 1)), 'sampling: must be "auto" or "per_device" where devices are not Gaussian'),
-    (dict(state_rule="weight"), 'state_rule: must be "device" unless a Gaussian preset of two-bit devices is used'),
-    (dict(state_rule="weight", level_scale=FOUR, censor=1), 'state_rule: must be "device" unless a Gaussian preset'),
-    (dict(state_rule="weight", level_scale=(1, 1), device_bits=1), 'state_rule: must be "device" unless a Gaussian preset'),
-    (dict(state_rule="weight", level_scale=FOUR, relative_to="own"), 'state_rule: must be "device" unless a Gaussian preset'),
-    (dict(state_rule="weight", level_scale=FOUR, sampling="per_device"), 'sampling: must be "auto" or "fast" with state_rule'),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(weight_bits=0), "weight_bits: must be an integer in 1..16; got 0"),
+        (dict(weight_bits=17), "weight_bits: must be an integer in 1..16; got 17"),
+        (dict(weight_bits=8.0), "weight_bits: must be an integer in 1..16; got 8.0"),
+        (dict(weight_bits=True), "weight_bits: must be an integer in 1..16; got True"),
+        (dict(device_bits=0), "device_bits: must be an integer in 1..16; got 0"),
+        (dict(device_bits="2"), "device_bits: must be an integer in 1..16; got 2"),
+        (dict(weight_bits=8, device_bits=3), "weight_bits: must be a multiple of device_bits = 3; got 8"),
+        (dict(weight_bits=2, device_bits=4), "weight_bits: must be a multiple of device_bits = 4; got 2"),
+        (dict(sigma=-0.1), "sigma: must be a finite number >= 0; got -0.1"),
+        (dict(sigma=math.nan), "sigma: must be a finite number >= 0; got nan"),
+        (dict(sigma=math.inf), "sigma: must be a finite number >= 0; got inf"),
+        (dict(sigma="0.1"), "sigma: must be a finite number >= 0; got 0.1"),
+        (dict(relative_to="mean"), "relative_to: must be one of max, spacing, own; got mean"),
+        (dict(sampling="slow"), "sampling: must be one of auto, fast, per_device; got slow"),
+        (dict(mapping="offset"), "mapping: must be one of sign, differential; got offset"),
+        (dict(state_rule="code"), "state_rule: must be one of device, weight; got code"),
+        (dict(clip=1.0), "clip: must be two numbers; got 1.0"),
+        (dict(clip=(0, 1, 2)), "clip: must be two numbers; got (0, 1, 2)"),
+        (dict(clip=(1, 0)), "clip: must be (low, high) with low < high; got (1, 0)"),
+        (dict(clip=(0, math.nan)), "clip[1]: must be a finite number; got nan"),
+        (dict(clip=("a", 1)), "clip[0]: must be a finite number; got a"),
+        (dict(censor=math.inf), "censor: must be a finite number; got inf"),
+        (dict(truncate=0), "truncate: must be a finite number >= 0.01 and <= 5; got 0.0"),
+        (dict(truncate=5.1), "truncate: must be a finite number >= 0.01 and <= 5; got 5.1"),
+        (dict(censor=1, truncate=1), "truncate: cannot be combined with censor; got 1.0"),
+        (dict(stuck=0.1), "stuck: must be two numbers; got 0.1"),
+        (dict(stuck=(-0.1, 0)), "stuck: must be two probabilities with p_off + p_on <= 1; got (-0.1, 0)"),
+        (dict(stuck=(0.6, 0.5)), "stuck: must be two probabilities with p_off + p_on <= 1; got (0.6, 0.5)"),
+        (dict(stuck=(0, None)), "stuck[1]: must be a finite number; got None"),
+        (dict(level_scale=(1, 1)), "level_scale: must have 2^device_bits = 4 entries; got 2"),
+        (dict(level_scale=1.0), "level_scale: must be 2^device_bits = 4 numbers; got 1.0"),
+        (dict(level_scale=(1, 1, -1, 1)), "level_scale[2]: must be a finite number >= 0; got -1.0"),
+        (dict(level_scale=(1, 1, 1, "x")), "level_scale[3]: must be a finite number >= 0; got x"),
+        (dict(level_mean=(0, 1, 2), level_std=FOUR), "level_mean: must have 2^device_bits = 4 entries; got 3"),
+        (dict(level_mean=(0, 1, 2, math.nan), level_std=FOUR), "level_mean[3]: must be a finite number; got nan"),
+        (dict(level_mean=FOUR, level_std=(0, 0, 0, -1)), "level_std[3]: must be a finite number >= 0; got -1.0"),
+        (dict(level_std=FOUR), "level_std: must be given together with level_mean; got (1.0, 1.0, 1.0, 1.0)"),
+        (dict(level_mean=FOUR), "level_std: must be given together with level_mean; got None"),
+        (
+            dict(level_mean=FOUR, level_std=FOUR, level_scale=FOUR),
+            "level_scale: must be left out where level_std gives each level",
+        ),
+        (dict(sampling="fast", clip=(0, 1)), 'sampling: must be "auto" or "per_device" where devices are not Gaussian'),
+        (dict(state_rule="weight"), 'state_rule: must be "device" unless a Gaussian preset of two-bit devices is used'),
+        (
+            dict(state_rule="weight", level_scale=FOUR, censor=1),
+            'state_rule: must be "device" unless a Gaussian preset',
+        ),
+        (
+            dict(state_rule="weight", level_scale=(1, 1), device_bits=1),
+            'state_rule: must be "device" unless a Gaussian preset',
+        ),
+        (
+            dict(state_rule="weight", level_scale=FOUR, relative_to="own"),
+            'state_rule: must be "device" unless a Gaussian preset',
+        ),
+        (
+            dict(state_rule="weight", level_scale=FOUR, sampling="per_device"),
+            'sampling: must be "auto" or "fast" with state_rule',
+        ),
+    ],
+)
 def test_refused(options, message):
     with pytest.raises(ValueError) as error:
         NVMDevice(**options)
@@ -255,7 +290,9 @@ def test_refused(options, message):
 
 
 def test_refused_by_preset():
-    with pytest.raises(ValueError, match="^name: must be one of rram1, fefet2, rram4, fefet6 .did you mean 'rram4'.*; got rram2"):
+    with pytest.raises(
+        ValueError, match="^name: must be one of rram1, fefet2, rram4, fefet6 .did you mean 'rram4'.*; got rram2"
+    ):
         NVMDevice.preset("rram2")
     with pytest.raises(ValueError, match="^device_bits: must be 2 for the preset rram4; got 4"):
         NVMDevice.preset("rram4", device_bits=4)
@@ -291,11 +328,19 @@ def test_replace_checks_again():
     assert NVMDevice.preset("fefet6", sigma=0.1).replace(sigma=0.2) == NVMDevice.preset("fefet6", sigma=0.2)
 
 
-@pytest.mark.parametrize("device", [
-    NVMDevice(), NVMDevice(4, 1, 0.3, relative_to="own", mapping="differential"), NVMDevice.preset("fefet2", state_rule="weight"),
-    NVMDevice(level_mean=(0, 1.1), level_std=(0.1, 0.2), device_bits=1, name="mine"), NVMDevice(sampling="per_device"),
-    NVMDevice(clip=(0, 1), censor=1.5, stuck=(0.01, 0.02)), NVMDevice(truncate=2.0),
-], ids=str)
+@pytest.mark.parametrize(
+    "device",
+    [
+        NVMDevice(),
+        NVMDevice(4, 1, 0.3, relative_to="own", mapping="differential"),
+        NVMDevice.preset("fefet2", state_rule="weight"),
+        NVMDevice(level_mean=(0, 1.1), level_std=(0.1, 0.2), device_bits=1, name="mine"),
+        NVMDevice(sampling="per_device"),
+        NVMDevice(clip=(0, 1), censor=1.5, stuck=(0.01, 0.02)),
+        NVMDevice(truncate=2.0),
+    ],
+    ids=str,
+)
 def test_a_description_read_back_is_the_same_device(device):
     assert NVMDevice.described(json.loads(json.dumps(device.describe()))) == device
 
@@ -310,11 +355,23 @@ def test_what_describes_no_device_is_refused():
 
 
 def test_describe_is_json_and_says_what_a_report_must():
-    plain = {"name": "gaussian", "weight_bits": 8, "device_bits": 2, "sigma": 0.1, "relative_to": "max", "mapping": "sign",
-             "sampling": "fast"}
+    plain = {
+        "name": "gaussian",
+        "weight_bits": 8,
+        "device_bits": 2,
+        "sigma": 0.1,
+        "relative_to": "max",
+        "mapping": "sign",
+        "sampling": "fast",
+    }
     assert NVMDevice().describe() == plain
     limits = dict(clip=(0.0, 1.0), censor=1.0, stuck=(0.01, 0.0))
-    assert NVMDevice(**limits).describe() == plain | {"sampling": "per_device", "clip": [0, 1], "censor": 1, "stuck": [0.01, 0]}
+    assert NVMDevice(**limits).describe() == plain | {
+        "sampling": "per_device",
+        "clip": [0, 1],
+        "censor": 1,
+        "stuck": [0.01, 0],
+    }
     assert json.loads(json.dumps(NVMDevice.preset("rram4").describe()))["name"] == "rram4"
 
 

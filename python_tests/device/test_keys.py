@@ -9,7 +9,13 @@ import nft_ext as nft
 from nft_ext import reference
 from nft_ext.ops.keys import DOMAINS, fresh_key, stream_of
 
-SLICES = [*range(16), *range(32, 48), *range(64, 80), *range(96, 112), 255]  # active, idle, faults, idle faults, whole weight
+SLICES = [
+    *range(16),
+    *range(32, 48),
+    *range(64, 80),
+    *range(96, 112),
+    255,
+]  # active, idle, faults, idle faults, whole weight
 STREAMS = {"": 1188227382, "fc": 681409183, "conv1": 3696644659, "features.0": 2794546619, "layer1.0.conv1": 2854247633}
 
 
@@ -32,20 +38,26 @@ def test_the_whole_range_of_seeds_and_draws():
 def test_domains_sit_above_the_draw():
     assert DOMAINS == {"evaluation": 0, "training": 1, "selection": 2, "permutation": 3}
     for name, number in DOMAINS.items():
-        assert nft.noise_key(1, [0, 2**32 - 1], domain=name)[:, 1].tolist() == [number << 32, (number << 32) + 2**32 - 1]
+        assert nft.noise_key(1, [0, 2**32 - 1], domain=name)[:, 1].tolist() == [
+            number << 32,
+            (number << 32) + 2**32 - 1,
+        ]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(seed=-1), "seed: must be an integer in 0..18446744073709551615; got -1"),
-    (dict(seed=2**64), "seed: must be an integer in 0..18446744073709551615; got 18446744073709551616"),
-    (dict(seed=1.5), "seed: must be an integer in 0..18446744073709551615; got 1.5"),
-    (dict(seed=True), "seed: must be an integer in 0..18446744073709551615; got True"),
-    (dict(draws=-1), "draws: must be an integer in 0..4294967295; got -1"),
-    (dict(draws=[0, 2**32]), "draws: must be an integer in 0..4294967295; got 4294967296"),
-    (dict(draws=["a"]), "draws: must be an integer in 0..4294967295; got a"),
-    (dict(draws=[]), "draws: must name at least one chip; got []"),
-    (dict(domain="test"), "domain: must be one of evaluation, training, selection, permutation; got test"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(seed=-1), "seed: must be an integer in 0..18446744073709551615; got -1"),
+        (dict(seed=2**64), "seed: must be an integer in 0..18446744073709551615; got 18446744073709551616"),
+        (dict(seed=1.5), "seed: must be an integer in 0..18446744073709551615; got 1.5"),
+        (dict(seed=True), "seed: must be an integer in 0..18446744073709551615; got True"),
+        (dict(draws=-1), "draws: must be an integer in 0..4294967295; got -1"),
+        (dict(draws=[0, 2**32]), "draws: must be an integer in 0..4294967295; got 4294967296"),
+        (dict(draws=["a"]), "draws: must be an integer in 0..4294967295; got a"),
+        (dict(draws=[]), "draws: must name at least one chip; got []"),
+        (dict(domain="test"), "domain: must be one of evaluation, training, selection, permutation; got test"),
+    ],
+)
 def test_bad_keys_are_named(arguments, message):
     with pytest.raises(ValueError) as error:
         nft.noise_key(**arguments)
@@ -84,7 +96,9 @@ def test_the_noise_uses_this_layout(monkeypatch):
 
     monkeypatch.setattr(reference, "philox", philox)
     expected = []
-    choices = itertools.product(DOMAINS, [0, 1, 2**32, 2**64 - 1], [0, 1, 2**32 - 1], [0, 1, 2**32 - 1], [0, 1, 32, 64, 255])
+    choices = itertools.product(
+        DOMAINS, [0, 1, 2**32, 2**64 - 1], [0, 1, 2**32 - 1], [0, 1, 2**32 - 1], [0, 1, 32, 64, 255]
+    )
     for domain, seed, stream, draw, slice_ in choices:
         reference.words(nft.noise_key(seed, draw, domain=domain)[0], stream, slice_, 9)
         expected += [layout(seed, DOMAINS[domain], stream, draw, slice_, block) for block in range(3)]
@@ -94,7 +108,12 @@ def test_the_noise_uses_this_layout(monkeypatch):
 
 def test_slices_of_different_purposes_are_distinct():
     assert len(set(SLICES)) == 4 * 16 + 1 and max(SLICES) < 256
-    assert (reference.SLICE_IDLE, reference.SLICE_FAULT, reference.SLICE_IDLE_FAULT, reference.SLICE_WEIGHT) == (32, 64, 96, 255)
+    assert (reference.SLICE_IDLE, reference.SLICE_FAULT, reference.SLICE_IDLE_FAULT, reference.SLICE_WEIGHT) == (
+        32,
+        64,
+        96,
+        255,
+    )
 
 
 def test_the_same_seed_and_draw_give_another_chip_in_another_domain():

@@ -1,5 +1,5 @@
-"""Programmed weights have the distribution of their device model, and both samplers, one normal a weight and one a device,
-draw from the same one.
+"""Programmed weights have the distribution of their device model, and both samplers, one normal a weight and one a
+device, draw from the same one.
 
 As in test_noise_statistics.py: fixed keys, and each comparison rejects correct noise with probability ALPHA = 1e-6.
 """
@@ -66,7 +66,9 @@ GAUSSIAN = {
 
 @pytest.mark.parametrize("name", GAUSSIAN)
 def test_both_paths_draw_from_the_same_distribution(name):
-    """Two samples a code, compared in mean (z), variance (F) and distribution (Kolmogorov-Smirnov); and each with the table."""
+    """Two samples a code, compared in mean (z), variance (F) and distribution (Kolmogorov-Smirnov); and each with the
+    table.
+    """
     nvm = GAUSSIAN[name]
     codes = range(16) if nvm.weight_bits == 4 else (0, 1, 2, 3, 5, 27, 64, 100, 128, 170, 228, 255)
     fast, device = samples(nvm, codes), samples(nvm.replace(sampling="per_device"), codes, draw=1)
@@ -96,7 +98,8 @@ def test_state_rule_weight_spreads_the_inner_codes_more():
 @pytest.mark.parametrize("sampling", ["fast", "per_device"])
 @pytest.mark.parametrize("relative_to, factor", [("max", 0.7776), ("spacing", 0.2592)])
 def test_weight_noise_relative_to_the_largest_weight(sampling, relative_to, factor):
-    """At M = 8, K = 2 the weight noise has std 0.7776 * sigma * max|W| (0.2592 relative to the spacing), whatever the code and
+    """At M = 8, K = 2 the weight noise has std 0.7776 * sigma * max|W| (0.2592 relative to the spacing), whatever the
+    code and
     its sign: normal on the negative crossbar as on the positive one. 2^20 weights, std good to 0.07 %."""
     nvm = nft.NVMDevice(8, 2, sigma=0.1, relative_to=relative_to, sampling=sampling)
     weight = torch.randn(2**20, generator=torch.Generator().manual_seed(3)) * 0.02
@@ -133,8 +136,13 @@ def clipped_moments(mean, sd, low, high):
     mass, density = stats.norm.cdf, stats.norm.pdf
     inside = mass(b) - mass(a)
     first = low * mass(a) + high * mass(-b) + mean * inside + sd * (density(a) - density(b))
-    second = (low**2 * mass(a) + high**2 * mass(-b) + (mean**2 + sd**2) * inside
-              + 2 * mean * sd * (density(a) - density(b)) + sd**2 * (a * density(a) - b * density(b)))
+    second = (
+        low**2 * mass(a)
+        + high**2 * mass(-b)
+        + (mean**2 + sd**2) * inside
+        + 2 * mean * sd * (density(a) - density(b))
+        + sd**2 * (a * density(a) - b * density(b))
+    )
     return first, second - first**2
 
 
@@ -231,8 +239,9 @@ def level_moments(kind, level):
 @pytest.mark.parametrize("mapping", ["sign", "differential"])
 @pytest.mark.parametrize("kind", NOT_GAUSSIAN)
 def test_moments_of_a_weight_are_sums_over_its_devices(kind, mapping):
-    """mean = sum_j 2^(jK) m(l_j), variance = sum_j 4^(jK) v(l_j); an idle array at level 0 subtracts its mean and adds its
-    variance."""
+    """mean = sum_j 2^(jK) m(l_j), variance = sum_j 4^(jK) v(l_j); an idle array at level 0 subtracts its mean and adds
+    its variance.
+    """
     nvm = nft.NVMDevice(8, 2, sigma=0.1, mapping=mapping, **NOT_GAUSSIAN[kind])
     codes = (0, 27, 100, 255)
     for q, values in zip(codes, samples(nvm, codes)):

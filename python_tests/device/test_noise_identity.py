@@ -1,5 +1,6 @@
-"""The same key gives the same bits: on every instruction set, for any number of threads and of chips a call, whatever the
-weight's strides, and in the plain definition (nft_ext/reference.py)."""
+"""The same key gives the same bits: on every instruction set, for any number of threads and of chips a call, whatever
+the weight's strides, and in the plain definition (nft_ext/reference.py).
+"""
 
 import subprocess
 import sys
@@ -30,8 +31,19 @@ def defined(nvm, weight, key=KEY):
 def from_core(nvm, weight, isa="", threads=1, key=KEY):
     bits, device_bits, path, mapping = nvm.operator_spec()
     flat = weight.reshape(-1).numpy()
-    out = _core.program(flat, _core.step(flat, bits), nvm.operator_table(), key.numpy(), STREAM, bits, device_bits, path, mapping,
-                        isa, threads)
+    out = _core.program(
+        flat,
+        _core.step(flat, bits),
+        nvm.operator_table(),
+        key.numpy(),
+        STREAM,
+        bits,
+        device_bits,
+        path,
+        mapping,
+        isa,
+        threads,
+    )
     return out.reshape(len(key), *weight.shape)
 
 
@@ -55,7 +67,9 @@ def test_every_instruction_set_gives_the_definitions_bits(name, isa):
 @pytest.mark.parametrize("slice_", [0, 5, 32, 255])
 def test_normals(isa, slice_):
     for row in KEY:
-        assert same_bits(_core.normals(row.numpy(), STREAM, slice_, 5001, isa), reference.normals(row, STREAM, slice_, 5001))
+        assert same_bits(
+            _core.normals(row.numpy(), STREAM, slice_, 5001, isa), reference.normals(row, STREAM, slice_, 5001)
+        )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -116,8 +130,11 @@ def test_any_number_of_chips_a_call(name):
 def test_elements_are_counted_in_row_major_order_whatever_the_strides():
     nvm, weight = nft.NVMDevice(), weights(6, 8, 3, 3)
     want = chips_of(nvm, weight)
-    for strided in (weight.to(memory_format=torch.channels_last), weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
-                    weights(6, 8, 3, 6)[..., :3].copy_(weight)):
+    for strided in (
+        weight.to(memory_format=torch.channels_last),
+        weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        weights(6, 8, 3, 6)[..., :3].copy_(weight),
+    ):
         assert not strided.is_contiguous() and same_bits(chips_of(nvm, strided), want)
     assert same_bits(chips_of(nvm, weight.reshape(-1)).reshape(want.shape), want)
 
@@ -173,7 +190,9 @@ print(_core.isa(), digest())
 
 def run(isa, threads=1, code=SCRIPT):
     code = code.format(threads=threads)
-    return subprocess.run([sys.executable, "-c", code], env=importing(NFT_EXT_CPU_ISA=isa), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=importing(NFT_EXT_CPU_ISA=isa), capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.mark.slow
@@ -188,10 +207,14 @@ def test_the_environment_variable_changes_the_instruction_set_and_no_bit(isa):
 def test_an_unknown_instruction_set_is_an_error_that_names_the_variable(name):
     code = "import torch, nft_ext; nft_ext.program_weights(torch.ones(3), nft_ext.NVMDevice())"
     result = run(name, code=code)
-    message = f"NFT_EXT_CPU_ISA: must be one of the instruction sets this processor can run ({', '.join(ISAS)}); got {name}"
+    message = (
+        f"NFT_EXT_CPU_ISA: must be one of the instruction sets this processor can run ({', '.join(ISAS)}); got {name}"
+    )
     assert result.returncode != 0 and message in result.stderr
 
 
 def test_an_unknown_instruction_set_in_a_call():
-    with pytest.raises(RuntimeError, match="^isa: must be one of the instruction sets this processor can run .*; got neon"):
+    with pytest.raises(
+        RuntimeError, match="^isa: must be one of the instruction sets this processor can run .*; got neon"
+    ):
         _core.normals([0, 0], 0, 0, 4, isa="neon")

@@ -1,8 +1,9 @@
 """The noise has the distribution it is said to have.
 
-Every test states its hypothesis and rejects at ALPHA = 1e-6, two-sided: with correct noise a test fails by chance once in a
-million choices of its key. Keys are fixed, so a test that passes keeps passing. There are some 1,200 comparisons here and in
-test_noise_devices.py: a correct sampler had a chance of about 1e-3 to fail any of them when the keys were chosen.
+Every test states its hypothesis and rejects at ALPHA = 1e-6, two-sided: with correct noise a test fails by chance once
+in a million choices of its key. Keys are fixed, so a test that passes keeps passing. There are some 1,200 comparisons
+here and in test_noise_devices.py: a correct sampler had a chance of about 1e-3 to fail any of them when the keys were
+chosen.
 """
 
 import itertools
@@ -51,7 +52,9 @@ STREAMS, DRAWS, LENGTH = range(8), range(12), 2**20  # 96 * 2^20 = 1.007e8
 
 @pytest.fixture(scope="module")
 def hundred_million():
-    """Histogram over [-7, 7), extreme value, and sums of products of neighbours, over 1e8 draws of 96 (stream, draw) pairs."""
+    """Histogram over [-7, 7), extreme value, and sums of products of neighbours, over 1e8 draws of 96 (stream, draw)
+    pairs.
+    """
     edges = np.arange(-REACH * BINS_PER_UNIT, REACH * BINS_PER_UNIT + 1) / BINS_PER_UNIT
     counts = np.zeros(len(edges) - 1, np.int64)
     beyond = dict.fromkeys((4, 5, 6), 0)
@@ -61,7 +64,9 @@ def hundred_million():
     largest, before = 0.0, None
     for stream, draw in itertools.product(STREAMS, DRAWS):
         z = normals(LENGTH, seed=20260101, stream=stream, draw=draw)
-        counts += np.bincount(((z + np.float32(REACH)) * np.float32(BINS_PER_UNIT)).astype(np.int32), minlength=len(counts))
+        counts += np.bincount(
+            ((z + np.float32(REACH)) * np.float32(BINS_PER_UNIT)).astype(np.int32), minlength=len(counts)
+        )
         size = np.abs(z)
         largest = max(largest, float(size.max()))
         for limit in beyond:
@@ -77,7 +82,9 @@ def hundred_million():
         before = z
     n = LENGTH * len(STREAMS) * len(DRAWS)
     assert counts.sum() == n >= 1e8
-    return dict(n=n, edges=edges, counts=counts, beyond=beyond, lags=lags, squares=squares, between=between, largest=largest)
+    return dict(
+        n=n, edges=edges, counts=counts, beyond=beyond, lags=lags, squares=squares, between=between, largest=largest
+    )
 
 
 @pytest.mark.slow
@@ -131,7 +138,9 @@ def test_the_reach(hundred_million):
 
 @pytest.mark.slow
 def test_neighbours_are_uncorrelated(hundred_million):
-    """Lags within a Box-Muller pair, a Philox block, and to the next chunk; and of squares, where a shared radius would show."""
+    """Lags within a Box-Muller pair, a Philox block, and to the next chunk; and of squares, where a shared radius would
+    show.
+    """
     root = np.sqrt(hundred_million["n"])
     for lag, total in hundred_million["lags"].items():
         assert abs(total) / root < CRITICAL, lag
@@ -178,7 +187,9 @@ def test_keys_that_differ_in_one_field_give_independent_numbers(name):
 
 
 def test_one_element_over_many_chips_is_normal_too():
-    """The first weights of one layer over 2^16 draws: Kolmogorov-Smirnov for each, and no correlation from chip to chip."""
+    """The first weights of one layer over 2^16 draws: Kolmogorov-Smirnov for each, and no correlation from chip to
+    chip.
+    """
     weight = np.ones(8, np.float32)
     table = np.array([0, 0, 1, 1], np.float32)  # one-bit weights: mean 0, std 1
     keys = nft.noise_key(5, range(2**16)).numpy()

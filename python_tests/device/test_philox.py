@@ -68,11 +68,14 @@ def test_one_changed_bit_changes_about_half_the_words_bits():
         assert abs(changed.mean() - 64) < 2.0 and changed.min() > 20
 
 
-@pytest.mark.parametrize("counters, key, named", [
-    (np.zeros(4, np.uint32), np.zeros(2, np.uint32), "counters"),
-    (np.zeros((3, 3), np.uint32), np.zeros(2, np.uint32), "counters"),
-    (np.zeros((3, 4), np.uint32), np.zeros(3, np.uint32), "key"),
-])
+@pytest.mark.parametrize(
+    "counters, key, named",
+    [
+        (np.zeros(4, np.uint32), np.zeros(2, np.uint32), "counters"),
+        (np.zeros((3, 3), np.uint32), np.zeros(2, np.uint32), "counters"),
+        (np.zeros((3, 4), np.uint32), np.zeros(3, np.uint32), "key"),
+    ],
+)
 def test_wrong_shapes_are_named(counters, key, named):
     with pytest.raises(ValueError, match=f"^{named}: must be uint32"):
         _core.philox(counters, key)

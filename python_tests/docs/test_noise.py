@@ -1,4 +1,6 @@
-"""docs/noise.md lets a reader replay a chip: its code, taken from the page and run as it stands, gives the extension's bits."""
+"""docs/noise.md lets a reader replay a chip: its code, taken from the page and run as it stands, gives the extension's
+bits.
+"""
 
 import math
 import re
@@ -90,18 +92,20 @@ def example(page):
     z = page["normals"](2024, 0, 7, 3, 255, 4)
     step, code, _ = page["quantized"](weight, 8)
     programmed = page["replay"](weight, 2024, 7, 3, 0.1)
-    show = lambda values: "  ".join(f"{v:>14.9g}" for v in values)  # noqa: E731
-    pair = lambda values: "  ".join(f"{v:>14.9g}  {'':>14}" for v in values).rstrip()  # noqa: E731
-    return "\n".join([
-        "counter     00000000  00ff0000  00000007  00000003   key  000007e8  00000000",
-        "words       " + "  ".join(f"{w:>14}" for w in (f"{w:08x}" for w in words)),
-        "u           " + pair(u),
-        "radius      " + pair(radius),
-        "z           " + show(z),
-        "W           " + show(weight),
-        f"q           {show(code)}        s = {step:.9g}",
-        "W_p         " + show(programmed),
-    ])
+    show = lambda values: "  ".join(f"{v:>14.9g}" for v in values)
+    pair = lambda values: "  ".join(f"{v:>14.9g}  {'':>14}" for v in values).rstrip()
+    return "\n".join(
+        [
+            "counter     00000000  00ff0000  00000007  00000003   key  000007e8  00000000",
+            "words       " + "  ".join(f"{w:>14}" for w in (f"{w:08x}" for w in words)),
+            "u           " + pair(u),
+            "radius      " + pair(radius),
+            "z           " + show(z),
+            "W           " + show(weight),
+            f"q           {show(code)}        s = {step:.9g}",
+            "W_p         " + show(programmed),
+        ]
+    )
 
 
 def test_the_worked_example(page):
@@ -109,10 +113,11 @@ def test_the_worked_example(page):
 
 
 def test_the_page_shows_the_kernels_constants():
-    """Every hexadecimal constant of csrc/core/normal.h stands on the page, and the other way round; up to powers of two, since the
-    kernel counts the radius in halves."""
+    """Every hexadecimal constant of csrc/core/normal.h stands on the page, and the other way round; up to powers of
+    two, since the kernel counts the radius in halves.
+    """
     source = (ROOT / "csrc" / "core" / "normal.h").read_text()
-    find = lambda text: {math.frexp(float.fromhex(c))[0] for c in re.findall(r"-?0x1\.[0-9a-f]+p[-+]\d+", text)}  # noqa: E731
+    find = lambda text: {math.frexp(float.fromhex(c))[0] for c in re.findall(r"-?0x1\.[0-9a-f]+p[-+]\d+", text)}
     assert find(source) == find(PAGE.read_text()) and len(find(source)) == 15
 
 

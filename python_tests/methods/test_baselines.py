@@ -17,8 +17,7 @@ CONFIGURATIONS = [
     methods.OVF(sigma=0.3, beta=1e-3, gammas=lambda n, N: n / N, reversed_decay=True),
     methods.OVF(sigma=0.3, beta=1e-3, shared_z=True, published_variant=True),
     methods.OVF(sigma=0.3, beta=1e-3, gammas=2, a_b=0.5, a_f=0.25, delta=-0.05),
-    methods.IRS(sigma=0.3, beta=1e-2, points=(("block1", 6), "block2"), noisy_classifiers=False,
-                input_shape=(1, 8, 8)),
+    methods.IRS(sigma=0.3, beta=1e-2, points=(("block1", 6), "block2"), noisy_classifiers=False, input_shape=(1, 8, 8)),
     methods.IRS(sigma=0.3, beta=1e-2, points=[("block1", None)], gammas=lambda n, N: N),
     methods.IRS(sigma=0.3, beta=1e-2, feedbacks=5, gammas=3.0, reversed_decay=True, a_b=1.0, a_f=0.1),
     methods.Censored(sigma=0.3, c=0.5, side="left", mean_corrected=True, noise_sigma=0.2),
@@ -84,9 +83,19 @@ def test_a_configuration_survives_json(method):
     assert methods.build(**json.loads(json.dumps(method.config()))) == method
 
 
-@pytest.mark.parametrize("method", [methods.Vanilla(), methods.NoiseInjection(0.1), methods.ScaledLogits(0.1),
-                                    methods.OVF(0.1, 0.01), methods.IRS(0.1, 0.01), methods.Censored(0.1),
-                                    methods.CorrectNet(methods.Censored(0.1))], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.Vanilla(),
+        methods.NoiseInjection(0.1),
+        methods.ScaledLogits(0.1),
+        methods.OVF(0.1, 0.01),
+        methods.IRS(0.1, 0.01),
+        methods.Censored(0.1),
+        methods.CorrectNet(methods.Censored(0.1)),
+    ],
+    ids=lambda m: m.name,
+)
 @pytest.mark.parametrize("name", nft.models.NAMES)
 def test_what_is_left_is_the_plain_model(method, name):
     model = nft.models.build(name, num_classes=3, in_channels=1, width=0.125)
@@ -115,27 +124,30 @@ def test_names_and_near_matches():
         methods.build("contol", sigma=0.1)
 
 
-@pytest.mark.parametrize("name, options, words", [
-    ("ovf", {"sigma": 0.1}, "must include beta"),
-    ("noise", {"sigma": 0.1, "bta": 1}, "must be among sigma, logit_scale"),
-    ("vanilla", {"sigma": 0.1}, "must be among none"),
-    ("noise", {"sigma": -0.1}, "sigma: must be a finite number >= 0"),
-    ("noise", {"sigma": float("nan")}, "sigma"),
-    ("noise", {"sigma": 0.1, "logit_scale": 0.0}, "logit_scale: must be > 0"),
-    ("noise", {"sigma": 0.1, "logit_scal": 1}, "did you mean 'logit_scale'"),
-    ("control", {"sigma": 0.1, "feedbacks": 0}, "feedbacks: must be an integer >= 1"),
-    ("control", {"sigma": 0.1, "a_b": 0.0}, "a_b: must be > 0"),
-    ("censored", {"sigma": 0.1, "c": 0.0}, "c: must be > 0; got 0.0"),
-    ("censored", {"sigma": 0.1, "c": -1}, "c: must be > 0; got -1"),
-    ("censored", {"sigma": 0.1, "side": "top"}, "side: must be one of right, left, both; got top"),
-    ("censored", {"sigma": 0.1, "mean_corrected": 1}, "mean_corrected: must be True or False; got 1"),
-    ("censored", {"sigma": 0.1, "noise_sigma": -0.1}, "noise_sigma: must be a finite number >= 0"),
-    ("correctnet", {"strength": -1e-4}, "strength: must be a finite number >= 0"),
-    ("correctnet", {"diagonal": -1.0}, "diagonal: must be a finite number >= 0"),
-    ("correctnet", {"base": "noize"}, "did you mean 'noise'"),
-    ("correctnet", {"base": 3}, "base: must be a method, its name or its config"),
-    ("correctnet", {"base": {"name": "correctnet"}}, "base: must be .* not another correctnet"),
-])
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("ovf", {"sigma": 0.1}, "must include beta"),
+        ("noise", {"sigma": 0.1, "bta": 1}, "must be among sigma, logit_scale"),
+        ("vanilla", {"sigma": 0.1}, "must be among none"),
+        ("noise", {"sigma": -0.1}, "sigma: must be a finite number >= 0"),
+        ("noise", {"sigma": float("nan")}, "sigma"),
+        ("noise", {"sigma": 0.1, "logit_scale": 0.0}, "logit_scale: must be > 0"),
+        ("noise", {"sigma": 0.1, "logit_scal": 1}, "did you mean 'logit_scale'"),
+        ("control", {"sigma": 0.1, "feedbacks": 0}, "feedbacks: must be an integer >= 1"),
+        ("control", {"sigma": 0.1, "a_b": 0.0}, "a_b: must be > 0"),
+        ("censored", {"sigma": 0.1, "c": 0.0}, "c: must be > 0; got 0.0"),
+        ("censored", {"sigma": 0.1, "c": -1}, "c: must be > 0; got -1"),
+        ("censored", {"sigma": 0.1, "side": "top"}, "side: must be one of right, left, both; got top"),
+        ("censored", {"sigma": 0.1, "mean_corrected": 1}, "mean_corrected: must be True or False; got 1"),
+        ("censored", {"sigma": 0.1, "noise_sigma": -0.1}, "noise_sigma: must be a finite number >= 0"),
+        ("correctnet", {"strength": -1e-4}, "strength: must be a finite number >= 0"),
+        ("correctnet", {"diagonal": -1.0}, "diagonal: must be a finite number >= 0"),
+        ("correctnet", {"base": "noize"}, "did you mean 'noise'"),
+        ("correctnet", {"base": 3}, "base: must be a method, its name or its config"),
+        ("correctnet", {"base": {"name": "correctnet"}}, "base: must be .* not another correctnet"),
+    ],
+)
 def test_bad_options_are_refused(name, options, words):
     with pytest.raises(ValueError, match=words):
         methods.build(name, **options)

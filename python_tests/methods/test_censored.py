@@ -13,15 +13,24 @@ from torch.nn.functional import conv2d, cross_entropy, linear
 import nft_ext as nft
 from nft_ext import methods
 
-KINDS = [methods.Censored(0.1, 0.5), methods.Censored(0.1, 0.5, "left"), methods.Censored(0.1, 0.5, "both"),
-         methods.Censored(0.1, 0.5, mean_corrected=True), methods.Censored(0.1, 0.5, "left", mean_corrected=True)]
+KINDS = [
+    methods.Censored(0.1, 0.5),
+    methods.Censored(0.1, 0.5, "left"),
+    methods.Censored(0.1, 0.5, "both"),
+    methods.Censored(0.1, 0.5, mean_corrected=True),
+    methods.Censored(0.1, 0.5, "left", mean_corrected=True),
+]
 
 
-@pytest.mark.parametrize("method, cut", [
-    (KINDS[0], lambda z: min(z, 0.5)),
-    (KINDS[1], lambda z: max(z, -0.5)),
-    (KINDS[2], lambda z: max(min(z, 0.5), -0.5))],
-    ids=["right", "left", "both"])
+@pytest.mark.parametrize(
+    "method, cut",
+    [
+        (KINDS[0], lambda z: min(z, 0.5)),
+        (KINDS[1], lambda z: max(z, -0.5)),
+        (KINDS[2], lambda z: max(min(z, 0.5), -0.5)),
+    ],
+    ids=["right", "left", "both"],
+)
 def test_the_noise_and_its_mean_are_those_of_the_cut_normal(method, cut):
     z = torch.tensor([-3.0, -0.4, 0.0, 0.3, 3.0])
     torch.testing.assert_close(method.noise(z), torch.tensor([0.1 * cut(float(v)) for v in z]))

@@ -14,8 +14,9 @@ def by_definition(weight, diagonal):
     return sum((m.T @ m - diagonal * torch.eye(m.shape[1], dtype=m.dtype)).square().sum() for m in matrices)
 
 
-@pytest.mark.parametrize("shape", [
-    (4, 3, 3, 3), (4, 1, 5, 5), (6, 2, 1, 1), (3, 2, 3, 5), (3, 2, 5, 3), (7, 4), (4, 7)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(4, 3, 3, 3), (4, 1, 5, 5), (6, 2, 1, 1), (3, 2, 3, 5), (3, 2, 5, 3), (7, 4), (4, 7)], ids=str
+)
 @pytest.mark.parametrize("diagonal", [0.0, 1.0, 0.3])
 def test_the_penalty_is_its_formula(shape, diagonal):
     weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -37,8 +38,17 @@ def step():
     return nft.models.vgg8(num_classes=3, width=0.125), torch.randn(4, 1, 32, 32), torch.tensor([0, 1, 2, 0])
 
 
-@pytest.mark.parametrize("base", [methods.Vanilla(), methods.NoiseInjection(0.1), methods.OVF(0.1, 0.1, feedbacks=1),
-                                  methods.IRS(0.1, 0.1), methods.Censored(0.1)], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "base",
+    [
+        methods.Vanilla(),
+        methods.NoiseInjection(0.1),
+        methods.OVF(0.1, 0.1, feedbacks=1),
+        methods.IRS(0.1, 0.1),
+        methods.Censored(0.1),
+    ],
+    ids=lambda m: m.name,
+)
 def test_around_any_method_it_adds_the_penalty_of_the_plain_weights(step, base):
     plain, x, target = step
     method = methods.CorrectNet(base, strength=1e-3, diagonal=0.5)

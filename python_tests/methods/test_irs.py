@@ -155,12 +155,15 @@ def test_points_by_name_for_a_model_of_ones_own():
     assert list(method.finish(model).state_dict()) == list(small_net().state_dict())
 
 
-@pytest.mark.parametrize("options, expected", [
-    ({}, (1.0, 0.1, 0.01)),
-    ({"gammas": 2}, (1.0, 0.5, 0.25)),
-    ({"gammas": lambda n, N: N - n, "feedbacks": 3}, (2.0, 1.0, 0.0)),
-    ({"reversed_decay": True}, (0.01, 0.1, 1.0)),
-])
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, (1.0, 0.1, 0.01)),
+        ({"gammas": 2}, (1.0, 0.5, 0.25)),
+        ({"gammas": lambda n, N: N - n, "feedbacks": 3}, (2.0, 1.0, 0.0)),
+        ({"reversed_decay": True}, (0.01, 0.1, 1.0)),
+    ],
+)
 def test_schedules_of_the_feedback_weights(step, options, expected):
     plain, x, target = step
     method = methods.IRS(sigma=0.1, beta=0.5, a_b=0.7, a_f=0.3, **options)
@@ -184,8 +187,9 @@ def test_bad_options_are_refused():
     refused("gammas: must come with N", gammas=lambda n, N: 1.0)
     refused("noisy_classifiers: must be True or False", noisy_classifiers=0, points=["relu1"])
     refused(r"input_shape: must be \(C, H, W\)", input_shape=(3, 32), points=["relu1"])
-    refused(r"input_shape: must be the \(C, H, W\) of an image the model takes", input_shape=(2, 32, 32),
-            points=["relu1"])
+    refused(
+        r"input_shape: must be the \(C, H, W\) of an image the model takes", input_shape=(2, 32, 32), points=["relu1"]
+    )
 
 
 def test_bad_snapshot_points_are_refused():

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from nft_ext.methods.losses import checked_gammas, gammas_noisiest_first_in_weight, gammas_shallowest_first_in_weight, total_output
+from nft_ext.methods.losses import (
+    checked_gammas,
+    gammas_noisiest_first_in_weight,
+    gammas_shallowest_first_in_weight,
+    total_output,
+)
 
 
 def test_total_output_is_equation_1_to_3():

@@ -126,13 +126,16 @@ def test_own_gammas_and_any_number_of_feedbacks(step):
     torch.testing.assert_close(loss, cross_entropy((outputs[0] - 3 * outputs[1]) / 3, target))
 
 
-@pytest.mark.parametrize("options, expected", [
-    ({}, (0.01, 0.1, 1.0)),
-    ({"gammas": 2}, (0.25, 0.5, 1.0)),
-    ({"gammas": lambda n, N: n / N}, (1 / 3, 2 / 3, 1.0)),
-    ({"reversed_decay": True}, (1.0, 0.1, 0.01)),
-    ({"gammas": (1.0, 2.0, 3.0), "reversed_decay": True}, (3.0, 2.0, 1.0)),
-])
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, (0.01, 0.1, 1.0)),
+        ({"gammas": 2}, (0.25, 0.5, 1.0)),
+        ({"gammas": lambda n, N: n / N}, (1 / 3, 2 / 3, 1.0)),
+        ({"reversed_decay": True}, (1.0, 0.1, 0.01)),
+        ({"gammas": (1.0, 2.0, 3.0), "reversed_decay": True}, (3.0, 2.0, 1.0)),
+    ],
+)
 def test_schedules_of_the_feedback_weights(options, expected):
     assert methods.OVF(0.1, 0.1, **options).weights() == pytest.approx(expected)
 
@@ -214,19 +217,22 @@ def test_sigma_of_the_feedbacks():
     assert methods.OVF(sigma=0.15, beta=0.1, delta=-0.1).sigmas() == pytest.approx((0.05, 0.0, 0.0))
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"beta": -1e-3}, "beta: must be a finite number >= 0"),
-    ({"feedbacks": 0}, "feedbacks: must be an integer >= 1"),
-    ({"delta": float("inf")}, "delta: must be a finite number"),
-    ({"gammas": (1.0, -1.0, 1.0)}, r"gammas\[1\]: must be a finite number >= 0"),
-    ({"gammas": (1.0, 1.0)}, "gammas: must hold one weight a feedback, 3; got 2"),
-    ({"gammas": 0.0}, "gammas: must be > 0 where it is one number"),
-    ({"gammas": 1e-300}, "gammas: must be a base whose powers up to 2 are finite"),
-    ({"gammas": lambda n, N: -n}, r"gammas\[0\]: must be a finite number >= 0"),
-    ({"a_b": 0.0}, "a_b: must be > 0"),
-    ({"a_f": -0.1}, "a_f: must be a finite number >= 0"),
-    ({"shared_z": "false"}, "shared_z: must be True or False; got false"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"beta": -1e-3}, "beta: must be a finite number >= 0"),
+        ({"feedbacks": 0}, "feedbacks: must be an integer >= 1"),
+        ({"delta": float("inf")}, "delta: must be a finite number"),
+        ({"gammas": (1.0, -1.0, 1.0)}, r"gammas\[1\]: must be a finite number >= 0"),
+        ({"gammas": (1.0, 1.0)}, "gammas: must hold one weight a feedback, 3; got 2"),
+        ({"gammas": 0.0}, "gammas: must be > 0 where it is one number"),
+        ({"gammas": 1e-300}, "gammas: must be a base whose powers up to 2 are finite"),
+        ({"gammas": lambda n, N: -n}, r"gammas\[0\]: must be a finite number >= 0"),
+        ({"a_b": 0.0}, "a_b: must be > 0"),
+        ({"a_f": -0.1}, "a_f: must be a finite number >= 0"),
+        ({"shared_z": "false"}, "shared_z: must be True or False; got false"),
+    ],
+)
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         methods.OVF(**{"sigma": 0.1, "beta": 0.1} | options)
@@ -256,4 +262,6 @@ def test_forwards_that_share_their_codes_change_nothing(step, monkeypatch):
     assert len(quantized) == len(nft.noisy_layers(model))
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
-    assert not any(layer.shares_codes or layer._quantized for layer in nft.noisy_layers(model).values()), "nothing outlives the step"
+    assert not any(layer.shares_codes or layer._quantized for layer in nft.noisy_layers(model).values()), (
+        "nothing outlives the step"
+    )

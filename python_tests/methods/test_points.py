@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from support.resnet_lookalikes import TorchvisionResNet, TransformersResNet
 
 import nft_ext as nft
 from nft_ext import methods
 from nft_ext.methods.points import side_for
+from support.resnet_lookalikes import TorchvisionResNet, TransformersResNet
 
 
 def names(model, feedbacks=None):
@@ -32,13 +32,16 @@ def test_our_models_keep_the_papers_points_by_default():
     assert names(nft.models.resnet18(width=0.125)) == ["relu1", "layer1", "layer2", "layer3"]
 
 
-@pytest.mark.parametrize("feedbacks, vgg8, resnet18", [
-    (1, ["block1"], ["relu1"]),
-    (2, ["block1", "block2"], ["relu1", "layer1"]),
-    (3, ["block1", "block2", "block4"], ["relu1", "layer1", "layer2"]),
-    (4, ["block1", "block2", "block4", "block6"], ["relu1", "layer1", "layer2", "layer3"]),
-    (5, ["block1", "block2", "block3", "block4", "block6"], ["relu1", "layer1", "layer2", "layer3", "layer4"]),
-])
+@pytest.mark.parametrize(
+    "feedbacks, vgg8, resnet18",
+    [
+        (1, ["block1"], ["relu1"]),
+        (2, ["block1", "block2"], ["relu1", "layer1"]),
+        (3, ["block1", "block2", "block4"], ["relu1", "layer1", "layer2"]),
+        (4, ["block1", "block2", "block4", "block6"], ["relu1", "layer1", "layer2", "layer3"]),
+        (5, ["block1", "block2", "block3", "block4", "block6"], ["relu1", "layer1", "layer2", "layer3", "layer4"]),
+    ],
+)
 def test_our_models_offer_one_to_five_points(feedbacks, vgg8, resnet18):
     assert tapped(nft.models.vgg8(width=0.125), feedbacks=feedbacks) == vgg8
     assert tapped(nft.models.resnet18(width=0.125), feedbacks=feedbacks) == resnet18
@@ -55,10 +58,14 @@ def test_further_points_are_pooled_to_the_papers_number_of_features():
         assert {head.fc1.in_features for head in prepared.snapshots} <= {2048, 2304}
 
 
-@pytest.mark.parametrize("model, stem, stages, blocks", [
-    (TorchvisionResNet(), "maxpool", "layer{}", "layer{}.0"),
-    (TransformersResNet(), "resnet.embedder", "resnet.encoder.stages.{}", "resnet.encoder.stages.{}.layers.0"),
-], ids=["torchvision", "transformers"])
+@pytest.mark.parametrize(
+    "model, stem, stages, blocks",
+    [
+        (TorchvisionResNet(), "maxpool", "layer{}", "layer{}.0"),
+        (TransformersResNet(), "resnet.embedder", "resnet.encoder.stages.{}", "resnet.encoder.stages.{}.layers.0"),
+    ],
+    ids=["torchvision", "transformers"],
+)
 def test_points_of_resnets_are_found_by_structure(model, stem, stages, blocks):
     first = 1 if stem == "maxpool" else 0
     inner = [stages.format(first + n) for n in range(4)]
@@ -83,9 +90,19 @@ def test_wrappers_are_looked_through():
 
 
 @pytest.mark.parametrize("model", [TorchvisionResNet(), TransformersResNet()], ids=["torchvision", "transformers"])
-@pytest.mark.parametrize("method", [
-    methods.Vanilla(), methods.NoiseInjection(0.1), methods.ScaledLogits(0.1), methods.OVF(0.1, 0.1, feedbacks=1),
-    methods.IRS(0.1, 0.1), methods.Censored(0.1), methods.CorrectNet()], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.Vanilla(),
+        methods.NoiseInjection(0.1),
+        methods.ScaledLogits(0.1),
+        methods.OVF(0.1, 0.1, feedbacks=1),
+        methods.IRS(0.1, 0.1),
+        methods.Censored(0.1),
+        methods.CorrectNet(),
+    ],
+    ids=lambda m: m.name,
+)
 def test_every_method_trains_models_that_return_containers(model, method):
     torch.manual_seed(0)
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
@@ -111,10 +128,13 @@ def test_what_holds_no_logits_is_refused(output):
             nft.fit(Odd(), method, (x, y), (x, y), epochs=1, progress=False)
 
 
-@pytest.mark.parametrize("feedbacks, words", [
-    (0, "feedbacks: must be an integer >= 1"),
-    (10, "feedbacks: must be at most 9, the snapshot points of this model; got 10"),
-])
+@pytest.mark.parametrize(
+    "feedbacks, words",
+    [
+        (0, "feedbacks: must be an integer >= 1"),
+        (10, "feedbacks: must be at most 9, the snapshot points of this model; got 10"),
+    ],
+)
 def test_too_many_or_no_points_are_refused(feedbacks, words):
     with pytest.raises(ValueError, match=words):
         methods.IRS(0.1, 0.1, feedbacks=feedbacks).prepare(nft.models.resnet18(width=0.125))

@@ -18,10 +18,18 @@ def pretrained():
     return nft.fit(net, methods.Vanilla(), epochs=3, lr=1e-2, **DATA).model
 
 
-@pytest.mark.parametrize("method", [
-    methods.NoiseInjection(0.1), methods.ScaledLogits(0.1), methods.OVF(0.1, 0.01),
-    methods.IRS(0.1, 0.01, points=["2"], input_shape=(1, 8, 8)), methods.Censored(0.1), methods.CorrectNet("vanilla"),
-], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.NoiseInjection(0.1),
+        methods.ScaledLogits(0.1),
+        methods.OVF(0.1, 0.01),
+        methods.IRS(0.1, 0.01, points=["2"], input_shape=(1, 8, 8)),
+        methods.Censored(0.1),
+        methods.CorrectNet("vanilla"),
+    ],
+    ids=lambda m: m.name,
+)
 def test_training_goes_on_from_the_weights_it_is_given(pretrained, method):
     before = {key: value.clone() for key, value in pretrained.state_dict().items()}
     history = nft.fit(pretrained, method, epochs=1, lr=1e-9, **DATA)

@@ -7,13 +7,21 @@ import numpy as np
 import pytest
 
 from nft_ext.metrics import paired
-from nft_ext.metrics.distributions import beta_quantile, incomplete_beta, normal_two_sided, student_t_quantile, student_t_tail, t_two_sided
+from nft_ext.metrics.distributions import (
+    beta_quantile,
+    incomplete_beta,
+    normal_two_sided,
+    student_t_quantile,
+    student_t_tail,
+    t_two_sided,
+)
 from nft_ext.metrics.wilcoxon import doubled_ranks, signed_rank_p
 
 stats = pytest.importorskip("scipy.stats", reason="the expected values are SciPy's (extra: test)")
 
 
 # ---- distributions ------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("a, b", [(0.5, 0.5), (1, 1), (2, 7), (7, 2), (0.5, 100), (300, 40), (5000, 5000)])
 def test_incomplete_beta_and_its_quantile(a, b):
@@ -40,6 +48,7 @@ def test_normal_tail():
 
 
 # ---- Wilcoxon -----------------------------------------------------------------------------------------------------
+
 
 def by_enumeration(d):
     """Share of the 2^n sign patterns whose smaller rank sum is at most the observed one."""
@@ -70,6 +79,7 @@ def test_ranks_of_ties_are_shared():
 
 # ---- paired -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("n", [2, 10, 200])
 def test_paired_is_the_t_test_and_the_wilcoxon_test_of_the_differences(n):
     rng = np.random.default_rng(n)
@@ -92,13 +102,16 @@ def test_pairs_that_differ_by_nothing_or_by_a_constant():
     assert shifted.p_wilcoxon == 0.25
 
 
-@pytest.mark.parametrize("a, b, words", [
-    ([1.0], [1.0], r"a: must have shape \[n\] with at least 2"),
-    ([1.0, 2.0], [1.0, 2.0, 3.0], "b: must have one value for each of the 2 of a; got 3 values"),
-    ([[1.0, 2.0]], [1.0, 2.0], r"a: must have shape \[n\]; got shape \[1, 2\]"),
-    ([1.0, math.nan], [1.0, 2.0], r"a: must be finite; got nan at \[1\]"),
-    ([1.0, 2.0], ["x", "y"], "b: must be numbers"),
-])
+@pytest.mark.parametrize(
+    "a, b, words",
+    [
+        ([1.0], [1.0], r"a: must have shape \[n\] with at least 2"),
+        ([1.0, 2.0], [1.0, 2.0, 3.0], "b: must have one value for each of the 2 of a; got 3 values"),
+        ([[1.0, 2.0]], [1.0, 2.0], r"a: must have shape \[n\]; got shape \[1, 2\]"),
+        ([1.0, math.nan], [1.0, 2.0], r"a: must be finite; got nan at \[1\]"),
+        ([1.0, 2.0], ["x", "y"], "b: must be numbers"),
+    ],
+)
 def test_bad_pairs_are_refused(a, b, words):
     with pytest.raises(ValueError, match=words):
         paired(a, b)

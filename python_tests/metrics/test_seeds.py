@@ -13,6 +13,7 @@ stats = pytest.importorskip("scipy.stats", reason="the expected values are SciPy
 
 # ---- over_seeds ---------------------------------------------------------------------------------------------------
 
+
 def test_the_two_intervals_have_seeds_and_chips_as_replicates():
     y = np.random.default_rng(0).normal(0.8, 0.1, (5, 40))
     found = over_seeds(y)
@@ -34,8 +35,11 @@ def test_the_variance_split_is_unbiased_and_each_interval_covers_its_own_populat
     seed_sd, shape, count = 2.0, (6, 20), 800
     found = [over_seeds(t) for t in tables(count, seed_sd, chip_sd, rest_sd, shape, np.random.default_rng(1))]
     # Cutting at zero biases a component that is zero upwards, by at most a standard error of it.
-    for name, truth, slack in (("var_seed", seed_sd**2, 0.35), ("var_chip", chip_sd**2, 0.04),
-                               ("var_rest", rest_sd**2, 0.03)):
+    for name, truth, slack in (
+        ("var_seed", seed_sd**2, 0.35),
+        ("var_chip", chip_sd**2, 0.04),
+        ("var_rest", rest_sd**2, 0.03),
+    ):
         assert np.mean([getattr(f, name) for f in found]) == pytest.approx(truth, abs=slack)
     covered = np.mean([abs(f.mean) <= f.seed_ci95 for f in found])  # the population mean is 0
     assert covered == pytest.approx(0.95, abs=0.03)
@@ -52,6 +56,7 @@ def test_one_seed_or_one_run_leaves_the_other_interval_undefined():
 
 
 # ---- methods ------------------------------------------------------------------------------------------------------
+
 
 def test_methods_with_shared_seeds_are_compared_seed_by_seed():
     rng = np.random.default_rng(3)
@@ -82,20 +87,23 @@ def test_chips_do_not_count_as_replicates_of_a_method():
 
 # ---- proportions --------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("count, trials", [(0, 10), (2, 10), (6, 10), (10, 10), (1, 1), (37, 1000)])
 def test_clopper_pearson(count, trials):
     expected = stats.binomtest(count, trials).proportion_ci(0.95, "exact")
     assert clopper_pearson(count, trials) == pytest.approx((expected.low, expected.high), rel=1e-9)
 
 
-@pytest.mark.parametrize("a, m, b, n", [
-    (6, 10, 0, 10), (6, 10, 2, 10), (2, 10, 0, 10), (3, 7, 11, 20), (0, 5, 0, 9), (5, 5, 9, 9)])
+@pytest.mark.parametrize(
+    "a, m, b, n", [(6, 10, 0, 10), (6, 10, 2, 10), (2, 10, 0, 10), (3, 7, 11, 20), (0, 5, 0, 9), (5, 5, 9, 9)]
+)
 def test_fishers_exact_test(a, m, b, n):
     assert fisher_exact(a, m, b, n) == pytest.approx(stats.fisher_exact([[a, m - a], [b, n - b]]).pvalue, rel=1e-9)
     assert fisher_exact(b, n, a, m) == fisher_exact(a, m, b, n)
 
 
 # ---- convergence --------------------------------------------------------------------------------------------------
+
 
 def test_the_papers_counts():
     """VGG-8 on MNIST at sigma 0.35: 6 of 10 trainings by noise injection do not converge, none by OVF, 2 by IRS."""
@@ -125,21 +133,28 @@ def test_the_absolute_criterion_looks_at_the_clean_accuracy():
         found.differs_from(convergence([0.5, 0.9]))
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: convergence([97.0, 98.0]), "accuracy: must hold accuracies as fractions in 0..1; got 97"),
-    (lambda: convergence([]), "accuracy: must have shape"),
-    (lambda: convergence([0.5], margin=-1), "margin: must be a finite number >= 0"),
-    (lambda: convergence([0.5, 0.6], clean=[0.9]),
-     "clean: must be one number, or one for each of the 2 trainings; got 1"),
-    (lambda: over_seeds([[0.5, math.nan]]), r"values: must be finite; got nan at \[0, 1\]"),
-    (lambda: over_seeds([[0.5], [0.1, 0.2]]), "values: must be numbers"),
-    (lambda: compare_methods([0.5], [0.5, 0.6], shared_seeds=False), "a: must have shape .* at least 2"),
-    (lambda: compare_methods([0.5, 0.6, 0.7], [0.5, 0.6], shared_seeds=True),
-     "b: must have one value for each of the 3"),
-    (lambda: clopper_pearson(3, 2), r"count: must be an integer in 0..2; got 3"),
-    (lambda: clopper_pearson(1, 2, 1.0), "confidence: must be > 0 and < 1"),
-    (lambda: fisher_exact(1, 0, 1, 2), "trials_a: must be an integer >= 1"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: convergence([97.0, 98.0]), "accuracy: must hold accuracies as fractions in 0..1; got 97"),
+        (lambda: convergence([]), "accuracy: must have shape"),
+        (lambda: convergence([0.5], margin=-1), "margin: must be a finite number >= 0"),
+        (
+            lambda: convergence([0.5, 0.6], clean=[0.9]),
+            "clean: must be one number, or one for each of the 2 trainings; got 1",
+        ),
+        (lambda: over_seeds([[0.5, math.nan]]), r"values: must be finite; got nan at \[0, 1\]"),
+        (lambda: over_seeds([[0.5], [0.1, 0.2]]), "values: must be numbers"),
+        (lambda: compare_methods([0.5], [0.5, 0.6], shared_seeds=False), "a: must have shape .* at least 2"),
+        (
+            lambda: compare_methods([0.5, 0.6, 0.7], [0.5, 0.6], shared_seeds=True),
+            "b: must have one value for each of the 3",
+        ),
+        (lambda: clopper_pearson(3, 2), r"count: must be an integer in 0..2; got 3"),
+        (lambda: clopper_pearson(1, 2, 1.0), "confidence: must be > 0 and < 1"),
+        (lambda: fisher_exact(1, 0, 1, 2), "trials_a: must be an integer >= 1"),
+    ],
+)
 def test_bad_input_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()

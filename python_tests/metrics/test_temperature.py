@@ -59,13 +59,21 @@ def test_no_minimum_inside_ends_at_a_limit():
     assert "limit" in str(hopeless)
 
 
-@pytest.mark.parametrize("logits, labels, kind, words", [
-    ([[1.0]], torch.zeros(1), TypeError, "logits: must be a tensor"),
-    (torch.zeros(3), torch.zeros(3).long(), ValueError, r"logits: must have shape \[n, C\]"),
-    (torch.zeros(3, 2), torch.zeros(2).long(), ValueError, "labels: must be one integer for each of the 3 images"),
-    (torch.zeros(3, 2), torch.tensor([0, 1, 2]), ValueError, "labels: must lie in 0..1, the logits' classes; got 2"),
-    (torch.full((3, 2), math.nan), torch.zeros(3).long(), ValueError, "logits: must be finite"),
-])
+@pytest.mark.parametrize(
+    "logits, labels, kind, words",
+    [
+        ([[1.0]], torch.zeros(1), TypeError, "logits: must be a tensor"),
+        (torch.zeros(3), torch.zeros(3).long(), ValueError, r"logits: must have shape \[n, C\]"),
+        (torch.zeros(3, 2), torch.zeros(2).long(), ValueError, "labels: must be one integer for each of the 3 images"),
+        (
+            torch.zeros(3, 2),
+            torch.tensor([0, 1, 2]),
+            ValueError,
+            "labels: must lie in 0..1, the logits' classes; got 2",
+        ),
+        (torch.full((3, 2), math.nan), torch.zeros(3).long(), ValueError, "logits: must be finite"),
+    ],
+)
 def test_bad_logits_are_refused(logits, labels, kind, words):
     with pytest.raises(kind, match=words):
         fit_temperature(logits, labels)

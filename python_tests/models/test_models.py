@@ -20,8 +20,10 @@ def parameters(model):
 def tapped(model, x):
     """({module name: its outputs during one forward pass}, logits) of the snapshot modules."""
     outputs = {name: [] for name, _ in model.snapshot_points}
-    hooks = [model.get_submodule(name).register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
-             for name, seen in outputs.items()]
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
+        for name, seen in outputs.items()
+    ]
     logits = model(x)
     for hook in hooks:
         hook.remove()
@@ -29,6 +31,7 @@ def tapped(model, x):
 
 
 # ---- sizes at width 1 ---------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("classes, channels", [(10, 1), (10, 3), (100, 3)])
 def test_vgg8_has_the_published_layers(classes, channels):
@@ -55,7 +58,11 @@ def test_resnet18_has_a_3x3_stem_without_max_pool_and_three_strided_layers():
     assert (model.conv1.kernel_size, model.conv1.stride) == ((3, 3), (1, 1))
     assert not any(isinstance(m, nn.MaxPool2d) for m in model.modules())
     assert [layer[0].conv1.stride for layer in (model.layer1, model.layer2, model.layer3, model.layer4)] == [
-        (1, 1), (2, 2), (2, 2), (2, 2)]
+        (1, 1),
+        (2, 2),
+        (2, 2),
+        (2, 2),
+    ]
     assert len([m for m in model.modules() if isinstance(m, nn.Conv2d)]) == 17 + 3
 
 
@@ -70,9 +77,14 @@ def test_every_weight_layer_but_the_linear_ones_leaves_its_bias_to_batch_norm():
 
 # ---- snapshot points ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, expected", [
-    ("vgg8", [("block1", 6, 2304), ("block2", 4, 2048), ("block4", 3, 2304)]),
-    ("resnet18", [("relu1", 6, 2304), ("layer1", 6, 2304), ("layer2", 4, 2048), ("layer3", 3, 2304)])])
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("vgg8", [("block1", 6, 2304), ("block2", 4, 2048), ("block4", 3, 2304)]),
+        ("resnet18", [("relu1", 6, 2304), ("layer1", 6, 2304), ("layer2", 4, 2048), ("layer3", 3, 2304)]),
+    ],
+)
 def test_snapshots_feed_classifiers_of_the_designed_input_sizes(name, expected):
     model = models.build(name, 10, 3).eval()
     with torch.no_grad():
@@ -90,7 +102,8 @@ def test_tapped_outputs_are_after_the_relu_and_no_later_module_overwrites_them(n
     seen = {}
     for point, _ in model.snapshot_points:
         model.get_submodule(point).register_forward_hook(
-            lambda _, __, output, point=point: seen.__setitem__(point, (output, output.detach().clone())))
+            lambda _, __, output, point=point: seen.__setitem__(point, (output, output.detach().clone()))
+        )
     model(torch.randn(2, 3, 32, 32))
     for output, at_the_tap in seen.values():
         assert (output >= 0).all() and (output > 0).any()
@@ -114,9 +127,22 @@ def test_a_loss_on_the_taps_trains_everything_before_them(name):
 
 # ---- the width factor ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("channels, width, expected", [
-    (64, 1.0, 64), (64, 0.25, 16), (64, 0.2, 16), (64, 0.125, 8), (64, 0.1, 6), (64, 0.01, 1), (64, 1e-9, 1),
-    (512, 0.3, 152), (1024, 0.25, 256), (64, 2, 128)])
+
+@pytest.mark.parametrize(
+    "channels, width, expected",
+    [
+        (64, 1.0, 64),
+        (64, 0.25, 16),
+        (64, 0.2, 16),
+        (64, 0.125, 8),
+        (64, 0.1, 6),
+        (64, 0.01, 1),
+        (64, 1e-9, 1),
+        (512, 0.3, 152),
+        (1024, 0.25, 256),
+        (64, 2, 128),
+    ],
+)
 def test_width_gives_multiples_of_8_or_small_integers(channels, width, expected):
     assert scaled(channels, width) == expected
 
@@ -135,6 +161,7 @@ def test_width_scales_the_hidden_layer_too():
 
 
 # ---- names --------------------------------------------------------------------------------------------------------
+
 
 def test_vgg8_state_dict_keys_are_stable():
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
@@ -177,6 +204,7 @@ def test_a_copy_and_a_pickled_model_compute_the_same(name, tmp_path):
 
 # ---- edge cases and refusals --------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", models.NAMES)
 def test_one_class_one_image_and_an_empty_batch(name):
     model = models.build(name, 1, 1, 0.125).eval()
@@ -193,13 +221,17 @@ def test_other_inputs_are_refused_with_the_shape_that_is_wanted(name, shape):
 
 
 @pytest.mark.parametrize("build", BUILDERS.values())
-@pytest.mark.parametrize("argument, value, message", [
-    ("num_classes", 0, "num_classes: must be an integer >= 1; got 0"),
-    ("num_classes", 2.5, "num_classes: must be an integer >= 1; got 2.5"),
-    ("in_channels", -1, "in_channels: must be an integer >= 1; got -1"),
-    ("width", 0.0, "width: must be a finite number > 0; got 0.0"),
-    ("width", -0.5, "width: must be a finite number > 0; got -0.5"),
-    ("width", float("nan"), "width: must be a finite number; got nan")])
+@pytest.mark.parametrize(
+    "argument, value, message",
+    [
+        ("num_classes", 0, "num_classes: must be an integer >= 1; got 0"),
+        ("num_classes", 2.5, "num_classes: must be an integer >= 1; got 2.5"),
+        ("in_channels", -1, "in_channels: must be an integer >= 1; got -1"),
+        ("width", 0.0, "width: must be a finite number > 0; got 0.0"),
+        ("width", -0.5, "width: must be a finite number > 0; got -0.5"),
+        ("width", float("nan"), "width: must be a finite number; got nan"),
+    ],
+)
 def test_arguments_out_of_range_are_named(build, argument, value, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         build(**{argument: value})

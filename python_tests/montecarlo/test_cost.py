@@ -1,4 +1,6 @@
-"""The cost model t = overhead + S chip + S b image: fitted to timed passes, and what an evaluation is told to cost by it."""
+"""The cost model t = overhead + S chip + S b image: fitted to timed passes, and what an evaluation is told to cost by
+it.
+"""
 
 import json
 
@@ -9,8 +11,8 @@ from torch import nn
 
 import nft_ext as nft
 from nft_ext.cli import main
-from nft_ext.montecarlo.execution import chip_evaluator
 from nft_ext.montecarlo import cost_estimate
+from nft_ext.montecarlo.execution import chip_evaluator
 from nft_ext.montecarlo.execution.cost import Cost, fit, measure, shapes_for
 from nft_ext.montecarlo.execution.pilot import Components, Pilot
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS
@@ -21,7 +23,9 @@ TRUE = Cost(overhead=2e-3, chip=3e-3, image=4e-4)
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return nft.convert(nn.Sequential(nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 5)), nft.NVMDevice(sigma=0.3))
+    return nft.convert(
+        nn.Sequential(nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 5)), nft.NVMDevice(sigma=0.3)
+    )
 
 
 @pytest.fixture
@@ -75,7 +79,9 @@ def test_measuring_takes_the_median_of_passes_and_leaves_the_first_out(monkeypat
 
     def run(chips, images):
         turn = calls[chips, images] = calls.get((chips, images), 0) + 1
-        clock[0] += TRUE.forward(chips, images) * {1: 50.0, 3: 7.0}.get(turn, 1.0)  # the first pass, and one disturbed later
+        clock[0] += TRUE.forward(chips, images) * {1: 50.0, 3: 7.0}.get(
+            turn, 1.0
+        )  # the first pass, and one disturbed later
 
     found = measure(run, 8, 32, several=True)
     assert (found.overhead, found.chip, found.image) == pytest.approx((2e-3, 3e-3, 4e-4), rel=1e-9)
@@ -99,8 +105,14 @@ def test_seconds_are_passes_times_the_forwards_of_a_pass(model, data):
 
 def test_slices_are_those_of_the_evaluation(model, data):
     found = nft.estimate_cost(model, data, runs=30, protocol="stratified", slice_images=7, chips_per_pass=3, cost=TRUE)
-    report = nft.monte_carlo(model, data, runs=30, protocol="stratified", slice_images=7, chips_per_pass=3, progress=False)
-    assert (found.images_a_chip, found.slice_images, found.chips_per_pass) == (report.slice_images, 7, report.chips_per_pass)
+    report = nft.monte_carlo(
+        model, data, runs=30, protocol="stratified", slice_images=7, chips_per_pass=3, progress=False
+    )
+    assert (found.images_a_chip, found.slice_images, found.chips_per_pass) == (
+        report.slice_images,
+        7,
+        report.chips_per_pass,
+    )
     assert found.seconds - found.preparing == pytest.approx(10 * TRUE.forward(3, report.slice_images))
 
 
@@ -116,7 +128,12 @@ def test_a_real_estimate_names_real_times_and_runs_no_evaluated_chip(model, data
     original = chip_evaluator.chips
 
     def seen(*args, **options):
-        domains.add((options.get("domain"), tuple(options["draws"]) if not isinstance(options["draws"], int) else options["draws"]))
+        domains.add(
+            (
+                options.get("domain"),
+                tuple(options["draws"]) if not isinstance(options["draws"], int) else options["draws"],
+            )
+        )
         return original(*args, **options)
 
     monkeypatch.setattr(chip_evaluator, "chips", seen)
@@ -153,7 +170,9 @@ def test_a_target_out_of_reach_is_said(model, data, monkeypatch):
 def test_the_chips_expected_are_near_those_a_target_takes():
     """Over many pilots the expected number of chips is that of the stopping rule, to the uncertainty stated."""
     torch.manual_seed(0)
-    net = nft.convert(nn.Sequential(nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 5)), nft.NVMDevice(sigma=0.3)).eval()
+    net = nft.convert(
+        nn.Sequential(nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 5)), nft.NVMDevice(sigma=0.3)
+    ).eval()
     inputs = torch.randn(400, 1, 6, 6, generator=torch.Generator().manual_seed(3))
     with torch.no_grad(), nft.noise(net, enabled=False):
         labels = net(inputs).argmax(dim=1)
@@ -200,7 +219,17 @@ def test_evaluate_estimates_before_it_begins_and_dry_run_stops_there(checkpoint,
 
 
 def test_the_slices_that_were_estimated_are_those_of_the_run(checkpoint, capsys, tmp_path):
-    arguments = ["evaluate", str(checkpoint), "--sigma", "0.1", "--protocol", "stratified", "--runs", "60", "--estimate"]
+    arguments = [
+        "evaluate",
+        str(checkpoint),
+        "--sigma",
+        "0.1",
+        "--protocol",
+        "stratified",
+        "--runs",
+        "60",
+        "--estimate",
+    ]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "noise-sigma0.1.json").read_text())
     assert f"60 chips x {content['slice_images']} images" in capsys.readouterr().out

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import nft_ext as nft
-from nft_ext.nn import contexts
 from nft_ext.montecarlo import MonteCarloReport, monte_carlo
 from nft_ext.montecarlo.execution import chip_evaluator
+from nft_ext.nn import contexts
 
 IMAGES, CLASSES, RUNS = 37, 6, 7
 NVM = nft.NVMDevice(sigma=0.3)
@@ -89,8 +89,15 @@ def test_run_r_is_the_network_programmed_with_draw_r(model, data):
     assert (report.runs, report.images, report.images_evaluated) == (RUNS, IMAGES, RUNS * IMAGES)
 
 
-@pytest.mark.parametrize("options", [dict(chips_per_pass=3), dict(batch_size=1, chips_per_pass=7),
-                                     dict(batch_size=10), dict(chips_per_pass=1, batch_size=37)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(chips_per_pass=3),
+        dict(batch_size=1, chips_per_pass=7),
+        dict(batch_size=10),
+        dict(chips_per_pass=1, batch_size=37),
+    ],
+)
 def test_batching_changes_nothing_but_rounding(model, data, options):
     one_by_one = evaluate(model, data, chips_per_pass=1, batch_size=5, metrics=("accuracy", "ekl", "nll"))
     report = evaluate(model, data, metrics=("accuracy", "ekl", "nll"), **options)
@@ -148,8 +155,11 @@ def test_chips_are_bit_identical_however_they_share_passes(monkeypatch, chips_pe
 def test_the_last_pass_is_padded_and_the_padding_dropped(model, data, monkeypatch):
     passes = []
     original = chip_evaluator.ChipEvaluator.tallies
-    monkeypatch.setattr(chip_evaluator.ChipEvaluator, "tallies",
-                        lambda self, draws, done: passes.append(draws) or original(self, draws, done))
+    monkeypatch.setattr(
+        chip_evaluator.ChipEvaluator,
+        "tallies",
+        lambda self, draws, done: passes.append(draws) or original(self, draws, done),
+    )
     report = evaluate(model, data, chips_per_pass=3)
     assert passes == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert report.accuracy.per_run.shape == (7,) and report.chips_per_pass == 3
@@ -301,7 +311,9 @@ def test_an_interrupt_before_two_runs_is_passed_on(model, data, monkeypatch):
 @pytest.mark.parametrize("protocol", ["full", "stratified"])
 def test_layers_that_are_programmed_once_a_pass_give_the_same_report(model, data, monkeypatch, protocol):
     """As CUDA devices have it: what a chip's batches share is programmed once, for the chips of a pass together."""
-    options = dict(batch_size=5, chips_per_pass=3) | (dict(protocol=protocol, slice_images=12) if protocol == "stratified" else {})
+    options = dict(batch_size=5, chips_per_pass=3) | (
+        dict(protocol=protocol, slice_images=12) if protocol == "stratified" else {}
+    )
     expected = evaluate(model, data, **options)
     programmed, held = [], contexts.program_layers
     original = chip_evaluator.ChipEvaluator.__init__
@@ -311,7 +323,9 @@ def test_layers_that_are_programmed_once_a_pass_give_the_same_report(model, data
         self.programmed = True
 
     monkeypatch.setattr(chip_evaluator.ChipEvaluator, "__init__", on_cuda)
-    monkeypatch.setattr(contexts, "program_layers", lambda layers, *more: programmed.append(len(list(layers))) or held(layers, *more))
+    monkeypatch.setattr(
+        contexts, "program_layers", lambda layers, *more: programmed.append(len(list(layers))) or held(layers, *more)
+    )
     found = evaluate(model, data, **options)
     assert found.accuracy.per_run.tolist() == expected.accuracy.per_run.tolist()
     passes = [count for count in programmed if count]

@@ -4,7 +4,12 @@ import math
 
 import pytest
 
-from nft_ext.montecarlo.statistics.intervals import extreme_bounds_quantile, mean_half_width, order_statistic_ranks, student_t_quantile
+from nft_ext.montecarlo.statistics.intervals import (
+    extreme_bounds_quantile,
+    mean_half_width,
+    order_statistic_ranks,
+    student_t_quantile,
+)
 
 # Any printed table of Student's t: (p, degrees of freedom, quantile).
 TABLE = [

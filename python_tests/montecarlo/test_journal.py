@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import nft_ext as nft
-from nft_ext.montecarlo.execution import chip_evaluator
 from nft_ext.montecarlo import monte_carlo
 from nft_ext.montecarlo.distributed.journal import Journal
 from nft_ext.montecarlo.distributed.rows import Row, rows_of, tallies_of_rows
+from nft_ext.montecarlo.execution import chip_evaluator
 from nft_ext.montecarlo.statistics.tallies import Tallies
 from support.paths import ROOT
 
@@ -71,8 +71,17 @@ def test_tallies_read_back_bit_for_bit():
     assert [Row.parse(line).draw for line in lines] == [10, 11, 12, 13, 14]
 
 
-@pytest.mark.parametrize("damage", [lambda s: s[:-1], lambda s: s[:40], lambda s: s.replace("0.5", "0.6", 1),
-                                    lambda s: s + s, lambda s: s[:30] + s, lambda s: ""])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda s: s[:-1],
+        lambda s: s[:40],
+        lambda s: s.replace("0.5", "0.6", 1),
+        lambda s: s + s,
+        lambda s: s[:30] + s,
+        lambda s: "",
+    ],
+)
 def test_a_changed_line_does_not_parse(damage):
     assert Row.parse(row(3).line()) == row(3)
     with pytest.raises(ValueError, match="checksum"):
@@ -145,8 +154,9 @@ def test_another_configuration_is_refused_with_both_values_and_a_noted_differenc
         assert journal.notes == ["j was begun with threads 1, now 2: chips of the two may differ by rounding"]
 
 
-@pytest.mark.parametrize("content", [b"draw,accuracy\n1,0.5\n", b'{"a": 1}', b"\x00\x01",
-                                     b'{"format": "nft_ext.journal/9"}\n'])
+@pytest.mark.parametrize(
+    "content", [b"draw,accuracy\n1,0.5\n", b'{"a": 1}', b"\x00\x01", b'{"format": "nft_ext.journal/9"}\n']
+)
 def test_another_kind_of_file_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "mine"
     path.write_bytes(content)
@@ -182,10 +192,13 @@ def test_a_full_disk_names_the_file_and_keeps_what_is_finished(tmp_path):
         assert sorted(journal.rows) == [0, 1]
 
 
-@pytest.mark.parametrize("path, kind, words", [
-    ("no/such/j", FileNotFoundError, "must lie in an existing folder"),
-    (".", ValueError, "must name a file, not a folder"),
-])
+@pytest.mark.parametrize(
+    "path, kind, words",
+    [
+        ("no/such/j", FileNotFoundError, "must lie in an existing folder"),
+        (".", ValueError, "must name a file, not a folder"),
+    ],
+)
 def test_bad_places_are_refused(tmp_path, path, kind, words):
     with pytest.raises(kind, match=f"^resume: {words}"):
         Journal(tmp_path / path, HEADER)
@@ -270,19 +283,22 @@ def test_a_target_is_reached_through_a_journal_as_without(model, data, tmp_path,
     assert figures(evaluate(model, data, resume=tmp_path / "j", **options)) == figures(whole)
 
 
-@pytest.mark.parametrize("field, change", [
-    ("sigma", lambda m, d, o: (m, d, o | {"sigma": 0.1})),
-    ("seed", lambda m, d, o: (m, d, o | {"seed": 4})),
-    ("precision", lambda m, d, o: (m, d, o | {"precision": "bfloat16"})),
-    ("protocol", lambda m, d, o: (m, d, o | {"protocol": "stratified", "slice_images": 3})),
-    ("data", lambda m, d, o: (m, (d[0] + 1e-3, d[1]), o)),
-    ("images", lambda m, d, o: (m, (d[0][:20], d[1][:20]), o)),
-    ("network", lambda m, d, o: (build(21), d, o)),
-    ("weights", lambda m, d, o: (m[2].weight.data.mul_(1.001) is None or m, d, o)),
-    ("devices.relative_to", lambda m, d, o: (nft.convert(nft.restore(m), SPACING), d, o)),
-    ("noise_off", lambda m, d, o: (m[0].set_enabled(False) or m, d, o)),
-    ("streams.0", lambda m, d, o: (setattr(m[0], "stream", 7) or m, d, o)),
-])
+@pytest.mark.parametrize(
+    "field, change",
+    [
+        ("sigma", lambda m, d, o: (m, d, o | {"sigma": 0.1})),
+        ("seed", lambda m, d, o: (m, d, o | {"seed": 4})),
+        ("precision", lambda m, d, o: (m, d, o | {"precision": "bfloat16"})),
+        ("protocol", lambda m, d, o: (m, d, o | {"protocol": "stratified", "slice_images": 3})),
+        ("data", lambda m, d, o: (m, (d[0] + 1e-3, d[1]), o)),
+        ("images", lambda m, d, o: (m, (d[0][:20], d[1][:20]), o)),
+        ("network", lambda m, d, o: (build(21), d, o)),
+        ("weights", lambda m, d, o: (m[2].weight.data.mul_(1.001) is None or m, d, o)),
+        ("devices.relative_to", lambda m, d, o: (nft.convert(nft.restore(m), SPACING), d, o)),
+        ("noise_off", lambda m, d, o: (m[0].set_enabled(False) or m, d, o)),
+        ("streams.0", lambda m, d, o: (setattr(m[0], "stream", 7) or m, d, o)),
+    ],
+)
 def test_what_fixes_a_chip_s_figures_is_held_fixed(model, data, tmp_path, field, change):
     evaluate(model, data, resume=tmp_path / "j")
     model, data, options = change(model, data, {})
@@ -311,8 +327,12 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
     """Five of what bench/studies/kills.py does a hundred times."""
     bench = ROOT / "bench" / "studies" / "kills.py"
     out = tmp_path / "kills.json"
-    done = subprocess.run([sys.executable, bench, "--kills", "5", "--runs", "60", "--out", out], capture_output=True,
-                          text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, bench, "--kills", "5", "--runs", "60", "--out", out],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert found["kills"] >= 5 and found["evaluations"] >= 1

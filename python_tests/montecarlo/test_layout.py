@@ -1,4 +1,6 @@
-"""monte_carlo hands a CPU's convolutions images with channels last in memory, where the model gives the same logits for them."""
+"""monte_carlo hands a CPU's convolutions images with channels last in memory, where the model gives the same logits for
+them.
+"""
 
 import pytest
 import torch
@@ -34,27 +36,42 @@ def data(images=20, channels=3):
 def formats(model, pairs, **options):
     """The format of every batch that the convolution sees once the model has been tried out, and the report."""
     seen = []
-    handle = model.conv.register_forward_pre_hook(lambda m, args: seen.append((len(args[0]), suggest_memory_format(args[0]))))
+    handle = model.conv.register_forward_pre_hook(
+        lambda m, args: seen.append((len(args[0]), suggest_memory_format(args[0])))
+    )
     report = nft.monte_carlo(model, pairs, seed=2, progress=False, **options)
     handle.remove()
     tried = [i for i, (rows, _) in enumerate(seen) if rows <= 2 * PROBE_IMAGES]
-    return {layout for _, layout in seen[tried[-1] + 1:]} if tried else {layout for _, layout in seen}, report
+    return {layout for _, layout in seen[tried[-1] + 1 :]} if tried else {layout for _, layout in seen}, report
 
 
-@pytest.mark.parametrize("options", [dict(runs=4), dict(runs=6, chips_per_pass=3), dict(runs=6, chips_per_pass=2, batch_size=20),
-                                     dict(runs=6, protocol="stratified", slice_images=20)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(runs=4),
+        dict(runs=6, chips_per_pass=3),
+        dict(runs=6, chips_per_pass=2, batch_size=20),
+        dict(runs=6, protocol="stratified", slice_images=20),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_batches_have_their_channels_last(channels, options):
     found, report = formats(noisy(channels=channels), data(40, channels), **options)
     assert found == {LAST} and report.runs == options["runs"]
 
 
-@pytest.mark.parametrize("flatten", [lambda y: y.view(len(y), -1), lambda y: torch.as_strided(y, (len(y), 216), (216, 1)).clone()],
-                         ids=["refuses", "reads memory by itself"])
+@pytest.mark.parametrize(
+    "flatten",
+    [lambda y: y.view(len(y), -1), lambda y: torch.as_strided(y, (len(y), 216), (216, 1)).clone()],
+    ids=["refuses", "reads memory by itself"],
+)
 def test_a_model_that_wants_the_plain_layout_gets_it(flatten):
     found, report = formats(noisy(flatten), data(40), runs=4)
     assert found == {PLAIN}
-    assert (report.accuracy.per_run == nft.monte_carlo(noisy(), data(40), runs=4, seed=2, progress=False).accuracy.per_run).all()
+    assert (
+        report.accuracy.per_run == nft.monte_carlo(noisy(), data(40), runs=4, seed=2, progress=False).accuracy.per_run
+    ).all()
 
 
 def test_the_figures_are_those_of_a_loop_over_chips():
@@ -68,7 +85,10 @@ def test_the_figures_are_those_of_a_loop_over_chips():
 
 def test_other_models_and_data_are_left_alone():
     """Rows have no layout; neither has an image that meets no convolution."""
-    for model, x in ((nn.Linear(5, 3), torch.randn(12, 5)), (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(12, 3, 2, 2))):
+    for model, x in (
+        (nn.Linear(5, 3), torch.randn(12, 5)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(12, 3, 2, 2)),
+    ):
         seen = []
         model = nft.convert(model, nft.NVMDevice(sigma=0.1))
         handle = model.register_forward_pre_hook(lambda m, args: seen.append(args[0].is_contiguous()))
@@ -93,4 +113,7 @@ def test_a_journal_notes_the_layout(tmp_path):
     assert '"channels_last": true' in path.read_text()
     model.flatten = lambda y: y.view(len(y), -1)
     report = nft.monte_carlo(model, data(), runs=3, progress=False, resume=path)
-    assert any("chips.jsonl was begun with channels_last true, now false: chips of the two may differ by rounding" in note for note in report.notes)
+    assert any(
+        "chips.jsonl was begun with channels_last true, now false: chips of the two may differ by rounding" in note
+        for note in report.notes
+    )

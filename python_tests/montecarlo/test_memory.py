@@ -37,7 +37,9 @@ def test_every_chip_is_there_once_and_in_order(room):
     halving = Halving(chips, 10, 64)
     draws, shares = list(range(20, 30)), []
     if room < 10:
-        with pytest.warns(RuntimeWarning, match="out of memory with 10 chips a pass; going on with half as many") as said:
+        with pytest.warns(
+            RuntimeWarning, match="out of memory with 10 chips a pass; going on with half as many"
+        ) as said:
             found = halving(draws, shares.append)
         assert len(said) == 1, "said once"
     else:
@@ -66,7 +68,10 @@ def test_passes_keep_their_shape():
 
 
 def test_one_chip_that_does_not_fit_is_an_error():
-    with pytest.warns(RuntimeWarning), pytest.raises(RuntimeError, match="batch_size: one chip must fit the memory.*; got 64"):
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(RuntimeError, match="batch_size: one chip must fit the memory.*; got 64"),
+    ):
         Halving(Chips(0), 4, 64)(list(range(4)), lambda share: None)
 
 

@@ -1,4 +1,6 @@
-"""Real processes share an evaluation: forked with the variables that torchrun sets, or started by torchrun; killed, restarted."""
+"""Real processes share an evaluation: forked with the variables that torchrun sets, or started by torchrun; killed,
+restarted.
+"""
 
 import json
 import os
@@ -85,7 +87,9 @@ print(json.dumps(statuses))
 @pytest.mark.slow
 def test_a_rank_may_end_while_its_beat_is_under_way():
     """An interpreter aborts that ends with a thread inside the store; every second one did before threads were joined."""
-    done = subprocess.run([sys.executable, "-c", EXITS], capture_output=True, text=True, timeout=120, env=importing(OMP_NUM_THREADS="1"))
+    done = subprocess.run(
+        [sys.executable, "-c", EXITS], capture_output=True, text=True, timeout=120, env=importing(OMP_NUM_THREADS="1")
+    )
     assert json.loads(done.stdout) == [0] * 10, done.stderr
 
 
@@ -96,8 +100,12 @@ def launch(folder, size, slow=0.0, options=None, second=False, gloo=False):
         port = free.getsockname()[1]
     address = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if size > 1 else {}
     arguments = json.dumps([str(folder), size, slow, {"runs": 20} | (options or {}), second, gloo])
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, arguments], stdout=subprocess.PIPE, text=True,
-                            env=importing(OMP_NUM_THREADS="1", NFT_EXT_RANK_TIMEOUT="3", **address))
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=importing(OMP_NUM_THREADS="1", NFT_EXT_RANK_TIMEOUT="3", **address),
+    )
 
 
 def ended(process, folder, killed=()):
@@ -154,9 +162,24 @@ def test_torchrun_restarts_all_ranks_where_one_dies_and_the_journal_goes_on(one_
     """Rank 1 kills itself in its first pass; torchrun ends the others too and starts all again, with the same store."""
     (tmp_path / "evaluate.py").write_text(SCRIPT)
     arguments = json.dumps([str(tmp_path), None, 0.2, {"runs": 20, "resume": str(tmp_path / "journal")}, False, False])
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           "--max-restarts", "1", tmp_path / "evaluate.py", arguments],
-                          capture_output=True, text=True, timeout=200, env=importing(OMP_NUM_THREADS="1"))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "--max-restarts",
+            "1",
+            tmp_path / "evaluate.py",
+            arguments,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=importing(OMP_NUM_THREADS="1"),
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "began-1").exists()
     found = reports(tmp_path)

@@ -8,10 +8,10 @@ import torch
 
 from nft_ext._common import processes
 from nft_ext.montecarlo.distributed import ranks
-from nft_ext.montecarlo.distributed.work_queue import deal, share
-from nft_ext.montecarlo.execution.node_data import NodeData
 from nft_ext.montecarlo.distributed.ranks import Team
 from nft_ext.montecarlo.distributed.rows import Row
+from nft_ext.montecarlo.distributed.work_queue import deal, share
+from nft_ext.montecarlo.execution.node_data import NodeData
 
 TIMEOUT = 1.0
 
@@ -111,6 +111,7 @@ def test_the_passes_of_a_rank_that_dies_are_dealt_again(monkeypatch):
 
 def test_an_interrupt_of_any_rank_ends_all_with_what_is_finished():
     for which in (0, 1):
+
         def work(team):
             calls = []
 
@@ -236,13 +237,19 @@ def test_a_process_by_itself_has_no_team(alone):
     assert ranks.team_of(None) is None and ranks.team_of(False) is None
 
 
-@pytest.mark.parametrize("environment, asked, words", [
-    ({}, True, "ranks: needs RANK, WORLD_SIZE.*got no RANK, WORLD_SIZE"),
-    ({"WORLD_SIZE": "2", "RANK": "1"}, None, "ranks: needs .* or ranks=False .*; got no MASTER_ADDR, MASTER_PORT"),
-    ({}, "all", "ranks: must be None, True or False; got all"),
-    ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1", "NFT_EXT_RANK_TIMEOUT": "0"}, None,
-     "NFT_EXT_RANK_TIMEOUT: must be a number of seconds >= 1; got 0"),
-])
+@pytest.mark.parametrize(
+    "environment, asked, words",
+    [
+        ({}, True, "ranks: needs RANK, WORLD_SIZE.*got no RANK, WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, None, "ranks: needs .* or ranks=False .*; got no MASTER_ADDR, MASTER_PORT"),
+        ({}, "all", "ranks: must be None, True or False; got all"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1", "NFT_EXT_RANK_TIMEOUT": "0"},
+            None,
+            "NFT_EXT_RANK_TIMEOUT: must be a number of seconds >= 1; got 0",
+        ),
+    ],
+)
 def test_a_half_given_address_is_refused(alone, environment, asked, words):
     for name, value in environment.items():
         alone.setenv(name, value)

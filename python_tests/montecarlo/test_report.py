@@ -29,7 +29,11 @@ def a_report(accuracy=ACCURACY, sigma=0.1, **changes):
         nvm=[
             {
                 "device": {
-                    "name": "gaussian", "weight_bits": 8, "device_bits": 2, "sigma": sigma, "relative_to": "max",
+                    "name": "gaussian",
+                    "weight_bits": 8,
+                    "device_bits": 2,
+                    "sigma": sigma,
+                    "relative_to": "max",
                 },
                 "text": "a device",
                 "layers": ["fc"],
@@ -100,8 +104,12 @@ def test_json_names_its_conditions(tmp_path):
 
 @pytest.mark.parametrize(
     "text, words",
-    [("{", "whole report"), ("[]", "format"), ('{"format": "other"}', "got .*format other"),
-     ('{"format": "nft_ext.monte_carlo/1", "metrics": {}}', "no entry 'ece'")],
+    [
+        ("{", "whole report"),
+        ("[]", "format"),
+        ('{"format": "other"}', "got .*format other"),
+        ('{"format": "nft_ext.monte_carlo/1", "metrics": {}}', "no entry 'ece'"),
+    ],
 )
 def test_a_file_that_is_no_report_is_refused(tmp_path, text, words):
     (tmp_path / "report.json").write_text(text)
@@ -127,8 +135,14 @@ def test_table_fits_a_screen_and_names_what_the_figures_rest_on():
     text = str(a_report(notes=["word " * 60]))
     lines = text.splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 100
-    for part in ("50 runs x 200 images", "sigma = 0.1 of the maximal conductance, M = 8, K = 2", "seed 7",
-                 f"{100 * ACCURACY.mean():.2f}", "(ECE, pooled)  0.0200", "the worst of 50"):
+    for part in (
+        "50 runs x 200 images",
+        "sigma = 0.1 of the maximal conductance, M = 8, K = 2",
+        "seed 7",
+        f"{100 * ACCURACY.mean():.2f}",
+        "(ECE, pooled)  0.0200",
+        "the worst of 50",
+    ):
         assert part in text
 
 
@@ -159,9 +173,7 @@ def test_without_matplotlib_the_error_gives_the_command(tmp_path, monkeypatch):
 def test_sweep_table_has_a_row_a_sigma_and_a_column_a_curve():
     short = a_report(accuracy=np.array([0.5, 0.5]), sigma=0.2, interrupted=True)
     lines = sweep_table({"one": [a_report(), a_report(sigma=0.2)], "other": [short]}).splitlines()
-    assert lines[1] == (
-        "sigma of the maximal conductance; gaussian, M = 8, K = 2; 2 to 50 chips x 200 images, seed 7"
-    )
+    assert lines[1] == ("sigma of the maximal conductance; gaussian, M = 8, K = 2; 2 to 50 chips x 200 images, seed 7")
     assert lines[2].split() == ["sigma", "one", "other"]
     assert lines[3].split()[0] == "0.1" and lines[3].split()[-1] == "-"
     assert lines[4].endswith("50.00 +- 0.00*")

@@ -32,16 +32,22 @@ POPULATION = Population([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 0]])
 
 
 def evaluations(population, count, runs):
-    """Every evaluation of `runs` <= 2 * count chips, equally likely: all permutations (shared by two tilings) x all chips.
+    """Every evaluation of `runs` <= 2 * count chips, equally likely: all permutations (shared by two tilings) x all
+    chips.
 
     [E, R] right images; the slices have images / count images.
     """
     size = population.images // count
     rows = []
     for order in itertools.permutations(range(population.images)):
-        by_slice = [population.correct[:, list(order[(r % count) * size : (r % count + 1) * size])].sum(axis=1) for r in range(runs)]
-        rows += [[by_slice[r][c] for r, c in enumerate(chips)]
-                 for chips in itertools.product(range(len(population.correct)), repeat=runs)]
+        by_slice = [
+            population.correct[:, list(order[(r % count) * size : (r % count + 1) * size])].sum(axis=1)
+            for r in range(runs)
+        ]
+        rows += [
+            [by_slice[r][c] for r, c in enumerate(chips)]
+            for chips in itertools.product(range(len(population.correct)), repeat=runs)
+        ]
     return np.array(rows), np.full(runs, float(size))
 
 
@@ -137,7 +143,9 @@ def test_components_of_a_crossed_sample_are_unbiased():
             share = correct.mean(axis=0)
             by_image, by_chip = 1.5 * np.mean(share * (1 - share)), correct.mean(axis=1).var(ddof=1)
             x2 = 1.5 * (by_image - by_chip)
-            found.append([x2, by_chip - (1 / 3 - 1 / 6) * x2, 1.5 * (share.mean() * (1 - share.mean()) + by_chip / 3 - by_image)])
+            found.append(
+                [x2, by_chip - (1 / 3 - 1 / 6) * x2, 1.5 * (share.mean() * (1 - share.mean()) + by_chip / 3 - by_image)]
+            )
             c = pilot.components(correct.astype(bool), 6)
             assert (c.interaction, c.images) == pytest.approx([max(0.0, found[-1][0]), max(0.0, found[-1][2])])
     # What components() computes is unbiased, before the cut at zero.

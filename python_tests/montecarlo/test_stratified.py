@@ -51,8 +51,18 @@ def by_hand(model, data, most, runs):
     return np.array(rows).T
 
 
-@pytest.mark.parametrize("options", [dict(), dict(chips_per_pass=1), dict(chips_per_pass=4), dict(batch_size=3), dict(slice_images=1),
-                                     dict(slice_images=37), dict(slice_images=4, chips_per_pass=5, batch_size=2)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(chips_per_pass=1),
+        dict(chips_per_pass=4),
+        dict(batch_size=3),
+        dict(slice_images=1),
+        dict(slice_images=37),
+        dict(slice_images=4, chips_per_pass=5, batch_size=2),
+    ],
+)
 def test_run_r_is_the_network_programmed_with_draw_r_on_slice_r(model, data, options):
     right, images, loss = by_hand(model, data, options.get("slice_images", 10), RUNS)
     report = evaluate(model, data, **options)
@@ -64,7 +74,10 @@ def test_run_r_is_the_network_programmed_with_draw_r_on_slice_r(model, data, opt
 
 
 def test_slices_of_all_images_give_the_full_protocol_s_figures(model, data):
-    whole, sliced = evaluate(model, data, protocol="full", slice_images="auto"), evaluate(model, data, slice_images=IMAGES)
+    whole, sliced = (
+        evaluate(model, data, protocol="full", slice_images="auto"),
+        evaluate(model, data, slice_images=IMAGES),
+    )
     assert sliced.accuracy.per_run.tolist() == whole.accuracy.per_run.tolist()
     for name in ("mean", "std", "ci95"):
         assert getattr(sliced.accuracy, name) == pytest.approx(getattr(whole.accuracy, name), rel=1e-12)
@@ -109,7 +122,9 @@ def test_auto_chooses_a_size_once_and_the_number_reproduces_it(model, data, monk
     report = evaluate(model, data, slice_images="auto", runs=40)
     assert report.pilot["n_star"] == pilot.best_slice(
         pilot.Components(report.pilot["accuracy"], report.pilot["B2"], report.pilot["X2"], report.pilot["P2"]),
-        4.0, IMAGES)  # 8 chips share a pass: (3 + 8 / 8) images' time a chip
+        4.0,
+        IMAGES,
+    )  # 8 chips share a pass: (3 + 8 / 8) images' time a chip
     [note] = [note for note in report.notes if "slice_images=" in note]
     again = evaluate(model, data, slice_images=int(note.split("slice_images=")[1].split()[0]), runs=40)
     assert again.accuracy.per_run.tolist() == report.accuracy.per_run.tolist() and again.pilot is None
@@ -182,5 +197,7 @@ def test_a_model_that_mixes_the_batch_runs_one_chip_a_pass():
             return self.fc(x) - x.mean(dim=0).sum() * self.fc(x).mean(dim=0)
 
     torch.manual_seed(1)
-    report = evaluate(nft.convert(Mixes(), NVM), (torch.randn(20, 5), torch.randint(CLASSES, (20,))), slice_images="auto")
+    report = evaluate(
+        nft.convert(Mixes(), NVM), (torch.randn(20, 5), torch.randint(CLASSES, (20,))), slice_images="auto"
+    )
     assert report.chips_per_pass == 1 and any("one chip a pass" in note for note in report.notes)

@@ -11,8 +11,8 @@ from torch import nn
 
 import nft_ext as nft
 from nft_ext.cli import main
-from nft_ext.montecarlo.execution import chip_evaluator
 from nft_ext.montecarlo import monte_carlo
+from nft_ext.montecarlo.execution import chip_evaluator
 from nft_ext.training.checkpoint import save
 
 SIGMAS = [0.1, 0.3]
@@ -155,11 +155,13 @@ def test_an_interrupted_sweep_keeps_its_points_and_goes_on_from_its_folder(model
     assert not again.interrupted
     assert [f["metrics"]["accuracy"] for f in figures(again)] == [f["metrics"]["accuracy"] for f in figures(whole)]
     assert sorted(file.name for file in (tmp_path / "folder").iterdir()) == [
-        f"{name}-sigma{sigma}.jsonl" for name in "ab" for sigma in SIGMAS]
+        f"{name}-sigma{sigma}.jsonl" for name in "ab" for sigma in SIGMAS
+    ]
 
 
-@pytest.mark.parametrize("passes, points, last_interrupted", [
-    (RUNS + 2, 2, True), (RUNS, 1, False), (RUNS + 1, 1, False)])
+@pytest.mark.parametrize(
+    "passes, points, last_interrupted", [(RUNS + 2, 2, True), (RUNS, 1, False), (RUNS + 1, 1, False)]
+)
 def test_a_point_with_fewer_than_two_chips_is_left_out(models, data, monkeypatch, passes, points, last_interrupted):
     interrupt_after(monkeypatch, passes)
     found = run(models["a"], data, sigmas=[0.0, 0.1, 0.3], chips_per_pass=1)
@@ -173,19 +175,25 @@ def test_an_interrupt_before_any_point_is_passed_on(models, data, monkeypatch):
         run(models, data, chips_per_pass=1)
 
 
-@pytest.mark.parametrize("change, kind, words", [
-    (dict(sigmas=[]), ValueError, "sigmas: must name at least one value"),
-    (dict(sigmas=[0.1, 0.1]), ValueError, "sigmas: .* each once"),
-    (dict(sigmas=[-0.1]), ValueError, "sigmas: .*got -0.1"),
-    (dict(models={}), ValueError, "models: must name at least one"),
-    (dict(models={"x": 3}), TypeError, "models: .*got 'x': int"),
-    (dict(models=network()), ValueError, "model: must hold noisy layers"),
-    (dict(devices={"d": 0.1}), TypeError, "devices: .*got 'd': float"),
-    (dict(devices={"m": nft.NVMDevice(), "s": nft.NVMDevice(relative_to="spacing")}), ValueError,
-     "devices: must mean the same by"),
-    (dict(sigma=0.1), ValueError, "sigma: must be given as sigmas"),
-    (dict(protocol="some"), ValueError, "protocol: "),
-])
+@pytest.mark.parametrize(
+    "change, kind, words",
+    [
+        (dict(sigmas=[]), ValueError, "sigmas: must name at least one value"),
+        (dict(sigmas=[0.1, 0.1]), ValueError, "sigmas: .* each once"),
+        (dict(sigmas=[-0.1]), ValueError, "sigmas: .*got -0.1"),
+        (dict(models={}), ValueError, "models: must name at least one"),
+        (dict(models={"x": 3}), TypeError, "models: .*got 'x': int"),
+        (dict(models=network()), ValueError, "model: must hold noisy layers"),
+        (dict(devices={"d": 0.1}), TypeError, "devices: .*got 'd': float"),
+        (
+            dict(devices={"m": nft.NVMDevice(), "s": nft.NVMDevice(relative_to="spacing")}),
+            ValueError,
+            "devices: must mean the same by",
+        ),
+        (dict(sigma=0.1), ValueError, "sigma: must be given as sigmas"),
+        (dict(protocol="some"), ValueError, "protocol: "),
+    ],
+)
 def test_bad_input_is_refused_before_any_work(models, data, change, kind, words, monkeypatch):
     monkeypatch.setattr(chip_evaluator.ChipEvaluator, "tallies", lambda *_: pytest.fail("work began"))
     change = dict(change)
@@ -218,8 +226,18 @@ def checkpoints(tmp_path_factory):
 
 def test_the_sweep_command_prints_differences_and_writes_what_it_found(checkpoints, tmp_path, capsys):
     options = ["--sigma", "0.1", "--runs", "2", "--limit", "10", "--chips-per-pass", "1"]
-    command = ["sweep", *checkpoints, *options, "--out", str(tmp_path / "out"), "--resume", str(tmp_path / "journals"),
-               "--presets", "rram1", "rram4"]
+    command = [
+        "sweep",
+        *checkpoints,
+        *options,
+        "--out",
+        str(tmp_path / "out"),
+        "--resume",
+        str(tmp_path / "journals"),
+        "--presets",
+        "rram1",
+        "rram4",
+    ]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "net1, rram4" in printed and "accuracy minus that of net0, rram1" in printed

@@ -45,7 +45,9 @@ def test_gradients_arrive_in_their_leaves_dtype(layer_and_input):
 
 
 def test_the_noise_is_the_same_chip_rounded():
-    """x = identity reads the weights back: those of float32, rounded to nearest even, not a chip drawn in low precision."""
+    """x = identity reads the weights back: those of float32, rounded to nearest even, not a chip drawn in low
+    precision.
+    """
     layer = nft.NoisyLinear(6, 3, bias=False, nvm=NVM)
     with nft.chips(layer, seed=1, draws=[4]):
         full = layer(torch.eye(6))
@@ -81,5 +83,8 @@ def test_a_compiled_model_follows_autocast():
 
 def test_autocast_to_float16_is_refused_on_the_cpu(layer_and_input):
     layer, x = layer_and_input
-    with torch.autocast("cpu", dtype=torch.float16), pytest.raises(TypeError, match="x: must be float32 or bfloat16 on the CPU"):
+    with (
+        torch.autocast("cpu", dtype=torch.float16),
+        pytest.raises(TypeError, match="x: must be float32 or bfloat16 on the CPU"),
+    ):
         layer(x)

@@ -1,5 +1,6 @@
-"""Fused layers that feed each other are one operator call (noisy_cascade) with the bits of a call a layer; where somebody wants more of a
-layer than that, layers are called."""
+"""Fused layers that feed each other are one operator call (noisy_cascade) with the bits of a call a layer; where
+somebody wants more of a layer than that, layers are called.
+"""
 
 import copy
 import pickle
@@ -51,8 +52,18 @@ def layer_by_layer(monkeypatch):
 def block(**options):
     """Three products, a residual from outside and one from inside."""
     torch.manual_seed(0)
-    return nft.fuse(trained(Net(lambda m, x: F.relu(m.n2(m.c2(F.relu(m.n1(m.c1(x)) + x))) + m.c3(x)), c1=conv(**options), c2=conv(),
-                                c3=nn.Conv2d(4, 4, 1), n1=nn.BatchNorm2d(4), n2=nn.BatchNorm2d(4))))
+    return nft.fuse(
+        trained(
+            Net(
+                lambda m, x: F.relu(m.n2(m.c2(F.relu(m.n1(m.c1(x)) + x))) + m.c3(x)),
+                c1=conv(**options),
+                c2=conv(),
+                c3=nn.Conv2d(4, 4, 1),
+                n1=nn.BatchNorm2d(4),
+                n2=nn.BatchNorm2d(4),
+            )
+        )
+    )
 
 
 def twice(model, x):
@@ -113,10 +124,18 @@ def test_devices_may_differ_between_layers(calls, layer_by_layer):
 
 
 def test_several_results_and_several_inputs(calls, layer_by_layer):
-    """A result that others use too is returned beside the last; a stride, a dilation, groups and linear layers take part."""
+    """A result that others use too is returned beside the last; a stride, a dilation, groups and linear layers take
+    part.
+    """
     torch.manual_seed(0)
-    made = Net(lambda m, x: several(m, x), c1=conv(8, stride=2), c2=nn.Conv2d(8, 6, (1, 3), padding=(0, 2), dilation=2, groups=2), c3=nn.Conv2d(4, 8, 1, stride=2),
-               l1=nn.Linear(8, 5), l2=nn.Linear(5, 3, bias=False))
+    made = Net(
+        lambda m, x: several(m, x),
+        c1=conv(8, stride=2),
+        c2=nn.Conv2d(8, 6, (1, 3), padding=(0, 2), dilation=2, groups=2),
+        c3=nn.Conv2d(4, 8, 1, stride=2),
+        l1=nn.Linear(8, 5),
+        l2=nn.Linear(5, 3, bias=False),
+    )
     model = nft.fuse(trained(made))
     expected = layer_by_layer(twice, model, X)[0]
     for found in twice(model, X):
@@ -193,7 +212,10 @@ def test_hooks_on_layers_run(calls, layer_by_layer):
 
 def test_a_layer_put_in_anothers_place_is_what_is_called(calls):
     torch.manual_seed(0)
-    model, constant = nft.fuse(trained(nn.Sequential(conv(), nn.ReLU(), nn.Sequential(conv(), nn.ReLU())))), nn.Conv2d(4, 4, 1)
+    model, constant = (
+        nft.fuse(trained(nn.Sequential(conv(), nn.ReLU(), nn.Sequential(conv(), nn.ReLU())))),
+        nn.Conv2d(4, 4, 1),
+    )
     twice(model, X)
     nn.init.zeros_(constant.weight), nn.init.constant_(constant.bias, 7.0)
     setattr(model.get_submodule("2"), "0", constant)
@@ -274,12 +296,15 @@ def test_vmap_goes_through_the_layers(calls):
     assert torch.equal(found[0], expected) and calls == [3]
 
 
-@pytest.mark.parametrize("bad, error, message", [
-    (torch.randn(2, 3, 8, 8), ValueError, r"x: must have the shape \[B, 4, H, W\]"),
-    (X.double(), TypeError, "x: must be float32, bfloat16 or float16"),
-    (X.to_sparse(), TypeError, "x: must be a dense tensor"),
-    (X.numpy(), TypeError, "x: must be a torch.Tensor; got ndarray"),
-])
+@pytest.mark.parametrize(
+    "bad, error, message",
+    [
+        (torch.randn(2, 3, 8, 8), ValueError, r"x: must have the shape \[B, 4, H, W\]"),
+        (X.double(), TypeError, "x: must be float32, bfloat16 or float16"),
+        (X.to_sparse(), TypeError, "x: must be a dense tensor"),
+        (X.numpy(), TypeError, "x: must be a torch.Tensor; got ndarray"),
+    ],
+)
 def test_bad_inputs_get_the_layers_errors(bad, error, message):
     model = block()
     twice(model, X)
@@ -301,7 +326,16 @@ def test_training_mode_and_weights_that_are_not_finite_are_refused():
 
 def test_a_residual_of_another_shape_is_added_by_torch(calls, layer_by_layer):
     torch.manual_seed(0)
-    model = nft.fuse(trained(Net(lambda m, x: m.c2(F.relu(m.c1(x) + m.other)), c1=conv(), c2=conv(), other=nn.Parameter(torch.randn(4, 1, 1)))))
+    model = nft.fuse(
+        trained(
+            Net(
+                lambda m, x: m.c2(F.relu(m.c1(x) + m.other)),
+                c1=conv(),
+                c2=conv(),
+                other=nn.Parameter(torch.randn(4, 1, 1)),
+            )
+        )
+    )
     expected = layer_by_layer(twice, model, X)[0]
     assert all(torch.equal(found, expected) for found in twice(model, X)) and calls == []
 
@@ -332,7 +366,9 @@ def test_the_state_is_that_of_the_layers():
     assert list(nft.noisy_layers(model)) == ["c1", "c2", "c3"]
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), nft.fuse], ids=["deepcopy", "pickle", "fuse"])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), nft.fuse], ids=["deepcopy", "pickle", "fuse"]
+)
 def test_copies_compute_with_their_own_layers(again, calls):
     torch.manual_seed(0)
     model = nft.fuse(trained(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.Sequential(conv(), nn.ReLU()))))

@@ -21,8 +21,16 @@ def fresh_compiler():
 
 def plain_net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, groups=2),
-                         nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 5)).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding="same"),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, stride=2, groups=2),
+        nn.Flatten(),
+        nn.Linear(36, 8),
+        nn.Tanh(),
+        nn.Linear(8, 5),
+    ).eval()
 
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -39,13 +47,20 @@ LAYERS = {
     "linear": lambda: (nft.NoisyLinear(6, 3, nvm=NVM), torch.randn(4, 5, 6)),
     "linear without bias": lambda: (nft.NoisyLinear(6, 3, bias=False, nvm=NVM), torch.randn(6)),
     "linear per device": lambda: (nft.NoisyLinear(6, 3, nvm=NVM.replace(sampling="per_device")), torch.randn(4, 6)),
-    "conv": lambda: (nft.NoisyConv2d(4, 6, 3, stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=2, nvm=NVM),
-                     torch.randn(2, 4, 7, 8)),
+    "conv": lambda: (
+        nft.NoisyConv2d(4, 6, 3, stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=2, nvm=NVM),
+        torch.randn(2, 4, 7, 8),
+    ),
     "conv same": lambda: (nft.NoisyConv2d(4, 6, (2, 3), padding="same", nvm=NVM), torch.randn(2, 4, 7, 8)),
-    "conv reflect": lambda: (nft.NoisyConv2d(4, 6, 3, padding=1, padding_mode="reflect", nvm=NVM), torch.randn(2, 4, 7, 8)),
+    "conv reflect": lambda: (
+        nft.NoisyConv2d(4, 6, 3, padding=1, padding_mode="reflect", nvm=NVM),
+        torch.randn(2, 4, 7, 8),
+    ),
     "conv unbatched": lambda: (nft.NoisyConv2d(4, 6, 3, nvm=NVM), torch.randn(4, 7, 8)),
-    "conv channels_last": lambda: (nft.NoisyConv2d(4, 6, 3, nvm=NVM),
-                                   torch.randn(2, 4, 7, 8).contiguous(memory_format=torch.channels_last)),
+    "conv channels_last": lambda: (
+        nft.NoisyConv2d(4, 6, 3, nvm=NVM),
+        torch.randn(2, 4, 7, 8).contiguous(memory_format=torch.channels_last),
+    ),
 }
 
 
@@ -111,8 +126,10 @@ def test_keys_and_sigmas_need_no_new_graph():
 
 
 def test_many_images_are_convolved_by_torch_inside_the_graph():
-    """Without gradients, beyond functional._MANY elements of x: the graph then holds aten's convolution on the programmed weight,
-    with the noise that eager mode draws; keys still need no new graph, and several chips keep the operator."""
+    """Without gradients, beyond functional._MANY elements of x: the graph then holds aten's convolution on the
+    programmed weight, with the noise that eager mode draws; keys still need no new graph, and several chips keep the
+    operator.
+    """
     torch.manual_seed(0)
     layer = nft.NoisyConv2d(8, 6, 3, stride=2, padding=1, nvm=NVM).eval()
     x, seen = torch.randn(20, 8, 32, 32), []

@@ -71,7 +71,9 @@ def test_sigma_scales_the_noise_of_the_same_chip(model):
     torch.testing.assert_close(2 * deviations[0], deviations[1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("device", [NVM, NVM.replace(sampling="per_device"), NVM.replace(mapping="differential")], ids=str)
+@pytest.mark.parametrize(
+    "device", [NVM, NVM.replace(sampling="per_device"), NVM.replace(mapping="differential")], ids=str
+)
 def test_sigma_zero_is_the_noise_switched_off(model, device):
     model = nft.convert(model, device)
     torch.testing.assert_close(run(model, sigma=0.0), run(model, enabled=False), rtol=1e-6, atol=1e-6)
@@ -108,10 +110,14 @@ def test_a_part_of_the_model_by_itself(model):
     assert model[0].noise_enabled
 
 
-@pytest.mark.parametrize("context", [
-    lambda m: nft.noise(m, enabled=False, sigma=0.3),
-    lambda m: nft.chips(m, draws=range(4)),
-], ids=["noise", "chips"])
+@pytest.mark.parametrize(
+    "context",
+    [
+        lambda m: nft.noise(m, enabled=False, sigma=0.3),
+        lambda m: nft.chips(m, draws=range(4)),
+    ],
+    ids=["noise", "chips"],
+)
 def test_an_exception_leaves_everything_as_it_was(model, context):
     before = in_force(model)
     with pytest.raises(ZeroDivisionError):
@@ -199,7 +205,9 @@ def test_domains_are_disjoint(model):
 
 def test_rows_that_do_not_divide_among_the_chips_are_an_error(model):
     with nft.chips(model, draws=range(3)):
-        with pytest.raises(ValueError, match=r"x: dim 0 must be a multiple of the 3 chips of the key \(chip-major\); got 4"):
+        with pytest.raises(
+            ValueError, match=r"x: dim 0 must be a multiple of the 3 chips of the key \(chip-major\); got 4"
+        ):
             model[4](torch.randn(4, 64))
         with pytest.raises(ValueError, match=r"x: must have a batch dimension for 3 chips; got \[64\]"):
             model[4](torch.randn(64))
@@ -214,7 +222,9 @@ def test_batch_statistics_over_several_chips_are_refused(model):
     model.train()
     before = copy.deepcopy(model[1].state_dict())
     with nft.chips(model, draws=range(2)):
-        with pytest.raises(ValueError, match="1: must use its running statistics for 2 chips in one pass.*; got training mode"):
+        with pytest.raises(
+            ValueError, match="1: must use its running statistics for 2 chips in one pass.*; got training mode"
+        ):
             model(X)
     assert all(torch.equal(v, before[k]) for k, v in model[1].state_dict().items())
     with nft.chips(model):
@@ -223,7 +233,10 @@ def test_batch_statistics_over_several_chips_are_refused(model):
 
 def test_batchnorm_without_running_statistics_is_refused_in_eval_mode_too():
     model = nft.convert(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)), NVM).eval()
-    with nft.chips(model, draws=range(2)), pytest.raises(ValueError, match="1: must use .*got track_running_stats=False"):
+    with (
+        nft.chips(model, draws=range(2)),
+        pytest.raises(ValueError, match="1: must use .*got track_running_stats=False"),
+    ):
         model(torch.randn(4, 3))
 
 
@@ -275,5 +288,7 @@ def test_the_innermost_context_decides_whether_inputs_are_repeated(model):
 
 def test_an_input_that_is_not_chip_major_is_refused(model):
     with nft.chips(model, draws=range(3), repeat=False):
-        with pytest.raises(ValueError, match=r"^inputs: must be chip-major \[3 \* B, ...\] under chips\(repeat=False\); got \[5,"):
+        with pytest.raises(
+            ValueError, match=r"^inputs: must be chip-major \[3 \* B, ...\] under chips\(repeat=False\); got \[5,"
+        ):
             model(X)

@@ -101,7 +101,10 @@ class Mixed(nn.Module):
         super().__init__()
         self.conv, self.up, self.head = nn.Conv2d(1, 4, 3), nn.ConvTranspose2d(4, 4, 2), nn.Linear(4, 2)
         self.attention, self.memory = nn.MultiheadAttention(4, 2, batch_first=True), nn.LSTM(4, 4, batch_first=True)
-        self.norm, self.place = nn.LayerNorm([4, 4]), nn.Parameter(torch.zeros(1, 4))  # neither multiplies a crossbar's input
+        self.norm, self.place = (
+            nn.LayerNorm([4, 4]),
+            nn.Parameter(torch.zeros(1, 4)),
+        )  # neither multiplies a crossbar's input
 
     def forward(self, x):
         x = self.up(self.conv(x)).flatten(2).transpose(1, 2)
@@ -111,10 +114,15 @@ class Mixed(nn.Module):
 
 def test_layers_that_go_on_without_noise_are_named():
     left = r"up \(ConvTranspose2d\), attention \(MultiheadAttention\), attention.out_proj \(NonDynamicallyQuantizableLinear\), memory \(LSTM\)$"
-    with pytest.warns(UserWarning, match="^model: only Conv2d and Linear themselves become noisy; without noise go on " + left):
+    with pytest.warns(
+        UserWarning, match="^model: only Conv2d and Linear themselves become noisy; without noise go on " + left
+    ):
         noisy = nft.convert(Mixed(), NVM)
     report = nft.monte_carlo(noisy, (torch.randn(6, 1, 8, 8), torch.arange(6) % 2), runs=2, progress=False)
-    assert any("without noise" in note and note.endswith(": up, attention, attention.out_proj, memory") for note in report.notes)
+    assert any(
+        "without noise" in note and note.endswith(": up, attention, attention.out_proj, memory")
+        for note in report.notes
+    )
 
 
 def test_of_many_such_layers_some_are_named():
@@ -142,24 +150,30 @@ def test_a_noisy_model_gets_the_new_device_and_keeps_its_streams(net):
 # ---- include, exclude
 
 
-@pytest.mark.parametrize("include, exclude, expected", [
-    ("stem", None, ["stem"]),
-    (["stem", "head"], None, ["stem", "head"]),
-    ("*.0", None, ["left.0", "right.0"]),
-    ("left", None, ["left.0"]),
-    (nn.Conv2d, None, ["stem", "left.0", "right.0"]),
-    ([nn.Linear, "r*"], None, ["right.0", "head"]),
-    (None, "head", ["stem", "left.0", "right.0"]),
-    (None, ["stem", nn.Linear], ["left.0", "right.0"]),
-    (nn.Conv2d, "stem", ["left.0", "right.0"]),
-])
+@pytest.mark.parametrize(
+    "include, exclude, expected",
+    [
+        ("stem", None, ["stem"]),
+        (["stem", "head"], None, ["stem", "head"]),
+        ("*.0", None, ["left.0", "right.0"]),
+        ("left", None, ["left.0"]),
+        (nn.Conv2d, None, ["stem", "left.0", "right.0"]),
+        ([nn.Linear, "r*"], None, ["right.0", "head"]),
+        (None, "head", ["stem", "left.0", "right.0"]),
+        (None, ["stem", nn.Linear], ["left.0", "right.0"]),
+        (nn.Conv2d, "stem", ["left.0", "right.0"]),
+    ],
+)
 def test_patterns(net, include, exclude, expected):
     assert list(nft.noisy_layers(nft.convert(net, NVM, include=include, exclude=exclude))) == expected
 
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 def test_a_pattern_that_matches_nothing_is_an_error_with_near_matches(net, argument):
-    with pytest.raises(ValueError, match=rf"{argument}: must match a Conv2d or Linear of the model \(did you mean 'left\.0'\?\); got left\.1"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{argument}: must match a Conv2d or Linear of the model \(did you mean 'left\.0'\?\); got left\.1",
+    ):
         nft.convert(net, NVM, **{argument: ["stem", "left.1"]})
     with pytest.raises(ValueError, match=f"{argument}: must match .* Linear of the model; got .*LSTM"):
         nft.convert(net, NVM, **{argument: nn.LSTM})

@@ -1,4 +1,6 @@
-"""nft.fuse: what follows a noisy product goes into its epilogue; chips, contexts and names stay, values change by rounding only."""
+"""nft.fuse: what follows a noisy product goes into its epilogue; chips, contexts and names stay, values change by
+rounding only.
+"""
 
 import copy
 
@@ -38,10 +40,17 @@ def operands(model):
 
 
 def folded(model):
-    """What each fused layer does after its product, in the order of the layers, and whether it is called with a residual."""
+    """What each fused layer does after its product, in the order of the layers, and whether it is called with a
+    residual.
+    """
     given = operands(model)
-    return [("norm " if m.scale is not None else "") + ("residual " if given[name] > 1 else "") + ("relu" if m.ends_in_relu else "")
-            for name, m in model.named_modules() if isinstance(m, FusedLayer)]
+    return [
+        ("norm " if m.scale is not None else "")
+        + ("residual " if given[name] > 1 else "")
+        + ("relu" if m.ends_in_relu else "")
+        for name, m in model.named_modules()
+        if isinstance(m, FusedLayer)
+    ]
 
 
 def outputs(model, x, draws=range(2)):
@@ -59,18 +68,30 @@ def assert_same(net, fused, x):
 
 
 @pytest.mark.parametrize("images", [1, 12])
-@pytest.mark.parametrize("name, layers, after", [
-    ("vgg8", 8, ["norm relu"] * 6 + ["relu", ""]),
-    ("resnet18", 21, ["norm relu"] + ["norm relu", "norm residual relu"] * 2 + (["norm relu", "norm ", "norm residual relu", "norm relu",
-                                                                              "norm residual relu"]) * 3 + [""]),
-])
+@pytest.mark.parametrize(
+    "name, layers, after",
+    [
+        ("vgg8", 8, ["norm relu"] * 6 + ["relu", ""]),
+        (
+            "resnet18",
+            21,
+            ["norm relu"]
+            + ["norm relu", "norm residual relu"] * 2
+            + (["norm relu", "norm ", "norm residual relu", "norm relu", "norm residual relu"]) * 3
+            + [""],
+        ),
+    ],
+)
 def test_the_models_fuse_wholly(name, layers, after, images):
     torch.manual_seed(0)
     net = trained(nft.models.build(name, 10, 3, 0.125))
     fused = nft.fuse(net)
     assert not left(fused, nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.Identity)
     assert folded(fused) == after and len(left(fused, FusedLayer)) == layers
-    assert not any(node.op in ("call_function", "call_method") and "check_images" not in str(node.target) for node in fused.graph.nodes)
+    assert not any(
+        node.op in ("call_function", "call_method") and "check_images" not in str(node.target)
+        for node in fused.graph.nodes
+    )
     assert_same(net, fused, torch.randn(images, 3, 32, 32))
     assert left(net, nn.modules.batchnorm._BatchNorm) and not left(net, FusedLayer)  # the model itself is as it was
 
@@ -142,8 +163,16 @@ def residual_written(m, x):
 def test_chains(name):
     torch.manual_seed(0)
     forward, after = CHAINS[name]
-    net = trained(Net(forward, conv=conv(), norm=nn.BatchNorm2d(4), relu=nn.ReLU(inplace=True), identity=nn.Identity(),
-                      batch=nn.BatchNorm2d(4, track_running_stats=False)))
+    net = trained(
+        Net(
+            forward,
+            conv=conv(),
+            norm=nn.BatchNorm2d(4),
+            relu=nn.ReLU(inplace=True),
+            identity=nn.Identity(),
+            batch=nn.BatchNorm2d(4, track_running_stats=False),
+        )
+    )
     fused = nft.fuse(net)
     assert folded(fused) == after
     with torch.no_grad():  # one chip: the norm with batch statistics takes no more
@@ -173,11 +202,23 @@ def test_linear_chains(name):
 
 
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("options", [dict(bias=True), dict(bias=False, groups=2), dict(bias=True, stride=2, dilation=2)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(bias=True), dict(bias=False, groups=2), dict(bias=True, stride=2, dilation=2)], ids=str
+)
 def test_convolutions(options, affine):
     torch.manual_seed(0)
-    net = trained(nn.Sequential(conv(6, **options), nn.BatchNorm2d(6, affine=affine), nn.ReLU(), nn.Conv2d(6, 4, 3, padding="same",
-                                padding_mode="reflect"), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, (2, 4), padding="same"), nn.ReLU()))
+    net = trained(
+        nn.Sequential(
+            conv(6, **options),
+            nn.BatchNorm2d(6, affine=affine),
+            nn.ReLU(),
+            nn.Conv2d(6, 4, 3, padding="same", padding_mode="reflect"),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 3, (2, 4), padding="same"),
+            nn.ReLU(),
+        )
+    )
     fused = nft.fuse(net)
     assert folded(fused) == ["norm relu", "norm relu", "relu"]
     for x in (X, X.contiguous(memory_format=torch.channels_last), torch.randn(1, 4, 9, 7)):
@@ -187,7 +228,15 @@ def test_convolutions(options, affine):
 def test_two_products_added_to_each_other():
     """The later takes the other's result; neither is computed twice."""
     torch.manual_seed(0)
-    net = trained(Net(lambda m, x: F.relu(m.n1(m.c1(x)) + m.n2(m.c2(x))), c1=conv(), c2=conv(), n1=nn.BatchNorm2d(4), n2=nn.BatchNorm2d(4)))
+    net = trained(
+        Net(
+            lambda m, x: F.relu(m.n1(m.c1(x)) + m.n2(m.c2(x))),
+            c1=conv(),
+            c2=conv(),
+            n1=nn.BatchNorm2d(4),
+            n2=nn.BatchNorm2d(4),
+        )
+    )
     fused = nft.fuse(net)
     assert folded(fused) == ["norm ", "norm residual relu"] and set(operands(fused)) == {"c1", "c2"}
     assert_same(net, fused, X)
@@ -196,8 +245,14 @@ def test_two_products_added_to_each_other():
 @pytest.mark.parametrize("shape", [(2, 4, 1, 1), (4, 1, 1), (1, 4, 8, 8)])
 def test_a_residual_of_another_shape_broadcasts_as_before(shape):
     torch.manual_seed(0)
-    net = trained(Net(lambda m, x: F.relu(m.norm(m.conv(x)) + m.other), conv=conv(), norm=nn.BatchNorm2d(4),
-                      other=nn.Parameter(torch.randn(shape))))
+    net = trained(
+        Net(
+            lambda m, x: F.relu(m.norm(m.conv(x)) + m.other),
+            conv=conv(),
+            norm=nn.BatchNorm2d(4),
+            other=nn.Parameter(torch.randn(shape)),
+        )
+    )
     fused = nft.fuse(net)
     assert folded(fused) == ["norm residual relu"]
     with torch.no_grad(), nft.chips(net), nft.chips(fused):
@@ -223,8 +278,18 @@ def test_one_image_without_a_batch():
 @pytest.fixture
 def pair():
     torch.manual_seed(0)
-    net = trained(nn.Sequential(conv(8), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 40), nn.ReLU(),
-                                nn.Linear(40, 5)))
+    net = trained(
+        nn.Sequential(
+            conv(8),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(128, 40),
+            nn.ReLU(),
+            nn.Linear(40, 5),
+        )
+    )
     return net, nft.fuse(net)
 
 
@@ -292,7 +357,9 @@ def test_statistics_are_folded_when_fused_in_float64():
     layer = nft.noisy_layers(nft.fuse(net))["0"]
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     torch.testing.assert_close(layer.scale, scale.float(), rtol=1e-7, atol=0)
-    torch.testing.assert_close(layer.shift, (norm.bias.double() - norm.running_mean.double() * scale).float(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        layer.shift, (norm.bias.double() - norm.running_mean.double() * scale).float(), rtol=1e-7, atol=1e-9
+    )
 
 
 def test_scale_and_shift_stay_float32_whatever_the_model_becomes(pair):
@@ -318,12 +385,14 @@ def test_checks_once_passed_do_not_hide_what_comes_later(pair):
     fused = pair[1]
     layer = nft.noisy_layers(fused)["0"]
     outputs(fused, X)
-    for bad, error, message in ((torch.randn(2, 3, 8, 8), ValueError, r"x: must have the shape \[B, 4, H, W\]"),
-                                (X.double(), TypeError, "x: must be float32, bfloat16 or float16"),
-                                (X[0], ValueError, r"x: must have the shape \[B, 4, H, W\]; got \[4, 8, 8\]"),
-                                (X[..., :1, :1].expand(2, 4, 0, 0), ValueError, "padded height must be at least"),
-                                (X.to_sparse(), TypeError, "x: must be a dense tensor"),
-                                (X.numpy(), TypeError, "x: must be a torch.Tensor; got ndarray")):
+    for bad, error, message in (
+        (torch.randn(2, 3, 8, 8), ValueError, r"x: must have the shape \[B, 4, H, W\]"),
+        (X.double(), TypeError, "x: must be float32, bfloat16 or float16"),
+        (X[0], ValueError, r"x: must have the shape \[B, 4, H, W\]; got \[4, 8, 8\]"),
+        (X[..., :1, :1].expand(2, 4, 0, 0), ValueError, "padded height must be at least"),
+        (X.to_sparse(), TypeError, "x: must be a dense tensor"),
+        (X.numpy(), TypeError, "x: must be a torch.Tensor; got ndarray"),
+    ):
         with torch.no_grad(), pytest.raises(error, match=message):
             layer(bad)
     with pytest.raises(RuntimeError, match="must not require a gradient"):
@@ -335,7 +404,9 @@ def test_it_is_for_inference(pair):
     assert not any(p.requires_grad for p in fused.parameters()) and all(p.requires_grad for p in net.parameters())
     assert not fused(X).requires_grad  # no torch.no_grad() needed
     fused.train()
-    with pytest.raises(RuntimeError, match="0: must be in eval mode, a fused model is for inference: .*; got training mode"):
+    with pytest.raises(
+        RuntimeError, match="0: must be in eval mode, a fused model is for inference: .*; got training mode"
+    ):
         fused(X)
     fused.eval()
     fused(X)
@@ -366,7 +437,9 @@ def test_a_single_layer_and_a_fused_model_pass():
 def test_a_forward_that_cannot_be_traced_is_an_error_that_says_why():
     net = trained(Net(lambda m, x: m.conv(x) if x.sum() > 0 else x, conv=conv()))
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(ValueError, match="model: must have a forward that torch.fx can trace.*got TraceError: symbolically traced"):
+    with pytest.raises(
+        ValueError, match="model: must have a forward that torch.fx can trace.*got TraceError: symbolically traced"
+    ):
         nft.fuse(net)
     assert type(net.conv) is nft.NoisyConv2d and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
@@ -387,10 +460,13 @@ def test_hooks_that_would_be_lost_are_refused_and_others_are_kept():
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("model, error, message", [
-    (nn.Linear(3, 2), ValueError, "model: must hold noisy layers; make them with nft_ext.convert"),
-    ("net", TypeError, "model: must be a torch.nn.Module; got str"),
-])
+@pytest.mark.parametrize(
+    "model, error, message",
+    [
+        (nn.Linear(3, 2), ValueError, "model: must hold noisy layers; make them with nft_ext.convert"),
+        ("net", TypeError, "model: must be a torch.nn.Module; got str"),
+    ],
+)
 def test_bad_models_are_refused(model, error, message):
     with pytest.raises(error, match=message):
         nft.fuse(model)

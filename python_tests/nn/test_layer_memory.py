@@ -1,4 +1,6 @@
-"""Noise is regenerated, never stored: what autograd saves, activation checkpointing, and the cache of quantized weights."""
+"""Noise is regenerated, never stored: what autograd saves, activation checkpointing, and the cache of quantized
+weights.
+"""
 
 import numpy as np
 import pytest
@@ -20,10 +22,14 @@ X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("chips", [1, 3])
-@pytest.mark.parametrize("make, x", [
-    (lambda: nft.NoisyLinear(64, 48, nvm=NVM), torch.randn(2, 64)),
-    (lambda: nft.NoisyConv2d(16, 24, 3, nvm=NVM), torch.randn(2, 16, 4, 4)),
-], ids=["linear", "conv"])
+@pytest.mark.parametrize(
+    "make, x",
+    [
+        (lambda: nft.NoisyLinear(64, 48, nvm=NVM), torch.randn(2, 64)),
+        (lambda: nft.NoisyConv2d(16, 24, 3, nvm=NVM), torch.randn(2, 16, 4, 4)),
+    ],
+    ids=["linear", "conv"],
+)
 def test_no_noisy_weight_is_saved_for_the_backward(make, x, chips):
     layer, saved = make(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -167,8 +173,19 @@ def to_another_type_and_back(layer):
     layer.to(torch.bfloat16).to(torch.float32)
 
 
-CHANGES = [in_place, scaled, optimizer_step, fused_optimizer_step, load, load_assign, new_parameter, data_then_train,
-           data_then_eval, data_then_forget, to_another_type_and_back]
+CHANGES = [
+    in_place,
+    scaled,
+    optimizer_step,
+    fused_optimizer_step,
+    load,
+    load_assign,
+    new_parameter,
+    data_then_train,
+    data_then_eval,
+    data_then_forget,
+    to_another_type_and_back,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
@@ -197,7 +214,9 @@ def test_entering_a_context_sees_writes_through_data():
         layer(torch.eye(6))
         layer.weight.data.copy_(other_weight(layer))
         with nft.chips(layer, seed=3):
-            assert torch.equal(layer(torch.eye(6)).t(), nft.program_weights(layer.weight, NVM, seed=3, stream=layer.stream)[0])
+            assert torch.equal(
+                layer(torch.eye(6)).t(), nft.program_weights(layer.weight, NVM, seed=3, stream=layer.stream)[0]
+            )
 
 
 @pytest.mark.parametrize("device", [NVM, NVM.replace(weight_bits=16, device_bits=4), NVM.replace(clip=(0, 1))], ids=str)

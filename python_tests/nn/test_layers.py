@@ -43,7 +43,9 @@ def test_conv_without_noise_is_the_plain_layer_with_quantized_weights(case, batc
     twin = quantized_twin(nn.Conv2d, layer, 4, 8, 3, **CONVS[case])
     x = torch.randn(*([2] if batched else []), 4, 9, 7)
     with nft.noise(layer, enabled=False):
-        torch.testing.assert_close(layer(x), twin(x), rtol=1e-5, atol=1e-5)  # its own product, in another order than torch's
+        torch.testing.assert_close(
+            layer(x), twin(x), rtol=1e-5, atol=1e-5
+        )  # its own product, in another order than torch's
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -129,8 +131,11 @@ def test_bfloat16_layers_keep_float32_tables_and_the_same_chips():
     assert layer.weight.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("make", [lambda: nft.NoisyConv2d(4, 8, 3, nvm=NVM).to("meta"),
-                                  lambda: nft.NoisyConv2d(4, 8, 3, nvm=NVM, device="meta")], ids=["moved", "made"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nft.NoisyConv2d(4, 8, 3, nvm=NVM).to("meta"), lambda: nft.NoisyConv2d(4, 8, 3, nvm=NVM, device="meta")],
+    ids=["moved", "made"],
+)
 def test_meta_layers_give_shapes_and_come_back(make):
     layer = make()
     y = layer(torch.empty(2, 4, 6, 6, device="meta"))

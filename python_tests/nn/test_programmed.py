@@ -120,7 +120,9 @@ def test_one_launch_serves_layers_with_different_devices(model):
 def test_rows_must_divide_among_the_chips(model):
     layer = model.f
     with torch.no_grad(), nft.chips(model, draws=range(3), programmed=True):
-        with pytest.raises(ValueError, match=r"x: dim 0 must be a multiple of the 3 chips of the key \(chip-major\); got 4"):
+        with pytest.raises(
+            ValueError, match=r"x: dim 0 must be a multiple of the 3 chips of the key \(chip-major\); got 4"
+        ):
             layer(torch.zeros(4, 20))
         with pytest.raises(ValueError, match="x: must have a batch dimension for 3 chips"):
             layer(torch.zeros(20))
@@ -213,14 +215,17 @@ def test_finish_is_its_definition(name, dtype):
             assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(y=torch.zeros(2, 8, 3)), r"y: must be \[N, out\] or \[N, out, height, width\]"),
-    (dict(y=torch.zeros(8, 2).t()), "y: must be dense"),
-    (dict(y=torch.zeros(2, 8, dtype=torch.float64)), "y: must be float32 or bfloat16"),
-    (dict(scale=torch.zeros(7)), "scale and shift: must be float32"),
-    (dict(shift=torch.zeros(8, dtype=torch.float64)), "scale and shift: must be float32"),
-    (dict(residual=torch.zeros(2, 7)), "residual: must have y's shape and dtype"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(y=torch.zeros(2, 8, 3)), r"y: must be \[N, out\] or \[N, out, height, width\]"),
+        (dict(y=torch.zeros(8, 2).t()), "y: must be dense"),
+        (dict(y=torch.zeros(2, 8, dtype=torch.float64)), "y: must be float32 or bfloat16"),
+        (dict(scale=torch.zeros(7)), "scale and shift: must be float32"),
+        (dict(shift=torch.zeros(8, dtype=torch.float64)), "scale and shift: must be float32"),
+        (dict(residual=torch.zeros(2, 7)), "residual: must have y's shape and dtype"),
+    ],
+)
 def test_finish_refuses(change, message):
     arguments = dict(y=torch.zeros(2, 8), scale=None, shift=None, residual=None, relu=True) | change
     with pytest.raises(RuntimeError, match=f"finish_: {message}"):
@@ -228,5 +233,8 @@ def test_finish_refuses(change, message):
 
 
 def test_finish_passes_torchs_checks():
-    torch.library.opcheck(torch.ops.nft_ext.finish_.default, (torch.randn(2, 8), torch.ones(8), None, torch.randn(2, 8), True),
-                          test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        torch.ops.nft_ext.finish_.default,
+        (torch.randn(2, 8), torch.ones(8), None, torch.randn(2, 8), True),
+        test_utils=("test_schema", "test_faketensor"),
+    )

@@ -1,5 +1,6 @@
-"""Bad input to operators, layers, keys and conversions: the error names the argument, the rule and the value, before any work.
-Degenerate input that is not bad (nothing to do, nothing but zeros) gives the right result."""
+"""Bad input to operators, layers, keys and conversions: the error names the argument, the rule and the value, before
+any work. Degenerate input that is not bad (nothing to do, nothing but zeros) gives the right result.
+"""
 
 import re
 
@@ -31,83 +32,179 @@ KEY_RULE = "key: must have the shape [S, 2] with S >= 1; got "
 CALLS = {
     # operands
     "x no tensor": (lambda: linear([1.0]), TypeError, "x: must be a torch.Tensor; got list"),
-    "x float64": (lambda: linear(torch.randn(4, 6).double()), TypeError,
-                  "x: must be float32, bfloat16 or float16 (float64: see nft_ext.reference); got torch.float64"),
-    "x float16": (lambda: linear(torch.randn(4, 6).half()), TypeError,
-                  "x: must be float32 or bfloat16 on the CPU; got torch.float16"),
+    "x float64": (
+        lambda: linear(torch.randn(4, 6).double()),
+        TypeError,
+        "x: must be float32, bfloat16 or float16 (float64: see nft_ext.reference); got torch.float64",
+    ),
+    "x float16": (
+        lambda: linear(torch.randn(4, 6).half()),
+        TypeError,
+        "x: must be float32 or bfloat16 on the CPU; got torch.float16",
+    ),
     "x integer": (lambda: conv(torch.ones(2, 4, 5, 5, dtype=torch.long)), TypeError, "got torch.int64"),
-    "x elsewhere": (lambda: linear(torch.empty(4, 6, device="meta")), ValueError,
-                    "x: must be on the weight's device cpu; got meta"),
-    "x sparse": (lambda: linear(torch.eye(6).to_sparse()), TypeError, "x: must be a dense tensor; got torch.sparse_coo"),
-    "x width": (lambda: linear(torch.randn(4, 5)), ValueError, "x: must have the shape [..., in] with in = 6; got [4, 5]"),
+    "x elsewhere": (
+        lambda: linear(torch.empty(4, 6, device="meta")),
+        ValueError,
+        "x: must be on the weight's device cpu; got meta",
+    ),
+    "x sparse": (
+        lambda: linear(torch.eye(6).to_sparse()),
+        TypeError,
+        "x: must be a dense tensor; got torch.sparse_coo",
+    ),
+    "x width": (
+        lambda: linear(torch.randn(4, 5)),
+        ValueError,
+        "x: must have the shape [..., in] with in = 6; got [4, 5]",
+    ),
     "x scalar": (lambda: linear(torch.tensor(1.0)), ValueError, "x: must have the shape [..., in] with in = 6; got []"),
-    "x channels": (lambda: conv(torch.randn(2, 3, 5, 5)), ValueError, "x: must have the shape [B, 4, H, W]; got [2, 3, 5, 5]"),
-    "x unbatched": (lambda: conv(torch.randn(4, 5, 5)), ValueError, "x: must have the shape [B, 4, H, W]; got [4, 5, 5]"),
-    "x too small": (lambda: conv(torch.randn(2, 4, 2, 5)), ValueError, "x: padded height must be at least the kernel's 3; got 2"),
-    "x not a multiple": (lambda: linear(key=nft.noise_key(0, range(3)), shared=False), ValueError,
-                         "x: dim 0 must be a multiple of the 3 chips of the key (chip-major); got 4"),
-    "x one vector": (lambda: linear(torch.randn(6), key=nft.noise_key(0, range(2))), ValueError,
-                     "x: must have a batch dimension for 2 chips; got [6]"),
-    "weight no tensor": (lambda: linear(weight=np.ones((3, 6))), TypeError, "weight: must be a torch.Tensor; got ndarray"),
+    "x channels": (
+        lambda: conv(torch.randn(2, 3, 5, 5)),
+        ValueError,
+        "x: must have the shape [B, 4, H, W]; got [2, 3, 5, 5]",
+    ),
+    "x unbatched": (
+        lambda: conv(torch.randn(4, 5, 5)),
+        ValueError,
+        "x: must have the shape [B, 4, H, W]; got [4, 5, 5]",
+    ),
+    "x too small": (
+        lambda: conv(torch.randn(2, 4, 2, 5)),
+        ValueError,
+        "x: padded height must be at least the kernel's 3; got 2",
+    ),
+    "x not a multiple": (
+        lambda: linear(key=nft.noise_key(0, range(3)), shared=False),
+        ValueError,
+        "x: dim 0 must be a multiple of the 3 chips of the key (chip-major); got 4",
+    ),
+    "x one vector": (
+        lambda: linear(torch.randn(6), key=nft.noise_key(0, range(2))),
+        ValueError,
+        "x: must have a batch dimension for 2 chips; got [6]",
+    ),
+    "weight no tensor": (
+        lambda: linear(weight=np.ones((3, 6))),
+        TypeError,
+        "weight: must be a torch.Tensor; got ndarray",
+    ),
     "weight float64": (lambda: linear(weight=torch.randn(3, 6).double()), TypeError, "weight: must be float32"),
-    "weight dims": (lambda: linear(weight=torch.randn(3, 6, 1)), ValueError,
-                    "weight: must have the shape [out, in]; got [3, 6, 1]"),
-    "weight dims conv": (lambda: conv(weight=torch.randn(6, 4)), ValueError,
-                         "weight: must have the shape [out, C / groups, kh, kw]; got [6, 4]"),
+    "weight dims": (
+        lambda: linear(weight=torch.randn(3, 6, 1)),
+        ValueError,
+        "weight: must have the shape [out, in]; got [3, 6, 1]",
+    ),
+    "weight dims conv": (
+        lambda: conv(weight=torch.randn(6, 4)),
+        ValueError,
+        "weight: must have the shape [out, C / groups, kh, kw]; got [6, 4]",
+    ),
     "bias shape": (lambda: linear(bias=torch.randn(4)), ValueError, "bias: must have the shape [3]; got [4]"),
     "bias dtype": (lambda: conv(bias=torch.ones(6, dtype=torch.int32)), TypeError, "bias: must be float32"),
-    "bias elsewhere": (lambda: linear(bias=torch.empty(3, device="meta")), ValueError,
-                       "bias: must be on the weight's device cpu; got meta"),
+    "bias elsewhere": (
+        lambda: linear(bias=torch.empty(3, device="meta")),
+        ValueError,
+        "bias: must be on the weight's device cpu; got meta",
+    ),
     # geometry
     "stride": (lambda: conv(stride=0), ValueError, "stride: must be an integer >= 1; got 0"),
     "stride fraction": (lambda: conv(stride=(1, 1.5)), ValueError, "stride: must be an integer >= 1; got 1.5"),
     "stride type": (lambda: conv(stride=2.0), ValueError, "stride: must be one or two integers; got 2.0"),
     "stride length": (lambda: conv(stride=(1, 1, 1)), ValueError, "stride: must be one or two integers; got (1, 1, 1)"),
     "padding": (lambda: conv(padding=-1), ValueError, "padding: must be an integer >= 0; got -1"),
-    "padding name": (lambda: conv(padding="full"), ValueError, 'padding: must be integers, "same" or "valid"; got full'),
-    "same, stride": (lambda: conv(padding="same", stride=2), ValueError,
-                     'padding: must not be "same" with a stride other than 1; got [2, 2]'),
+    "padding name": (
+        lambda: conv(padding="full"),
+        ValueError,
+        'padding: must be integers, "same" or "valid"; got full',
+    ),
+    "same, stride": (
+        lambda: conv(padding="same", stride=2),
+        ValueError,
+        'padding: must not be "same" with a stride other than 1; got [2, 2]',
+    ),
     "dilation": (lambda: conv(dilation=0), ValueError, "dilation: must be an integer >= 1; got 0"),
     "groups": (lambda: conv(groups=0), ValueError, "groups: must be an integer >= 1; got 0"),
     "groups divide": (lambda: conv(groups=4), ValueError, "groups: must divide the 6 output channels; got 4"),
     # noise
     "nvm": (lambda: linear(nvm=0.1), TypeError, "nvm: must be an NVMDevice; got float"),
-    "key type": (lambda: linear(key=7), TypeError, "key: must be an int64 tensor [S, 2], see nft_ext.noise_key; got int"),
+    "key type": (
+        lambda: linear(key=7),
+        TypeError,
+        "key: must be an int64 tensor [S, 2], see nft_ext.noise_key; got int",
+    ),
     "key dtype": (lambda: linear(key=torch.zeros(1, 2)), TypeError, "key: must be an int64 tensor"),
     "key shape": (lambda: linear(key=torch.zeros(3, dtype=torch.long)), ValueError, KEY_RULE + "[3]"),
     "key empty": (lambda: linear(key=torch.zeros(0, 2, dtype=torch.long)), ValueError, KEY_RULE + "[0, 2]"),
-    "key elsewhere": (lambda: linear(key=KEY.to("meta")), ValueError, "key: must be on the weight's device cpu; got meta"),
+    "key elsewhere": (
+        lambda: linear(key=KEY.to("meta")),
+        ValueError,
+        "key: must be on the weight's device cpu; got meta",
+    ),
     "stream": (lambda: linear(stream=2**32), ValueError, "stream: must be an integer in 0..4294967295; got 4294967296"),
-    "dtype": (lambda: nft.program_weights(torch.ones(2, 2), NVM, dtype=torch.float64), ValueError,
-              "dtype: must be torch.float32 or torch.bfloat16 (or float16 on CUDA); got torch.float64"),
+    "dtype": (
+        lambda: nft.program_weights(torch.ones(2, 2), NVM, dtype=torch.float64),
+        ValueError,
+        "dtype: must be torch.float32 or torch.bfloat16 (or float16 on CUDA); got torch.float64",
+    ),
     # keys
-    "draw negative": (lambda: nft.noise_key(0, [0, -1]), ValueError, "draws: must be an integer in 0..4294967295; got -1"),
-    "draw large": (lambda: nft.noise_key(0, 2**32), ValueError, "draws: must be an integer in 0..4294967295; got 4294967296"),
-    "draw fraction": (lambda: nft.noise_key(0, [0.5]), ValueError, "draws: must be an integer in 0..4294967295; got 0.5"),
+    "draw negative": (
+        lambda: nft.noise_key(0, [0, -1]),
+        ValueError,
+        "draws: must be an integer in 0..4294967295; got -1",
+    ),
+    "draw large": (
+        lambda: nft.noise_key(0, 2**32),
+        ValueError,
+        "draws: must be an integer in 0..4294967295; got 4294967296",
+    ),
+    "draw fraction": (
+        lambda: nft.noise_key(0, [0.5]),
+        ValueError,
+        "draws: must be an integer in 0..4294967295; got 0.5",
+    ),
     "draw bool": (lambda: nft.noise_key(0, [True]), ValueError, "draws: must be an integer in 0..4294967295; got True"),
     "no draws": (lambda: nft.noise_key(0, []), ValueError, "draws: must name at least one chip; got []"),
     "draws no list": (lambda: nft.noise_key(0, 1.5), ValueError, "draws: must be an integer or several; got 1.5"),
     "seed": (lambda: nft.noise_key(-1), ValueError, "seed: must be an integer in 0..18446744073709551615; got -1"),
-    "domain": (lambda: nft.noise_key(domain="test"), ValueError,
-               "domain: must be one of evaluation, training, selection, permutation; got test"),
+    "domain": (
+        lambda: nft.noise_key(domain="test"),
+        ValueError,
+        "domain: must be one of evaluation, training, selection, permutation; got test",
+    ),
     # layers and models
     "layer nvm": (lambda: nft.NoisyLinear(4, 3, nvm="rram1"), TypeError, "nvm: must be an NVMDevice; got str"),
     "conv layer x": (lambda: nft.NoisyConv2d(4, 3, 3, nvm=NVM)([1]), TypeError, "x: must be a torch.Tensor; got list"),
-    "conv layer x dims": (lambda: nft.NoisyConv2d(4, 3, 3, padding_mode="reflect", nvm=NVM)(torch.randn(4, 5)), ValueError,
-                          "x: must have the shape [B, 4, H, W] or [4, H, W]; got [4, 5]"),
-    "layer float64": (lambda: nft.NoisyLinear(6, 3, nvm=NVM).double()(torch.randn(2, 6)), TypeError,
-                      "NoisyLinear.weight: must be float32"),
+    "conv layer x dims": (
+        lambda: nft.NoisyConv2d(4, 3, 3, padding_mode="reflect", nvm=NVM)(torch.randn(4, 5)),
+        ValueError,
+        "x: must have the shape [B, 4, H, W] or [4, H, W]; got [4, 5]",
+    ),
+    "layer float64": (
+        lambda: nft.NoisyLinear(6, 3, nvm=NVM).double()(torch.randn(2, 6)),
+        TypeError,
+        "NoisyLinear.weight: must be float32",
+    ),
     "convert model": (lambda: nft.convert("net", NVM), TypeError, "model: must be a torch.nn.Module; got str"),
     "convert nvm": (lambda: nft.convert(nn.Linear(2, 2), 0.1), TypeError, "nvm: must be an NVMDevice; got float"),
     "restore model": (lambda: nft.restore(None), TypeError, "model: must be a torch.nn.Module; got NoneType"),
     "program model": (lambda: nft.program(3), TypeError, "model: must be a torch.nn.Module; got int"),
-    "program plain": (lambda: nft.program(nn.Linear(2, 2)), ValueError,
-                      "model: must hold noisy layers; make them with nft_ext.convert(model, nvm); got Linear"),
-    "program draw": (lambda: nft.program(nft.convert(nn.Linear(2, 2), NVM), draw=-1), ValueError,
-                     "draw: must be an integer in 0..4294967295; got -1"),
+    "program plain": (
+        lambda: nft.program(nn.Linear(2, 2)),
+        ValueError,
+        "model: must hold noisy layers; make them with nft_ext.convert(model, nvm); got Linear",
+    ),
+    "program draw": (
+        lambda: nft.program(nft.convert(nn.Linear(2, 2), NVM), draw=-1),
+        ValueError,
+        "draw: must be an integer in 0..4294967295; got -1",
+    ),
     "noise plain": (lambda: nft.noise(nn.Linear(2, 2)).__enter__(), ValueError, "model: must hold noisy layers"),
-    "noise sigma": (lambda: nft.noise(nft.NoisyLinear(2, 2, nvm=NVM), sigma=float("nan")).__enter__(), ValueError,
-                    "sigma: must be a finite number >= 0; got nan"),
+    "noise sigma": (
+        lambda: nft.noise(nft.NoisyLinear(2, 2, nvm=NVM), sigma=float("nan")).__enter__(),
+        ValueError,
+        "sigma: must be a finite number >= 0; got nan",
+    ),
     "chips plain": (lambda: nft.chips(nn.Linear(2, 2)).__enter__(), ValueError, "model: must hold noisy layers"),
 }
 
@@ -161,27 +258,41 @@ def test_convert_and_program_name_the_layer(value):
 
 def bar(**changes):
     weight = torch.ones(3, 6)
-    args = dict(weight=weight, codes=None, step=ops.weight_step(weight, 8), table=torch.from_numpy(NVM.operator_table()),
-                key=KEY, stream=0, device=NVM.operator_spec())
+    args = dict(
+        weight=weight,
+        codes=None,
+        step=ops.weight_step(weight, 8),
+        table=torch.from_numpy(NVM.operator_table()),
+        key=KEY,
+        stream=0,
+        device=NVM.operator_spec(),
+    )
     return list((args | changes).values())
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(weight=torch.ones(3, 6).double()), "weight: must be float32"),
-    (dict(table=torch.zeros(8)), r"table: must have 2 \* 2\^M entries .*; got 8"),
-    (dict(table=torch.zeros(512).double()), "table: must be contiguous float32"),
-    (dict(step=torch.zeros(2)), r"step: must be one float32; got \[2\]"),
-    (dict(key=torch.zeros(1, 3, dtype=torch.long)), r"key: must be int64 \[S, 2\] with S >= 1; got \[1, 3\]"),
-    (dict(key=torch.zeros(2, 2, dtype=torch.long).t()), "key: must be contiguous"),
-    (dict(codes=torch.zeros(3, 5, dtype=torch.int16)), r"codes: must be the contiguous result .*; got \[3, 5\]"),
-    (dict(codes=torch.zeros(3, 6, dtype=torch.int32)), "codes: must be the contiguous result"),
-    (dict(stream=-1), "stream: must be a 32-bit unsigned number; got -1"),
-    (dict(device=[8, 3, 1, 0]), r"device: needs weight_bits in 1..16, a multiple of device_bits; got \[8, 3, 1, 0\]"),
-    (dict(device=[8, 0, 1, 0]), "device: needs weight_bits in 1..16, a multiple of device_bits"),
-    (dict(device=[8, 2, 3, 0]), r"device: needs path 0 \(off\), 1 \(fast\) or 2 \(per device\); got 3"),
-    (dict(device=[8, 2, 1, 2]), "device: needs mapping 0 or 1; got 2"),
-    (dict(device=[8, 2]), "device: must hold weight_bits, device_bits, path, mapping; got 2"),
-], ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(weight=torch.ones(3, 6).double()), "weight: must be float32"),
+        (dict(table=torch.zeros(8)), r"table: must have 2 \* 2\^M entries .*; got 8"),
+        (dict(table=torch.zeros(512).double()), "table: must be contiguous float32"),
+        (dict(step=torch.zeros(2)), r"step: must be one float32; got \[2\]"),
+        (dict(key=torch.zeros(1, 3, dtype=torch.long)), r"key: must be int64 \[S, 2\] with S >= 1; got \[1, 3\]"),
+        (dict(key=torch.zeros(2, 2, dtype=torch.long).t()), "key: must be contiguous"),
+        (dict(codes=torch.zeros(3, 5, dtype=torch.int16)), r"codes: must be the contiguous result .*; got \[3, 5\]"),
+        (dict(codes=torch.zeros(3, 6, dtype=torch.int32)), "codes: must be the contiguous result"),
+        (dict(stream=-1), "stream: must be a 32-bit unsigned number; got -1"),
+        (
+            dict(device=[8, 3, 1, 0]),
+            r"device: needs weight_bits in 1..16, a multiple of device_bits; got \[8, 3, 1, 0\]",
+        ),
+        (dict(device=[8, 0, 1, 0]), "device: needs weight_bits in 1..16, a multiple of device_bits"),
+        (dict(device=[8, 2, 3, 0]), r"device: needs path 0 \(off\), 1 \(fast\) or 2 \(per device\); got 3"),
+        (dict(device=[8, 2, 1, 2]), "device: needs mapping 0 or 1; got 2"),
+        (dict(device=[8, 2]), "device: must hold weight_bits, device_bits, path, mapping; got 2"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
 def test_raw_operators_refuse_what_does_not_fit(changes, message):
     args = bar(**changes)
     with pytest.raises(RuntimeError, match="nft_ext::program: " + message):
@@ -190,8 +301,9 @@ def test_raw_operators_refuse_what_does_not_fit(changes, message):
         ops.noisy_linear(torch.ones(2, 6), args[0], None, *args[1:], True)
 
 
-@pytest.mark.parametrize("shape, dtype", [((2, 4), torch.float32), ((3, 3), torch.float32), ((6,), torch.float32),
-                                          ((2, 3), torch.bfloat16)])
+@pytest.mark.parametrize(
+    "shape, dtype", [((2, 4), torch.float32), ((3, 3), torch.float32), ((6,), torch.float32), ((2, 3), torch.bfloat16)]
+)
 def test_a_gradient_that_does_not_fit_is_refused(shape, dtype):
     grad = torch.ones(shape, dtype=dtype)
     with pytest.raises(RuntimeError, match="noisy_linear_backward: grad: must"):
@@ -238,8 +350,10 @@ def test_a_zero_weight_is_a_positive_one_and_carries_noise():
 @pytest.mark.parametrize("rows", [0, 1])
 def test_empty_and_single_batches_forward_and_backward(rows, chips, shared):
     count, key = rows if shared else rows * chips, nft.noise_key(0, range(chips))
-    for x, weight, call, tail in ((torch.randn(count, 6), torch.randn(1, 6), linear, (1,)),
-                                  (torch.randn(count, 4, 5, 5), torch.randn(1, 4, 3, 3), conv, (1, 3, 3))):
+    for x, weight, call, tail in (
+        (torch.randn(count, 6), torch.randn(1, 6), linear, (1,)),
+        (torch.randn(count, 4, 5, 5), torch.randn(1, 4, 3, 3), conv, (1, 3, 3)),
+    ):
         x.requires_grad_(), weight.requires_grad_()
         y = call(x, weight, torch.ones(1), key=key, shared=shared)
         y.sum().backward()

@@ -1,4 +1,6 @@
-"""The operators noisy_cascade and draw_keys as torch sees them, and what they refuse; python_tests/nn/test_cascade.py has the results."""
+"""The operators noisy_cascade and draw_keys as torch sees them, and what they refuse; python_tests/nn/test_cascade.py
+has the results.
+"""
 
 import pytest
 import torch
@@ -15,10 +17,21 @@ def arguments(**changed):
     """Two layers; the second takes the first's result and the input as residual."""
     weights = [torch.randn(4, 4, 3, 3), torch.randn(4, 4, 1, 1)]
     steps = [ops.weight_step(w, 8) for w in weights]
-    given = dict(inputs=[X], weights=weights, biases=[None, torch.randn(4)], codes=[ops.quantize(w, s, 8) for w, s in zip(weights, steps)],
-                 steps=steps, tables=[torch.from_numpy(NVM.operator_table())] * 2, keys=[nft.noise_key(1), nft.noise_key(2)], streams=[1, 2],
-                 devices=NVM.operator_spec() * 2, scales=[torch.randn(4), None], shifts=[None, None],
-                 plan=[0, -1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1], kept=[1, 2])
+    given = dict(
+        inputs=[X],
+        weights=weights,
+        biases=[None, torch.randn(4)],
+        codes=[ops.quantize(w, s, 8) for w, s in zip(weights, steps)],
+        steps=steps,
+        tables=[torch.from_numpy(NVM.operator_table())] * 2,
+        keys=[nft.noise_key(1), nft.noise_key(2)],
+        streams=[1, 2],
+        devices=NVM.operator_spec() * 2,
+        scales=[torch.randn(4), None],
+        shifts=[None, None],
+        plan=[0, -1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1],
+        kept=[1, 2],
+    )
     return tuple({**given, **changed}.values())
 
 
@@ -32,25 +45,49 @@ def test_the_fake_kernel_gives_linear_layers_and_chips():
     weight = torch.randn(3, 5)
     step = ops.weight_step(weight, 8)
     key = nft.noise_key(1, range(2))
-    opcheck(ops.noisy_cascade.default, ([torch.randn(4, 5)], [weight], [None], [ops.quantize(weight, step, 8)], [step],
-                                        [torch.from_numpy(NVM.operator_table())], [key], [1], NVM.operator_spec(), [None], [None],
-                                        [0, -1, 0, 1, 1, 0, 0, 1, 1, 1], [1]))
+    opcheck(
+        ops.noisy_cascade.default,
+        (
+            [torch.randn(4, 5)],
+            [weight],
+            [None],
+            [ops.quantize(weight, step, 8)],
+            [step],
+            [torch.from_numpy(NVM.operator_table())],
+            [key],
+            [1],
+            NVM.operator_spec(),
+            [None],
+            [None],
+            [0, -1, 0, 1, 1, 0, 0, 1, 1, 1],
+            [1],
+        ),
+    )
 
 
-@pytest.mark.parametrize("changed, message", [
-    (dict(plan=[0] * 19), "plan: must be ten numbers a weight; got 19"),
-    (dict(keys=[nft.noise_key(1)]), "keys: must be one a weight; got 1"),
-    (dict(devices=NVM.operator_spec()), "devices: must be four numbers a weight; got 4"),
-    (dict(plan=[1, *arguments()[11][1:]]), "plan: must take x from the inputs or a layer before; got 1"),
-    (dict(plan=[-1, *arguments()[11][1:]]), "plan: must take x from the inputs or a layer before; got -1"),
-    (dict(plan=[0, 1, *arguments()[11][2:]]), "plan: must take a residual from the inputs or a layer before, or be -1; got 1"),
-    (dict(kept=[0]), "kept: must number layers' results, ascending; got 0"),
-    (dict(kept=[2, 1]), "kept: must number layers' results, ascending; got 1"),
-    (dict(kept=[3]), "kept: must number layers' results, ascending; got 3"),
-    (dict(plan=[*arguments()[11][:5], 0, 0, *arguments()[11][7:]]), r"residual: must have the result's shape \[2, 4, 6, 6\]; got \[2, 4, 8, 8\]"),
-    (dict(inputs=[X[:, :3]]), r"x: must be \[rows, C, H, W\] with the weight's C"),
-    (dict(inputs=[X.double()]), "x: must be float32 or bfloat16"),
-])
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (dict(plan=[0] * 19), "plan: must be ten numbers a weight; got 19"),
+        (dict(keys=[nft.noise_key(1)]), "keys: must be one a weight; got 1"),
+        (dict(devices=NVM.operator_spec()), "devices: must be four numbers a weight; got 4"),
+        (dict(plan=[1, *arguments()[11][1:]]), "plan: must take x from the inputs or a layer before; got 1"),
+        (dict(plan=[-1, *arguments()[11][1:]]), "plan: must take x from the inputs or a layer before; got -1"),
+        (
+            dict(plan=[0, 1, *arguments()[11][2:]]),
+            "plan: must take a residual from the inputs or a layer before, or be -1; got 1",
+        ),
+        (dict(kept=[0]), "kept: must number layers' results, ascending; got 0"),
+        (dict(kept=[2, 1]), "kept: must number layers' results, ascending; got 1"),
+        (dict(kept=[3]), "kept: must number layers' results, ascending; got 3"),
+        (
+            dict(plan=[*arguments()[11][:5], 0, 0, *arguments()[11][7:]]),
+            r"residual: must have the result's shape \[2, 4, 6, 6\]; got \[2, 4, 8, 8\]",
+        ),
+        (dict(inputs=[X[:, :3]]), r"x: must be \[rows, C, H, W\] with the weight's C"),
+        (dict(inputs=[X.double()]), "x: must be float32 or bfloat16"),
+    ],
+)
 def test_bad_arguments_of_the_operator(changed, message):
     with pytest.raises(RuntimeError, match="nft_ext::noisy_cascade: " + message):
         ops.noisy_cascade(*arguments(**changed))

@@ -85,4 +85,3 @@ def test_the_last_thread_to_leave_gives_the_flags_back(told):
     leave.set()
     thread.join()
     assert done == [{"deterministic": True, "benchmark": False}] and flags() == told
-

@@ -1,7 +1,8 @@
 """Noisy products with an epilogue: y = relu((W_p x + bias) * scale + shift + residual), in one operator, for inference.
 
-The definition is nft_ext.reference; tolerances are those of support/products.py: a few times the reference's own error in that
-precision. Where only the epilogue differs, results are equal bit for bit to torch's operations on the plain operator's result.
+The definition is nft_ext.reference; tolerances are those of support/products.py: a few times the reference's own error
+in that precision. Where only the epilogue differs, results are equal bit for bit to torch's operations on the plain
+operator's result.
 """
 
 import pytest
@@ -73,7 +74,15 @@ def test_where_the_product_is_fused_so_is_the_epilogue(name):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run(**e)
     called = {event.key for event in profile.key_averages()}
-    assert not called & {"aten::convolution", "aten::linear", "aten::mul", "aten::add", "aten::relu", "aten::mul_", "aten::add_"}
+    assert not called & {
+        "aten::convolution",
+        "aten::linear",
+        "aten::mul",
+        "aten::add",
+        "aten::relu",
+        "aten::mul_",
+        "aten::add_",
+    }
 
 
 @pytest.mark.parametrize("name", ["fused, panels", "library", "linear fused", "linear library"])
@@ -99,7 +108,9 @@ def test_linear_on_leading_dimensions(shape):
 
 def test_no_rows_and_autocast():
     run, _, _ = case("library")
-    empty = nft.noisy_conv2d(torch.empty(0, 4, 5, 6), random(6, 4, 3, 3), nvm=NVM, key=nft.noise_key(0), scale=random(6), relu=True)
+    empty = nft.noisy_conv2d(
+        torch.empty(0, 4, 5, 6), random(6, 4, 3, 3), nvm=NVM, key=nft.noise_key(0), scale=random(6), relu=True
+    )
     assert empty.shape == (0, 6, 3, 4)
     with torch.autocast("cpu", torch.bfloat16):
         plain = run()
@@ -115,13 +126,25 @@ def raw(kind, epilogue=PARTS, chips=2, dtype=torch.float32, layout="contiguous")
     conv = kind == "conv2d"
     weight = random(6, 2, 3, 3) if conv else random(3, 6)
     x = laid_out(random(4, 4, 5, 6, dtype=dtype), layout) if conv else random(4, 6, dtype=dtype)
-    noise = (None, ops.weight_step(weight, 8), torch.from_numpy(NVM.operator_table()), nft.noise_key(0, range(chips)), STREAM,
-             NVM.operator_spec())
+    noise = (
+        None,
+        ops.weight_step(weight, 8),
+        torch.from_numpy(NVM.operator_table()),
+        nft.noise_key(0, range(chips)),
+        STREAM,
+        NVM.operator_spec(),
+    )
     static = ([1, 2], [1, 2], [1, 1], 2, True) if conv else (True,)
     plain = getattr(ops, f"noisy_{kind}")(x, weight, None, *noise, *static)
     e = parts_for(plain)
-    return (x, weight, random(len(weight), seed=2), *noise, *static,
-            *[e[part] if part in epilogue else False if part == "relu" else None for part in PARTS])
+    return (
+        x,
+        weight,
+        random(len(weight), seed=2),
+        *noise,
+        *static,
+        *[e[part] if part in epilogue else False if part == "relu" else None for part in PARTS],
+    )
 
 
 @pytest.mark.parametrize("epilogue", [(), ("relu",), ("scale", "shift"), PARTS], ids=["none", "relu", "norm", "all"])
@@ -139,17 +162,28 @@ def test_opcheck_conv2d(layout, epilogue):
 # ---- bad input
 
 
-@pytest.mark.parametrize("part, value, message", [
-    ("scale", torch.ones(5), r"scale: must have the shape \[6\]; got \[5\]"),
-    ("scale", torch.ones(6, dtype=torch.float16), "scale: must be float32; got torch.float16"),
-    ("shift", torch.ones(6, 1), r"shift: must have the shape \[6\]; got \[6, 1\]"),
-    ("shift", 1.0, "shift: must be a torch.Tensor; got float"),
-    ("shift", torch.ones(6, device="meta"), "shift: must be on the weight's device cpu; got meta"),
-    ("residual", torch.ones(2, 6, 5, 1), r"residual: must have the result's shape \[2, 6, 5, 4\]; got \[2, 6, 5, 1\]"),
-    ("residual", torch.ones(2, 6, 5, 4).bfloat16(), "residual: must have the result's dtype torch.float32; got torch.bfloat16"),
-    ("residual", torch.ones(2, 6, 5, 4, device="meta"), "residual: must be on the weight's device cpu; got meta"),
-    ("relu", 1, "relu: must be True or False; got 1"),
-])
+@pytest.mark.parametrize(
+    "part, value, message",
+    [
+        ("scale", torch.ones(5), r"scale: must have the shape \[6\]; got \[5\]"),
+        ("scale", torch.ones(6, dtype=torch.float16), "scale: must be float32; got torch.float16"),
+        ("shift", torch.ones(6, 1), r"shift: must have the shape \[6\]; got \[6, 1\]"),
+        ("shift", 1.0, "shift: must be a torch.Tensor; got float"),
+        ("shift", torch.ones(6, device="meta"), "shift: must be on the weight's device cpu; got meta"),
+        (
+            "residual",
+            torch.ones(2, 6, 5, 1),
+            r"residual: must have the result's shape \[2, 6, 5, 4\]; got \[2, 6, 5, 1\]",
+        ),
+        (
+            "residual",
+            torch.ones(2, 6, 5, 4).bfloat16(),
+            "residual: must have the result's dtype torch.float32; got torch.bfloat16",
+        ),
+        ("residual", torch.ones(2, 6, 5, 4, device="meta"), "residual: must be on the weight's device cpu; got meta"),
+        ("relu", 1, "relu: must be True or False; got 1"),
+    ],
+)
 def test_what_does_not_fit_is_named(part, value, message):
     run, _, _ = case("library")
     with pytest.raises((TypeError, ValueError), match=message):
@@ -157,11 +191,15 @@ def test_what_does_not_fit_is_named(part, value, message):
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])
-@pytest.mark.parametrize("position, value, message", [
-    (-4, torch.ones(4), r"scale: must be \[out\]"), (-3, torch.ones(6).double(), "shift: must be float32"),
-    (-2, torch.ones(1, 2), "residual: must have the result's shape"),
-    (-2, torch.ones(1, 2, dtype=torch.bfloat16), "residual: must have x's dtype"),
-])
+@pytest.mark.parametrize(
+    "position, value, message",
+    [
+        (-4, torch.ones(4), r"scale: must be \[out\]"),
+        (-3, torch.ones(6).double(), "shift: must be float32"),
+        (-2, torch.ones(1, 2), "residual: must have the result's shape"),
+        (-2, torch.ones(1, 2, dtype=torch.bfloat16), "residual: must have x's dtype"),
+    ],
+)
 def test_the_raw_operators_check_too(kind, position, value, message):
     arguments = list(raw(kind))
     arguments[position] = value

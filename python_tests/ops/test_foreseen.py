@@ -1,6 +1,7 @@
-"""A weight programmed again and again is read once a call: the step is guessed from the calls before and verified on the way
-(csrc/cpu/foreseen.h), by the sampler alone and by the fused product. Whatever happens to the weight in between, each call gives what the
-definition gives."""
+"""A weight programmed again and again is read once a call: the step is guessed from the calls before and verified on
+the way (csrc/cpu/foreseen.h), by the sampler alone and by the fused product. Whatever happens to the weight in between,
+each call gives what the definition gives.
+"""
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ import nft_ext as nft
 from nft_ext import reference
 
 CALLS = 6  # twice what it takes to be guessed at: csrc/tests/test_foreseen.cpp
-SHAPE = (140, 301)  # three pieces of the sampler, a short chunk, enough weights for codes by products (csrc/cpu/reciprocal.h)
+SHAPE = (
+    140,
+    301,
+)  # three pieces of the sampler, a short chunk, enough weights for codes by products (csrc/cpu/reciprocal.h)
 DEVICES = {
     "fast": nft.NVMDevice(sigma=0.1),
     "tables": nft.NVMDevice.preset("fefet6", sigma=0.2),
@@ -78,7 +82,9 @@ def test_a_wrong_guess(name, change):
 @pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_no_longer_finite(bad, name):
-    """Their codes, found with a guessed step, are in range all the same: a table is read with them before the error is known."""
+    """Their codes, found with a guessed step, are in range all the same: a table is read with them before the error is
+    known.
+    """
     nvm = DEVICES[name]
     weight = programmed_often(nvm)
     good = weight.clone()
@@ -101,7 +107,9 @@ def test_a_step_is_not_negative():
     nvm, weight = DEVICES["tables"], torch.ones(4)
     table = torch.from_numpy(nvm.operator_table())
     with pytest.raises(RuntimeError, match="step: must not be negative; got -1"):
-        torch.ops.nft_ext.program(weight, None, torch.tensor(-1.0), table, nft.noise_key(0, 0), 0, nvm.operator_spec(), torch.float32)
+        torch.ops.nft_ext.program(
+            weight, None, torch.tensor(-1.0), table, nft.noise_key(0, 0), 0, nvm.operator_spec(), torch.float32
+        )
 
 
 def test_bfloat16_and_no_noise():
@@ -130,7 +138,11 @@ def test_a_product_from_weights_that_change():
 
 # ---- the fused product: few images, weights enough (FusedProduct::worth)
 
-CONVOLUTIONS = {"plain": ((96, 32, 3, 3), 1), "groups": ((96, 48, 3, 3), 2), "one column of blocks": ((16, 512, 1, 1), 1)}
+CONVOLUTIONS = {
+    "plain": ((96, 32, 3, 3), 1),
+    "groups": ((96, 48, 3, 3), 2),
+    "one column of blocks": ((16, 512, 1, 1), 1),
+}
 DRAWS = [[4], [5, 6, 7]]
 
 
@@ -142,9 +154,13 @@ def convolved_often(kind, name):
     nvm, x = DEVICES[name], torch.randn(1, shape[1] * groups, 4, 4, generator=torch.Generator().manual_seed(3))
 
     def both(draws):
-        got = nft.noisy_conv2d(x, weight, nvm=nvm, key=nft.noise_key(3, draws), stream=5, padding=shape[2] // 2, groups=groups)
+        got = nft.noisy_conv2d(
+            x, weight, nvm=nvm, key=nft.noise_key(3, draws), stream=5, padding=shape[2] // 2, groups=groups
+        )
         chips = expected(weight, nvm, draws)
-        return got, torch.cat([torch.nn.functional.conv2d(x, w_p, padding=shape[2] // 2, groups=groups) for w_p in chips])
+        return got, torch.cat(
+            [torch.nn.functional.conv2d(x, w_p, padding=shape[2] // 2, groups=groups) for w_p in chips]
+        )
 
     for draw in range(CALLS):
         both([draw])

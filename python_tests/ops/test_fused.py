@@ -1,6 +1,8 @@
-"""The fused product on the CPU: weights programmed block by block in the cache, for inputs small enough (csrc/cpu/fused.h).
+"""The fused product on the CPU: weights programmed block by block in the cache, for inputs small enough
+(csrc/cpu/fused.h).
 
-The chips are those of program_weights, so the reference is torch's own product with them in float64. Its error bound is that of
+The chips are those of program_weights, so the reference is torch's own product with them in float64. Its error bound is
+that of
 any summation of K products in float32: K units of rounding of the sum of magnitudes, of which a few suffice.
 """
 
@@ -22,11 +24,22 @@ def library_calls(run):
     """Names of the library's products that `run` calls."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
-    return {e.key for e in profile.key_averages()} & {"aten::convolution", "aten::linear", "aten::addmm", "aten::mm", "aten::matmul"}
+    return {e.key for e in profile.key_averages()} & {
+        "aten::convolution",
+        "aten::linear",
+        "aten::addmm",
+        "aten::mm",
+        "aten::matmul",
+    }
 
 
-@pytest.mark.parametrize("name,layout", [*((name, layout) for name in CONVS for layout in ("contiguous", "channels last", "strided")),
-                                         *((name, layout) for name in LINEARS for layout in ("contiguous", "strided"))])
+@pytest.mark.parametrize(
+    "name,layout",
+    [
+        *((name, layout) for name in CONVS for layout in ("contiguous", "channels last", "strided")),
+        *((name, layout) for name in LINEARS for layout in ("contiguous", "strided")),
+    ],
+)
 def test_it_is_the_product_with_the_chips_weights(name, layout):
     noisy, plain, x, weight, bias = case(name)
     if layout == "channels last":
@@ -115,12 +128,16 @@ def test_many_images_take_the_librarys_product():
 @pytest.mark.parametrize("isa", nft.info()["instruction_sets"])
 def test_every_instruction_set_serves_it(isa, tmp_path):
     """In a process of its own, where NFT_EXT_CPU_ISA chooses: the native test compares the kernels, this one their use."""
-    code = ("import nft_ext as nft\n"
-            "from support import one_pass as t\n"
-            "for name in [*t.CONVS, *t.LINEARS]:\n"
-            "    noisy, plain, x, w, b = t.case(name)\n"
-            "    want, bound = t.expected(plain, x, w, b, t.KEY, True)\n"
-            "    assert ((noisy(x, w, b, t.KEY) - want).abs() <= bound).all(), name\n"
-            "print(nft.info()['instruction_set'])")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=importing(NFT_EXT_CPU_ISA=isa), timeout=300)
+    code = (
+        "import nft_ext as nft\n"
+        "from support import one_pass as t\n"
+        "for name in [*t.CONVS, *t.LINEARS]:\n"
+        "    noisy, plain, x, w, b = t.case(name)\n"
+        "    want, bound = t.expected(plain, x, w, b, t.KEY, True)\n"
+        "    assert ((noisy(x, w, b, t.KEY) - want).abs() <= bound).all(), name\n"
+        "print(nft.info()['instruction_set'])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=importing(NFT_EXT_CPU_ISA=isa), timeout=300
+    )
     assert run.returncode == 0 and run.stdout.split()[-1] == isa, run.stderr

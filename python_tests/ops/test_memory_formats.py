@@ -1,4 +1,6 @@
-"""Which memory format a result has: torch's own convolutions' choice, also where both formats are the same memory, and the fake kernels'."""
+"""Which memory format a result has: torch's own convolutions' choice, also where both formats are the same memory, and
+the fake kernels'.
+"""
 
 import itertools
 
@@ -31,4 +33,6 @@ def test_strides_are_those_of_torchs_convolution(shape, layout):
     said = torch.channels_last if _channels_last(x) else torch.contiguous_format
     assert y.stride() == torch.empty(y.shape, memory_format=said).stride()
     plain = nft.noisy_conv2d(x.contiguous(), weight, nvm=NVM, key=nft.noise_key(1))
-    torch.testing.assert_close(y.contiguous(), plain, rtol=1e-5, atol=1e-5)  # by processor, the library adds up in another order
+    torch.testing.assert_close(
+        y.contiguous(), plain, rtol=1e-5, atol=1e-5
+    )  # by processor, the library adds up in another order

@@ -1,7 +1,8 @@
-"""What the compiler made of the sampler: one object an instruction set that cannot leak into another, and no fma in the noise.
+"""What the compiler made of the sampler: one object an instruction set that cannot leak into another, and no fma in the
+noise.
 
-A weak symbol compiled for AVX-512 could be chosen by the linker for everybody, an illegal instruction on another machine; a
-fused multiply-add rounds once where the noise is defined to round twice.
+A weak symbol compiled for AVX-512 could be chosen by the linker for everybody, an illegal instruction on another
+machine; a fused multiply-add rounds once where the noise is defined to round twice.
 """
 
 import os
@@ -15,12 +16,22 @@ import pytest
 from support.paths import ROOT
 
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-GUARDS = {"__stack_chk_fail", "__memcpy_chk", "__memset_chk", "_GLOBAL_OFFSET_TABLE_"}  # some distributions' compilers add them
+GUARDS = {
+    "__stack_chk_fail",
+    "__memcpy_chk",
+    "__memset_chk",
+    "_GLOBAL_OFFSET_TABLE_",
+}  # some distributions' compilers add them
 FMA = re.compile(r"\bv?fn?m(add|sub)\w*")
-QUOTIENTS = ("fresh_chunk", "reciprocal_of")  # csrc/cpu/reciprocal.h: codes by fused multiply-adds, proven to be the division's
+QUOTIENTS = (
+    "fresh_chunk",
+    "reciprocal_of",
+)  # csrc/cpu/reciprocal.h: codes by fused multiply-adds, proven to be the division's
 
 pytestmark = [
-    pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="only x86-64 has several instruction sets"),
+    pytest.mark.skipif(
+        platform.machine().lower() not in ("x86_64", "amd64"), reason="only x86-64 has several instruction sets"
+    ),
     pytest.mark.skipif(not COMPILER or not shutil.which(COMPILER), reason="needs a C++ compiler (c++, g++ or CXX)"),
     pytest.mark.skipif(not shutil.which("nm") or not shutil.which("objdump"), reason="needs nm and objdump (binutils)"),
     pytest.mark.skipif(not (ROOT / "CMakeLists.txt").exists(), reason="needs the sources beside the tests"),
@@ -44,7 +55,19 @@ def objects(tmp_path_factory):
     started = {}
     for isa, flags in cmake_flags().items():
         source, target = ROOT / "csrc" / "cpu" / f"sampler_{isa}.cpp", folder / f"{isa}.o"
-        command = [COMPILER, "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-w", *flags, "-c", source, "-o", target]
+        command = [
+            COMPILER,
+            "-std=c++17",
+            "-O3",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-w",
+            *flags,
+            "-c",
+            source,
+            "-o",
+            target,
+        ]
         started[isa] = (target, subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
     for target, process in started.values():
         _, errors = process.communicate(timeout=300)
@@ -73,7 +96,9 @@ def test_no_weak_symbols_and_nothing_from_elsewhere_but_memory_functions(objects
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 def test_its_own_instructions_and_no_fma_but_in_quotients(objects, isa):
-    code = subprocess.run(["objdump", "-d", "--no-show-raw-insn", objects[isa]], capture_output=True, text=True, check=True).stdout
+    code = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", objects[isa]], capture_output=True, text=True, check=True
+    ).stdout
     functions = re.split(r"^[0-9a-f]+ (?=<.*>:$)", code, flags=re.MULTILINE)
     fused = [body.split(">:")[0] for body in functions if FMA.search(body)]
     assert "mul" in code and [name for name in fused if not any(quotient in name for quotient in QUOTIENTS)] == []

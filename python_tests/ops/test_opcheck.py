@@ -1,4 +1,6 @@
-"""torch.library.opcheck on every operator: schema, autograd registration, fake kernels (with real strides), and AOT dispatch."""
+"""torch.library.opcheck on every operator: schema, autograd registration, fake kernels (with real strides), and AOT
+dispatch.
+"""
 
 import pytest
 import torch
@@ -97,7 +99,9 @@ def test_vmap_over_keys_is_one_call_a_key():
     keys = torch.stack([nft.noise_key(seed, range(2)) for seed in range(3)])  # [3, 2, 2]
     batched = torch.vmap(lambda key: nft.program_weights(weight, NVM, key=key))(keys)
     assert torch.equal(batched, torch.stack([nft.program_weights(weight, NVM, key=key) for key in keys]))
-    swapped = torch.vmap(lambda key: nft.program_weights(weight, NVM, key=key), in_dims=1, out_dims=1)(keys.transpose(0, 1))
+    swapped = torch.vmap(lambda key: nft.program_weights(weight, NVM, key=key), in_dims=1, out_dims=1)(
+        keys.transpose(0, 1)
+    )
     assert torch.equal(swapped, batched.transpose(0, 1))
 
 

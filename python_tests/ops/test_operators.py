@@ -1,7 +1,8 @@
 """The compiled operators equal their plain-PyTorch definitions in nft_ext.reference, forward and backward.
 
-Tolerances are not chosen: in each precision an operator may err at most a few times as much as the reference does in that
-precision, both measured against the reference in float64. Fresh memory is filled with NaN, so an element nobody wrote shows.
+Tolerances are not chosen: in each precision an operator may err at most a few times as much as the reference does in
+that precision, both measured against the reference in float64. Fresh memory is filled with NaN, so an element nobody
+wrote shows.
 """
 
 import pytest
@@ -10,8 +11,21 @@ from torch.autograd import gradcheck
 
 import nft_ext as nft
 from nft_ext import reference
-from support.products import (CHIPS, DEVICES, DTYPES, GEOMETRIES, LAYOUTS, NVM, STREAM, assert_as_good_as_reference, conv_pair,
-                              convolution, noise_of, random, with_gradients)
+from support.products import (
+    CHIPS,
+    DEVICES,
+    DTYPES,
+    GEOMETRIES,
+    LAYOUTS,
+    NVM,
+    STREAM,
+    assert_as_good_as_reference,
+    conv_pair,
+    convolution,
+    noise_of,
+    random,
+    with_gradients,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 ops = torch.ops.nft_ext
@@ -61,7 +75,10 @@ def test_linear(rows, features, out, chips, shared, dtype):
     assert_as_good_as_reference(
         lambda x, w, b: nft.noisy_linear(x, w, b, nvm=NVM, key=key, stream=STREAM, shared=shared),
         lambda x, w, b: reference.noisy_linear(x, w, b, *noise_of(NVM, key), shared),
-        random(rows, features, seed=2, dtype=dtype), random(out, features), random(out, seed=3))
+        random(rows, features, seed=2, dtype=dtype),
+        random(out, features),
+        random(out, seed=3),
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -70,10 +87,15 @@ def test_linear_on_every_kind_of_device(device):
     assert_as_good_as_reference(
         lambda x, w, b: nft.noisy_linear(x, w, b, nvm=nvm, key=key, stream=STREAM),
         lambda x, w, b: reference.noisy_linear(x, w, b, *noise_of(nvm, key), True),
-        random(4, 11, seed=2), random(5, 11), None)
+        random(4, 11, seed=2),
+        random(5, 11),
+        None,
+    )
 
 
-LEADS = [((), 1, True)] + [(lead, *chips) for lead in ((3,), (3, 2), (3, 1, 4)) for chips in CHIPS]  # a vector: one chip only
+LEADS = [((), 1, True)] + [
+    (lead, *chips) for lead in ((3,), (3, 2), (3, 1, 4)) for chips in CHIPS
+]  # a vector: one chip only
 
 
 @pytest.mark.parametrize("lead, chips, shared", LEADS)
@@ -105,8 +127,11 @@ def test_conv2d(geometry, chips, shared, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_conv2d_in_any_layout(layout, weight_layout, chips, shared, dtype):
     weight, options = convolution(padding=1, stride=(2, 1))
-    weight = {"contiguous": weight, "channels_last": weight.to(memory_format=torch.channels_last),
-              "sliced": weight.repeat_interleave(2, 1)[:, ::2]}[weight_layout]
+    weight = {
+        "contiguous": weight,
+        "channels_last": weight.to(memory_format=torch.channels_last),
+        "sliced": weight.repeat_interleave(2, 1)[:, ::2],
+    }[weight_layout]
     operator, definition = conv_pair(nft.noise_key(1, range(chips)), shared, options)
     x = LAYOUTS[layout](dtype)
     assert_as_good_as_reference(operator, definition, x, weight, None)
@@ -151,8 +176,9 @@ def test_backward_computes_the_wanted_gradients_only(wanted):
     table, _, _, spec = noise_of(NVM, key)
     bar = (None, ops.weight_step(weight, 8), table, key, STREAM, spec)
     linear = ops.noisy_linear_backward(random(4, 4), random(2, 54), weight.flatten(1), *bar, True, wanted)
-    conv = ops.noisy_conv2d_backward(random(4, 4, 1, 1), random(2, 6, 3, 3), weight, *bar, [1, 1], [0, 0], [1, 1], 1, True,
-                                     wanted)
+    conv = ops.noisy_conv2d_backward(
+        random(4, 4, 1, 1), random(2, 6, 3, 3), weight, *bar, [1, 1], [0, 0], [1, 1], 1, True, wanted
+    )
     for grads in (linear, conv):
         assert [g.numel() > 0 for g in grads] == [bool(wanted >> i & 1) for i in range(3)]
         assert not any(g.isnan().any() for g in grads)
@@ -173,14 +199,14 @@ def test_the_definitions_gradients_are_right_in_float64(shared):
     parts = [x, x] if shared else x.chunk(2)
     plain = torch.cat([torch.nn.functional.conv2d(part, w, bias, **options) for part, w in zip(parts, programmed)])
     grad = random(*plain.shape, seed=3).double()
-    expected, = torch.autograd.grad(plain, programmed, grad)
-    found, = torch.autograd.grad(definition(x, through, bias), through, grad)
+    (expected,) = torch.autograd.grad(plain, programmed, grad)
+    (found,) = torch.autograd.grad(definition(x, through, bias), through, grad)
     torch.testing.assert_close(found, expected.sum(0), rtol=1e-12, atol=1e-12)
 
 
 def test_a_second_derivative_is_refused():
     x = random(2, 4).requires_grad_()
     y = nft.noisy_linear(x, random(3, 4), nvm=NVM, key=nft.noise_key(0))
-    grad, = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         grad.sum().backward()

@@ -7,8 +7,13 @@ import nft_ext as nft
 
 ops = torch.ops.nft_ext
 KEY = nft.noise_key(5, range(3))
-NVM = [nft.NVMDevice(sigma=0.1), nft.NVMDevice.preset("rram4", sigma=0.1), nft.NVMDevice(stuck=(0.1, 0.0)), nft.NVMDevice(16, 4),
-       nft.NVMDevice(6, 3, sampling="per_device")]
+NVM = [
+    nft.NVMDevice(sigma=0.1),
+    nft.NVMDevice.preset("rram4", sigma=0.1),
+    nft.NVMDevice(stuck=(0.1, 0.0)),
+    nft.NVMDevice(16, 4),
+    nft.NVMDevice(6, 3, sampling="per_device"),
+]
 SHAPES = [(64, 64, 3, 3), (7,), (300, 401), (1,), (0, 4)]
 
 
@@ -26,7 +31,9 @@ def test_each_layer_is_programmed_as_alone(key, given, dtype):
     weights, tables, streams, devices = layers()
     bits = [nvm.weight_bits for nvm in NVM]
     steps = [] if given == "nothing" else [ops.weight_step(w, b) for w, b in zip(weights, bits)]
-    codes = [ops.quantize(w, s, b) for w, s, b in zip(weights, steps, bits)] if given == "codes" else [None] * len(weights)
+    codes = (
+        [ops.quantize(w, s, b) for w, s, b in zip(weights, steps, bits)] if given == "codes" else [None] * len(weights)
+    )
     many = ops.program_many(weights, codes, steps, tables, key, streams, devices, [], dtype)
     for w, table, stream, nvm, found in zip(weights, tables, streams, NVM, many, strict=True):
         assert torch.equal(found, ops.program(w, None, None, table, key, stream, nvm.operator_spec(), dtype))
@@ -35,7 +42,9 @@ def test_each_layer_is_programmed_as_alone(key, given, dtype):
 def test_steps_of_all_layers():
     weights, *_ = layers()
     bits = [nvm.weight_bits for nvm in NVM]
-    assert torch.equal(ops.weight_step_many(weights, bits), torch.stack([ops.weight_step(w, b) for w, b in zip(weights, bits)]))
+    assert torch.equal(
+        ops.weight_step_many(weights, bits), torch.stack([ops.weight_step(w, b) for w, b in zip(weights, bits)])
+    )
 
 
 def test_no_layers_give_no_results():
@@ -49,24 +58,39 @@ def test_weights_that_are_not_finite_are_refused():
         ops.program_many(weights, [None] * 5, [], tables, KEY, streams, devices, [], torch.float32)
 
 
-@pytest.mark.parametrize("change,message", [
-    (dict(codes=[None]), "codes: must be one a weight; got 1"),
-    (dict(tables=[]), "tables: must be one a weight; got 0"),
-    (dict(streams=[1, 2]), "streams: must be one a weight; got 2"),
-    (dict(devices=[8, 2, 1, 0]), "devices: must be four numbers a weight; got 4"),
-    (dict(scales=[torch.ones(())]), "scales: must be one per weight, or none; got 1"),
-    (dict(scales=[torch.ones(3)] * 5), r"scales: must be contiguous float32 \[out\], each for its weight"),
-    (dict(dtype=torch.float64), "dtype: must be float32 or bfloat16"),
-])
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (dict(codes=[None]), "codes: must be one a weight; got 1"),
+        (dict(tables=[]), "tables: must be one a weight; got 0"),
+        (dict(streams=[1, 2]), "streams: must be one a weight; got 2"),
+        (dict(devices=[8, 2, 1, 0]), "devices: must be four numbers a weight; got 4"),
+        (dict(scales=[torch.ones(())]), "scales: must be one per weight, or none; got 1"),
+        (dict(scales=[torch.ones(3)] * 5), r"scales: must be contiguous float32 \[out\], each for its weight"),
+        (dict(dtype=torch.float64), "dtype: must be float32 or bfloat16"),
+    ],
+)
 def test_lists_that_do_not_fit_are_refused(change, message):
     weights, tables, streams, devices = layers()
-    arguments = dict(weights=weights, codes=[None] * 5, steps=[], tables=tables, key=KEY, streams=streams, devices=devices,
-                     scales=[], dtype=torch.float32)
+    arguments = dict(
+        weights=weights,
+        codes=[None] * 5,
+        steps=[],
+        tables=tables,
+        key=KEY,
+        streams=streams,
+        devices=devices,
+        scales=[],
+        dtype=torch.float32,
+    )
     with pytest.raises(RuntimeError, match=f"program_many: {message}"):
         ops.program_many(*(arguments | change).values())
 
 
 def test_opcheck():
     weights, tables, streams, devices = layers()
-    torch.library.opcheck(ops.program_many.default, (weights, [None] * 5, [], tables, KEY, streams, devices, [], torch.float32),
-                          test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        ops.program_many.default,
+        (weights, [None] * 5, [], tables, KEY, streams, devices, [], torch.float32),
+        test_utils=("test_schema", "test_faketensor"),
+    )

@@ -35,9 +35,11 @@ def test_seed_by_seed_so_that_an_early_stop_leaves_a_whole_figure():
 
 
 def test_how_fast_it_is_trained_is_part_of_a_network_and_the_usual_networks_keep_their_names():
-    usual, = cells("figure3", "vgg8-mnist", QUICK, sigmas=(0.2,), names=("control",), seeds=1)
+    (usual,) = cells("figure3", "vgg8-mnist", QUICK, sigmas=(0.2,), names=("control",), seeds=1)
     assert usual.key == "vgg8-mnist-control-sigma0.2-seed0-65faba89f6"  # of a finished cell
-    faster, = cells("figure3", "vgg8-mnist", QUICK.replace(precision="bfloat16", channels_last=True), (0.2,), ("control",), 1)
+    (faster,) = cells(
+        "figure3", "vgg8-mnist", QUICK.replace(precision="bfloat16", channels_last=True), (0.2,), ("control",), 1
+    )
     recipe = faster.scale.recipe(faster.panel)
     assert (recipe.precision, recipe.channels_last) == ("bfloat16", True) and faster.key != usual.key
     assert {k for k, v in faster.config().items() if v != usual.config()[k]} == {"precision", "channels_last"}
@@ -49,13 +51,17 @@ def test_the_two_figures_share_their_cells():
     assert [c.key for c in cells("figure3", None, QUICK)] == [c.key for c in cells("figure4", None, QUICK)]
 
 
-@pytest.mark.parametrize("panel, names", [("vgg8-mnist", {"control": 3}), ("resnet18-cifar10", {"control-ovf": 3, "control-irs": 4})])
+@pytest.mark.parametrize(
+    "panel, names", [("vgg8-mnist", {"control": 3}), ("resnet18-cifar10", {"control-ovf": 3, "control-irs": 4})]
+)
 def test_the_control_is_there_unasked_one_for_each_factor(panel, names):
     found = cells("figure3", panel, QUICK, sigmas=(0.3,), names=("ovf", "irs"), seeds=1)
     controls = {c.variant: c.method["feedbacks"] for c in found if c.method["name"] == "control"}
     assert controls == names
     assert {c.epochs for c in found} == {QUICK.epochs}
-    assert not [c for c in cells("figure3", panel, QUICK, names=("ovf",), control=False) if c.method["name"] == "control"]
+    assert not [
+        c for c in cells("figure3", panel, QUICK, names=("ovf",), control=False) if c.method["name"] == "control"
+    ]
 
 
 def test_no_control_where_no_method_has_feedback():
@@ -72,7 +78,9 @@ def test_beta_is_the_papers_of_the_panel():
 def test_convergence_is_ten_seeds_at_sigma_035():
     found = cells("convergence", None, QUICK)
     assert {c.seed for c in found} == set(range(10)) and {c.sigma for c in found} == {0.35}
-    assert {c.variant for c in found} == {"noise", "control", "ovf", "irs"} and {c.panel.name for c in found} == {"vgg8-mnist"}
+    assert {c.variant for c in found} == {"noise", "control", "ovf", "irs"} and {c.panel.name for c in found} == {
+        "vgg8-mnist"
+    }
 
 
 def test_the_ablations_hold_every_published_variant_with_the_control_of_each_number_of_feedbacks():
@@ -96,8 +104,13 @@ def test_the_protocol_study_changes_one_setting_at_a_time():
     found = {c.variant: c for c in cells("protocol", None, QUICK, seeds=1)}
     assert {c.panel.name for c in found.values()} == {"vgg8-mnist"} and {c.sigma for c in found.values()} == {0.35}
     base = {name: found[name].config() for name in ("noise", "control", "ovf", "irs")}
-    expected = {"lr x4": {"lr": 0.008}, "lr /4": {"lr": 0.0005}, "epochs x3": {"epochs": 15}, "last epoch": {"selection": "last"},
-                "test selection": {"selection": "test"}}
+    expected = {
+        "lr x4": {"lr": 0.008},
+        "lr /4": {"lr": 0.0005},
+        "epochs x3": {"epochs": 15},
+        "last epoch": {"selection": "last"},
+        "test selection": {"selection": "test"},
+    }
     for setting, change in expected.items():
         for name, config in base.items():
             variant = f"{name} {setting}"
@@ -127,11 +140,27 @@ def test_the_key_is_of_the_whole_configuration_but_not_of_the_lines_name():
     cell = cells("figure3", None, QUICK, sigmas=(0.3,), seeds=1)[-1]
     assert isinstance(cell, Cell)
     changed = [
-        dataclasses.replace(cell, seed=1), dataclasses.replace(cell, sigmas=(0.2,)), dataclasses.replace(cell, epochs=9),
-        dataclasses.replace(cell, pretrained=3), dataclasses.replace(cell, method=cell.method | {"beta": 0.5}),
-        *(dataclasses.replace(cell, scale=cell.scale.replace(**{name: value})) for name, value in (
-            ("width", 0.5), ("batch_size", 7), ("lr", 0.5), ("train_images", 99), ("test_images", 99), ("runs", 9),
-            ("validation", 0.2), ("validation_chips", 9), ("selection", "last"), ("selection", "test")))]
+        dataclasses.replace(cell, seed=1),
+        dataclasses.replace(cell, sigmas=(0.2,)),
+        dataclasses.replace(cell, epochs=9),
+        dataclasses.replace(cell, pretrained=3),
+        dataclasses.replace(cell, method=cell.method | {"beta": 0.5}),
+        *(
+            dataclasses.replace(cell, scale=cell.scale.replace(**{name: value}))
+            for name, value in (
+                ("width", 0.5),
+                ("batch_size", 7),
+                ("lr", 0.5),
+                ("train_images", 99),
+                ("test_images", 99),
+                ("runs", 9),
+                ("validation", 0.2),
+                ("validation_chips", 9),
+                ("selection", "last"),
+                ("selection", "test"),
+            )
+        ),
+    ]
     keys = {c.key for c in changed}
     assert len(keys) == len(changed) and cell.key not in keys
     assert dataclasses.replace(cell, variant="another name").key == cell.key
@@ -153,21 +182,26 @@ def test_the_paper_preset_is_the_papers_protocol():
     assert (tiny.optimizer, tiny.momentum, tiny.weight_decay) == ("sgd", 0.9, 5e-4)
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (("figure5", None, QUICK), "experiment.*figure3.*figure5"),
-    (("figure3", "vgg8-minst", QUICK), "panel.*did you mean 'vgg8-mnist'"),
-    (("figure3", None, QUICK, (0.1,), ("ofv",)), "method.*did you mean 'ovf'"),
-    (("figure3", None, QUICK, (-0.1,)), "sigma.*>= 0.*-0.1"),
-    (("figure3", None, QUICK, None, None, 0), "seeds.*>= 1.*0"),
-    (("ablations", None, QUICK, None, ("ovf",)), "--methods.*must be left out"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("figure5", None, QUICK), "experiment.*figure3.*figure5"),
+        (("figure3", "vgg8-minst", QUICK), "panel.*did you mean 'vgg8-mnist'"),
+        (("figure3", None, QUICK, (0.1,), ("ofv",)), "method.*did you mean 'ovf'"),
+        (("figure3", None, QUICK, (-0.1,)), "sigma.*>= 0.*-0.1"),
+        (("figure3", None, QUICK, None, None, 0), "seeds.*>= 1.*0"),
+        (("ablations", None, QUICK, None, ("ovf",)), "--methods.*must be left out"),
+    ],
+)
 def test_bad_input_names_the_argument_and_the_near_ones(arguments, words):
     with pytest.raises(ValueError, match=words):
         cells(*arguments)
 
 
-@pytest.mark.parametrize("name, value", [("width", 0.0), ("epochs", 0), ("runs", 1), ("train_images", 5), ("batch_size", 0),
-                                         ("selection", "tset")])
+@pytest.mark.parametrize(
+    "name, value",
+    [("width", 0.0), ("epochs", 0), ("runs", 1), ("train_images", 5), ("batch_size", 0), ("selection", "tset")],
+)
 def test_a_scale_out_of_range_is_refused(name, value):
     with pytest.raises(ValueError, match=name):
         QUICK.replace(**{name: value})

@@ -12,11 +12,21 @@ from support.cells import line, report
 
 def study():
     """Three seeds: OVF is 3 points ahead as it is, 2 behind at four times the rate, where noise injection gains 5."""
-    levels = {"noise": 0.80, "control": 0.82, "ovf": 0.83, "noise lr x4": 0.85, "control lr x4": 0.84, "ovf lr x4": 0.83,
-              "ovf feedback statistics": 0.81}
+    levels = {
+        "noise": 0.80,
+        "control": 0.82,
+        "ovf": 0.83,
+        "noise lr x4": 0.85,
+        "control lr x4": 0.84,
+        "ovf lr x4": 0.83,
+        "ovf feedback statistics": 0.81,
+    }
     jitter = {name: 0.001 * place for place, name in enumerate(levels)}
-    return [c for name, level in levels.items()
-            for c in line(name, [level, level + 0.01 + jitter[name], level + 0.02 - jitter[name]], sigma=0.35)]
+    return [
+        c
+        for name, level in levels.items()
+        for c in line(name, [level, level + 0.01 + jitter[name], level + 0.02 - jitter[name]], sigma=0.35)
+    ]
 
 
 def found(cells):
@@ -25,9 +35,15 @@ def found(cells):
 
 def test_each_setting_has_its_own_ranking_and_a_setting_of_one_method_is_ranked_among_the_others_as_they_are():
     places = {key: one.place for key, one in found(study()).items()}
-    assert places == {(BASE, "noise"): 3, (BASE, "control"): 2, (BASE, "ovf"): 1,
-                      ("lr x4", "noise"): 1, ("lr x4", "control"): 2, ("lr x4", "ovf"): 3,
-                      ("feedback statistics", "ovf"): 2}
+    assert places == {
+        (BASE, "noise"): 3,
+        (BASE, "control"): 2,
+        (BASE, "ovf"): 1,
+        ("lr x4", "noise"): 1,
+        ("lr x4", "control"): 2,
+        ("lr x4", "ovf"): 3,
+        ("feedback statistics", "ovf"): 2,
+    }
 
 
 def test_a_method_is_compared_with_itself_as_it_is_and_with_the_others_under_the_same_setting():
@@ -70,15 +86,18 @@ def test_a_method_that_is_still_to_be_trained_under_a_setting_has_no_place_there
 
 
 def test_networks_with_two_factors_have_two_controls():
-    cells = [c for name, level in {"noise": 0.7, "control-ovf": 0.8, "control-irs": 0.75, "ovf": 0.82, "irs": 0.83}.items()
-             for c in line(name, [level, level + 0.01], sigma=0.3, panel="resnet18-mnist")]
+    cells = [
+        c
+        for name, level in {"noise": 0.7, "control-ovf": 0.8, "control-irs": 0.75, "ovf": 0.82, "irs": 0.83}.items()
+        for c in line(name, [level, level + 0.01], sigma=0.3, panel="resnet18-mnist")
+    ]
     by = found(cells)
     assert by[BASE, "ovf"].control.b == "control-ovf" and by[BASE, "irs"].control.b == "control-irs"
 
 
 def test_the_report_has_one_table_of_the_settings(tmp_path):
     text = report(study() + line("irs", [0.2, 0.9, 0.9], sigma=0.35), tmp_path, "protocol")
-    head, *lines = text[text.index("  setting"):].splitlines()
+    head, *lines = text[text.index("  setting") :].splitlines()
     assert head.split()[:4] == ["setting", "method", "seeds", "accuracy"]
     assert next(entry for entry in lines if entry.split()[0] == "irs").split()[:3] == ["irs", "3", "66.67"]
     assert max(map(len, text.splitlines())) <= 120

@@ -36,6 +36,7 @@ def no_plots(monkeypatch):
 
 # ---- published numbers --------------------------------------------------------------------------------------------
 
+
 def test_published_numbers_are_those_of_the_paper():
     assert published.accuracy("vgg8-mnist", "ovf", 0.35) == 99.01
     assert published.accuracy("resnet18-tinyimagenet", "irs", 0.4) == 4.18
@@ -46,11 +47,19 @@ def test_published_numbers_are_those_of_the_paper():
     assert published.convergence("noise", "vgg8-mnist", 0.35) == (6, 10)
 
 
-@pytest.mark.parametrize("panel, variant, sigma", [
-    ("vgg8-mnist", "vanilla", 0.4),  # cut off in the figure
-    ("vgg8-mnist", "control", 0.3), ("vgg8-digits", "ovf", 0.3), ("vgg8-mnist", "ovf", 0.33),
-    ("vgg8-mnist", "ovf", None),
-    ("vgg8-mnist", "ovf n=2", 0.3), ("resnet18-cifar10", "ovf n=2", 0.2), ("resnet18-cifar10", "ovf n=5", 0.3)])
+@pytest.mark.parametrize(
+    "panel, variant, sigma",
+    [
+        ("vgg8-mnist", "vanilla", 0.4),  # cut off in the figure
+        ("vgg8-mnist", "control", 0.3),
+        ("vgg8-digits", "ovf", 0.3),
+        ("vgg8-mnist", "ovf", 0.33),
+        ("vgg8-mnist", "ovf", None),
+        ("vgg8-mnist", "ovf n=2", 0.3),
+        ("resnet18-cifar10", "ovf n=2", 0.2),
+        ("resnet18-cifar10", "ovf n=5", 0.3),
+    ],
+)
 def test_where_the_paper_has_no_number_there_is_none(panel, variant, sigma):
     assert published.accuracy(panel, variant, sigma) is None
     assert published.ekl("control", 0.3) is None and published.ekl("ovf", 0.33) is None
@@ -66,6 +75,7 @@ def test_every_panel_with_a_published_beta_has_published_accuracies():
 
 # ---- rows ---------------------------------------------------------------------------------------------------------
 
+
 def test_a_row_has_the_mean_and_two_intervals_worked_out_by_hand():
     """Seed means 80, 82, 84, 86, 88 (sd sqrt(10)); the two chip means 83 and 85 (sd sqrt(2))."""
     (row,) = rows(line("ovf", [0.80, 0.82, 0.84, 0.86, 0.88]))
@@ -73,8 +83,13 @@ def test_a_row_has_the_mean_and_two_intervals_worked_out_by_hand():
     assert row.seed_ci95 == pytest.approx(T4 * math.sqrt(10 / 5), rel=1e-6)
     assert row.noise_ci95 == pytest.approx(T1 * math.sqrt(2 / 2), rel=1e-6)
     assert (row.published, row.difference) == (99.46, pytest.approx(84 - 99.46)) and row.clean == pytest.approx(95)
-    assert (row.seeds, row.chips, row.images, row.ekl, row.ece) == ((0, 1, 2, 3, 4), 2, 100, pytest.approx(0.02),
-                                                                    pytest.approx(0.05))
+    assert (row.seeds, row.chips, row.images, row.ekl, row.ece) == (
+        (0, 1, 2, 3, 4),
+        2,
+        100,
+        pytest.approx(0.02),
+        pytest.approx(0.05),
+    )
 
 
 def test_one_network_swept_is_a_row_a_sigma():
@@ -96,7 +111,11 @@ def test_figures_at_the_fitted_temperature_are_means_over_the_seeds_if_all_were_
     for one, temperature, ekl in zip(cells, (2.0, 8.0), (0.1, 0.3)):
         one["points"][0]["at_temperature"] = {"temperature": temperature, "ekl": ekl, "nll": 2 * ekl, "ece": 0.04}
     (row,) = rows(cells)
-    assert (row.temperature, row.ekl_fitted, row.nll_fitted) == (pytest.approx(4), pytest.approx(0.2), pytest.approx(0.4))
+    assert (row.temperature, row.ekl_fitted, row.nll_fitted) == (
+        pytest.approx(4),
+        pytest.approx(0.2),
+        pytest.approx(0.4),
+    )
     assert row.nll == pytest.approx(0.3) and row.ece_fitted == pytest.approx(0.04)
     (table,) = calibration_tables([row])
     assert table.body == [["ovf", "0.050", "0.300", "0.02", "4", "0.040", "0.400", "0.2"]]
@@ -113,14 +132,32 @@ def test_two_cells_of_one_place_and_a_line_of_two_configurations_are_refused():
 
 
 def test_variants_come_in_the_order_of_the_figures_with_numbers_counted():
-    names = ["irs", "ovf n=10", "ovf n=2", "ovf reversed decay", "ovf", "noise", "vanilla",
-             "ovf pretrained, 50/200 epochs", "control"]
-    assert sorted(names, key=rank) == ["vanilla", "noise", "control", "ovf", "ovf reversed decay", "ovf n=2",
-                                       "ovf n=10",
-                                       "ovf pretrained, 50/200 epochs", "irs"]
+    names = [
+        "irs",
+        "ovf n=10",
+        "ovf n=2",
+        "ovf reversed decay",
+        "ovf",
+        "noise",
+        "vanilla",
+        "ovf pretrained, 50/200 epochs",
+        "control",
+    ]
+    assert sorted(names, key=rank) == [
+        "vanilla",
+        "noise",
+        "control",
+        "ovf",
+        "ovf reversed decay",
+        "ovf n=2",
+        "ovf n=10",
+        "ovf pretrained, 50/200 epochs",
+        "irs",
+    ]
 
 
 # ---- comparisons --------------------------------------------------------------------------------------------------
+
 
 def test_a_comparison_is_paired_over_shared_seeds_worked_out_by_hand():
     """Differences 1 to 5 points: mean 3, t = 3 / (sqrt(2.5) / sqrt(5)) = 4.243, 4 degrees of freedom: p = 0.0132."""
@@ -134,8 +171,9 @@ def test_a_comparison_is_paired_over_shared_seeds_worked_out_by_hand():
 
 
 def test_only_seeds_that_both_have_count_and_one_is_no_claim():
-    (one,) = comparisons(rows(line("noise", [0.5, 0.7]) + [cell(seed=1, chips=(0.8, 0.8)),
-                                                           cell(seed=2, chips=(0.1, 0.1))]))
+    (one,) = comparisons(
+        rows(line("noise", [0.5, 0.7]) + [cell(seed=1, chips=(0.8, 0.8)), cell(seed=2, chips=(0.1, 0.1))])
+    )
     assert one.seeds == (1,) and one.mean == pytest.approx(10) and math.isnan(one.p) and math.isnan(one.p_holm)
     assert NO_CLAIM in str(one)
     assert comparisons(rows([cell("noise", seed=0), cell("ovf", seed=1)])) == []
@@ -152,10 +190,14 @@ def test_what_a_variant_stands_against():
     assert standards("irs n=2") == ("noise", "control n=2", "control-irs n=2")  # another N, another factor 1/(N+1)
     assert standards("irs reversed decay") == ("noise", "control", "control-irs", "irs")
     assert standards("ovf pretrained, 50/200 epochs") == (
-        "control pretrained, 50/200 epochs", "control-ovf pretrained, 50/200 epochs", "ovf")
+        "control pretrained, 50/200 epochs",
+        "control-ovf pretrained, 50/200 epochs",
+        "ovf",
+    )
 
 
 # ---- convergence --------------------------------------------------------------------------------------------------
+
 
 def test_trainings_are_counted_by_both_criteria_beside_the_papers_counts():
     """Noise: mean 0.5, so 0.2 fails and 0.8 passes; absolute bar 0.9 * 0.95. Fisher, 3/6 and 0/6: 2 * 20/220 = 2/11."""
@@ -175,12 +217,14 @@ def test_a_training_that_fails_without_noise_too_does_not_converge():
 
 # ---- the files ----------------------------------------------------------------------------------------------------
 
+
 def grid(seeds=3):
     cells = []
     for place, variant in enumerate(("noise", "control", "ovf", "irs")):
         for sigma in (0.3, 0.35):
-            cells += line(variant, [0.8 + 0.02 * place + 0.005 * (seed * (place + 1) % 3) for seed in range(seeds)],
-                          sigma=sigma)
+            cells += line(
+                variant, [0.8 + 0.02 * place + 0.005 * (seed * (place + 1) % 3) for seed in range(seeds)], sigma=sigma
+            )
     return cells + [cell("vanilla", seed=seed, sigmas=(0.3, 0.35), chips=(0.4, 0.5)) for seed in range(seeds)]
 
 
@@ -188,8 +232,9 @@ def grid(seeds=3):
 @pytest.mark.parametrize("experiment", ["figure4", "convergence", "ablations"])
 def test_a_report_is_five_files_and_its_text_fits_a_terminal(experiment, tmp_path, plots):
     text = report(grid(), tmp_path, experiment)
-    assert {path.name for path in tmp_path.iterdir()} == {f"{experiment}.{kind}"
-                                                          for kind in ("txt", "csv", "json", "png", "html")}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{experiment}.{kind}" for kind in ("txt", "csv", "json", "png", "html")
+    }
     assert max(map(len, text.splitlines())) <= 110 and (tmp_path / f"{experiment}.txt").read_text() == text + "\n"
     assert (tmp_path / f"{experiment}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -215,8 +260,9 @@ def test_csv_and_json_hold_the_numbers(tmp_path, no_plots):
     assert float(ovf["accuracy"]) == pytest.approx(85) and ovf["per_seed"] == "85"
     assert ovf["ekl"] == ovf["seed_ci95"] == ""
     assert float(noise["published"]) == 86.61 and float(noise["difference"]) == pytest.approx(85 - 86.61)
-    found = json.loads((tmp_path / "figure3.json").read_text(),
-                       parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    found = json.loads(
+        (tmp_path / "figure3.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
     assert found["rows"][1]["ekl"] is None and found["rows"][1]["difference"] == pytest.approx(85 - 99.46)
     assert found["comparisons"][0]["p"] is None and found["command"] == "nft-ext reproduce figure3"
 
@@ -228,14 +274,16 @@ def test_the_json_names_every_network_and_how_its_training_ended(tmp_path, no_pl
     report(cells, tmp_path)
     assert json.loads((tmp_path / "figure3.json").read_text())["networks"] == {
         "vgg8-mnist-noise-0.3-0": {"epoch": 2, "train_loss": 0.7, "nft_ext": "0.1.0"},
-        "vgg8-mnist-noise-0.3-1": {"epoch": None, "train_loss": None, "nft_ext": "0.1.0"}}
+        "vgg8-mnist-noise-0.3-1": {"epoch": None, "train_loss": None, "nft_ext": "0.1.0"},
+    }
 
 
 def test_one_seed_is_said_to_allow_no_claim(tmp_path, no_plots):
     assert NO_CLAIM in report(grid(seeds=1), tmp_path)
     assert NO_CLAIM not in report(grid(seeds=2), tmp_path)
-    assert f"rests on {NO_CLAIM}" in report(grid(seeds=2)[:-2] + [cell("irs", sigma=0.2), cell("noise", sigma=0.2)],
-                                            tmp_path)
+    assert f"rests on {NO_CLAIM}" in report(
+        grid(seeds=2)[:-2] + [cell("irs", sigma=0.2), cell("noise", sigma=0.2)], tmp_path
+    )
 
 
 def test_missing_cells_are_dashes_and_said(tmp_path, no_plots):
@@ -262,8 +310,9 @@ def test_without_matplotlib_all_but_the_plot_is_there(tmp_path, no_plots):
     assert not (tmp_path / "figure3.png").exists() and "<figure>" not in (tmp_path / "figure3.html").read_text()
 
 
-@pytest.mark.parametrize("cells, said", [([], "at least one finished cell"),
-                                         ([{"key": "x", "config": {}}], "points, clean, config.panel")])
+@pytest.mark.parametrize(
+    "cells, said", [([], "at least one finished cell"), ([{"key": "x", "config": {}}], "points, clean, config.panel")]
+)
 def test_cells_that_are_none_are_refused_before_a_file_is_written(cells, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         report(cells, tmp_path)
@@ -272,17 +321,21 @@ def test_cells_that_are_none_are_refused_before_a_file_is_written(cells, said, t
 
 # ---- the protocol -------------------------------------------------------------------------------------------------
 
+
 def test_what_differs_from_the_papers_protocol_comes_from_the_settings():
     full = cell(chips=[0.9] * 200)
     always = differences([full])
     assert len(always) == 4 and not any("the paper 200" in text for text in always)
-    faster = differences([cell(chips=[0.9] * 200, precision="bfloat16", channels_last=True)])  # a layout in memory is no difference
+    faster = differences(
+        [cell(chips=[0.9] * 200, precision="bfloat16", channels_last=True)]
+    )  # a layout in memory is no difference
     assert faster == ["vgg8-mnist: precision bfloat16 (the paper float32)", *always]
     small = cell(width=0.125, epochs=5, lr=2e-3, train_images=3000)
     assert differences([small])[:2] == [
         "vgg8-mnist: width 0.125 (the paper 1), epochs 5 (the paper 200), lr 0.002 (the paper 0.001), "
         "3000 training images (the paper all)",
-        "2 chips a point (the paper 200)"]
+        "2 chips a point (the paper 200)",
+    ]
     assert "no such panel" in differences([cell(panel="vgg8-digits")])[0]
     usual, other = cell(), cell("ovf test selection", selection="test")
     assert "on chips of its own; the published" in differences([usual])[-3]
@@ -290,6 +343,7 @@ def test_what_differs_from_the_papers_protocol_comes_from_the_settings():
 
 
 # ---- the page -----------------------------------------------------------------------------------------------------
+
 
 class Page(HTMLParser):
     """Collects what a page refers to, and checks that its elements are closed in order."""
@@ -327,9 +381,13 @@ def test_the_page_needs_nothing_outside_itself(tmp_path, plots):
         assert svg.rstrip().endswith("</svg>") and "<image" not in svg and "@font-face" not in svg
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
     assert "prefers-color-scheme: dark" in text and "overflow-x: auto" in text
-    for wanted in ("What differs from the paper's protocol", "Known flaws of the published results",
-                   "nft-ext reproduce figure3", "x86_64",
-                   *published.flaws()):
+    for wanted in (
+        "What differs from the paper's protocol",
+        "Known flaws of the published results",
+        "nft-ext reproduce figure3",
+        "x86_64",
+        *published.flaws(),
+    ):
         assert wanted in "".join(page.text)
 
 

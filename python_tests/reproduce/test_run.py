@@ -20,7 +20,17 @@ from nft_ext.reproduce.panels import Scale
 from nft_ext.reproduce.store import Store
 from nft_ext.training import NonFiniteLoss
 
-TINY = Scale(width=0.0625, epochs=1, batch_size=32, lr=1e-3, train_images=60, test_images=20, runs=2, validation_chips=2, sigmas=(0.1, 0.3))
+TINY = Scale(
+    width=0.0625,
+    epochs=1,
+    batch_size=32,
+    lr=1e-3,
+    train_images=60,
+    test_images=20,
+    runs=2,
+    validation_chips=2,
+    sigmas=(0.1, 0.3),
+)
 
 
 def tiny(names, seeds=1, sigmas=(0.1,), experiment="figure3"):
@@ -54,7 +64,9 @@ def test_a_finished_cell_holds_what_the_report_needs(store):
     assert [p["sigma"] for found in irs for p in found["points"]] == [0.1, 0.3]
     for found in (vanilla, *irs):
         assert found["training"]["best"]["epoch"] == 1 and found["training"]["diverged"] is None
-        assert 0 <= found["clean"] <= 1 and found["versions"]["torch"] == str(torch.__version__) and found["seconds"] > 0
+        assert (
+            0 <= found["clean"] <= 1 and found["versions"]["torch"] == str(torch.__version__) and found["seconds"] > 0
+        )
         for point in found["points"]:
             assert len(point["accuracy"]) == len(point["ekl_per_chip"]) == 2 and point["images"] == 20
             assert point["at_temperature"]["temperature"] > 0 and point["at_temperature"]["nll"] > 0
@@ -126,9 +138,12 @@ def test_a_training_that_diverges_is_a_result_and_the_others_go_on(store, monkey
     assert "NaN" in store.read(grid[0])["training"]["diverged"] and store.read(grid[1])["training"]["diverged"] is None
 
 
-@pytest.mark.parametrize("selection, images, chips, keep", [
-    ("validation", 6, 2, "best"), ("last", 6, 2, "last"), ("test", 20, 1, "best")])
-def test_the_epoch_is_selected_as_the_scale_says_on_the_same_training_images(store, monkeypatch, selection, images, chips, keep):
+@pytest.mark.parametrize(
+    "selection, images, chips, keep", [("validation", 6, 2, "best"), ("last", 6, 2, "last"), ("test", 20, 1, "best")]
+)
+def test_the_epoch_is_selected_as_the_scale_says_on_the_same_training_images(
+    store, monkeypatch, selection, images, chips, keep
+):
     (cell,) = tiny(("noise",))
     seen, real = [], at_work.fit
 
@@ -151,7 +166,9 @@ def test_pretrained_networks_begin_from_one_vanilla_training(store, counted):
 
 
 def test_a_checkpoint_of_a_training_cut_short_is_not_begun_from(store, counted):
-    vanilla, tuned = [c for c in tiny(None, experiment="table2") if c.variant in ("vanilla", "ovf pretrained, 50/200 epochs")]
+    vanilla, tuned = [
+        c for c in tiny(None, experiment="table2") if c.variant in ("vanilla", "ovf pretrained, 50/200 epochs")
+    ]
     store.checkpoint(vanilla).write_bytes(b"half")
     grid_run.run([tuned], store, None)
     assert vanilla.key in counted and store.read(tuned) is not None
@@ -174,14 +191,30 @@ def test_results_of_another_configuration_are_counted_not_used(store):
 def test_the_estimate_knows_every_cell_and_sees_more_epochs():
     grid = tiny(("vanilla", "ovf"))
     short = seconds(grid, None)
-    longer = seconds(cells("figure3", "vgg8-digits", TINY.replace(epochs=100), (0.1,), ("vanilla", "ovf"), 1, control=False), None)
+    longer = seconds(
+        cells("figure3", "vgg8-digits", TINY.replace(epochs=100), (0.1,), ("vanilla", "ovf"), 1, control=False), None
+    )
     assert set(short) == {c.key for c in grid} and all(v > 0 for v in short.values())
     assert sum(longer.values()) > 5 * sum(short.values())
 
 
 def command(out, *more):
-    return [sys.executable, "-m", "nft_ext.cli", "reproduce", "figure3", "--preset", "smoke", "--panel", "vgg8-digits", "--methods", "noise",
-            "--out", str(out), *more]
+    return [
+        sys.executable,
+        "-m",
+        "nft_ext.cli",
+        "reproduce",
+        "figure3",
+        "--preset",
+        "smoke",
+        "--panel",
+        "vgg8-digits",
+        "--methods",
+        "noise",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def quiet(out):
@@ -205,8 +238,12 @@ def wait_for(condition, what, limit=60.0):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_stopping_the_command_stops_its_processes(tmp_path, how):
-    process = subprocess.Popen(command(tmp_path, "--jobs", "2", "--epochs", "2000", "--seeds", "2"), stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        command(tmp_path, "--jobs", "2", "--epochs", "2000", "--seeds", "2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         wait_for(lambda: len(list((tmp_path / "running").glob("*.lock"))) == 2, "two cells begun")
         os.kill(process.pid, how)

@@ -8,7 +8,8 @@ import nft_ext as nft
 from nft_ext import reference
 from support.products import NVM, STREAM, random
 
-#        x, weight, stride, padding, dilation, groups; weights from 8192 on take the fused product on the CPU, smaller the library's
+#        x, weight, stride, padding, dilation, groups; weights from 8192 on take the fused product on the CPU, smaller
+# the library's
 CONVS = {
     "fused, panels": ((2, 32, 7, 9), (40, 32, 3, 3), (1, 1), (1, 1), (1, 1), 1),
     "fused, pixels": ((1, 64, 8, 8), (72, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1),
@@ -35,18 +36,29 @@ def case(name, dtype=torch.float32, layout="contiguous", chips=1, shared=True, d
     x = laid_out(x if shared else torch.cat([x, 2 * x, -x]), layout)
     bias, key = random(len(weight), seed=2), nft.noise_key(5, range(chips))
     noise = (torch.from_numpy(NVM.operator_table()), key, STREAM, NVM.operator_spec())
-    public, exact = (nft.noisy_conv2d, reference.noisy_conv2d_fused) if how else (nft.noisy_linear, reference.noisy_linear_fused)
+    public, exact = (
+        (nft.noisy_conv2d, reference.noisy_conv2d_fused) if how else (nft.noisy_linear, reference.noisy_linear_fused)
+    )
     geometry = [list(h) if isinstance(h, tuple) else h for h in how]
-    there = [t if device == "cpu" else torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device).copy_(t)
-             for t in (x, weight, bias, key)]
-    return (lambda **e: public(*there[:3], *how, nvm=NVM, key=there[3], stream=STREAM, shared=shared, **e),
-            lambda x, *e: exact(x, weight, bias, *noise, *geometry, shared, *e), x)
+    there = [
+        t if device == "cpu" else torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device).copy_(t)
+        for t in (x, weight, bias, key)
+    ]
+    return (
+        lambda **e: public(*there[:3], *how, nvm=NVM, key=there[3], stream=STREAM, shared=shared, **e),
+        lambda x, *e: exact(x, weight, bias, *noise, *geometry, shared, *e),
+        x,
+    )
 
 
 def parts_for(y, layout="contiguous"):
     rows, residual = y.shape[1], random(*y.shape, seed=5, dtype=y.dtype).to(y.device)
-    return {"scale": random(rows, seed=3).to(y.device), "shift": random(rows, seed=4).to(y.device),
-            "residual": laid_out(residual, layout), "relu": True}
+    return {
+        "scale": random(rows, seed=3).to(y.device),
+        "shift": random(rows, seed=4).to(y.device),
+        "residual": laid_out(residual, layout),
+        "relu": True,
+    }
 
 
 CASES = [(name, layout) for name in CONVS for layout in ("contiguous", "channels last", "strided")]
@@ -54,7 +66,9 @@ CASES += [(f"linear {name}", layout) for name in LINEARS for layout in ("contigu
 
 
 def finishes(y, scale, shift, residual):
-    """((scale, shift, residual), relu, expected) for whichever of the four are asked for: float32, each operation rounded."""
+    """((scale, shift, residual), relu, expected) for whichever of the four are asked for: float32, each operation
+    rounded.
+    """
     row = [1, -1] + [1] * (y.dim() - 2)
     for asked in range(16):
         z = y.float()

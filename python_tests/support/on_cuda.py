@@ -1,7 +1,7 @@
 """What the tests of the operators on CUDA share: arguments on the device, the comparison with the definition.
 
-Tolerances and shapes are those of products.py. The definitions run on the CPU; conftest.py fills memory with NaN, so an element
-that no kernel wrote shows.
+Tolerances and shapes are those of products.py. The definitions run on the CPU; conftest.py fills memory with NaN, so an
+element that no kernel wrote shows.
 """
 
 import torch
@@ -15,8 +15,8 @@ STREAM, NVM = on_cpu.STREAM, on_cpu.NVM
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CHIPS = on_cpu.CHIPS
 random = on_cpu.random
-# cuDNN takes float32 products of small kernels apart into sums and differences (Winograd), which costs it digits: 1.2e-4 of the
-# largest element seen with 2304 terms on an H100. Ours and cuBLAS's are not so.
+# cuDNN takes float32 products of small kernels apart into sums and differences (Winograd), which costs it digits:
+# 1.2e-4 of the largest element seen with 2304 terms on an H100. Ours and cuBLAS's are not so.
 WINOGRAD = 2.0**-12
 # All products are ours under this rule. test_one_pass.py runs these tests with it, in a process of its own.
 ALWAYS_ONE_PASS = build_info.one_pass() == "always"
@@ -44,8 +44,9 @@ def bar(weight, chips, nvm=NVM, cached=False):
 
 
 def assert_as_good_as_reference(operator, definition, x, weight, bias):
-    """|CUDA - exact| <= 3 |reference in x's dtype - exact| + four units in the last place of the largest element; for what cuDNN
-    computes, in float32 WINOGRAD times the largest element."""
+    """|CUDA - exact| <= 3 |reference in x's dtype - exact| + four units in the last place of the largest element; for
+    what cuDNN computes, in float32 WINOGRAD times the largest element.
+    """
     exact = on_cpu.with_gradients(definition, x.double(), weight, bias)
     own = on_cpu.with_gradients(definition, x, weight, bias)
     leaves = [None if t is None else there(t).requires_grad_() for t in (x, weight, bias)]

@@ -26,11 +26,11 @@ def case(name):
     """(noisy product of x, weight, bias and a key, torch's product of x, W_p and bias, x, weight, bias)"""
     if name in LINEARS:
         x, weight = (random(*shape, seed=i) for i, shape in enumerate(LINEARS[name]))
-        noisy = lambda x, w, b, key, **o: nft.noisy_linear(x, w, b, nvm=NVM, key=key, stream=STREAM, **o)  # noqa: E731
+        noisy = lambda x, w, b, key, **o: nft.noisy_linear(x, w, b, nvm=NVM, key=key, stream=STREAM, **o)
         return noisy, F.linear, x, weight, random(len(weight), seed=2)
     x, weight, *how = CONVS[name]
     x, weight = random(*x), random(*weight, seed=1)
-    noisy = lambda x, w, b, key, **o: nft.noisy_conv2d(x, w, b, *how, nvm=NVM, key=key, stream=STREAM, **o)  # noqa: E731
+    noisy = lambda x, w, b, key, **o: nft.noisy_conv2d(x, w, b, *how, nvm=NVM, key=key, stream=STREAM, **o)
     return noisy, lambda x, w, b: F.conv2d(x, w, b, *how), x, weight, random(len(weight), seed=2)
 
 
@@ -40,5 +40,7 @@ def expected(plain, x, weight, bias, key, shared):
     parts = [x] * len(chips) if shared else x.chunk(len(chips))
     b = None if bias is None else bias.double()
     y = torch.cat([plain(part.double(), w, b) for part, w in zip(parts, chips)])
-    scale = torch.cat([plain(part.double().abs(), w.abs(), None if b is None else b.abs()) for part, w in zip(parts, chips)])
+    scale = torch.cat(
+        [plain(part.double().abs(), w.abs(), None if b is None else b.abs()) for part, w in zip(parts, chips)]
+    )
     return y, 4 * 2**-24 * scale * weight[0].numel() ** 0.5

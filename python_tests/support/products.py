@@ -46,7 +46,9 @@ def assert_as_good_as_reference(operator, definition, x, weight, bias):
     exact = with_gradients(definition, x.double(), weight, bias)
     own = with_gradients(definition, x, weight, bias)
     ulp = torch.finfo(x.dtype).eps
-    for name, y, low, truth in zip(("y", "dL/dx", "dL/dW", "dL/db"), with_gradients(operator, x, weight, bias), own, exact):
+    for name, y, low, truth in zip(
+        ("y", "dL/dx", "dL/dW", "dL/db"), with_gradients(operator, x, weight, bias), own, exact
+    ):
         assert y.shape == truth.shape, name
         allowed = 3 * (low - truth).abs().max() + 4 * ulp * truth.abs().max()
         assert (y - truth).abs().max() <= allowed, name
@@ -76,8 +78,10 @@ def convolution(kernel=(3, 3), groups=1, **geometry):
 
 def conv_pair(key, shared, options):
     """(operator, definition) as functions of x, weight, bias."""
-    return (lambda x, w, b: nft.noisy_conv2d(x, w, b, nvm=NVM, key=key, stream=STREAM, shared=shared, **options),
-            lambda x, w, b: reference.noisy_conv2d(x, w, b, *noise_of(NVM, key), **options, shared=shared))
+    return (
+        lambda x, w, b: nft.noisy_conv2d(x, w, b, nvm=NVM, key=key, stream=STREAM, shared=shared, **options),
+        lambda x, w, b: reference.noisy_conv2d(x, w, b, *noise_of(NVM, key), **options, shared=shared),
+    )
 
 
 LAYOUTS = {
@@ -85,6 +89,8 @@ LAYOUTS = {
     "channels_last": lambda dtype: random(3, 6, 9, 7, seed=2, dtype=dtype).to(memory_format=torch.channels_last),
     "transposed": lambda dtype: random(3, 6, 7, 9, seed=2, dtype=dtype).transpose(2, 3),
     "sliced": lambda dtype: random(6, 12, 9, 14, seed=2, dtype=dtype)[::2, ::2, :, ::2],
-    "channels_last, every third row": lambda dtype: random(9, 6, 9, 7, dtype=dtype).to(memory_format=torch.channels_last)[::3],
+    "channels_last, every third row": lambda dtype: random(9, 6, 9, 7, dtype=dtype).to(
+        memory_format=torch.channels_last
+    )[::3],
     "expanded": lambda dtype: random(1, 6, 9, 1, seed=2, dtype=dtype).expand(3, 6, 9, 7),
 }

@@ -69,7 +69,9 @@ except InterruptedError:
     keys.clear()
 results["continued"] = summary(run("ovf", augment=jitter, state=FOLDER / "state"))
 results["refused"] = [
-    refusal(batch_size=15), refusal(seed=RANK), refusal(train=tuple(tensor[:3] for tensor in TRAIN)),
+    refusal(batch_size=15),
+    refusal(seed=RANK),
+    refusal(train=tuple(tensor[:3] for tensor in TRAIN)),
 ]
 try:
     run("noise", augment=lambda x: x * float("nan") if RANK == 1 else x)  # the second rank's images alone

@@ -32,8 +32,12 @@ def method_named(name, batch_norm=True):
         "vanilla": {},
         "noise": {"sigma": 0.1},
         "ovf": {"sigma": 0.1, "beta": 1e-2, "feedbacks": 2},
-        "irs": {"sigma": 0.1, "beta": 1e-2, "input_shape": (1, 8, 8),
-                "points": ["2", ("3", 2)] if batch_norm else ["1", ("2", 2)]},
+        "irs": {
+            "sigma": 0.1,
+            "beta": 1e-2,
+            "input_shape": (1, 8, 8),
+            "points": ["2", ("3", 2)] if batch_norm else ["1", ("2", 2)],
+        },
     }
     return methods.build(name, **options[name])
 

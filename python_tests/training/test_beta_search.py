@@ -49,12 +49,15 @@ def history(accuracy, loss):
     return History(nn.Identity(), [{"epoch": 1, "val_accuracy": accuracy, "val_loss": loss}], 1)
 
 
-@pytest.mark.parametrize("runs, chosen", [
-    ({0.1: history(0.5, 1.0), 0.01: history(0.6, 2.0)}, 0.01),
-    ({0.1: history(0.6, 1.0), 0.01: history(0.6, 0.9)}, 0.01),
-    ({0.1: history(0.6, 1.0), 0.01: history(0.6, 1.0)}, 0.1),
-    ({}, None),
-])
+@pytest.mark.parametrize(
+    "runs, chosen",
+    [
+        ({0.1: history(0.5, 1.0), 0.01: history(0.6, 2.0)}, 0.01),
+        ({0.1: history(0.6, 1.0), 0.01: history(0.6, 0.9)}, 0.01),
+        ({0.1: history(0.6, 1.0), 0.01: history(0.6, 1.0)}, 0.1),
+        ({}, None),
+    ],
+)
 def test_the_best_validation_accuracy_is_chosen_then_the_lowest_loss(runs, chosen):
     found = BetaSearch(runs)
     assert found.beta == chosen
@@ -78,7 +81,12 @@ def test_checkpoint_and_logs_of_every_run_and_of_the_best(tmp_path):
     files = {"checkpoint": out, "log": tmp_path / "log.csv"}
     found = search_beta(small_net(), METHOD, TRAIN, VALIDATION, betas=(0.5, 0.0), **files, **RECIPE)
     assert {p.name for p in tmp_path.iterdir()} == {
-        "out.safetensors", "out-beta0.5.safetensors", "out-beta0.safetensors", "log-beta0.5.csv", "log-beta0.csv"}
+        "out.safetensors",
+        "out-beta0.5.safetensors",
+        "out-beta0.safetensors",
+        "log-beta0.5.csv",
+        "log-beta0.csv",
+    }
     state, meta = load(out)
     assert meta["method"]["beta"] == found.beta
     assert all(torch.equal(state[key], value) for key, value in found.best.model.state_dict().items())
@@ -120,13 +128,16 @@ def test_beta_of_a_wrapped_method():
     assert with_beta(wrapped, 0.2) == methods.CorrectNet(methods.IRS(0.1, 0.2), strength=1e-3)
 
 
-@pytest.mark.parametrize("method, betas, words", [
-    (methods.NoiseInjection(0.1), (0.1,), r"method: must have a beta to search \(ovf, irs\); got noise"),
-    (methods.CorrectNet(), (0.1,), r"method: must have a beta to search \(ovf, irs\); got vanilla"),
-    (METHOD, (), "betas: must hold at least one value"),
-    (METHOD, (0.1, 0.1), "betas: must hold at least one value, each once"),
-    (METHOD, (0.1, -1), r"betas\[1\]: must be a finite number >= 0"),
-])
+@pytest.mark.parametrize(
+    "method, betas, words",
+    [
+        (methods.NoiseInjection(0.1), (0.1,), r"method: must have a beta to search \(ovf, irs\); got noise"),
+        (methods.CorrectNet(), (0.1,), r"method: must have a beta to search \(ovf, irs\); got vanilla"),
+        (METHOD, (), "betas: must hold at least one value"),
+        (METHOD, (0.1, 0.1), "betas: must hold at least one value, each once"),
+        (METHOD, (0.1, -1), r"betas\[1\]: must be a finite number >= 0"),
+    ],
+)
 def test_bad_input_is_refused_before_any_training(monkeypatch, method, betas, words):
     monkeypatch.setattr(beta_search, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ValueError, match=words):
@@ -156,15 +167,35 @@ def test_the_command_searches_and_writes_the_outcome(tmp_path, capsys):
 
 def test_the_command_passes_options_of_the_method_on(tmp_path):
     out = tmp_path / "out.safetensors"
-    method = trained(out, "--method", "correctnet", "--base", "ovf", "--feedbacks", "2", "-o", "delta=-0.05",
-                     "-o", "reversed_decay=true", "-o", "strength=0.001")
+    method = trained(
+        out,
+        "--method",
+        "correctnet",
+        "--base",
+        "ovf",
+        "--feedbacks",
+        "2",
+        "-o",
+        "delta=-0.05",
+        "-o",
+        "reversed_decay=true",
+        "-o",
+        "strength=0.001",
+    )
     assert method["strength"] == 1e-3
     base = method["base"]
     assert (base["name"], base["feedbacks"], base["delta"], base["reversed_decay"]) == ("ovf", 2, -0.05, True)
 
 
-@pytest.mark.parametrize("arguments, beta", [
-    ([], 1e-3), (["--dataset", "mnist"], 1e-2), (["--dataset", "mnist", "--beta", "paper"], 1e-2), (["--beta", "0.5"], 0.5)])
+@pytest.mark.parametrize(
+    "arguments, beta",
+    [
+        ([], 1e-3),
+        (["--dataset", "mnist"], 1e-2),
+        (["--dataset", "mnist", "--beta", "paper"], 1e-2),
+        (["--beta", "0.5"], 0.5),
+    ],
+)
 def test_the_papers_beta_is_the_default_where_there_is_one(arguments, beta):
     import argparse
 
@@ -176,12 +207,15 @@ def test_the_papers_beta_is_the_default_where_there_is_one(arguments, beta):
     assert (method.beta, method.feedbacks) == (beta, None)
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--method", "irs", "--beta", "paper"], "panel: must be one of"),
-    (["--method", "noise", "--base", "ovf"], "base: must be left out but for correctnet"),
-    (["--method", "ovf", "-o", "detla=0.1"], "did you mean 'delta'"),
-    (["--method", "noise", "--beta", "search"], "method: must have a beta to search"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--method", "irs", "--beta", "paper"], "panel: must be one of"),
+        (["--method", "noise", "--base", "ovf"], "base: must be left out but for correctnet"),
+        (["--method", "ovf", "-o", "detla=0.1"], "did you mean 'delta'"),
+        (["--method", "noise", "--beta", "search"], "method: must have a beta to search"),
+    ],
+)
 def test_the_command_refuses_options_that_do_not_fit(tmp_path, capsys, arguments, words):
     assert main(["train", str(tmp_path / "x.safetensors"), *TINY, *arguments]) == 1
     assert words in capsys.readouterr().err

@@ -52,8 +52,18 @@ def test_fit_writes_a_checkpoint_that_can_be_rebuilt(tmp_path, vgg8):
     path = tmp_path / "best.safetensors"
     images, labels = torch.randn(8, 1, 32, 32), torch.arange(8) % 3
     nvm = nft.NVMDevice(weight_bits=6, device_bits=3)
-    history = nft.fit(vgg8, methods.OVF(sigma=0.2, beta=1e-2), (images, labels), (images, labels), epochs=2,
-                      batch_size=4, seed=7, nvm=nvm, progress=False, checkpoint=path)
+    history = nft.fit(
+        vgg8,
+        methods.OVF(sigma=0.2, beta=1e-2),
+        (images, labels),
+        (images, labels),
+        epochs=2,
+        batch_size=4,
+        seed=7,
+        nvm=nvm,
+        progress=False,
+        checkpoint=path,
+    )
     model, meta = checkpoint.load_model(path)
     assert all(torch.equal(v, history.model.state_dict()[k]) for k, v in model.state_dict().items())
     assert methods.build(**meta["method"]) == methods.OVF(sigma=0.2, beta=1e-2)
@@ -67,7 +77,17 @@ def test_fit_writes_a_checkpoint_that_can_be_rebuilt(tmp_path, vgg8):
 @pytest.mark.parametrize("meta, expected", [(None, "digits"), ({"dataset": "mine"}, "mine")])
 def test_a_checkpoint_names_the_data_set_that_has_a_name(tmp_path, meta, expected):
     few = nft.data.load("digits")[0].subset(range(8))
-    nft.fit(nft.models.vgg8(width=0.125), methods.Vanilla(), few, few, epochs=1, batch_size=4, progress=False, checkpoint=tmp_path / "c.safetensors", meta=meta)
+    nft.fit(
+        nft.models.vgg8(width=0.125),
+        methods.Vanilla(),
+        few,
+        few,
+        epochs=1,
+        batch_size=4,
+        progress=False,
+        checkpoint=tmp_path / "c.safetensors",
+        meta=meta,
+    )
     assert checkpoint.load(tmp_path / "c.safetensors")[1]["dataset"] == expected
 
 

@@ -16,7 +16,6 @@ from nft_ext.training.recipe import Recipe
 from nft_ext.training.selection import Validation
 from support.training_runs import TRAIN, VALIDATION, small_net
 
-
 METHODS = [
     methods.Vanilla(),
     methods.NoiseInjection(sigma=0.1),
@@ -64,7 +63,7 @@ def test_the_users_model_and_generator_are_left_alone(net):
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_a_seed_gives_the_same_weights_bit_for_bit(net, method):
-    augment = lambda x: x + 0.1 * torch.randn_like(x)  # noqa: E731
+    augment = lambda x: x + 0.1 * torch.randn_like(x)
     first = run(net, method, seed=3, augment=augment)
     torch.manual_seed(99)  # whatever ran before
     second = run(net, method, seed=3, augment=augment)
@@ -87,13 +86,16 @@ def test_a_history_prints_a_line_an_epoch_and_marks_the_one_kept():
     row = {"lr": 1e-3, "train_loss": 1.25, "val_loss": 0.5, "val_clean": 0.75, "seconds": 2.0}
     rows = [row | {"epoch": 1, "val_accuracy": 0.625}, row | {"epoch": 2, "val_accuracy": 0.5}]
     head, first, second, end = str(History(nn.Identity(), rows, 1, interrupted=True, seconds=4.0)).splitlines()
-    assert first.split() == ["*", "1", "1.00e-03", "1.2500", "62.50", "0.5000", "75.00", "2.0"] and second.split()[0] == "2"
+    assert (
+        first.split() == ["*", "1", "1.00e-03", "1.2500", "62.50", "0.5000", "75.00", "2.0"]
+        and second.split()[0] == "2"
+    )
     assert len(head) == len(first) == len(second) and end == "interrupted after 4 s; * epoch 1 is kept"
     assert str(History(nn.Identity())).endswith("no epoch ended") and "Identity" not in repr(History(nn.Identity()))
 
 
 def test_the_best_epoch_is_kept_not_the_last(net):
-    def spoil_from_third_epoch(x, steps=[0]):  # noqa: B006  6 steps an epoch
+    def spoil_from_third_epoch(x, steps=[0]):
         steps[0] += 1
         return x if steps[0] <= 12 else 20 * torch.randn_like(x)
 
@@ -108,7 +110,7 @@ def test_the_best_epoch_is_kept_not_the_last(net):
 
 
 def test_the_last_epoch_is_kept_where_asked_for_and_the_training_is_the_same(net):
-    def spoil_from_third_epoch(x, steps=[0]):  # noqa: B006  6 steps an epoch
+    def spoil_from_third_epoch(x, steps=[0]):
         steps[0] += 1
         return x if steps[0] % 24 in range(1, 13) else 20 * torch.randn_like(x)
 
@@ -149,7 +151,7 @@ def test_vanilla_is_selected_clean(net):
 
 
 def test_ctrl_c_returns_what_was_done(net, tmp_path):
-    def interrupt_in_second_epoch(x, steps=[0]):  # noqa: B006
+    def interrupt_in_second_epoch(x, steps=[0]):
         steps[0] += 1
         if steps[0] == 9:
             raise KeyboardInterrupt
@@ -163,7 +165,7 @@ def test_ctrl_c_returns_what_was_done(net, tmp_path):
 
 
 def test_ctrl_c_in_the_first_epoch_returns_the_weights_reached(net):
-    def interrupt(x, steps=[0]):  # noqa: B006
+    def interrupt(x, steps=[0]):
         steps[0] += 1
         if steps[0] == 4:
             raise KeyboardInterrupt
@@ -175,7 +177,7 @@ def test_ctrl_c_in_the_first_epoch_returns_the_weights_reached(net):
 
 
 def test_a_nan_loss_stops_and_keeps_the_best_epoch(net, tmp_path):
-    def nan_in_second_epoch(x, steps=[0]):  # noqa: B006
+    def nan_in_second_epoch(x, steps=[0]):
         steps[0] += 1
         return x if steps[0] < 9 else x * math.nan
 
@@ -248,7 +250,8 @@ def test_labels_are_checked_as_they_are_read_where_data_is_not_in_memory():
 def test_cosine_falls_from_lr_to_zero_step_by_step():
     recipe = Recipe(2, 16, "adam", 1e-2, 0.9, 0.0, "cosine")
     assert [recipe.learning_rate(step, 4) for step in range(5)] == pytest.approx(
-        [1e-2, 1e-2 * (2 + math.sqrt(2)) / 4, 5e-3, 1e-2 * (2 - math.sqrt(2)) / 4, 0.0])
+        [1e-2, 1e-2 * (2 + math.sqrt(2)) / 4, 5e-3, 1e-2 * (2 - math.sqrt(2)) / 4, 0.0]
+    )
     assert Recipe(2, 16, "sgd", 0.1, 0.9, 0.0, "constant").learning_rate(3, 4) == 0.1
 
 
@@ -262,31 +265,36 @@ def test_a_compiled_model_trains_alike(net, method):
         torch.testing.assert_close(compiled.model.state_dict()[key], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"epochs": 0}, "epochs: must be an integer >= 1"),
-    ({"batch_size": 0}, "batch_size: must be an integer >= 1"),
-    ({"lr": 0.0}, "lr: must be > 0"),
-    ({"lr": math.nan}, "lr: must be a finite number"),
-    ({"momentum": 1.0}, "momentum: must be < 1"),
-    ({"weight_decay": -1.0}, "weight_decay: must be a finite number >= 0"),
-    ({"optimizer": "lion"}, "optimizer: must be one of adam, sgd"),
-    ({"schedule": "step"}, "schedule: must be one of cosine, constant"),
-    ({"seed": -1}, "seed: must be an integer >= 0"),
-    ({"validation_chips": 0}, "validation_chips: must be an integer >= 1"),
-    ({"keep": "first"}, "keep: must be one of best, last; got first"),
-    ({"log": "/nowhere/at/all/log.csv"}, "log: must lie in an existing folder"),
-    ({"checkpoint": "/nowhere/at/all/best.safetensors"}, "checkpoint: must lie in an existing folder"),
-    ({"method": "ovf"}, "method: must be a method of nft_ext.methods; got str"),
-    ({"train": (TRAIN[0][:0], TRAIN[1][:0])}, "train: must hold at least one image"),
-    ({"train": (TRAIN[0], TRAIN[1] + 1)}, "train: labels must lie in 0..2, the model's classes; got 3"),
-    ({"validation": (TRAIN[0], TRAIN[1] - 1)}, "validation: labels must be >= 0; got -1"),
-    ({"validation": (TRAIN[0], TRAIN[1].float())}, "validation: labels must be integers"),
-    ({"train": (TRAIN[0], TRAIN[1][:9])}, "train: must hold one label an image"),
-    ({"train": (TRAIN[0] * math.inf, TRAIN[1])}, "train: must hold finite images"),
-    ({"train": (TRAIN[0].repeat(1, 2, 1, 1), TRAIN[1])},
-     r"train: must hold images the model takes .*got shape \[2, 8, 8\]"),
-    ({"train": iter(())}, "train: must be a map-style Dataset"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"epochs": 0}, "epochs: must be an integer >= 1"),
+        ({"batch_size": 0}, "batch_size: must be an integer >= 1"),
+        ({"lr": 0.0}, "lr: must be > 0"),
+        ({"lr": math.nan}, "lr: must be a finite number"),
+        ({"momentum": 1.0}, "momentum: must be < 1"),
+        ({"weight_decay": -1.0}, "weight_decay: must be a finite number >= 0"),
+        ({"optimizer": "lion"}, "optimizer: must be one of adam, sgd"),
+        ({"schedule": "step"}, "schedule: must be one of cosine, constant"),
+        ({"seed": -1}, "seed: must be an integer >= 0"),
+        ({"validation_chips": 0}, "validation_chips: must be an integer >= 1"),
+        ({"keep": "first"}, "keep: must be one of best, last; got first"),
+        ({"log": "/nowhere/at/all/log.csv"}, "log: must lie in an existing folder"),
+        ({"checkpoint": "/nowhere/at/all/best.safetensors"}, "checkpoint: must lie in an existing folder"),
+        ({"method": "ovf"}, "method: must be a method of nft_ext.methods; got str"),
+        ({"train": (TRAIN[0][:0], TRAIN[1][:0])}, "train: must hold at least one image"),
+        ({"train": (TRAIN[0], TRAIN[1] + 1)}, "train: labels must lie in 0..2, the model's classes; got 3"),
+        ({"validation": (TRAIN[0], TRAIN[1] - 1)}, "validation: labels must be >= 0; got -1"),
+        ({"validation": (TRAIN[0], TRAIN[1].float())}, "validation: labels must be integers"),
+        ({"train": (TRAIN[0], TRAIN[1][:9])}, "train: must hold one label an image"),
+        ({"train": (TRAIN[0] * math.inf, TRAIN[1])}, "train: must hold finite images"),
+        (
+            {"train": (TRAIN[0].repeat(1, 2, 1, 1), TRAIN[1])},
+            r"train: must hold images the model takes .*got shape \[2, 8, 8\]",
+        ),
+        ({"train": iter(())}, "train: must be a map-style Dataset"),
+    ],
+)
 def test_bad_input_is_refused_before_any_training(net, options, words):
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=words):
         run(net, **options)

@@ -21,8 +21,15 @@ METHODS = ["vanilla", "noise", "ovf", "irs"]
 def ranks(tmp_path_factory):
     """What torchrun_runs.py found on rank 0 and on rank 1, and the folder it worked in."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-               str(TESTS / "support" / "torchrun_runs.py"), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(TESTS / "support" / "torchrun_runs.py"),
+        str(folder),
+    ]
     done = subprocess.run(command, env=importing(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-4000:]
     return *(json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)), folder
@@ -31,7 +38,10 @@ def ranks(tmp_path_factory):
 def test_shares_are_equal_and_disjoint():
     indices = torch.arange(11)
     assert [Ranks(rank, 3, torch.device("cpu")).share(indices).tolist() for rank in range(3)] == [
-        [0, 1, 2], [3, 4, 5], [6, 7, 8]]
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 8],
+    ]
     assert torch.equal(ONE.share(indices), indices)
 
 

@@ -31,16 +31,31 @@ def test_the_papers_recipes():
     assert (tiny.epochs, tiny.optimizer, tiny.lr, tiny.momentum, tiny.weight_decay) == (3, "sgd", 1e-2, 0.9, 5e-4)
 
 
-@pytest.mark.parametrize("call, kind, words", [
-    (lambda: Recipe.paper("lenet", "mnist"), ValueError, "model: must be one the paper trains, vgg8 or resnet18; got"),
-    (lambda: Recipe.paper("vgg8", "imagenet"), ValueError, "dataset: must be one of .* .did you mean 'tinyimagenet'.*; got imagenet"),
-    (lambda: Recipe(precision="float16"), ValueError, "precision: must be one of float32, bfloat16 .did you mean 'bfloat16'.*; got float16"),
-    (lambda: Recipe(accumulate=0), ValueError, "accumulate: must be an integer >= 1; got 0"),
-    (lambda: Recipe(channels_last=1), TypeError, "channels_last: must be True or False; got 1"),
-    (lambda: run(learning_rate=1.0), TypeError, "recipe: must be changed in epochs, .*; got learning_rate"),
-    (lambda: run(batchsize=8), TypeError, r"\(did you mean 'batch_size'\?\); got batchsize"),
-    (lambda: run(recipe={"lr": 1.0}), TypeError, "recipe: must be a nft_ext.training.Recipe; got dict"),
-])
+@pytest.mark.parametrize(
+    "call, kind, words",
+    [
+        (
+            lambda: Recipe.paper("lenet", "mnist"),
+            ValueError,
+            "model: must be one the paper trains, vgg8 or resnet18; got",
+        ),
+        (
+            lambda: Recipe.paper("vgg8", "imagenet"),
+            ValueError,
+            "dataset: must be one of .* .did you mean 'tinyimagenet'.*; got imagenet",
+        ),
+        (
+            lambda: Recipe(precision="float16"),
+            ValueError,
+            "precision: must be one of float32, bfloat16 .did you mean 'bfloat16'.*; got float16",
+        ),
+        (lambda: Recipe(accumulate=0), ValueError, "accumulate: must be an integer >= 1; got 0"),
+        (lambda: Recipe(channels_last=1), TypeError, "channels_last: must be True or False; got 1"),
+        (lambda: run(learning_rate=1.0), TypeError, "recipe: must be changed in epochs, .*; got learning_rate"),
+        (lambda: run(batchsize=8), TypeError, r"\(did you mean 'batch_size'\?\); got batchsize"),
+        (lambda: run(recipe={"lr": 1.0}), TypeError, "recipe: must be a nft_ext.training.Recipe; got dict"),
+    ],
+)
 def test_bad_recipes_are_refused(call, kind, words):
     with pytest.raises(kind, match=words):
         call()
@@ -118,7 +133,9 @@ def test_channels_last_reaches_images_and_weights():
 
 
 def test_channels_last_of_grey_images_in_training_and_validation():
-    """One channel is the same memory in both layouts; strides tell, and results follow. Noisy weights stay as their noise is counted."""
+    """One channel is the same memory in both layouts; strides tell, and results follow. Noisy weights stay as their
+    noise is counted.
+    """
 
     class Spy(nft.NoisyConv2d):
         def forward(self, x):
@@ -130,7 +147,9 @@ def test_channels_last_of_grey_images_in_training_and_validation():
     nvm = nft.NVMDevice(sigma=0.1)
     net = torch.nn.Sequential(Spy(1, 4, 3, nvm=nvm), torch.nn.Flatten(), nft.NoisyLinear(4 * 36, 3, nvm=nvm))
     data = torch.randn(8, 1, 8, 8), torch.arange(8) % 3
-    nft.fit(net, nft.methods.NoiseInjection(sigma=0.1), data, data, nvm=nvm, epochs=1, progress=False, channels_last=True)
+    nft.fit(
+        net, nft.methods.NoiseInjection(sigma=0.1), data, data, nvm=nvm, epochs=1, progress=False, channels_last=True
+    )
     assert seen >= {(True, last, last, True), (False, last, last, True)}
 
 
@@ -144,8 +163,13 @@ def test_a_noisy_weight_stays_row_major_whoever_moves_the_model():
 
 
 def test_seeds_differ_by_purpose_and_place():
-    seeds = [seed_at(0, "data", 1, 2), seed_at(0, "chip", 1, 2), seed_at(1, "data", 1, 2), seed_at(0, "data", 12),
-             seed_at(0, "data", 2, 1)]
+    seeds = [
+        seed_at(0, "data", 1, 2),
+        seed_at(0, "chip", 1, 2),
+        seed_at(1, "data", 1, 2),
+        seed_at(0, "data", 12),
+        seed_at(0, "data", 2, 1),
+    ]
     assert len(set(seeds)) == 5 and all(0 <= seed < 2**63 for seed in seeds)
     assert seed_at(0, "data", 1, 2) == seeds[0]
     torch.manual_seed(5)

@@ -50,12 +50,16 @@ def test_every_method_continues_bit_for_bit(tmp_path, name, step):
     assert outcome(continued) == outcome(run(name, augment=jitter))
 
 
-@pytest.mark.parametrize("options", [
-    {"optimizer": "sgd"},
-    {"precision": "bfloat16"},
-    {"accumulate": 3},
-    {"channels_last": True, "weight_decay": 1e-3},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "sgd"},
+        {"precision": "bfloat16"},
+        {"accumulate": 3},
+        {"channels_last": True, "weight_decay": 1e-3},
+    ],
+    ids=str,
+)
 def test_every_recipe_continues_bit_for_bit(tmp_path, options):
     continued = stopped_then_continued(tmp_path / "state", 9, save_every=0, **options)
     assert outcome(continued) == outcome(run(augment=jitter, **options))
@@ -141,7 +145,11 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path):
     assert found == expected
     for folder in (tmp_path, tmp_path / "whole"):
         assert sorted(p.name for p in folder.iterdir() if p.is_file()) == [
-            "best.safetensors", "log.csv", "outcome.json", "state"]
+            "best.safetensors",
+            "log.csv",
+            "outcome.json",
+            "state",
+        ]
     one, other = (nft.training.load(folder / "best.safetensors") for folder in (tmp_path, tmp_path / "whole"))
     assert all(torch.equal(one[0][key], value) for key, value in other[0].items())
     assert timeless([one[1]["validation"]]) == timeless([other[1]["validation"]])
@@ -172,16 +180,19 @@ def test_a_stop_around_the_rename_changes_nothing(tmp_path, monkeypatch, moment)
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"lr": 2e-2}, "recipe.lr: 0.01 there, 0.02 here"),
-    ({"seed": 1}, "seed: 0 there, 1 here"),
-    ({"name": "ovf"}, "method.name: noise there, ovf here"),
-    ({"nvm": nft.NVMDevice(weight_bits=6, device_bits=3)}, "nvm.weight_bits: 8 there, 6 here"),
-    ({"batch_norm": False}, r"model.1.weight: float32\[8\] there, nothing here"),
-    ({"augment": None}, "augment: jitter there, None here"),
-    ({"keep": "last"}, "keep: nothing there, last here"),
-    ({"epochs": 4, "accumulate": 2}, "recipe.epochs: 3 there, 4 here; recipe.accumulate: 1 there, 2 here"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"lr": 2e-2}, "recipe.lr: 0.01 there, 0.02 here"),
+        ({"seed": 1}, "seed: 0 there, 1 here"),
+        ({"name": "ovf"}, "method.name: noise there, ovf here"),
+        ({"nvm": nft.NVMDevice(weight_bits=6, device_bits=3)}, "nvm.weight_bits: 8 there, 6 here"),
+        ({"batch_norm": False}, r"model.1.weight: float32\[8\] there, nothing here"),
+        ({"augment": None}, "augment: jitter there, None here"),
+        ({"keep": "last"}, "keep: nothing there, last here"),
+        ({"epochs": 4, "accumulate": 2}, "recipe.epochs: 3 there, 4 here; recipe.accumulate: 1 there, 2 here"),
+    ],
+)
 def test_another_configuration_is_refused_and_the_difference_shown(tmp_path, options, words):
     run(augment=jitter, state=tmp_path / "state", epochs=3)
     before = (tmp_path / "state").read_bytes()
@@ -215,10 +226,13 @@ def test_a_checkpoint_is_no_state(tmp_path):
         run(augment=jitter, state=tmp_path / "best.safetensors", epochs=1)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"state": "/nowhere/at/all/state"}, "state: must lie in an existing folder"),
-    ({"state": "state", "save_every": -1.0}, "save_every: must be a finite number >= 0"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"state": "/nowhere/at/all/state"}, "state: must lie in an existing folder"),
+        ({"state": "state", "save_every": -1.0}, "save_every: must be a finite number >= 0"),
+    ],
+)
 def test_bad_options_are_refused(tmp_path, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
@@ -286,6 +300,12 @@ def test_the_state_is_plain_tensors_and_json(tmp_path):
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     facts = json.loads(header["__metadata__"]["meta"])["facts"]
     assert (facts["epoch"], facts["step"], len(facts["rows"])) == (1, 2, 1)
-    for name in ("model/backbone.0.weight", "model/snapshots.0.fc1.weight", "best/1.running_mean", "total",
-                 "optimizer/0.exp_avg_sq", "optimizer/0.step"):
+    for name in (
+        "model/backbone.0.weight",
+        "model/snapshots.0.fc1.weight",
+        "best/1.running_mean",
+        "total",
+        "optimizer/0.exp_avg_sq",
+        "optimizer/0.step",
+    ):
         assert name in header

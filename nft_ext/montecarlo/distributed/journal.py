@@ -12,8 +12,9 @@ import errno
 import fcntl
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, NoReturn
 
 from nft_ext._common.checks import fail
 from nft_ext._common.differences import differences, listed
@@ -93,8 +94,10 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(
-                errno.EWOULDBLOCK, "resume: another process is writing this file; wait for it, or name another file",
-                str(self.path)) from None
+                errno.EWOULDBLOCK,
+                "resume: another process is writing this file; wait for it, or name another file",
+                str(self.path),
+            ) from None
 
     def _begin(self, content: bytes, header: dict[str, Any], settle: Callable[[], dict[str, Any]]) -> None:
         # Nothing, or a header cut short by a kill; anything else is somebody's file, not to be overwritten.
@@ -119,12 +122,18 @@ class Journal:
             try:
                 row = Row.parse(line.decode())
             except (ValueError, KeyError):
-                fail("resume", "must have whole lines before the last one",
-                     f"{self.path}: line {number} is damaged; delete it and what follows, and those chips are done "
-                     "again")
+                fail(
+                    "resume",
+                    "must have whole lines before the last one",
+                    f"{self.path}: line {number} is damaged; delete it and what follows, and those chips are done "
+                    "again",
+                )
             if not row.same_figures(self.rows.setdefault(row.draw, row)):
-                fail("resume", "must hold one outcome a chip",
-                     f"{self.path}: line {number} gives draw {row.draw} other figures than a line before it")
+                fail(
+                    "resume",
+                    "must hold one outcome a chip",
+                    f"{self.path}: line {number} gives draw {row.draw} other figures than a line before it",
+                )
         os.ftruncate(self._file, len(whole))
         self._end = len(whole)
 
@@ -137,8 +146,11 @@ class Journal:
             self.notes.append(f"{begun}: chips of the two may differ by rounding")
 
     def _refuse_kind(self) -> NoReturn:
-        fail("resume", "must be a journal of monte_carlo(resume=...), or not exist yet",
-             f"{self.path}, which is another kind of file")
+        fail(
+            "resume",
+            "must be a journal of monte_carlo(resume=...), or not exist yet",
+            f"{self.path}, which is another kind of file",
+        )
 
     def _append(self, content: bytes) -> None:
         try:
@@ -149,8 +161,12 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, self._end)
-            raise OSError(error.errno, f"resume: cannot be written ({os.strerror(error.errno)}); the {len(self.rows)} "
-                          "finished chips stay in it, and the same call goes on from them", str(self.path)) from error
+            raise OSError(
+                error.errno,
+                f"resume: cannot be written ({os.strerror(error.errno)}); the {len(self.rows)} "
+                "finished chips stay in it, and the same call goes on from them",
+                str(self.path),
+            ) from error
         self._end += len(content)
 
 

@@ -98,7 +98,7 @@ class Team:
         self._calls = 0
         self._last_look = 0.0
         now = time.monotonic()
-        self._seen: dict[int, tuple[bytes | None, float]] = {r: (None, now) for r in range(size)}
+        self._seen: dict[int, tuple[bytes | None, float]] = dict.fromkeys(range(size), (None, now))
         self._gone: set[int] = set()
         self._start(self._beat)
 
@@ -141,8 +141,10 @@ class Team:
         deadline = time.monotonic() + JOIN * self.timeout
         while not self._do("check", [f"name for {word}"]):
             if time.monotonic() > deadline:
-                raise RanksError(f"ranks: rank 0 does not answer rank {self.rank} (for {JOIN * self.timeout:g} s); does "
-                                 "it call monte_carlo too? ranks=False lets one rank evaluate by itself")
+                raise RanksError(
+                    f"ranks: rank 0 does not answer rank {self.rank} (for {JOIN * self.timeout:g} s); does "
+                    "it call monte_carlo too? ranks=False lets one rank evaluate by itself"
+                )
             time.sleep(POLL)
         return self._do("get", f"name for {word}").decode()
 
@@ -188,8 +190,10 @@ class Team:
             return getattr(self._store, operation)(*arguments)
         except RuntimeError as error:  # of torch.distributed: the connection is gone
             reason = str(error).splitlines()[0]
-            raise RanksError(f"ranks: rank {self.rank} no longer reaches the store that ranks talk through (has rank 0 "
-                             f"or torchrun ended?); chips in a resume file stay there ({reason})") from error
+            raise RanksError(
+                f"ranks: rank {self.rank} no longer reaches the store that ranks talk through (has rank 0 "
+                f"or torchrun ended?); chips in a resume file stay there ({reason})"
+            ) from error
 
     # ---- who is there
 
@@ -269,8 +273,11 @@ class Team:
         while not self.has(f"facts/{rank}"):
             self.check()
             if not self.alive(rank) or time.monotonic() > deadline:
-                warnings.warn(f"ranks: rank {rank} does not take part (not heard of in time; ranks=False lets one rank "
-                              "evaluate by itself); going on without it", stacklevel=4)
+                warnings.warn(
+                    f"ranks: rank {rank} does not take part (not heard of in time; ranks=False lets one rank "
+                    "evaluate by itself); going on without it",
+                    stacklevel=4,
+                )
                 return
             time.sleep(POLL)
 

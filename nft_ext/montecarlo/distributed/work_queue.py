@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from nft_ext.montecarlo.distributed.ranks import POLL, Team
 from nft_ext.montecarlo.distributed.rows import Row

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from nft_ext._common.bfloat16 import PRECISIONS
 from nft_ext._common.checks import fail, integer, number, one_of
-from nft_ext.ops.keys import noise_key
 from nft_ext.montecarlo.statistics.estimates import METRICS
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal
+from nft_ext.ops.keys import noise_key
 
 MAX_RUNS = 2**31  # a draw has 32 bits; the padding of the last pass needs a few more than `runs`
 PROTOCOLS = ("full", "stratified")
@@ -35,8 +35,21 @@ class Arguments:
         return self.runs if self.goal is None else self.goal.high
 
 
-def checked(*, runs, seed, sigma, protocol, slice_images, target_ci, min_runs, max_runs, metrics, chips_per_pass,
-            batch_size, precision) -> Arguments:
+def checked(
+    *,
+    runs,
+    seed,
+    sigma,
+    protocol,
+    slice_images,
+    target_ci,
+    min_runs,
+    max_runs,
+    metrics,
+    chips_per_pass,
+    batch_size,
+    precision,
+) -> Arguments:
     """The arguments as they are used; raises ValueError that names the argument, the rule and the value."""
     runs = integer("runs", runs, 2, MAX_RUNS)
     if batch_size != "auto":
@@ -58,9 +71,23 @@ def checked(*, runs, seed, sigma, protocol, slice_images, target_ci, min_runs, m
     if slice_images != "auto":
         slice_images = integer("slice_images", slice_images, 1)
         if protocol == "full":
-            fail("slice_images", "must be left alone under protocol 'full', where every chip sees every image", slice_images)
-    return Arguments(runs, int(seed), sigma, protocol, slice_images, goal, _metric_names(metrics), chips_per_pass, batch_size,
-                     precision)
+            fail(
+                "slice_images",
+                "must be left alone under protocol 'full', where every chip sees every image",
+                slice_images,
+            )
+    return Arguments(
+        runs,
+        int(seed),
+        sigma,
+        protocol,
+        slice_images,
+        goal,
+        _metric_names(metrics),
+        chips_per_pass,
+        batch_size,
+        precision,
+    )
 
 
 def _metric_names(metrics) -> set[str]:

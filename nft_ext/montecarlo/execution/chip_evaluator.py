@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
-from nft_ext.nn.contexts import chips
 from nft_ext._common.channels_last import channels_last
 from nft_ext.montecarlo.execution.passes import free_memory, split_chips
 from nft_ext.montecarlo.statistics.slices import LAST_PERMUTATION, Slices, permutation
 from nft_ext.montecarlo.statistics.tallies import Tallies
+from nft_ext.nn.contexts import chips
 
 DATA_SHARE = 0.5  # of the free memory of the device that the data may take
 
@@ -34,8 +34,8 @@ class ChipEvaluator:
         self.inputs = inputs.to(device) if fits else inputs
         self.labels = labels.to(device)
         self.channels_last = False  # whether the model sees images in that layout
-        # Several batches see the same chips. On CUDA a layer's weights then cost more than holding them: launches, and Python's time
-        # between them, in every batch. On the CPU our own product makes them on its way.
+        # Several batches see the same chips. On CUDA a layer's weights then cost more than holding them: launches, and
+        # Python's time between them, in every batch. On the CPU our own product makes them on its way.
         self.programmed = device.type == "cuda"
 
     def logits(self, inputs: Tensor, draws: list[int]) -> Tensor:
@@ -59,7 +59,9 @@ class ChipEvaluator:
         """Sums of the chips `draws`, each over its own slice of the images."""
         images, counted = slices.of(draws)  # [S, n]
         total = None
-        with chips(self.model, seed=self.seed, draws=draws, domain="evaluation", repeat=False, programmed=self.programmed):
+        with chips(
+            self.model, seed=self.seed, draws=draws, domain="evaluation", repeat=False, programmed=self.programmed
+        ):
             for start in range(0, slices.size, self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 here = images[:, batch].to(self.inputs.device)
@@ -87,9 +89,18 @@ class ChipEvaluator:
         return torch.stack(rows).numpy()
 
     def pilot_pass(self, chips_: int, count: int) -> None:
-        """One pass of `chips_` chips of the domain "selection" with `count` images each, to be timed; ends when its sums have arrived."""
+        """One pass of `chips_` chips of the domain "selection" with `count` images each, to be timed; ends when its
+        sums have arrived.
+        """
         rows = (torch.arange(chips_ * count) % len(self.labels)).to(self.inputs.device)
-        with chips(self.model, seed=self.seed, draws=range(chips_), domain="selection", repeat=False, programmed=self.programmed):
+        with chips(
+            self.model,
+            seed=self.seed,
+            draws=range(chips_),
+            domain="selection",
+            repeat=False,
+            programmed=self.programmed,
+        ):
             logits = split_chips(self.model(self._laid_out(self.inputs[rows])), chips_, count)
             Tallies.of(logits, self.labels[rows.to(self.device)].view(chips_, count)).chips(chips_)
 

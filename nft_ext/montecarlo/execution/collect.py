@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
+from nft_ext._common.progress import Progress
 from nft_ext.montecarlo.distributed.rows import Row, rows_of, tallies_of_rows
 from nft_ext.montecarlo.execution.session import Session
 from nft_ext.montecarlo.statistics.tallies import Tallies
-from nft_ext._common.progress import Progress
 
 # tallies_of(draws, done) -> Tallies, one row a draw; done(share) is told of each share of the pass that is over
 TalliesOf = Callable[[list[int], Callable[[float], None]], Tallies]

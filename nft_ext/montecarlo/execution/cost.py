@@ -1,7 +1,8 @@
-"""What noisy inference costs here: a forward pass of S chips with b images each takes overhead + S chip + S b image seconds.
+"""What noisy inference costs here: a forward pass of S chips with b images each takes overhead + S chip + S b image
+seconds.
 
-`chip` is programming a chip's weights, `image` one more image through it, `overhead` what a pass costs whatever is in it.
-The three are fitted to passes that were timed (docs/scaling.md holds the model against whole evaluations).
+`chip` is programming a chip's weights, `image` one more image through it, `overhead` what a pass costs whatever is in
+it. The three are fitted to passes that were timed (docs/scaling.md holds the model against whole evaluations).
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Cost:
 def fit(shapes: Sequence[Shape], seconds: Sequence[float], weights: Sequence[float] | None = None) -> Cost:
     """Least squares of the relative errors over costs >= 0.
 
-    Where the shapes do not tell the terms apart (all of one chip, say), the terms share what they cannot share out, and `forward`
-    is right for shapes like these. Raises ValueError without a shape.
+    Where the shapes do not tell the terms apart (all of one chip, say), the terms share what they cannot share out, and
+    `forward` is right for shapes like these. Raises ValueError without a shape.
     """
     if not shapes:
         fail("shapes", "must name at least one pass", "none")

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nft_ext.ops import build_info, operators
 from nft_ext._common.bfloat16 import PRECISIONS, autocast
 from nft_ext._common.checks import fail, integer, one_of
+from nft_ext.montecarlo.execution.subject import check_model, eval_mode
+from nft_ext.nn import base, noisy_layers
 from nft_ext.nn.contexts import chips as chips_of
 from nft_ext.nn.contexts import hold
+from nft_ext.ops import build_info, operators
 from nft_ext.ops.keys import noise_key
-from nft_ext.nn import base, noisy_layers
-from nft_ext.montecarlo.execution.subject import check_model, eval_mode
 
 WARM_UPS = 3  # libraries choose algorithms and get their workspaces before the capture, where they may not
 
@@ -30,18 +30,18 @@ class MonteCarloGraph:
         for draws in batched(range(200), 8):
             logits = step(images, nft.noise_key(seed, draws, device="cuda"))      # [8 * B, C], chip-major
 
-    The model runs in eval mode, without gradients, as `nft.monte_carlo` runs it, with the sigma and the noise's on/off state of
-    the moment of the capture. Weights may be trained or loaded in place between replays: quantized weights kept for the graph are
-    found anew (`refresh`, called by itself except after writing through `.data`). A graph's memory is its own: results stay valid
-    until the next replay overwrites them.
+    The model runs in eval mode, without gradients, as `nft.monte_carlo` runs it, with the sigma and the noise's on/off
+    state of the moment of the capture. Weights may be trained or loaded in place between replays: quantized weights
+    kept for the graph are found anew (`refresh`, called by itself except after writing through `.data`). A graph's
+    memory is its own: results stay valid until the next replay overwrites them.
 
     Args:
         model: a converted model on one CUDA device whose forward reads nothing back to the host.
         inputs: [B, ...], an example; its shape and dtype are those of every later batch.
         chips: S, chips a replay.
         precision: "float32", or "bfloat16" for products under autocast.
-        programmed: whether a replay programs all layers first, in few launches, and multiplies with torch's products (many rows a
-            chip), instead of layer by layer. Costs S times the weights' memory.
+        programmed: whether a replay programs all layers first, in few launches, and multiplies with torch's products
+            (many rows a chip), instead of layer by layer. Costs S times the weights' memory.
         after: None, or a function of the logits [S, B, ...] that is captured too; its result is then the step's.
 
     Attributes:
@@ -49,12 +49,20 @@ class MonteCarloGraph:
         output: what a replay writes: the model's output [S * B, ...], or the result of `after`.
 
     Raises:
-        TypeError, ValueError: bad arguments, weights that are not finite. RuntimeError: no CUDA here, or a forward that cannot be
-            captured.
+        TypeError, ValueError: bad arguments, weights that are not finite. RuntimeError: no CUDA here, or a forward that
+            cannot be captured.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, chips: int = 1, *, precision: str = "float32",
-                 programmed: bool = False, after: Callable[[Tensor], Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        chips: int = 1,
+        *,
+        precision: str = "float32",
+        programmed: bool = False,
+        after: Callable[[Tensor], Any] | None = None,
+    ) -> None:
         check_model(model)
         chips = integer("chips", chips, 1)
         one_of("precision", precision, PRECISIONS)
@@ -76,8 +84,8 @@ class MonteCarloGraph:
         """The output on these images and chips; a buffer that the next call overwrites.
 
         Args:
-            inputs: [B, ...] of the captured shape and dtype, on any device. key: int64 [S, 2], on any device; from the host both
-                are copied, which a tensor on the device saves.
+            inputs: [B, ...] of the captured shape and dtype, on any device. key: int64 [S, 2], on any device; from the
+                host both are copied, which a tensor on the device saves.
 
         Raises:
             TypeError, ValueError: another shape or dtype. RuntimeError: weights that moved in memory since the capture.
@@ -106,8 +114,12 @@ class MonteCarloGraph:
         stamp = self._stamp()
         for name, then, now in zip(self._layers, self._captured[1], stamp[1]):
             if then[:2] != now[:2]:
-                fail(f"{name}.weight", "must stay where it was at the capture; capture the model again", "another tensor",
-                     RuntimeError)
+                fail(
+                    f"{name}.weight",
+                    "must stay where it was at the capture; capture the model again",
+                    "another tensor",
+                    RuntimeError,
+                )
         with torch.cuda.device(self.device):
             for layer, (codes, step) in self._kept:
                 found = operators.ops.weight_step(layer.weight, layer.nvm.weight_bits)
@@ -134,11 +146,15 @@ class MonteCarloGraph:
                 _recover(current)
                 first = error.__context__ or error  # the end of a broken capture raises too, and says less
                 reason = next(iter(str(first).splitlines()), type(first).__name__)
-                raise RuntimeError("model: must have a forward that a CUDA graph can hold (fixed shapes, nothing read back to "
-                                   f"the host); got {reason}") from error
+                raise RuntimeError(
+                    "model: must have a forward that a CUDA graph can hold (fixed shapes, nothing read back to "
+                    f"the host); got {reason}"
+                ) from error
             # What the graph reads besides parameters must outlive the layers' own caches.
             self._tables = [layer.noise_state()[0] for layer in self._layers.values()]
-            self._kept = [(layer, layer._quantized[1:3]) for layer in self._layers.values() if layer._quantized is not None]
+            self._kept = [
+                (layer, layer._quantized[1:3]) for layer in self._layers.values() if layer._quantized is not None
+            ]
         self._captured = self._stamp()
         return output
 
@@ -170,12 +186,18 @@ def _cuda_device(model: nn.Module) -> torch.device:
     """The one CUDA device of the model's noisy layers.
 
     Raises:
-        RuntimeError: there is no CUDA here, or this build does not serve it. ValueError: they are elsewhere, or on several.
+        RuntimeError: there is no CUDA here, or this build does not serve it. ValueError: they are elsewhere, or on
+            several.
     """
     found = sorted({str(layer.weight.device) for layer in noisy_layers(model).values()})
     if not torch.cuda.is_available():
-        fail("model", "must be on a CUDA device, where CUDA graphs are, and torch sees none on this machine; call the model "
-             "itself, or nft_ext.monte_carlo", ", ".join(found), RuntimeError)
+        fail(
+            "model",
+            "must be on a CUDA device, where CUDA graphs are, and torch sees none on this machine; call the model "
+            "itself, or nft_ext.monte_carlo",
+            ", ".join(found),
+            RuntimeError,
+        )
     if build_info.cuda_failure is not None:
         fail("model", f"cannot run on CUDA, because {build_info.cuda_failure}", ", ".join(found), RuntimeError)
     if len(found) != 1 or not found[0].startswith("cuda"):
@@ -185,7 +207,11 @@ def _cuda_device(model: nn.Module) -> torch.device:
 
 def _check_same(argument: str, value: Any, buffer: Tensor) -> None:
     if not isinstance(value, Tensor) or value.dtype != buffer.dtype:
-        fail(argument, f"must be a {buffer.dtype} tensor, as at the capture", str(getattr(value, "dtype", type(value).__name__)),
-             TypeError)
+        fail(
+            argument,
+            f"must be a {buffer.dtype} tensor, as at the capture",
+            str(getattr(value, "dtype", type(value).__name__)),
+            TypeError,
+        )
     if value.shape != buffer.shape:
         fail(argument, f"must have the shape {list(buffer.shape)}, as at the capture", list(value.shape))

@@ -24,8 +24,12 @@ def read_data(data) -> tuple[Tensor, Tensor]:
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(d, "shape") for d in data):
         inputs, labels = data
         if not (torch.is_tensor(inputs) and torch.is_tensor(labels)):
-            fail("data", "a pair must be of two tensors",
-                 f"{type(inputs).__name__} and {type(labels).__name__}", kind=TypeError)
+            fail(
+                "data",
+                "a pair must be of two tensors",
+                f"{type(inputs).__name__} and {type(labels).__name__}",
+                kind=TypeError,
+            )
     else:
         inputs, labels = _collect(data)
     _check(inputs, labels)
@@ -40,13 +44,21 @@ def _collect(data) -> tuple[Tensor, Tensor]:
             fail("data", "must hold at least one image", "an empty data set")
         batches = DataLoader(data, batch_size=READ_BATCH)
     else:
-        fail("data", "must be a DataLoader, a map-style Dataset or a pair of tensors",
-             type(data).__name__, kind=TypeError)
+        fail(
+            "data",
+            "must be a DataLoader, a map-style Dataset or a pair of tensors",
+            type(data).__name__,
+            kind=TypeError,
+        )
     inputs, labels = [], []
     for batch in batches:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(torch.is_tensor, batch))):
-            fail("data", "each item must be a pair (input, label) of a tensor and an integer",
-                 type(batch).__name__, kind=TypeError)
+            fail(
+                "data",
+                "each item must be a pair (input, label) of a tensor and an integer",
+                type(batch).__name__,
+                kind=TypeError,
+            )
         inputs.append(batch[0])
         labels.append(batch[1])
     if not inputs:
@@ -60,8 +72,11 @@ def _check(inputs: Tensor, labels: Tensor) -> None:
     if labels.dtype not in INTEGERS:
         fail("data", "labels must be integers", str(labels.dtype))
     if inputs.ndim == 0 or len(inputs) != len(labels):
-        fail("data", "inputs and labels must have the same length",
-             f"inputs {list(inputs.shape)} and labels {list(labels.shape)}")
+        fail(
+            "data",
+            "inputs and labels must have the same length",
+            f"inputs {list(inputs.shape)} and labels {list(labels.shape)}",
+        )
     if len(labels) == 0:
         fail("data", "must hold at least one image", "0 images")
     if labels.min() < 0:
@@ -74,5 +89,4 @@ def _check(inputs: Tensor, labels: Tensor) -> None:
 def check_label_range(labels: Tensor, classes: int) -> None:
     """Raises ValueError if a label is not one of the model's `classes`."""
     if labels.max() >= classes:
-        fail("data", f"labels must lie in 0 .. {classes - 1}, the model having {classes} classes",
-             int(labels.max()))
+        fail("data", f"labels must lie in 0 .. {classes - 1}, the model having {classes} classes", int(labels.max()))

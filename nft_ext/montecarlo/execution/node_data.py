@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nft_ext.montecarlo.execution.images import read_data
 from nft_ext.montecarlo.distributed.ranks import POLL, Team
+from nft_ext.montecarlo.execution.images import read_data
 
 FOLDERS = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # memory, else a disk
 

@@ -17,14 +17,16 @@ _SAYINGS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` is an allocation that failed, on the CPU or on CUDA."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS))
+        isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+    )
 
 
 class Halving:
-    """A `tallies_of` that goes on when a pass does not fit the memory: with half as many chips at once, which changes no chip,
-    and no metric beyond the rounding of the products. One chip alone that does not fit is an error.
+    """A `tallies_of` that goes on when a pass does not fit the memory: with half as many chips at once, which changes
+    no chip, and no metric beyond the rounding of the products. One chip alone that does not fit is an error.
 
-    tallies_of: as `Collector` takes it. per_pass: chips at once to begin with. batch_size: images a pass, for the messages.
+    tallies_of: as `Collector` takes it. per_pass: chips at once to begin with. batch_size: images a pass, for the
+    messages.
     note: None, or what happened, for the report.
     """
 
@@ -40,7 +42,7 @@ class Halving:
         finished: list[Tallies] = []
         start, told = 0, 0.0
         while start < len(draws):
-            some = draws[start:start + self.at_once]
+            some = draws[start : start + self.at_once]
             reached = start / len(draws)
 
             def tell(share: float) -> None:
@@ -66,13 +68,18 @@ class Halving:
             if not out_of_memory(error):
                 raise
             if self.at_once == 1:
-                raise RuntimeError("batch_size: one chip must fit the memory with this many images a pass, use a smaller "
-                                   f"batch_size; got {self.batch_size}") from error
+                raise RuntimeError(
+                    "batch_size: one chip must fit the memory with this many images a pass, use a smaller "
+                    f"batch_size; got {self.batch_size}"
+                ) from error
         # Only here, as the error holds the memory of the forward that failed.
         fewer = -(-self.at_once // 2)
         if self.note is None:
-            warnings.warn(f"monte_carlo: out of memory with {self.at_once} chips a pass; going on with half as many",
-                          RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"monte_carlo: out of memory with {self.at_once} chips a pass; going on with half as many",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.at_once = fewer
         self.note = f"memory ran out; from there on at most {fewer} chips at once"
         if torch.cuda.is_available():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from nft_ext._common.checks import fail
 from nft_ext._common.logits import logits_of
 
 PROBE_IMAGES = 8
-# Rows (chips x images) of a pass that fill the machine: more would buy memory traffic, not speed. CPU: VGG-8 at widths 0.125 and
-# 0.25 took 10 to 30 % longer an image with 256 rows than with 128 on two AVX2 cores; 64 were no better. GPU: by reasoning.
+# Rows (chips x images) of a pass that fill the machine: more would buy memory traffic, not speed. CPU: VGG-8 at widths
+# 0.125 and 0.25 took 10 to 30 % longer an image with 256 rows than with 128 on two AVX2 cores; 64 were no better. GPU:
+# by reasoning.
 ROWS = {"cpu": 128, "cuda": 4096}
 # Images of a batch, where none is given.
 IMAGES = {"cpu": 128, "cuda": 256}

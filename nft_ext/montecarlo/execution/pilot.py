@@ -1,4 +1,6 @@
-"""slice_images="auto": a few chips on the same images show how variable chips and images are, a few passes what they cost."""
+"""slice_images="auto": a few chips on the same images show how variable chips and images are, a few passes what they
+cost.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from numpy import ndarray
 from nft_ext.montecarlo.execution.cost import Cost, measure
 from nft_ext.montecarlo.execution.passes import ROWS
 
-# B2 is then known within some 30 % and n*, its inverse root, within 15 %, which costs a percent: the optimum is flat. More images
-# than X2 / B2 tell no more of B2: where chips differ much, the first few images are enough, and the rest would cost more than they save.
+# B2 is then known within some 30 % and n*, its inverse root, within 15 %, which costs a percent: the optimum is flat.
+# More images than X2 / B2 tell no more of B2: where chips differ much, the first few images are enough, and the rest
+# would cost more than they save.
 PILOT_CHIPS = 24
 PILOT_IMAGES = (64, 256)
 PILOT_CHIPS_A_PASS = 8  # of the passes that are timed: slices are small, so chips share a pass
@@ -52,9 +55,9 @@ def components(correct: ndarray, images: int) -> Components:
 def best_slice(found: Components, chip_in_images: float, images: int) -> int:
     """n* = sqrt((c_p / c_i) X2 / (B2 - X2 / I)), the least cost of a given variance B2 + (1/n - 1/I) X2; within 2 .. I.
 
-    chip_in_images: c_p / c_i, what a chip costs once in units of one more image. All images where B2 <= X2 / I: then images
-    differ more by chance than chips do, and more chips do not help. At least 2, since one image a chip does not tell chips'
-    variance from images'.
+    chip_in_images: c_p / c_i, what a chip costs once in units of one more image. All images where B2 <= X2 / I: then
+    images differ more by chance than chips do, and more chips do not help. At least 2, since one image a chip does not
+    tell chips' variance from images'.
     """
     excess = found.between - found.interaction / images
     if excess <= 0:
@@ -77,8 +80,14 @@ class Pilot:
         """For JSON: variances by their names in docs/monte_carlo.md, costs in seconds."""
         c = self.components
         return {
-            "chips": self.chips, "images": self.images, "accuracy": c.accuracy, "B2": c.between, "X2": c.interaction,
-            "P2": c.images, "seconds_a_chip": self.cost.per_chip(self.chips_a_pass), "seconds_an_image": self.cost.image,
+            "chips": self.chips,
+            "images": self.images,
+            "accuracy": c.accuracy,
+            "B2": c.between,
+            "X2": c.interaction,
+            "P2": c.images,
+            "seconds_a_chip": self.cost.per_chip(self.chips_a_pass),
+            "seconds_an_image": self.cost.image,
             "n_star": self.best,
         }
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from nft_ext._common.bfloat16 import autocast, warn_where_slow
 from nft_ext._common.checks import fail
-from nft_ext.nn.contexts import noise
-from nft_ext.nn import noisy_layers
 from nft_ext.montecarlo.execution.arguments import Arguments
 from nft_ext.montecarlo.execution.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.execution.images import check_label_range
@@ -22,13 +20,18 @@ from nft_ext.montecarlo.execution.passes import Probe, chips_that_fit, images_th
 from nft_ext.montecarlo.execution.protocols import Plan
 from nft_ext.montecarlo.execution.session import Session
 from nft_ext.montecarlo.execution.subject import check_model, check_sigma_is_known, eval_mode, on_device
+from nft_ext.nn import noisy_layers
+from nft_ext.nn.contexts import noise
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """asked: with a number for batch_size. evaluator: the network in eval mode at the sigma asked for, with inputs and `labels`.
+    """asked: with a number for batch_size. evaluator: the network in eval mode at the sigma asked for, with inputs and
+    `labels`.
     probe: what one small pass told.
-    alone: why only one chip may share a pass, or None. hardware: the device's name. began: time.perf_counter() at the start."""
+    alone: why only one chip may share a pass, or None. hardware: the device's name. began: time.perf_counter() at the
+    start.
+    """
 
     asked: Arguments
     evaluator: ChipEvaluator
@@ -65,7 +68,8 @@ def prepared(
 ) -> Iterator[Prepared]:
     """The network is in eval mode, without gradients, in the precision asked for; afterwards as it was.
 
-    model: one that `check` has passed. Raises TypeError or ValueError for bad data, slice or device, before any chip is evaluated.
+    model: one that `check` has passed. Raises TypeError or ValueError for bad data, slice or device, before any chip is
+    evaluated.
     """
     inputs, labels = session.read(data)
     if asked.slice_images != "auto" and asked.slice_images > len(labels):

@@ -9,8 +9,8 @@ from typing import Any
 from nft_ext.montecarlo.execution.arguments import Arguments
 from nft_ext.montecarlo.execution.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.execution.collect import Collector, TalliesOf
-from nft_ext.montecarlo.statistics.estimates import accuracy_estimate
 from nft_ext.montecarlo.execution.pilot import pilot
+from nft_ext.montecarlo.statistics.estimates import accuracy_estimate
 from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.statistics.stopping import Precision, until
 from nft_ext.montecarlo.statistics.strata import most_slices
@@ -37,7 +37,8 @@ class Plan:
 def plan(asked: Arguments, evaluator: ChipEvaluator, several: bool) -> Plan:
     """The protocol's plan. several: whether chips may share a pass of this model.
 
-    "auto" takes n* from a pilot; where `runs` is given, at least as many images as leave it the exact variance (strata.py).
+    "auto" takes n* from a pilot; where `runs` is given, at least as many images as leave it the exact variance
+    (strata.py).
     """
     images = len(evaluator.labels)
     if asked.protocol == "full":

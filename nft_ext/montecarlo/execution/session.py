@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nft_ext._common.checks import fail
 from nft_ext._common.processes import own_gpu
-from nft_ext.montecarlo.distributed.work_queue import Compute, deal, share
-from nft_ext.montecarlo.execution.images import read_data
 from nft_ext.montecarlo.distributed.journal import Journal
-from nft_ext.montecarlo.execution.node_data import NodeData
 from nft_ext.montecarlo.distributed.ranks import RanksError, team_of
 from nft_ext.montecarlo.distributed.rows import Row
+from nft_ext.montecarlo.distributed.work_queue import Compute, deal, share
+from nft_ext.montecarlo.execution.images import read_data
+from nft_ext.montecarlo.execution.node_data import NodeData
 
 
 class Session:

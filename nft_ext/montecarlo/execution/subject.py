@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from nft_ext._common.checks import fail
-from nft_ext.ops.functional import device_table
 from nft_ext.nn import check_noisy, noisy_layers
 from nft_ext.nn.noise_free import noise_free_layers
+from nft_ext.ops.functional import device_table
 
 
 def check_model(model) -> None:
@@ -43,8 +44,11 @@ def check_sigma_is_known(model: nn.Module) -> None:
     for name, layer in noisy_layers(model).items():
         table_in_force = layer.noise_state()[0]
         if not torch.equal(table_in_force, device_table(layer.nvm, layer.weight.device)):
-            fail("sigma", "must be given to monte_carlo itself, not by nft.noise around it",
-                 f"None, with another sigma in force in {name!r}")
+            fail(
+                "sigma",
+                "must be given to monte_carlo itself, not by nft.noise around it",
+                f"None, with another sigma in force in {name!r}",
+            )
 
 
 @contextlib.contextmanager
@@ -65,12 +69,12 @@ def devices_in_use(model: nn.Module, sigma: float | None) -> list[dict[str, Any]
     for name, layer in noisy_layers(model).items():
         nvm = layer.nvm if sigma is None else layer.nvm.replace(sigma=sigma)
         layers_of.setdefault(nvm, []).append(name)
-    return [
-        {"device": nvm.describe(), "text": str(nvm), "layers": names} for nvm, names in layers_of.items()
-    ]
+    return [{"device": nvm.describe(), "text": str(nvm), "layers": names} for nvm, names in layers_of.items()]
 
 
 def layers_without_noise(model: nn.Module) -> list[str]:
     """Names of the layers with weights that are not noisy, or with their noise switched off."""
-    quiet = {name for name, layer in noisy_layers(model).items() if not layer.noise_enabled} | set(noise_free_layers(model))
+    quiet = {name for name, layer in noisy_layers(model).items() if not layer.noise_enabled} | set(
+        noise_free_layers(model)
+    )
     return [name for name, _ in model.named_modules() if name in quiet]

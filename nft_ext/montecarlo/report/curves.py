@@ -30,13 +30,17 @@ def common_conditions(reports: list[MonteCarloReport]) -> str:
     chips = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
     sizes = {report.slice_images for report in reports}
     images = images_a_chip(reports[0]) if len(sizes) == 1 else f"slices of {reports[0].images} images"
-    kinds = {(group["device"]["name"], group["device"]["weight_bits"], group["device"]["device_bits"])
-             for report in reports for group in report.nvm}
-    kind = f"{device['name']}, M = {device['weight_bits']}, K = {device['device_bits']}" if len(kinds) == 1 else "several devices"
-    return (
-        f"{kind}; {chips} chips x "
-        f"{images}, seed {reports[0].seed}"
+    kinds = {
+        (group["device"]["name"], group["device"]["weight_bits"], group["device"]["device_bits"])
+        for report in reports
+        for group in report.nvm
+    }
+    kind = (
+        f"{device['name']}, M = {device['weight_bits']}, K = {device['device_bits']}"
+        if len(kinds) == 1
+        else "several devices"
     )
+    return f"{kind}; {chips} chips x {images}, seed {reports[0].seed}"
 
 
 def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 from nft_ext._common.checks import fail
 from nft_ext._common.files import finite_or_none, write_csv, write_json
 from nft_ext.montecarlo.report.report_plot import plot_report
-from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
-from nft_ext.montecarlo.statistics.statistic import RunStatistic
 from nft_ext.montecarlo.report.stored import statistic_entry, statistic_of
 from nft_ext.montecarlo.report.text import report_table
+from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
+from nft_ext.montecarlo.statistics.statistic import RunStatistic
 
 FORMAT = "nft_ext.monte_carlo/1"
 CONVENTIONS = {
@@ -73,8 +73,12 @@ class MonteCarloReport:
 
     def _statistic(self, name: str) -> RunStatistic | SliceStatistic:
         if name not in self.statistics:
-            fail("metrics", f"must have named {name!r} for the report to hold it",
-                 ", ".join(self.statistics), kind=AttributeError)
+            fail(
+                "metrics",
+                f"must have named {name!r} for the report to hold it",
+                ", ".join(self.statistics),
+                kind=AttributeError,
+            )
         return self.statistics[name]
 
     @property

@@ -12,7 +12,9 @@ from nft_ext.montecarlo.report.text import images_a_chip
 
 
 def plot_report(report, path: str | os.PathLike) -> None:
-    """Histogram of the per-run accuracy, every chip below it, mean with interval, worst case (where chips saw all images)."""
+    """Histogram of the per-run accuracy, every chip below it, mean with interval, worst case (where chips saw all
+    images).
+    """
     matplotlib = require_matplotlib()
     accuracy = report.accuracy
     percent = 100 * accuracy.per_run
@@ -23,8 +25,9 @@ def plot_report(report, path: str | os.PathLike) -> None:
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(7.2, 4.4), layout="constrained")
         top, strip = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        top.hist(percent, bins=_bin_edges(percent, seen), color=COLOURS[0], alpha=0.55,
-                 edgecolor="white", linewidth=0.6)
+        top.hist(
+            percent, bins=_bin_edges(percent, seen), color=COLOURS[0], alpha=0.55, edgecolor="white", linewidth=0.6
+        )
         top.set_ylabel("chips")
         top.yaxis.get_major_locator().set_params(integer=True)
 
@@ -52,8 +55,13 @@ def _mark_worst(top, strip, accuracy, percent: np.ndarray, height: np.ndarray) -
     for axes in (top, strip):
         axes.axvline(percent[worst], color=COLOURS[1], linewidth=1, linestyle=(0, (4, 3)))
     bound = 100 * accuracy.worst.bounds_quantile
-    _label_line(top, percent[worst], 0.90, f"worst of {accuracy.worst.runs}: {percent[worst]:.2f} "
-                f"(at most {bound:.2g} % of chips do worse)", COLOURS[1])
+    _label_line(
+        top,
+        percent[worst],
+        0.90,
+        f"worst of {accuracy.worst.runs}: {percent[worst]:.2f} (at most {bound:.2g} % of chips do worse)",
+        COLOURS[1],
+    )
 
 
 def _bin_edges(percent: np.ndarray, images: int) -> np.ndarray:
@@ -71,9 +79,17 @@ def _label_line(axes, x: float, height: float, text: str, colour: str) -> None:
     """Writes `text` beside a vertical line, at `height` of the axes, on the side that has room."""
     low, high = axes.get_xlim()
     left = x > 0.5 * (low + high)
-    axes.annotate(text, (x, height), xycoords=("data", "axes fraction"), xytext=(-5 if left else 5, 0),
-                  textcoords="offset points", ha="right" if left else "left", va="top", color=colour,
-                  bbox=dict(facecolor="white", alpha=0.75, edgecolor="none", pad=1))
+    axes.annotate(
+        text,
+        (x, height),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5 if left else 5, 0),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="top",
+        color=colour,
+        bbox=dict(facecolor="white", alpha=0.75, edgecolor="none", pad=1),
+    )
 
 
 def _report_title(report) -> str:

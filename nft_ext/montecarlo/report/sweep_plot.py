@@ -33,15 +33,17 @@ def plot_sweep(curves: dict, path: str | os.PathLike, title: str) -> None:
             sigma = np.array([report.sigma for report in curve])
             mean = 100 * np.array([report.accuracy.mean for report in curve])
             half = 100 * np.array([report.accuracy.ci95 for report in curve])
-            axes.fill_between(sigma, np.maximum(mean - half, 0), np.minimum(mean + half, 100), color=colour, alpha=0.2, linewidth=0)
-            axes.plot(sigma, mean, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4.5,
-                      linewidth=1.6)
+            axes.fill_between(
+                sigma, np.maximum(mean - half, 0), np.minimum(mean + half, 100), color=colour, alpha=0.2, linewidth=0
+            )
+            axes.plot(sigma, mean, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4.5, linewidth=1.6)
             ends.append((name, colour, sigma[-1], mean[-1]))
         chance = 100 / reports[0].classes
         axes.axhline(chance, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)))
         low = min(report.sigma for report in reports)
-        axes.annotate("chance", (low, chance), xytext=(0, 2), textcoords="offset points", color=FAINT,
-                      fontsize=8, va="bottom")
+        axes.annotate(
+            "chance", (low, chance), xytext=(0, 2), textcoords="offset points", color=FAINT, fontsize=8, va="bottom"
+        )
         axes.set(xlabel=f"sigma, {convention(reports[0])}", ylabel="accuracy, % (mean over chips, 95 % band)")
         axes.grid(axis="y", color="#E4E4E4", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -66,6 +68,13 @@ def _label_ends(axes, ends: list[tuple[str, str, float, float]]) -> None:
     right = max(end[2] for end in ends)
     span = axes.get_xlim()[1] - axes.get_xlim()[0]
     for (name, colour, x, y), height in zip(ends, at):
-        axes.annotate(name, (x, y), xytext=(right + 0.05 * span, height), textcoords="data", color=colour,
-                      va="center", annotation_clip=False,
-                      arrowprops=dict(arrowstyle="-", color=colour, linewidth=0.7, alpha=0.6, shrinkA=1, shrinkB=4))
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(right + 0.05 * span, height),
+            textcoords="data",
+            color=colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops=dict(arrowstyle="-", color=colour, linewidth=0.7, alpha=0.6, shrinkA=1, shrinkB=4),
+        )

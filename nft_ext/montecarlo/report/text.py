@@ -28,7 +28,9 @@ def align(rows: list[list[str]]) -> list[str]:
 
 def images_a_chip(report) -> str:
     """How many images a chip saw, in words."""
-    return f"{report.images} images" if report.slice_images is None else f"{report.slice_images} of {report.images} images"
+    return (
+        f"{report.images} images" if report.slice_images is None else f"{report.slice_images} of {report.images} images"
+    )
 
 
 def report_table(report) -> str:
@@ -79,7 +81,9 @@ def _of_slices(report) -> list[str]:
         f"  calibration error (ECE, pooled)  {report.ece:.4f}",
         f"  {report.images_evaluated:,} inferences, {report.tilings:.2f} tilings of {report.slices} slices: {worth}",
     ]
-    return lines + textwrap.wrap(f"no quantiles, no worst case: {WHY_ABSENT}", WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return lines + textwrap.wrap(
+        f"no quantiles, no worst case: {WHY_ABSENT}", WIDTH, initial_indent="  ", subsequent_indent="  "
+    )
 
 
 def _row(name: str, figures: list[float]) -> list[str]:

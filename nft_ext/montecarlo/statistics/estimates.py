@@ -44,9 +44,7 @@ def run_statistics(tallies: Tallies, accuracy: Precision | None = None) -> dict[
     return found
 
 
-def slice_statistics(
-    tallies: Tallies, slices: Slices, accuracy: Precision | None = None
-) -> dict[str, SliceStatistic]:
+def slice_statistics(tallies: Tallies, slices: Slices, accuracy: Precision | None = None) -> dict[str, SliceStatistic]:
     """All METRICS of chips that saw a slice each. accuracy: its precision, where a stopping rule fixed it."""
     found = {}
     for name, (numerator, denominator) in ratios_of(tallies).items():
@@ -60,7 +58,13 @@ def slice_statistics(
             between = float(between_chips(of, numerator, denominator, slices.count, slices.images))
             std = math.sqrt(between if not between < 0 else 0.0)  # below 0 by chance; NaN stays NaN
         found[name] = SliceStatistic(
-            per_run, float(of.mean), higher_is_better=is_accuracy, std=std, standard_error=precision.standard_error,
-            ci95=precision.half_width, conservative=of.conservative, share=is_accuracy,
+            per_run,
+            float(of.mean),
+            higher_is_better=is_accuracy,
+            std=std,
+            standard_error=precision.standard_error,
+            ci95=precision.half_width,
+            conservative=of.conservative,
+            share=is_accuracy,
         )
     return found

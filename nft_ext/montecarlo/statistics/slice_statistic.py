@@ -81,6 +81,8 @@ class SliceStatistic:
 
 
 def logit_interval(mean, half_width):
-    """(low, high) of a share: half_width / (mean (1 - mean)) around log(mean / (1 - mean)), taken back. Floats or arrays."""
+    """(low, high) of a share: half_width / (mean (1 - mean)) around log(mean / (1 - mean)), taken back. Floats or
+    arrays.
+    """
     logit, half = np.log(mean / (1 - mean)), half_width / (mean * (1 - mean))
     return 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))

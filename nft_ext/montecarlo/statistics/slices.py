@@ -20,10 +20,10 @@ TILINGS_A_PERMUTATION = 2  # each slice is shown to two chips, whose difference 
 class Slices:
     """The slices of `images` images, at most `most` a chip; all of it a pure function of (seed, draw, images, most).
 
-    A tiling is `count` slices, as many as `most` demands, that hold every image once. Their sizes differ by at most one: slice j
-    is the images from place floor(j * images / count) to before floor((j + 1) * images / count) of a permutation.
-    Chip `draw` sees slice j = draw mod count of tiling t = draw // count, and tilings 2b and 2b + 1 are cut
-    from permutation b.
+    A tiling is `count` slices, as many as `most` demands, that hold every image once. Their sizes differ by at most
+    one: slice j is the images from place floor(j * images / count) to before floor((j + 1) * images / count) of a
+    permutation. Chip `draw` sees slice j = draw mod count of tiling t = draw // count, and tilings 2b and 2b + 1 are
+    cut from permutation b.
     """
 
     seed: int
@@ -66,8 +66,8 @@ class Slices:
 def permutation(seed: int, number: int, images: int) -> np.ndarray:
     """Permutation `number` of 0 .. images - 1 under `seed`, int64 [images]: sorts 64 random bits an image.
 
-    The bits are Philox's, key domain "permutation", stream 0, slice 0, draw = number: block b gives image 2b the words 0 (low
-    half) and 1, image 2b + 1 the words 2 and 3. Of equal bits the lower image goes first.
+    The bits are Philox's, key domain "permutation", stream 0, slice 0, draw = number: block b gives image 2b the words
+    0 (low half) and 1, image 2b + 1 the words 2 and 3. Of equal bits the lower image goes first.
     """
     blocks = np.arange((images + 1) // 2, dtype=np.uint32)
     counters = np.zeros((len(blocks), 4), dtype=np.uint32)

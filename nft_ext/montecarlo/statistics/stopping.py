@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Callable
 
 import numpy as np
 from numpy import ndarray
@@ -26,7 +26,9 @@ class Goal:
 
 @dataclass(frozen=True)
 class Precision:
-    """The standard error behind an interval and its degrees of freedom. reached: the goal; pilot_runs: the chips that decided."""
+    """The standard error behind an interval and its degrees of freedom. reached: the goal; pilot_runs: the chips that
+    decided.
+    """
 
     standard_error: float
     df: int
@@ -47,15 +49,16 @@ def precision_of(found: SliceEstimate) -> Precision:
 def until(goal: Goal, count: int, more: Callable[[int, int], None], estimate: Callable[[], SliceEstimate]) -> Precision:
     """Collects chips until the goal is met, or goal.high chips.
 
-    count: m, slices of a tiling (1: every chip sees all images). more(first, last) collects chips; estimate() is of all so far.
+    count: m, slices of a tiling (1: every chip sees all images). more(first, last) collects chips; estimate() is of all
+    so far.
 
-    A pilot of PILOT_RUNS chips (goal.low if that is more) fixes the number of chips: the smallest R with
-    t(df) sqrt(variance at R) <= target, the variance a chip being the pilot's. The mean of all R chips and that interval have
-    the stated coverage (Stein 1945) if chips are normal, since the mean of a normal sample is independent of its variance.
-    Chips are often skewed: a pilot without a bad one then has both a high mean and a low variance. So the interval of all R
-    chips has to be within the target too, or R grows until it is; the wider of the two intervals is the answer.
-    The exact variance of slices takes `least_exact` chips. If the pilot has fewer, the plain variance of slices, which is
-    on the safe side, decides, unless it asks for more than those: then they are the pilot.
+    A pilot of PILOT_RUNS chips (goal.low if that is more) fixes the number of chips: the smallest R with t(df)
+    sqrt(variance at R) <= target, the variance a chip being the pilot's. The mean of all R chips and that interval have
+    the stated coverage (Stein 1945) if chips are normal, since the mean of a normal sample is independent of its
+    variance. Chips are often skewed: a pilot without a bad one then has both a high mean and a low variance. So the
+    interval of all R chips has to be within the target too, or R grows until it is; the wider of the two intervals is
+    the answer. The exact variance of slices takes `least_exact` chips. If the pilot has fewer, the plain variance of
+    slices, which is on the safe side, decides, unless it asks for more than those: then they are the pilot.
     """
     pilot = max(PILOT_RUNS, goal.low)
     if 2 * count <= pilot:
@@ -93,7 +96,9 @@ def variance_at(runs: ndarray, found: SliceEstimate, count: int) -> ndarray:
 
 
 def runs_for(goal: Goal, found: SliceEstimate, pilot: int, count: int) -> int:
-    """The smallest number of chips, at least `pilot`, that meets the goal by the estimate `found`; goal.high + 1 if none does."""
+    """The smallest number of chips, at least `pilot`, that meets the goal by the estimate `found`; goal.high + 1 if
+    none does.
+    """
     largest = goal.target / student_t_quantile(0.5 + CONFIDENCE / 2, found.df)
     least = max(pilot, int(np.ceil(found.per_chip / largest**2)))
     # An incomplete tiling adds variance, a complete one does not: look no further than the next that is.

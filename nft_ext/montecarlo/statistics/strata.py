@@ -9,17 +9,19 @@ from numpy import ndarray
 
 from nft_ext.montecarlo.statistics.slices import TILINGS_A_PERMUTATION
 
-
-LEAST_PAIRS = 64  # of chips on the same slice, if there are so many slices: they are the degrees of freedom of the variance
+LEAST_PAIRS = (
+    64  # of chips on the same slice, if there are so many slices: they are the degrees of freedom of the variance
+)
 
 
 @dataclass(frozen=True)
 class SliceEstimate:
     """A ratio over chips and images, and the variance of its estimate; arrays have the leading shape of the input.
 
-    mean: sum of numerators / sum of denominators. variance: of `mean`, estimated; per_chip: the part of it that falls as 1/R,
-    times R. df: degrees of freedom of `per_chip`. within: variance of slices within a tiling (or over all, where conservative).
-    conservative: True where `variance` is too large on average, for lack of chips on the same slices.
+    mean: sum of numerators / sum of denominators. variance: of `mean`, estimated; per_chip: the part of it that falls
+    as 1/R, times R. df: degrees of freedom of `per_chip`. within: variance of slices within a tiling (or over all,
+    where conservative). conservative: True where `variance` is too large on average, for lack of chips on the same
+    slices.
     """
 
     mean: ndarray
@@ -37,7 +39,9 @@ def pairs(runs: int, count: int) -> ndarray:
 
 
 def least_exact(count: int) -> int:
-    """The fewest chips whose variance is estimated without that of images: one tiling and LEAST_PAIRS of the next, or two tilings."""
+    """The fewest chips whose variance is estimated without that of images: one tiling and LEAST_PAIRS of the next, or
+    two tilings.
+    """
     return 1 if count == 1 else count + min(count, LEAST_PAIRS)
 
 
@@ -51,10 +55,10 @@ def estimate(numerator: ndarray, denominator: ndarray, count: int) -> SliceEstim
 
     count: m, slices of a tiling. The layout is that of `Slices`: pairs of tilings share their slices.
 
-    Chips r and r + m of a pair of tilings see the same images, so half the mean square of their difference is the variance
-    of a slice given its images, whatever the images and the sizes of slices. Complete tilings see every image equally often:
-    nothing is added to it. The slices of an incomplete last tiling are e of m drawn without replacement, and add (P2/n) (e/R)^2
-    (1/e - 1/m), P2/n being what the variance within tilings exceeds the former by.
+    Chips r and r + m of a pair of tilings see the same images, so half the mean square of their difference is the
+    variance of a slice given its images, whatever the images and the sizes of slices. Complete tilings see every image
+    equally often: nothing is added to it. The slices of an incomplete last tiling are e of m drawn without replacement,
+    and add (P2/n) (e/R)^2 (1/e - 1/m), P2/n being what the variance within tilings exceeds the former by.
     """
     runs = numerator.shape[-1]
     mean = numerator.sum(-1) / denominator.sum(-1)
@@ -79,7 +83,8 @@ def rest_variance(found: SliceEstimate, runs: ndarray, count: int) -> ndarray:
 
 
 def between_chips(found: SliceEstimate, correct: ndarray, sizes: ndarray, count: int, images: int) -> ndarray:
-    """B2, the variance over chips of the accuracy on all images, [...]; by chance below 0. NaN where slices have one image.
+    """B2, the variance over chips of the accuracy on all images, [...]; by chance below 0. NaN where slices have one
+    image.
 
     found: of `correct` [..., R] over `sizes` [R] or [..., R]. The variance of a slice holds B2 and that of its images:
     E within = B2 + k W + P2/I with k = 1/n - 1/I, and the images' own spread within a slice estimates W = P2 + X2.
