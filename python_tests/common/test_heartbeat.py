@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "CMakeLists.txt").exists())
+from support.paths import ROOT
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 import nft_ext
 from nft_ext.ops import build_info, libraries
+from support.paths import ROOT
 
 CORE = "_core" + importlib.machinery.EXTENSION_SUFFIXES[0]
 
@@ -124,7 +125,9 @@ def test_own_libraries_of_other_sources_draw_a_warning_unless_the_installed_ones
 )
 def test_what_a_record_holds(checkout, file, counts):
     before = libraries.identity(checkout)
-    (checkout.parent / file).write_text('__version__ = "7.1"\n')
+    changed = checkout.parent / file
+    changed.parent.mkdir(parents=True, exist_ok=True)
+    changed.write_text('__version__ = "7.1"\n')
     assert (libraries.identity(checkout) != before) == counts
 
 
@@ -141,13 +144,12 @@ def test_these_libraries_were_built_from_these_sources():
 @pytest.mark.slow
 def test_a_checkout_beside_an_installed_copy_imports_and_computes(tmp_path):
     """The real package in both places: Python files and sources in the checkout, the libraries in the other alone."""
-    root = next(folder for folder in Path(__file__).resolve().parents if (folder / "CMakeLists.txt").exists())
     checkout, site = tmp_path / "checkout", tmp_path / "site"
     no_libraries = shutil.ignore_patterns("*.so", libraries.RECORD, "__pycache__")
     for place in (checkout, site):
-        shutil.copytree(root / "nft_ext", place / "nft_ext", ignore=no_libraries)
-    shutil.copytree(root / "csrc", checkout / "csrc")
-    shutil.copy(root / "CMakeLists.txt", checkout)
+        shutil.copytree(ROOT / "nft_ext", place / "nft_ext", ignore=no_libraries)
+    shutil.copytree(ROOT / "csrc", checkout / "csrc")
+    shutil.copy(ROOT / "CMakeLists.txt", checkout)
     for library in build_info.folder.glob("_C*.so"):
         shutil.copy(library, site / "nft_ext")
     shutil.copy(nft_ext._core.__file__, site / "nft_ext")

@@ -3,13 +3,11 @@
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import pytest
 
 import nft_ext as nft
-
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "CMakeLists.txt").exists())
+from support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
