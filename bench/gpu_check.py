@@ -124,10 +124,10 @@ class Runner:
                 str(max(1.0, seconds - MARGIN) if stage.measures else seconds),
             ]
             status, tail = stages.run_process(command, seconds, self.logs / f"{stage.name}.log", ROOT, environment())
-            return ended(stage, status, tail, seconds, stages.read_json(saved))
+            return ended(status, tail, seconds, stages.read_json(saved))
 
 
-def ended(stage: Stage, status: int | None, tail: str, seconds: float, found: Any) -> Outcome:
+def ended(status: int | None, tail: str, seconds: float, found: Any) -> Outcome:
     """The outcome of a stage's process: status None where its time ran out; whatever it saved is kept in any case."""
     if status is None:
         return Outcome(

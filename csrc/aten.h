@@ -110,8 +110,6 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& gra
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
 }
 
-inline Tensor empty_like(const Tensor& t) { return torch::stable::empty_like(t); }
-
 // Dense and uninitialised, on `like`'s device. Past the dispatcher, which takes some 8,000 instructions for one.
 inline Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like, bool channels_last = false) {
   const size_t dims = sizes.size();

@@ -53,9 +53,7 @@ def _forward(model: Callable[[Tensor], Tensor], batch: Batch, precision: str) ->
 
 def _check_noise(model: nn.Module, layers: list[nn.Module], batch: Batch, precision: str) -> str | None:
     return checks.standard_normal(
-        f"outputs of {len(layers)} layers",
-        checks.layer_scores(model, layers, _forward(model, batch, precision)),
-        precision,
+        f"outputs of {len(layers)} layers", checks.layer_scores(layers, _forward(model, batch, precision)), precision
     )
 
 

@@ -75,7 +75,7 @@ def forward(model: Callable[[Tensor], Tensor], x: Tensor) -> Forward:
 
 def noise_of_layers(model: nn.Module, layers: list[nn.Module], x: Tensor, precision: str) -> str | None:
     """Every layer carries its noise."""
-    found = checks.layer_scores(model, layers, forward(model, x))
+    found = checks.layer_scores(layers, forward(model, x))
     return checks.standard_normal(f"outputs of {len(layers)} layers", found, precision)
 
 

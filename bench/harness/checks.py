@@ -96,8 +96,8 @@ def output_scores(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return ((y - clean) / (baselines.WEIGHT_SD * step * power.sqrt())).reshape(-1)
 
 
-def layer_scores(model: nn.Module, layers: list[nn.Module], call) -> Tensor:
-    """`output_scores` of all `layers` of `model` over one forward `call()`: every layer must carry its noise."""
+def layer_scores(layers: list[nn.Module], call) -> Tensor:
+    """`output_scores` of all `layers` over one forward `call()` of their model: every layer must carry its noise."""
     scores: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda m, args, y: scores.append(output_scores(m, args[0], y))) for layer in layers

@@ -47,7 +47,6 @@ struct Ints32 {
 
 NFT_FN Floats mul(Floats a, Floats b) { NFT_WIDE(Floats, a.v[i] * b.v[i]) }
 NFT_FN Floats mul(Floats a, float b) { NFT_WIDE(Floats, a.v[i] * b) }
-NFT_FN Floats add(Floats a, Floats b) { NFT_WIDE(Floats, a.v[i] + b.v[i]) }
 NFT_FN Floats add(Floats a, float b) { NFT_WIDE(Floats, a.v[i] + b) }
 NFT_FN Floats sub(Floats a, Floats b) { NFT_WIDE(Floats, a.v[i] - b.v[i]) }
 NFT_FN Floats sub(Floats a, float b) { NFT_WIDE(Floats, a.v[i] - b) }

@@ -16,13 +16,12 @@ enum class Direction { kForward, kInputGradient };
 enum class OnePass {
   kAuto,    // up to the columns below
   kAlways,  // every shape that the kernel can serve
-  kNever
+  kNever    // weights are programmed first, always
 };
 
 // Up to so many columns per chip (output positions of all its images) `auto` takes the one-pass kernel; 0: never. That
-// kernel generates a weight once per tile of columns, so it can win only where columns are few. Measured on an H100:
-// stage `tune` of bench/results/2026-11-26-h100-octets.json and -cudnn-epilogue.json. Stage `one_pass` of
-// bench/gpu_check.py measures it on another device.
+// kernel generates a weight once per tile of columns, so it can win only where columns are few. As measured on an H100;
+// stage `one_pass` of bench/gpu_check.py measures it anew.
 constexpr int64_t kFloat32Columns = 32, kBFloat16Columns = 0, kFloat16Columns = 0;
 constexpr int64_t kInputGradientColumns = 0;  // of every type
 

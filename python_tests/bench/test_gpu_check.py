@@ -288,13 +288,12 @@ def test_a_late_process_is_ended_with_all_it_started(tmp_path):
 
 
 def test_what_a_stages_end_means():
-    s = stage("a")
-    assert gpu_check.ended(s, 0, "", 9, {"x": 1}) == Outcome(PASSED, found={"x": 1})
-    late = gpu_check.ended(s, None, "", 9, {"x": 1})
+    assert gpu_check.ended(0, "", 9, {"x": 1}) == Outcome(PASSED, found={"x": 1})
+    late = gpu_check.ended(None, "", 9, {"x": 1})
     assert late.state == LATE and late.found == {"x": 1} and "kept" in late.why
-    assert gpu_check.ended(s, child.NOT_HERE_STATUS, "noise\nno tool\n", 9, None) == Outcome(NOT_RUN, why="no tool")
-    assert gpu_check.ended(s, 1, "trace\nRuntimeError: bad\n\n", 9, None).why == "RuntimeError: bad"
-    assert "status -11" in gpu_check.ended(s, -11, "", 9, None).why, "a crash that says nothing"
+    assert gpu_check.ended(child.NOT_HERE_STATUS, "noise\nno tool\n", 9, None) == Outcome(NOT_RUN, why="no tool")
+    assert gpu_check.ended(1, "trace\nRuntimeError: bad\n\n", 9, None).why == "RuntimeError: bad"
+    assert "status -11" in gpu_check.ended(-11, "", 9, None).why, "a crash that says nothing"
 
 
 @pytest.mark.parametrize(

@@ -38,15 +38,6 @@ def test_a_slice_depends_on_the_draw_alone_not_on_its_neighbours():
     assert images_of(Slices(6, 103, 10), 0) != images_of(slices, 0), "another seed, other slices"
 
 
-@pytest.mark.parametrize("images, most", [(12, 5), (13, 5), (360, 36)])
-def test_the_images_seen_by_the_first_runs_are_counted_exactly(images, most):
-    slices = Slices(1, images, most)
-    seen = 0
-    for runs in range(1, 30):
-        seen += len(images_of(slices, runs - 1))
-        assert slices.images_seen(runs) == seen
-
-
 def test_a_permutation_sorts_64_philox_bits_an_image():
     seed = 2**63 + 12345
     key = nft.noise_key(seed, draws=[3], domain="permutation")[0]

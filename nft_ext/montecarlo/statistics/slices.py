@@ -40,11 +40,6 @@ class Slices:
         """Images of the largest slice, n; the others have n or n - 1."""
         return -(-self.images // self.count)
 
-    def images_seen(self, runs: int) -> int:
-        """Images seen by the chips 0 .. runs - 1 together, repeats counted."""
-        tilings, rest = divmod(runs, self.count)
-        return tilings * self.images + rest * self.images // self.count
-
     def of(self, draws: list[int]) -> tuple[Tensor, Tensor]:
         """Image numbers int64 [S, n] of the chips `draws`, and whether they count, bool [S, n].
 
