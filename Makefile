@@ -11,9 +11,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STEP := $(PYTHON) tools/heartbeat.py
+CPP := $(shell find csrc -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.inl")
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-fast native-test bench wheel docs env build clean
+.PHONY: demo test test-fast native-test lint format bench wheel docs env build clean
 
 # The native tests and, where torch has no CUDA, the CUDA library take minutes to compile and are of no use to the demonstration:
 # `make test` adds them.
@@ -29,6 +30,17 @@ test-fast: build
 
 native-test: build
 	$(BIN)/ctest --test-dir build/$$($(BIN)/python -c "import sys; print('cmake-' + sys.implementation.cache_tag)") --output-on-failure
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/pyright
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 bench: build
 	$(BIN)/python bench/run.py $(ARGS)
@@ -69,6 +81,11 @@ $(VENV)/.build-demo: $(VENV)/.env $(SOURCES)
 	@if $(BIN)/python -W ignore -c "import sys, torch; sys.exit(torch.version.cuda is None)"; then $(MAKE) --no-print-directory build; else \
 		NFT_EXT_CUDA=$${NFT_EXT_CUDA:-0} $(STEP) "Building the extension for the CPU" $(PIP) install -v --no-build-isolation -e ".[test]" && \
 		$(BIN)/nft-ext info; fi
+	@touch $@
+
+# pyright reads the types of what is installed, so the package is installed first.
+$(VENV)/.lint: $(VENV)/.build
+	@$(STEP) "Installing the linters" $(PIP) install "nft_ext[lint]"
 	@touch $@
 
 clean:
