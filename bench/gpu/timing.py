@@ -20,6 +20,7 @@ from bench.gpu.floors import Ceilings, Floor, floor, sampling_instructions
 from bench.harness import baselines
 from bench.harness.case import DRAWS, Variant
 from bench.harness.measure import Row, Timing, fastest
+from bench.harness.table import row_facts
 
 SAMPLE_SECONDS = 0.01  # a timing holds as many calls as fill this
 MOST_CALLS = 100
@@ -159,24 +160,12 @@ def measure_case(
 
 
 def row_record(row: Row, ceilings: Ceilings) -> dict[str, Any]:
-    v = row.variant
-    record: dict[str, Any] = {
-        "variant": v.name,
-        "family": v.family,
-        "draws": DRAWS[v.draws],
-        "precision": v.precision,
-        "mode": v.mode,
-        "right": row.failure is None,
-    }
-    if row.timing is None:
-        return record | {"failure": row.failure}
-    at_least, t = floor_of(v, ceilings), row.timing
+    v, t, record = row.variant, row.timing, row_facts(row)
+    if t is None:
+        return record
+    at_least = floor_of(v, ceilings)
     return record | {
-        "median_s": t.median,
-        "p20_s": t.quantile(0.2),
-        "p80_s": t.quantile(0.8),
         "rounds": len(t.seconds),
-        "calls_a_timing": t.calls,
         "bytes": v.work.bytes,
         "flops": v.work.flops,
         "normals": v.work.normals,

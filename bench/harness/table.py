@@ -75,8 +75,9 @@ def case_record(case: Case, rows: Sequence[Row]) -> dict[str, Any]:
     return {"case": case.name, "shape": case.shape, "variants": [_row_record(case, rows, row) for row in rows]}
 
 
-def _row_record(case: Case, rows: Sequence[Row], row: Row) -> dict[str, Any]:
-    v = row.variant
+def row_facts(row: Row) -> dict[str, Any]:
+    """What was measured, whether it is right, and its time; or why it has none."""
+    v, t = row.variant, row.timing
     record: dict[str, Any] = {
         "variant": v.name,
         "family": v.family,
@@ -86,15 +87,22 @@ def _row_record(case: Case, rows: Sequence[Row], row: Row) -> dict[str, Any]:
         "cached": v.cached,
         "right": row.failure is None,
     }
-    if row.timing is None:
+    if t is None:
         return record | {"failure": row.failure}
-    t = row.timing
-    record |= {
+    return record | {
         "median_s": t.median,
         "p20_s": t.quantile(0.2),
         "p80_s": t.quantile(0.8),
-        "seconds": t.seconds,
         "calls_a_timing": t.calls,
+    }
+
+
+def _row_record(case: Case, rows: Sequence[Row], row: Row) -> dict[str, Any]:
+    v, t, record = row.variant, row.timing, row_facts(row)
+    if t is None:
+        return record
+    record |= {
+        "seconds": t.seconds,
         "page_faults_a_call": t.page_faults,
         "bytes_per_second": v.work.bytes / t.median,
         "flops_per_second": v.work.flops / t.median,

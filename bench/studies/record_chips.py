@@ -13,25 +13,8 @@ import numpy as np
 import torch
 
 import nft_ext as nft
-from nft_ext import data, methods, models
-
-
-def train(width: float, epochs: int) -> torch.nn.Module:
-    """A VGG-8 trained by noise injection at sigma 0.3."""
-    training, validation = data.split_validation(data.load("digits", None)[0], 0.1, seed=0)
-    torch.manual_seed(0)
-    history = nft.fit(
-        models.vgg8(10, 1, width),
-        methods.build("noise", sigma=0.3),
-        training,
-        validation,
-        epochs=epochs,
-        batch_size=64,
-        seed=0,
-        nvm=nft.NVMDevice(sigma=0.3),
-        progress=None,
-    )
-    return history.model
+from bench.studies.digits import trained
+from nft_ext import data
 
 
 def record(model: torch.nn.Module, chips: int, seed: int) -> np.ndarray:
@@ -58,7 +41,7 @@ def main() -> int:
     if arguments.checkpoint is not None:
         plain = nft.training.load_model(arguments.checkpoint)[0]
     else:
-        plain = train(arguments.width, arguments.epochs)
+        plain = trained("noise", arguments.width, arguments.epochs)
     noisy = nft.convert(plain, nft.NVMDevice(sigma=arguments.sigma)).eval()
     correct = record(noisy, arguments.chips, seed=1)
     by_chip = correct.mean(axis=1)

@@ -16,26 +16,9 @@ import torch
 from torch import nn
 
 import nft_ext as nft
-from nft_ext import data, methods, models
+from bench.studies.digits import trained
+from nft_ext import data
 from nft_ext._common.files import write_json
-
-
-def trained(name: str, epochs: int) -> nn.Module:
-    """A VGG-8 at width 0.125 on digits."""
-    training, validation = data.split_validation(data.load("digits", None)[0], 0.1, seed=0)
-    torch.manual_seed(0)
-    method = methods.build(name, **({"sigma": 0.3} if name == "noise" else {}))
-    return nft.fit(
-        models.vgg8(10, 1, 0.125),
-        method,
-        training,
-        validation,
-        epochs=epochs,
-        batch_size=64,
-        seed=0,
-        nvm=nft.NVMDevice(sigma=0.3),
-        progress=None,
-    ).model
 
 
 def accuracy(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> float:
@@ -91,7 +74,7 @@ def main() -> int:
     arguments = parser.parse_args()
     results = []
     for name, sigmas in (("noise", (0.1, 0.2, 0.3)), ("vanilla", (0.05, 0.1, 0.2))):
-        plain = trained(name, arguments.epochs)
+        plain = trained(name, 0.125, arguments.epochs)
         for sigma in sigmas:
             result = {"trained": name} | study(plain, sigma, arguments.pairs)
             results.append(result)

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 import nft_ext as nft
+from nft_ext.montecarlo.report.figure_style import FAINT, STYLE
 
 HERE = Path(__file__).parent
 SIGMA, SIGMAS, CHIPS, EPOCHS = 0.3, (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4), 200, 12
@@ -31,7 +32,6 @@ METHODS = {
 }
 # Okabe and Ito's palette: told apart by every kind of colour vision.
 COLOURS = {"trained without noise": "#D55E00", "noise injection": "#7A7A7A", "OVF, negative feedback": "#0072B2"}
-INK, FAINT = "#222222", "#8A8A8A"
 
 
 def network() -> nn.Module:
@@ -65,18 +65,8 @@ def measure() -> dict:
 
 def draw(found: dict, path: Path) -> None:
     sigmas = np.array(found["sigmas"])
-    style = {
-        "font.size": 10,
-        "axes.edgecolor": FAINT,
-        "axes.labelcolor": INK,
-        "text.color": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
     outline = [withStroke(linewidth=3.6, foreground="white")]
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 4.2), layout="constrained")
         axes = figure.subplots()
         ends = []

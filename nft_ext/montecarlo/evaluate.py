@@ -26,7 +26,7 @@ from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Precision
 from nft_ext.montecarlo.statistics.strata import least_exact
 from nft_ext.montecarlo.statistics.tallies import Tallies
-from nft_ext.ops.build_info import info
+from nft_ext.ops.build_info import facts
 
 
 def monte_carlo(
@@ -158,7 +158,7 @@ def monte_carlo(
         seconds=seconds,
         interrupted=collector.interrupted,
         notes=notes,
-        versions=_versions(),
+        versions=facts("nft_ext", "torch", "numpy", "python", "compiler", "instruction_set"),
         slice_images=None if planned.slices is None else planned.slices.size,
         slices=planned.count,
         pilot=planned.pilot,
@@ -250,9 +250,3 @@ def _notes(
     if nothing_right and planned.slices is None:
         notes.append(f"{nothing_right} of {done} runs have nothing right, and so no EKL")
     return notes
-
-
-def _versions() -> dict[str, str]:
-    built = info()
-    names = ("nft_ext", "torch", "numpy", "python", "compiler", "instruction_set")
-    return {name: str(built[name]) for name in names}

@@ -116,7 +116,7 @@ class NoisyLayer(nn.Module):
         and at the entry of the outermost context.
         """
         bits = self.nvm.weight_bits
-        if weight.is_inference() or torch.is_grad_enabled() and not self.shares_codes:
+        if weight.is_inference() or (torch.is_grad_enabled() and not self.shares_codes):
             return None, None
         stamp = (id(weight), weight.data_ptr(), weight._version, _optimizer_steps, bits, weight.device)
         if self._quantized is None or self._quantized[0] != stamp:
@@ -192,3 +192,15 @@ def check_noisy(model: nn.Module) -> dict[str, NoisyLayer]:
     if not layers:
         fail("model", "must hold noisy layers; make them with nft_ext.convert(model, nvm)", type(model).__name__)
     return layers
+
+
+def as_kind(kind: type[nn.Module], layer: nn.Module) -> nn.Module:
+    """`layer` as one of `kind`: a new object with the same parameters, buffers, hooks and settings; no constructor runs.
+
+    Buffers that are added to it are not added to `layer`.
+    """
+    found = object.__new__(kind)
+    found.__dict__ = dict(layer.__dict__)
+    found._buffers = dict(layer._buffers)
+    found._non_persistent_buffers_set = set(layer._non_persistent_buffers_set)
+    return found

@@ -13,6 +13,7 @@ from torch import nn
 from nft_ext._common.checks import did_you_mean, fail, integer, module
 from nft_ext.device import NVMDevice
 from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy, noisy_layers
+from nft_ext.nn.base import as_kind
 from nft_ext.nn.fused import FusedLayer
 from nft_ext.nn.noise_free import noise_free_layers
 from nft_ext.nn.programmed import program_layers
@@ -123,10 +124,7 @@ def _warn_of_noise_free(model: nn.Module, convertible: dict[str, nn.Module]) -> 
 
 def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> NoisyLayer:
     """The same layer (parameters, hooks, settings) as its noisy class."""
-    layer = object.__new__(_NOISY[type(plain)])
-    layer.__dict__ = dict(plain.__dict__)
-    layer._buffers = dict(plain._buffers)
-    layer._non_persistent_buffers_set = set(plain._non_persistent_buffers_set)
+    layer = as_kind(_NOISY[type(plain)], plain)
     layer.attach(nvm, name, stream)
     return layer
 
@@ -139,12 +137,13 @@ def _as_plain(layer: NoisyLayer) -> nn.Module:
             f"a {type(layer).__name__} {layer.name}",
         )
     kind = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
-    plain = object.__new__(kind)
-    own = ("nvm", "name", "stream", "noise_enabled", "_quantized", "_spec")
-    plain.__dict__ = {k: v for k, v in layer.__dict__.items() if k not in own}
-    plain._buffers = {k: v for k, v in layer._buffers.items() if k not in _OWN_BUFFERS}
+    plain = as_kind(kind, layer)
     plain._parameters = dict(layer._parameters)
-    plain._non_persistent_buffers_set = layer._non_persistent_buffers_set - _OWN_BUFFERS
+    for name in ("nvm", "name", "stream", "noise_enabled", "_quantized", "_spec"):
+        plain.__dict__.pop(name, None)  # models pickled by earlier versions lack some
+    for name in _OWN_BUFFERS:
+        plain._buffers.pop(name, None)
+        plain._non_persistent_buffers_set.discard(name)
     return plain
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nft_ext._common.checks import fail
 from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy
+from nft_ext.nn.base import as_kind
 from nft_ext.nn.cascade import Cascade, Link
 from nft_ext.nn.fused import FusedConv2d, FusedLayer, FusedLinear
 
@@ -201,7 +202,7 @@ def _added(node: fx.Node, mine: fx.Node) -> fx.Node | None:
     if node.op not in ("call_function", "call_method") or len(node.args) != 2 or node.kwargs:
         return None
     first, second = node.args
-    if node.target in _ADDS_IN_PLACE and first is mine or node.target in _ADDS:
+    if (node.target in _ADDS_IN_PLACE and first is mine) or node.target in _ADDS:
         other = second if first is mine else first
         return other if isinstance(other, fx.Node) and other is not mine else None
     return None
@@ -269,10 +270,7 @@ def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 def _as_fused(plain: NoisyLayer, scale: Tensor | None, shift: Tensor | None, relu: bool) -> FusedLayer:
-    layer = object.__new__(_FUSED[type(plain)])
-    layer.__dict__ = dict(plain.__dict__)
-    layer._buffers = dict(plain._buffers)
-    layer._non_persistent_buffers_set = set(plain._non_persistent_buffers_set)
+    layer = as_kind(_FUSED[type(plain)], plain)
     layer.follow(scale, shift, relu)
     return layer
 

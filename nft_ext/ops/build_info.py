@@ -80,3 +80,9 @@ def info() -> dict[str, Any]:
         "cuda_off": cuda_failure,
         "one_pass": one_pass(),
     }
+
+
+def facts(*names: str) -> dict[str, str]:
+    """Some entries of `info()`, as text: what files record of the machine that wrote them."""
+    found = info()
+    return {name: str(found[name]) for name in names}

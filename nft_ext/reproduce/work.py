@@ -16,7 +16,7 @@ from nft_ext.metrics import fit_temperature, tempered
 from nft_ext.montecarlo import monte_carlo
 from nft_ext.nn.contexts import chips, noise
 from nft_ext.nn.conversion import convert
-from nft_ext.ops.build_info import info
+from nft_ext.ops.build_info import facts
 from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.panels import Panel, Scale
 from nft_ext.reproduce.store import Store
@@ -99,7 +99,7 @@ def work(
         "training": {"best": best, "epochs_done": len(history.rows), "seconds": history.seconds, "diverged": diverged},
         "points": points,
         "clean": clean_accuracy(noisy, test),
-        "versions": _versions(),
+        "versions": facts("nft_ext", "torch", "numpy", "python", "instruction_set", "threads", "machine"),
         "seconds": time.monotonic() - began,
     }
 
@@ -210,11 +210,3 @@ def clean_accuracy(model: nn.Module, test: ImageSet, batch_size: int = BATCH) ->
 
 def _number(value: float) -> float | None:
     return None if value != value else value  # NaN is no JSON
-
-
-def _versions() -> dict[str, str]:
-    built = info()
-    return {
-        name: str(built[name])
-        for name in ("nft_ext", "torch", "numpy", "python", "instruction_set", "threads", "machine")
-    }

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nft_ext import models
 from nft_ext._common.checks import fail
 from nft_ext._common.files import check_writable_target
+from nft_ext.ops.build_info import facts
 from nft_ext.training.container import read_tensors, write_tensors
-from nft_ext.version import __version__
 
 FORMAT = "nft_ext checkpoint 1"
 EXPECTED = "a checkpoint written by nft_ext (safetensors with nft_ext's metadata)"
@@ -85,4 +83,4 @@ def describe_model(model: nn.Module) -> dict[str, Any] | None:
 
 def versions() -> dict[str, str]:
     """Versions a checkpoint records: nft_ext, torch, python."""
-    return {"nft_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return facts("nft_ext", "torch", "python")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nft_ext.cli import main
-from nft_ext.montecarlo.execution import chip_evaluator
+from support.interrupts import interrupt_after
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,7 @@ def test_an_interrupted_evaluate_keeps_the_sigmas_that_are_done(
     checkpoint, tmp_path, capsys, monkeypatch, passes, points
 ):
     """3 chips per sigma, one per pass: after 5 passes the second sigma has two chips, after 4 too few."""
-    original, left = chip_evaluator.ChipEvaluator.tallies, [passes]
-
-    def tallies(self, draws, done):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return original(self, draws, done)
-
-    monkeypatch.setattr(chip_evaluator.ChipEvaluator, "tallies", tallies)
+    interrupt_after(monkeypatch, passes)
     arguments = ["--sigma", "0.1", "0.2", "0.3", "--runs", "3", "--limit", "20", "--chips-per-pass", "1"]
     assert main(["evaluate", str(checkpoint), *arguments, "--out", str(tmp_path)]) == 130
     reports = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*.json"))]

@@ -11,6 +11,7 @@ import nft_ext as nft
 from nft_ext.montecarlo import MonteCarloReport, monte_carlo
 from nft_ext.montecarlo.execution import chip_evaluator
 from nft_ext.nn import contexts
+from support.interrupts import interrupt_after
 
 IMAGES, CLASSES, RUNS = 37, 6, 7
 NVM = nft.NVMDevice(sigma=0.3)
@@ -276,19 +277,6 @@ def test_bfloat16_finds_the_mean_within_float32_s_interval(model, data):
     assert rough.precision == "bfloat16"
     assert abs(rough.accuracy.mean - exact.accuracy.mean) <= exact.accuracy.ci95
     assert rough.nvm == exact.nvm
-
-
-def interrupt_after(monkeypatch, passes):
-    original = chip_evaluator.ChipEvaluator.tallies
-    left = [passes]
-
-    def tallies(self, draws, batch_done):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return original(self, draws, batch_done)
-
-    monkeypatch.setattr(chip_evaluator.ChipEvaluator, "tallies", tallies)
 
 
 def test_an_interrupt_reports_the_finished_runs(model, data, monkeypatch):

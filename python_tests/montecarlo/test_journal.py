@@ -147,7 +147,9 @@ def test_another_configuration_is_refused_with_both_values_and_a_noted_differenc
     Journal(path, HEADER).close()
     before = path.read_bytes()
     other = {**HEADER, "fixed": {"sigma": 0.2, "seed": 3, "precision": "float32"}}
-    with pytest.raises(ValueError, match="sigma: 0.1 in the file, 0.2 now; precision: null in the file, float32 now$"):
+    with pytest.raises(
+        ValueError, match="sigma: 0.1 in the file, 0.2 now; precision: nothing in the file, float32 now$"
+    ):
         Journal(path, other)
     assert path.read_bytes() == before
     with Journal(path, {**HEADER, "noted": {"threads": 2}, "recorded": {"metrics": ["nll"]}}) as journal:

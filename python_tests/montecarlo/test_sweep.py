@@ -14,6 +14,7 @@ from nft_ext.cli import main
 from nft_ext.montecarlo import monte_carlo
 from nft_ext.montecarlo.execution import chip_evaluator
 from nft_ext.training.checkpoint import save
+from support.interrupts import interrupt_after
 
 SIGMAS = [0.1, 0.3]
 RUNS = 8
@@ -123,19 +124,6 @@ def test_table_csv_json_and_plot(models, data, tmp_path):
     text = found.differences_table()
     assert "not the methods that trained them" in text and len(text.splitlines()) == 4
     assert len(str(found).splitlines()) == 5
-
-
-def interrupt_after(monkeypatch, passes):
-    original = chip_evaluator.ChipEvaluator.tallies
-    left = [passes]
-
-    def tallies(self, draws, done):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return original(self, draws, done)
-
-    monkeypatch.setattr(chip_evaluator.ChipEvaluator, "tallies", tallies)
 
 
 def figures(found):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from nft_ext.nn import base
-from support.training_runs import TRAIN, jitter, outcome, run, timeless
+from support.training_runs import TRAIN, jitter, outcome, run, stopping_at, timeless
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
 SGD = {"optimizer": "sgd", "lr": 0.05, "batch_norm": False}
@@ -31,19 +31,6 @@ def summary(history):
     return found
 
 
-def failing_at(step):
-    count = [0]
-
-    def augment(x):
-        count[0] += 1
-        if count[0] == step:
-            raise InterruptedError
-        return jitter(x)
-
-    augment.__qualname__ = "jitter"
-    return augment
-
-
 def refusal(**options):
     try:
         run(**options)
@@ -64,7 +51,7 @@ mine.mkdir()
 os.chdir(mine)  # every rank would write its own
 results["batch norm"] = summary(run("ovf", augment=jitter, log="log.csv", checkpoint="best", progress=True))
 try:
-    run("ovf", augment=failing_at(9), state=FOLDER / "state", save_every=0)
+    run("ovf", augment=stopping_at(9, InterruptedError), state=FOLDER / "state", save_every=0)
 except InterruptedError:
     keys.clear()
 results["continued"] = summary(run("ovf", augment=jitter, state=FOLDER / "state"))

@@ -46,6 +46,24 @@ def jitter(x):
     return x + 0.1 * torch.randn_like(x)
 
 
+class Stop(Exception):
+    """A failure at a chosen step, which the run knows nothing about."""
+
+
+def stopping_at(step, error=Stop):
+    """jitter that fails at a step, counted from 1."""
+    count = [0]
+
+    def augment(x):
+        count[0] += 1
+        if count[0] == step:
+            raise error
+        return jitter(x)
+
+    augment.__qualname__ = jitter.__qualname__
+    return augment
+
+
 TRAIN, VALIDATION = blobs(96, 1), blobs(48, 2)
 
 

@@ -14,27 +14,20 @@ import torch
 import nft_ext as nft
 from nft_ext import methods
 from nft_ext._common import files
-from support.training_runs import TRAIN, VALIDATION, child, jitter, outcome, run, small_net, timeless
+from support.training_runs import (
+    TRAIN,
+    VALIDATION,
+    Stop,
+    child,
+    jitter,
+    outcome,
+    run,
+    small_net,
+    stopping_at,
+    timeless,
+)
 
 STEPS = 18  # three epochs of six
-
-
-class Stop(Exception):
-    """A failure at a chosen step, which the run knows nothing about."""
-
-
-def stopping_at(step, error=Stop):
-    """jitter that fails at a step, counted from 1."""
-    count = [0]
-
-    def augment(x):
-        count[0] += 1
-        if count[0] == step:
-            raise error
-        return jitter(x)
-
-    augment.__qualname__ = jitter.__qualname__
-    return augment
 
 
 def stopped_then_continued(path, step, name="noise", **options):
