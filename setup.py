@@ -1,7 +1,7 @@
 """Builds the compiled part with CMake and Ninja: pip install --no-build-isolation .
 
-NFT_EXT_CUDA=auto|0|1 chooses whether the CUDA library is built (auto: where nvcc works); NFT_EXT_TESTS=1 builds the
-native tests too.
+NFT_EXT_CUDA=auto|0|1 chooses whether the CUDA library is built (auto: if nvcc works). NFT_EXT_TESTS=1 builds the native
+tests too.
 """
 
 import importlib.util
@@ -12,23 +12,24 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import setuptools
 from setuptools import Extension, setup
-from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MEND = {
     "setuptools >= 77": 'pip install "setuptools>=77"',
-    "torch": 'pip install "torch>=2.11" --index-url https://download.pytorch.org/whl/cpu   (or any CUDA build of torch >= 2.11)',
+    "torch": 'pip install "torch>=2.11" --index-url https://download.pytorch.org/whl/cpu   (or any CUDA build of it)',
     "pybind11": "pip install pybind11",
     "cmake": "pip install cmake",
     "ninja": "pip install ninja",
 }
 
 
-def missing(what):
+def missing(what: str) -> NoReturn:
     sys.exit(
         f"nft_ext: the build needs {what}, which is not in this environment; run: {MEND[what]}\n"
         "and then: pip install --no-build-isolation ."
@@ -41,27 +42,30 @@ def tool(name):
     return str(beside) if beside.exists() else shutil.which(name) or missing(name)
 
 
-class FreshBuild(build):
+class FreshBuild(build_py):
     """setuptools copies into build/lib and never deletes: a module deleted since would get into the wheel."""
 
     def run(self):
-        shutil.rmtree(self.build_lib, ignore_errors=True)
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
 
 
 class CMakeBuild(build_ext):
     def run(self):
-        for package in ("torch", "pybind11"):
-            if importlib.util.find_spec(package) is None:
-                missing(package)
+        torch = importlib.util.find_spec("torch")  # found, not imported: only its folder is needed
+        if torch is None or torch.origin is None:
+            missing("torch")
+        if importlib.util.find_spec("pybind11") is None:
+            missing("pybind11")
         import pybind11
 
         compiler = os.environ.get("CXX", "c++")
         if shutil.which(compiler) is None:
             sys.exit(
-                f"nft_ext: the build needs a C++17 compiler, and {compiler} was not found; run: sudo apt-get install g++"
+                f"nft_ext: the build needs a C++17 compiler, and {compiler} was not found; "
+                "run: sudo apt-get install g++"
             )
-        torch = Path(importlib.util.find_spec("torch").origin).parent
         in_place = self.inplace or getattr(self, "editable_mode", False)
         output = ROOT / "nft_ext" if in_place else Path(self.build_lib).resolve() / "nft_ext"
         for old in output.glob("_C*.so"):  # such as a CUDA library that this build leaves out
@@ -78,7 +82,7 @@ class CMakeBuild(build_ext):
             "-G",
             "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            f"-DNFT_EXT_TORCH={torch}",
+            f"-DNFT_EXT_TORCH={Path(torch.origin).parent}",
             "-DNFT_EXT_PYTHON=ON",
             f"-DNFT_EXT_TESTS={os.environ.get('NFT_EXT_TESTS', '0')}",
             f"-DNFT_EXT_CUDA={os.environ.get('NFT_EXT_CUDA', 'auto')}",
@@ -87,7 +91,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
         for command in (configure, [tool("cmake"), "--build", str(build)]):
-            if subprocess.run(command).returncode != 0:
+            if subprocess.run(command, check=False).returncode != 0:
                 sys.exit(f"nft_ext: this build step failed, see its messages above: {' '.join(command)}")
         (output / libraries["RECORD"]).write_text(json.dumps(record, indent=1) + "\n")
 
@@ -100,4 +104,4 @@ class CMakeBuild(build_ext):
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # pip does not check it without build isolation
     missing("setuptools >= 77")
-setup(ext_modules=[Extension("nft_ext._core", sources=[])], cmdclass={"build": FreshBuild, "build_ext": CMakeBuild})
+setup(ext_modules=[Extension("nft_ext._core", sources=[])], cmdclass={"build_py": FreshBuild, "build_ext": CMakeBuild})

@@ -88,7 +88,7 @@ def import_core(folder: Path) -> None:
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    setattr(sys.modules["nft_ext"], "_core", module)
+    vars(sys.modules["nft_ext"])["_core"] = module
 
 
 def _complete(folder: Path) -> bool:
