@@ -2,6 +2,7 @@
 
 import re
 
+from docutils import nodes
 from sphinx.domains.python import PyXRefRole
 
 from nft_ext.version import __version__
@@ -10,7 +11,6 @@ project = "nft_ext"
 release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "index"
-exclude_patterns = ["results/**"]  # outcomes of runs: files to link to, not pages
 
 html_theme = "furo"
 html_title = f"nft_ext {version}"
@@ -64,7 +64,21 @@ def plain_text(app, what, name, obj, options, lines):
     lines[:] = text.split("\n")
 
 
+def readable(app, what, name, obj, options, signature, returned):
+    """A default that a dataclass makes anew is written as ..., which Sphinx can break into lines."""
+    return (signature or "").replace("<factory>", "...") or None, returned
+
+
+def short_types(app, doctree):
+    """The type of an attribute without its module."""
+    for field in doctree.findall(nodes.field):
+        for text in list(field.findall(nodes.Text)):
+            text.parent.replace(text, nodes.Text(re.sub(r"\bnft_ext\.(?:[a-z_]+\.)+(?=[A-Z])", "", text)))
+
+
 def setup(app):
     app.add_role_to_domain("py", "name", Name())
     app.connect("missing-reference", code_without_link)
+    app.connect("autodoc-process-signature", readable)
+    app.connect("doctree-read", short_types)
     app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon

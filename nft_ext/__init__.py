@@ -6,7 +6,7 @@
     noisy = nft.convert(model, nvm)
     report = nft.monte_carlo(noisy, (images, labels), runs=200)
 
-docs/noise.md defines the noise; nft_ext.reference says in plain PyTorch what every kernel computes.
+docs/reference/noise.md defines the noise; nft_ext.reference says in plain PyTorch what every kernel computes.
 """
 
 from nft_ext import data, methods, metrics, models, reference

@@ -2,8 +2,7 @@
 --out FILE].
 
 With a checkpoint: estimates each of a few evaluations (`nft.estimate_cost`), runs it, and compares; the bar is 20 %.
-Without: prints the extrapolation of docs/scaling.md, which is arithmetic on counted products and on the rates named in
-ASSUMED.
+Without: prints GPU hours for the paper's Figure 3, computed from counted products and the rates in ASSUMED.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ METHODS = {
     "ovf": (4, len(SIGMAS) - 1),
     "irs": (1, len(SIGMAS) - 1),
 }
-EQUIVALENT_RUNS = 6.0  # whole sets that the stratified protocol costs for the interval of 200 (docs/scaling.md)
+EQUIVALENT_RUNS = 6.0  # whole sets for the interval of 200: 200 (n + X2/B2) / I at n = 50, X2/B2 = 250, I = 10,000
 
 
 def products(panel: str) -> tuple[float, int]:
@@ -135,7 +134,7 @@ def figure3(assumed: Assumed = ASSUMED) -> dict[str, dict[str, float]]:
 
 
 def on_paper() -> str:
-    """The tables of docs/scaling.md."""
+    """The tables, in Markdown."""
     rows, total = [], {"training": 0.0, "full": 0.0, "stratified": 0.0}
     found = figure3()
     lines = [

@@ -42,7 +42,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         dest="method_options",
         help="any other option of the method as JSON, for example -o delta=-0.05 -o reversed_decay=true; "
-        "repeatable, see docs/methods.md",
+        "repeatable, see docs/reference/methods.md",
     )
 
 

@@ -1,7 +1,7 @@
 """Training methods: vanilla, noise injection, censored noise, CorrectNet's regularizer, Negative Feedback Training
 (OVF, IRS) and its control.
 
-Each method is one small object, usable in anybody's own loop (see `Method`) and by `nft_ext.fit`. docs/methods.md
+Each method is one small object, usable in anybody's own loop (see `Method`) and by `nft_ext.fit`. docs/reference/methods.md
 lists them with their equations, and shows how to add one.
 """
 

@@ -1,7 +1,7 @@
 """Figures that follow from results already there: tests, intervals over chips and over training seeds, convergence,
 temperature.
 
-Functions of arrays and logits; each says what population it speaks about. docs/metrics.md has the equations.
+Functions of arrays and logits; each says what population it speaks about. docs/reference/metrics.md has the equations.
 """
 
 from nft_ext.metrics.convergence import Convergence, convergence

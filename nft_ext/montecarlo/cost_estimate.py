@@ -165,7 +165,7 @@ def estimate_cost(
     summed over the batches of a pass; S is the chips of a pass and b the images of a batch. The three costs are fitted
     to timed passes near those of the evaluation. Where a target decides the number of chips R, a pilot of 24 chips
     tells the variance per chip v, and `R = v (t / target)^2`, at least the pilot of the stopping rule
-    (docs/monte_carlo.md).
+    (docs/reference/monte_carlo.md).
 
     Args:
         model, data, device: as `monte_carlo` takes them.

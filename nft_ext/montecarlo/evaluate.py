@@ -69,7 +69,7 @@ def monte_carlo(
             inside `nft.noise(model, sigma=...)`, which the report could not name.
         protocol: "full": every chip sees every image. "stratified": every chip sees a slice, slices tile the set, and
             more chips are drawn. The mean is the same for far fewer inferences; there are no quantiles and no worst
-            chip (docs/monte_carlo.md).
+            chip (docs/reference/monte_carlo.md).
         slice_images: largest number of images in a slice, 1 .. all; slices differ by at most one image. "auto" takes
             the size that costs least, by a pilot of variances and times. It may differ between machines and moments;
             the report names it. A number is reproducible.
@@ -95,7 +95,7 @@ def monte_carlo(
             time of all its chips.
         ranks: None: under torchrun (or with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set) all ranks share the
             passes. All must make this call, and all return the same report. Rank 0 alone shows progress and writes.
-            False: this process alone. True: an error without other ranks. docs/monte_carlo_ranks.md has the details.
+            False: this process alone. True: an error without other ranks. docs/guide/several_machines.md has the details.
 
     Returns:
         The report. On KeyboardInterrupt it holds the finished runs and is marked `interrupted`; below two finished runs

@@ -64,7 +64,7 @@ def test_bad_keys_are_named(arguments, message):
     assert str(error.value) == message
 
 
-# ---- the counter layout, as csrc/core/philox.h and docs/noise.md write it
+# ---- the counter layout, as csrc/core/philox.h and docs/reference/noise.md write it
 
 
 def layout(seed, domain, stream, draw, slice_, block):

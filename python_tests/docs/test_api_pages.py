@@ -23,7 +23,7 @@ PACKAGES = (
     "nft_ext.training",
 )
 MODULES = {"data", "methods", "metrics", "models", "reference"}  # of nft_ext.__all__
-CHECKS = {"fail", "integer", "number", "boolean"}  # nft_ext.checks: each raises where its argument is bad
+CHECKS = {"fail", "integer", "number", "boolean"}  # nft_ext._common.checks: each raises where its argument is bad
 DIRECTIVE = re.compile(r"^\.\. (?:auto(function|class|module)|py:(data)):: (\S+)$", re.MULTILINE)
 
 

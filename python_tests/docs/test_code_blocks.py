@@ -57,7 +57,7 @@ PIECE = re.compile(rf"{MARK.pattern}|{FENCE.pattern}", re.MULTILINE | re.DOTALL)
 
 def pages():
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")]
-    return sorted(page for page in found if "results" not in page.parts)
+    return sorted(found)
 
 
 @dataclass

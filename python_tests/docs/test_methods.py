@@ -1,4 +1,4 @@
-"""docs/methods.md: its code, run as it stands from top to bottom, and its table of methods."""
+"""docs/reference/methods.md: its code, run as it stands from top to bottom, and its table of methods."""
 
 import re
 
@@ -8,7 +8,7 @@ from nft_ext import methods
 from nft_ext.methods import registry
 from support.paths import ROOT
 
-PAGE = ROOT / "docs" / "methods.md"
+PAGE = ROOT / "docs" / "reference" / "methods.md"
 
 
 @pytest.fixture(scope="module")

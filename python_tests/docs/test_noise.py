@@ -1,6 +1,4 @@
-"""docs/noise.md lets a reader replay a chip: its code, taken from the page and run as it stands, gives the extension's
-bits.
-"""
+"""docs/reference/noise.md lets a reader replay a chip: the code on the page gives the extension's bits."""
 
 import math
 import re
@@ -13,7 +11,7 @@ import nft_ext as nft
 from nft_ext.ops.keys import DOMAINS
 from support.paths import ROOT
 
-PAGE = ROOT / "docs" / "noise.md"
+PAGE = ROOT / "docs" / "reference" / "noise.md"
 
 
 def blocks(language):
@@ -92,8 +90,13 @@ def example(page):
     z = page["normals"](2024, 0, 7, 3, 255, 4)
     step, code, _ = page["quantized"](weight, 8)
     programmed = page["replay"](weight, 2024, 7, 3, 0.1)
-    show = lambda values: "  ".join(f"{v:>14.9g}" for v in values)
-    pair = lambda values: "  ".join(f"{v:>14.9g}  {'':>14}" for v in values).rstrip()
+
+    def show(values):
+        return "  ".join(f"{v:>14.9g}" for v in values)
+
+    def pair(values):
+        return "  ".join(f"{v:>14.9g}  {'':>14}" for v in values).rstrip()
+
     return "\n".join(
         [
             "counter     00000000  00ff0000  00000007  00000003   key  000007e8  00000000",
@@ -117,7 +120,10 @@ def test_the_page_shows_the_kernels_constants():
     two, since the kernel counts the radius in halves.
     """
     source = (ROOT / "csrc" / "core" / "normal.h").read_text()
-    find = lambda text: {math.frexp(float.fromhex(c))[0] for c in re.findall(r"-?0x1\.[0-9a-f]+p[-+]\d+", text)}
+
+    def find(text):
+        return {math.frexp(float.fromhex(c))[0] for c in re.findall(r"-?0x1\.[0-9a-f]+p[-+]\d+", text)}
+
     assert find(source) == find(PAGE.read_text()) and len(find(source)) == 15
 
 

@@ -9,7 +9,7 @@ import nft_ext as nft
 from nft_ext import methods
 from nft_ext.nn import base
 
-WEIGHT_STD = 0.7776  # of max|W|, at sigma 1, 8-bit weights on 2-bit devices (design, section 2)
+WEIGHT_STD = 0.7776  # of max|W|, at sigma 1, 8-bit weights on 2-bit devices (docs/reference/noise.md)
 
 
 def watch_noise(model):

@@ -120,7 +120,7 @@ def test_inputs_that_are_not_finite_reach_only_their_own_results(bad):
 
 
 def test_many_images_take_the_librarys_product():
-    """Measured to be faster there (docs/decisions.md)."""
+    """Measured to be faster there (docs/design/decisions/cpu.md)."""
     noisy, _, x, weight, bias = case("vectors of a row")
     assert "aten::convolution" in library_calls(lambda: noisy(x.repeat(8, 1, 1, 1), weight, bias, KEY[:1]))
 

@@ -2,7 +2,7 @@
 seconds.
 
 `chip` is programming a chip's weights, `image` one more image through it, `overhead` what a pass costs whatever is in
-it. The three are fitted to passes that were timed (docs/scaling.md holds the model against whole evaluations).
+it. The three are fitted to passes that were timed (docs/performance.md holds the model against whole evaluations).
 """
 
 from __future__ import annotations

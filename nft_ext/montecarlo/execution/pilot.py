@@ -24,7 +24,7 @@ PILOT_CHIPS_A_PASS = 8  # of the passes that are timed: slices are small, so chi
 
 @dataclass(frozen=True)
 class Components:
-    """Variance components of correctness (docs/monte_carlo.md): accuracy th, B2 of chips on all images, X2, P2."""
+    """Variance components of correctness (docs/reference/monte_carlo.md): accuracy th, B2 of chips on all images, X2, P2."""
 
     accuracy: float
     between: float
@@ -77,7 +77,7 @@ class Pilot:
     best: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: variances by their names in docs/monte_carlo.md, costs in seconds."""
+        """For JSON: variances by their names in docs/reference/monte_carlo.md, costs in seconds."""
         c = self.components
         return {
             "chips": self.chips,

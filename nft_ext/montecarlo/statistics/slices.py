@@ -1,4 +1,4 @@
-"""Which images a chip sees under the stratified protocol: slices of a permuted test set (docs/monte_carlo.md)."""
+"""Which images a chip sees under the stratified protocol: slices of a permuted test set (docs/reference/monte_carlo.md)."""
 
 from __future__ import annotations
 

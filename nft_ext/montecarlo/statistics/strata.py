@@ -1,4 +1,4 @@
-"""Mean and variance over chips from slices of a finite set of images: the formulas of docs/monte_carlo.md."""
+"""Mean and variance over chips from slices of a finite set of images: the formulas of docs/reference/monte_carlo.md."""
 
 from __future__ import annotations
 
