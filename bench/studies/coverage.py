@@ -19,10 +19,10 @@ import numpy as np
 
 from bench.studies.populations import Recorded, Synthetic
 from nft_ext._common.files import write_json
+from nft_ext.montecarlo.statistics.slice_estimate import SliceEstimate, between_chips, estimate
 from nft_ext.montecarlo.statistics.slice_statistic import LOGIT_FROM, logit_interval
 from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.statistics.stopping import Goal, precision_of, until
-from nft_ext.montecarlo.statistics.strata import SliceEstimate, between_chips, estimate
 
 BAND = (0.935, 0.965)
 EVALUATIONS = 10_000

@@ -19,15 +19,22 @@ _ROOMS = {
     "ops": "build_info deterministic functional keys operands operators",
     "nn": "contexts conversion fusion",
     "montecarlo.statistics": "montecarlo.estimates montecarlo.intervals montecarlo.slice_statistic montecarlo.slices "
-    "montecarlo.statistic montecarlo.stopping montecarlo.strata montecarlo.tallies",
+    "montecarlo.stopping montecarlo.tallies",
     "montecarlo.distributed": "montecarlo.journal montecarlo.ranks montecarlo.rows",
-    "montecarlo.execution": "cuda_graphs montecarlo.cost montecarlo.images montecarlo.passes montecarlo.subject",
-    "montecarlo.report": "montecarlo.curves montecarlo.stored montecarlo.text",
+    "montecarlo.execution": "cuda_graphs montecarlo.cost montecarlo.passes",
+    "montecarlo.report": "montecarlo.curves",
 }
 _RENAMED = {
     "layers": "nn",
     **{f"layers.{name}": f"nn.{name}" for name in "base cascade conv fused linear noise_free programmed".split()},
+    "metrics.methods": "metrics.method_difference",
+    "montecarlo.images": "montecarlo.execution.data_reader",
     "montecarlo.plots": "montecarlo.report.sweep_plot",
+    "montecarlo.statistic": "montecarlo.statistics.run_statistic",
+    "montecarlo.stored": "montecarlo.report.statistic_json",
+    "montecarlo.strata": "montecarlo.statistics.slice_estimate",
+    "montecarlo.subject": "montecarlo.execution.evaluated_model",
+    "montecarlo.text": "montecarlo.report.text_table",
     "outputs": "_common.logits",
     "training.files": "_common.files",
 }

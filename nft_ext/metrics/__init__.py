@@ -1,11 +1,11 @@
-"""Figures that follow from results already there: tests, intervals over chips and over training seeds, convergence,
-temperature.
+"""Figures computed from finished results: tests, intervals over chips and training seeds, convergence, temperature.
 
-Functions of arrays and logits; each says what population it speaks about. docs/reference/metrics.md has the equations.
+The functions take arrays and logits. Each docstring names the population that its outcome speaks about.
+docs/reference/metrics.md has the equations.
 """
 
 from nft_ext.metrics.convergence import Convergence, convergence
-from nft_ext.metrics.methods import MethodDifference, compare_methods
+from nft_ext.metrics.method_difference import MethodDifference, compare_methods
 from nft_ext.metrics.over_seeds import OverSeeds, over_seeds
 from nft_ext.metrics.paired import Paired, paired
 from nft_ext.metrics.proportions import clopper_pearson, fisher_exact

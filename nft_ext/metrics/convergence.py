@@ -1,4 +1,4 @@
-"""How often a method's training converges: the share of training seeds that pass a criterion."""
+"""How often a method's training converges: the share of training seeds that meet a criterion."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CLEAN_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Convergence:
-    """What `convergence` found; the population is trainings of one method, one per seed.
+    """The outcome of `convergence`. The population is the trainings of one method, one per seed.
 
     Attributes:
         converged: one bool per training.
-        thresholds: the accuracy that each had to reach.
-        criterion: in words.
+        thresholds: the accuracy that each training had to reach.
+        criterion: the criterion in words.
         probability: share of trainings that converged.
-        low, high: its 95 % Clopper-Pearson interval.
+        low, high: 95 % Clopper-Pearson interval of that share.
     """
 
     converged: tuple[bool, ...]
@@ -35,19 +35,25 @@ class Convergence:
 
     @property
     def runs(self) -> int:
-        """Trainings."""
+        """Number of trainings."""
         return len(self.converged)
 
     @property
     def non_converging(self) -> int:
-        """Trainings that did not converge."""
+        """Number of trainings that did not converge."""
         return self.runs - sum(self.converged)
 
     def differs_from(self, other: Convergence) -> float:
-        """Two-sided p-value of Fisher's exact test between two methods' counts, judged by one criterion.
+        """Fisher's exact test between the counts of two methods.
+
+        Args:
+            other: the outcome of another method, by the same criterion.
+
+        Returns:
+            The two-sided p-value.
 
         Raises:
-            ValueError: the two were judged by different criteria.
+            ValueError: the two outcomes use different criteria.
         """
         if other.criterion != self.criterion:
             fail("other", f"must be judged by the same criterion ({self.criterion})", other.criterion)
@@ -67,20 +73,23 @@ def convergence(
     margin: float = PAPER_MARGIN,
     share: float = CLEAN_SHARE,
 ) -> Convergence:
-    """Which of a method's trainings converged, by the paper's criterion or, with `clean`, by an absolute one.
+    """Tells which trainings of a method converged, by the paper's criterion or, with `clean`, by an absolute one.
 
-    Without `clean`, the paper's: a training does not converge when its accuracy is more than `margin` below the mean
-    over that method's trainings. It compares a method with itself: one that fails every time passes it, and one that
-    fails now and then fails more of it the better its good trainings are.
-    With `clean`: it does not converge when its accuracy is below `share` of the clean accuracy.
+    The paper's criterion, without `clean`: a training fails if its accuracy is more than `margin` below the mean over
+    the method's trainings. This compares a method with itself: a method whose trainings all fail passes.
+    The absolute criterion, with `clean`: a training fails if its accuracy is below `share` times `clean`.
 
     Args:
-        accuracy: [S], one a training, a fraction; or [S, R], which is averaged over chips.
-        clean: the accuracy without noise to measure against, a fraction: one number, or [S], each training's own.
-        margin: >= 0, in fractions (0.05 is 5 points). share: in [0, 1].
+        accuracy: [S], one fraction per training; or [S, R], which is averaged over chips.
+        clean: accuracy without noise, a fraction: one number, or [S] with one per training.
+        margin: distance below the mean, a fraction in [0, 1]; 0.05 is 5 points.
+        share: share of the clean accuracy, in [0, 1].
+
+    Returns:
+        One bool and one threshold per training, and the share that converged with its interval.
 
     Raises:
-        ValueError: other shapes or ranges, NaN, accuracies that are no fractions (percent, say).
+        ValueError: a wrong shape or range, NaN, or accuracies outside 0..1 (percentages).
     """
     margin, share = number("margin", margin, 0.0, 1.0), number("share", share, 0.0, 1.0)
     accuracy = row_means(_fractions("accuracy", accuracy, (1, 2), "[seeds] or [seeds, runs]"))
@@ -92,7 +101,7 @@ def convergence(
         if clean.ndim and len(clean) != len(accuracy):
             fail(
                 "clean",
-                f"must be one number, or one for each of the {len(accuracy)} trainings",
+                f"must be one number, or one per training, here {len(accuracy)}",
                 f"{len(clean)} numbers",
             )
         threshold = np.broadcast_to(share * clean, accuracy.shape)

@@ -1,4 +1,4 @@
-"""The distributions behind intervals and tests: incomplete beta, Student's t, normal. No SciPy needed."""
+"""The distributions behind intervals and tests: incomplete beta, Student's t, normal; without SciPy."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import functools
 import math
 from statistics import NormalDist
 
-_TERMS = 10_000  # of the continued fraction; it takes about sqrt(a + b) of them
+_TERMS = 10_000  # limit of the continued fraction, which takes about sqrt(a + b) terms
 
 
 def incomplete_beta(a: float, b: float, x: float, y: float | None = None) -> float:
-    """The regularized incomplete beta function I_x(a, b) = P(Beta(a, b) <= x), for a, b > 0 and x in [0, 1].
+    """The regularized incomplete beta function I_x(a, b) = P(Beta(a, b) <= x).
 
-    Give y = 1 - x where x is so near 1 that the difference would lose digits. Relative error below 1e-9 for
-    a + b up to 1e6.
+    Args:
+        a, b: parameters, > 0.
+        x: in [0, 1].
+        y: 1 - x. Pass it if x is so near 1 that the difference would lose digits.
+
+    Returns:
+        The probability; its relative error is below 1e-9 for a + b up to 1e6.
     """
     y = 1 - x if y is None else y
     if x <= 0 or y <= 0:
         return 0.0 if x <= 0 else 1.0
-    # The continued fraction converges fast below the mean of the distribution only.
+    # The continued fraction converges fast only below the distribution's mean.
     return _below_mean(a, b, x, y) if x < (a + 1) / (a + b + 2) else 1 - _below_mean(b, a, y, x)
 
 
 def _below_mean(a: float, b: float, x: float, y: float) -> float:
-    """I_x(a, b), y = 1 - x: its continued fraction (Abramowitz & Stegun 26.5.8, modified Lentz)."""
+    """I_x(a, b) with y = 1 - x, by the continued fraction (Abramowitz & Stegun 26.5.8, modified Lentz)."""
     front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(y))
     c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
     fraction = d
@@ -40,7 +45,7 @@ def _below_mean(a: float, b: float, x: float, y: float) -> float:
 
 
 def beta_quantile(p: float, a: float, b: float) -> float:
-    """The p-quantile of Beta(a, b), by bisection of `incomplete_beta`; 0 < p < 1."""
+    """The p-quantile of Beta(a, b) for 0 < p < 1, by bisection of `incomplete_beta`."""
     low, high = 0.0, 1.0
     while high - low > 1e-14 * high:
         middle = 0.5 * (low + high)
@@ -54,7 +59,10 @@ def beta_quantile(p: float, a: float, b: float) -> float:
 
 
 def student_t_tail(t: float, df: float) -> float:
-    """P(T > t) of Student's t, `df` > 0 degrees of freedom: I_x(df/2, 1/2) / 2 at x = df / (df + t^2) for t >= 0."""
+    """P(T > t) of Student's t with `df` > 0 degrees of freedom.
+
+    For t >= 0 it is I_x(df/2, 1/2) / 2 at x = df / (df + t^2).
+    """
     if t < 0:
         return 1 - student_t_tail(-t, df)
     if math.isinf(t):
@@ -65,10 +73,9 @@ def student_t_tail(t: float, df: float) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def student_t_quantile(p: float, df: float) -> float:
-    """The p-quantile of Student's t with `df` > 0 degrees of freedom (relative error below 1e-9 from p = 0.6 on).
+    """The p-quantile of Student's t with `df` > 0 degrees of freedom; relative error below 1e-9 for p >= 0.6.
 
-    Bisection on the distribution function, started from a bracket around the normal quantile: the
-    one place where speed does not matter and a wrong digit would.
+    Bisection of the distribution function. The bracket starts at the normal quantile.
     """
     if p == 0.5:
         return 0.0
@@ -94,10 +101,10 @@ def normal_two_sided(z: float) -> float:
 
 
 def t_two_sided(t: float, df: float) -> float:
-    """P(|T| >= |t|) of Student's t; NaN stays NaN."""
+    """P(|T| >= |t|) of Student's t; NaN for NaN."""
     return math.nan if math.isnan(t) else 2 * student_t_tail(abs(t), df)
 
 
 def t_half_width(standard_error: float, df: float, confidence: float = 0.95) -> float:
-    """Half of the interval of a mean whose standard error has `df` degrees of freedom; NaN without any."""
+    """Half-width of the interval of a mean whose standard error has `df` degrees of freedom; NaN for df = 0."""
     return student_t_quantile(0.5 + confidence / 2, df) * standard_error if df > 0 else math.nan

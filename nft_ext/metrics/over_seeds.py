@@ -1,4 +1,4 @@
-"""A method's figure over training seeds and over chips: two intervals that speak about two populations."""
+"""A method's figure over training seeds and over chips: two intervals about two populations."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from nft_ext.metrics.samples import sample
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """What `over_seeds` found, in the units of its input; intervals are half-widths at 95 %.
+    """The outcome of `over_seeds`, in the units of its input. Intervals are 95 % half-widths.
 
     Attributes:
-        mean: over all seeds and runs.
-        seed_means: one value per training seed.
-        seed_ci95: of the mean over trainings, t(S-1) * sd(seed means) / sqrt(S). The replicates are training seeds.
-            Population: networks that this recipe trains, on the chips evaluated. NaN with one seed.
-        noise_ci95: of the mean over chips, t(R-1) * sd(chip means) / sqrt(R), a chip mean being over the seeds. The
-            replicates are chips. Population: chips of this device, for the networks at hand. It says nothing about
-            another training. It holds whether or not the networks shared their chips. NaN with one run.
-        var_seed, var_chip, var_rest: parts of one run's variance: the training; the chip where it is common to all
-            networks; the remainder (chips of their own, or what a chip does to one network and not to another).
-            Unbiased two-way estimates, each cut at 0. All are NaN with one seed or one run.
+        mean: mean over all seeds and chips.
+        seed_means: one mean per training seed.
+        seed_ci95: interval of the mean over trainings, t(S-1) * sd(seed means) / sqrt(S). The replicates are training
+            seeds. Population: networks trained by this method, on these chips. NaN for one seed.
+        noise_ci95: interval of the mean over chips, t(R-1) * sd(chip means) / sqrt(R). The replicates are chips, each
+            averaged over the seeds. Population: chips of this device, for these networks only. NaN for one chip.
+        var_seed, var_chip, var_rest: parts of the variance of one value: from the training, from a chip common to all
+            networks, and the remainder. Unbiased two-way estimates, each cut at 0. NaN for one seed or one chip.
         seeds, runs: S and R.
     """
 
@@ -47,25 +45,28 @@ class OverSeeds:
 
 
 def over_seeds(values: np.ndarray) -> OverSeeds:
-    """Mean of a method's figure with an interval over training seeds and one over chips, and the variance split.
+    """Mean of a method's figure, with one interval over training seeds, one over chips, and the parts of the variance.
 
     The model is y[s, r] = mean + training s + chip r + rest, all independent. With the mean squares MS of the two-way
     table: var_rest = MS_rest, var_seed = (MS_seed - MS_rest) / R, var_chip = (MS_chip - MS_rest) / S.
 
-    The published interval of the paper is the noise interval of one training; a claim about a method needs `seed_ci95`,
-    or `compare_methods` for a difference.
+    The paper publishes the noise interval of one training. A claim about a method needs `seed_ci95`. A claim about a
+    difference needs `compare_methods`.
 
     Args:
-        values: [S, R], the accuracies (say) of S trainings on R runs each, run r of every row on the same draw where
-            chips are shared; or [S], one figure a training.
+        values: [S, R], for example the accuracies of S trainings on R chips each; or [S], one figure per training. If
+            the trainings share chips, column r is the same draw in every row.
+
+    Returns:
+        The mean, both intervals and the variance parts.
 
     Raises:
-        ValueError: other shapes, NaN or infinity.
+        ValueError: a wrong shape, NaN or infinity.
     """
     table = sample("values", values, (1, 2), "[seeds] or [seeds, runs]")
     table = table[:, None] if table.ndim == 1 else table
     seeds, runs = table.shape
-    centred = table - table[0, 0]  # equal values then deviate by nothing
+    centred = table - table[0, 0]  # equal values then deviate by exactly 0
     by_seed, by_chip = centred.mean(axis=1), centred.mean(axis=0)
     var_seed = var_chip = var_rest = math.nan
     if seeds > 1 and runs > 1:

@@ -1,4 +1,4 @@
-"""Two checkpoints on common chips, or two methods on common training seeds: tests on the pairs' differences."""
+"""Paired tests: two checkpoints on common chips, or two methods on common training seeds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nft_ext.metrics.wilcoxon import signed_rank_p
 
 @dataclass(frozen=True)
 class Paired:
-    """What `paired` found about a - b.
+    """The outcome of `paired`: a minus b.
 
     Attributes:
-        mean: of the differences.
-        ci95: half-width of its 95 % interval, t(n-1) * sd / sqrt(n).
-        t, p_t: Student's statistic and its two-sided p-value. t is infinite where all differences are the same and not
-            0, and NaN with p = 1 where all are 0.
-        p_wilcoxon: two-sided p-value of the signed rank test, which asks for symmetry, not for normality.
+        mean: mean of the differences.
+        ci95: half-width of the 95 % interval of that mean, t(n-1) * sd / sqrt(n).
+        t, p_t: Student's statistic and its two-sided p-value. If all differences are equal, t is infinite, or NaN with
+            p = 1 if they are 0.
+        p_wilcoxon: two-sided p-value of the signed rank test, which assumes symmetry but not normality.
         n: number of pairs.
     """
 
@@ -43,24 +43,27 @@ class Paired:
 def paired(a: np.ndarray, b: np.ndarray) -> Paired:
     """Tests whether `a` and `b` differ, pair by pair.
 
-    With a[r], b[r] the accuracies of two checkpoints on chip r (the same seed and draw), the replicates are chips: the
-    outcome speaks about these two checkpoints over all chips of that device, and not about the methods that
-    trained them. With a[s], b[s] one figure a training seed s, both methods sharing initial weights and data
-    order, the replicates are trainings, and the outcome speaks about the methods (`compare_methods`).
+    Pairs on chips: a[r] and b[r] are two checkpoints on the same seed and draw. The outcome speaks about these two
+    checkpoints over all chips of the device. It does not speak about the methods that trained them.
+    Pairs on training seeds: a[s] and b[s] are two methods with the same initial weights and data order. The outcome
+    speaks about the methods (`compare_methods`).
 
     Args:
-        a, b: [n] each, n >= 2, pair i at index i.
+        a, b: [n] each, n >= 2; pair i at index i.
+
+    Returns:
+        The mean difference with its interval, and the p-values of the t test and of Wilcoxon's signed rank test.
 
     Raises:
-        ValueError: other shapes, fewer than two pairs, NaN or infinity (EKL is NaN where a chip has nothing right:
-            leave such pairs out knowingly).
+        ValueError: a wrong shape, fewer than two pairs, NaN or infinity. EKL is NaN for a chip without correct images;
+            leave such pairs out.
     """
     a, b = sample("a", a, (1,), "[n]", least=2), sample("b", b, (1,), "[n]", least=2)
     if len(a) != len(b):
-        fail("b", f"must have one value for each of the {len(a)} of a", f"{len(b)} values")
+        fail("b", f"must have as many values as a, {len(a)}", f"{len(b)} values")
     d = a - b
     n = len(d)
-    # Taken from the first one, equal differences deviate by nothing, not by the mean's rounding.
+    # Measured from the first difference, equal differences deviate by exactly 0, without the mean's rounding.
     error = float(np.std(d - d[0], ddof=1)) / math.sqrt(n)
     mean = float(d[0]) if error == 0 else float(d.mean())
     if error == 0:

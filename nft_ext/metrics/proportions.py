@@ -1,4 +1,4 @@
-"""Counts out of trials: the Clopper-Pearson interval, and Fisher's exact test between two of them."""
+"""Counts out of trials: the Clopper-Pearson interval of one count, and Fisher's exact test between two."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from nft_ext.metrics.distributions import beta_quantile
 
 
 def clopper_pearson(count: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) of a probability of which `count` of `trials` independent trials came out; covers at `confidence` or
-    more.
+    """Interval of a probability from `count` successes in `trials` independent trials.
 
-    low is the (1-c)/2 quantile of Beta(count, trials - count + 1), 0 at count 0; high is the (1+c)/2 quantile of
-    Beta(count + 1, trials - count), 1 at count = trials (Clopper & Pearson, Biometrika 1934).
+    low is the (1-c)/2 quantile of Beta(count, trials - count + 1), and 0 for count = 0. high is the (1+c)/2 quantile
+    of Beta(count + 1, trials - count), and 1 for count = trials (Clopper & Pearson, Biometrika 1934).
+
+    Args:
+        count: successes, in 0..trials.
+        trials: number of trials, >= 1.
+        confidence: c, in (0, 1).
+
+    Returns:
+        (low, high), which covers the probability with at least `confidence`.
 
     Raises:
         ValueError: trials < 1, count outside 0..trials, confidence outside (0, 1).
@@ -29,10 +36,17 @@ def clopper_pearson(count: int, trials: int, confidence: float = 0.95) -> tuple[
 
 
 def fisher_exact(count_a: int, trials_a: int, count_b: int, trials_b: int) -> float:
-    """Two-sided p-value of Fisher's exact test: are count_a of trials_a and count_b of trials_b alike?
+    """Fisher's exact test: do count_a of trials_a and count_b of trials_b have the same probability?
 
-    The probability, given all four margins, of tables no more likely than the one seen. Summed in integers: exact, and
-    no tie is decided by rounding.
+    The p-value is the probability, given all four margins, of all tables that are at most as likely as this one. It is
+    summed in integers, so rounding decides no tie.
+
+    Args:
+        count_a, trials_a: successes and trials of a.
+        count_b, trials_b: successes and trials of b.
+
+    Returns:
+        The two-sided p-value.
 
     Raises:
         ValueError: trials < 1, or a count outside 0..trials.

@@ -1,4 +1,4 @@
-"""What every function of this folder does with its input: float64 arrays, finite, of the stated shape."""
+"""Checks the arrays that the functions of this folder take: numbers, finite, of the stated shape."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from nft_ext._common.checks import fail
 
 
 def sample(argument: str, values: Any, dims: tuple[int, ...], symbols: str, least: int = 1) -> np.ndarray:
-    """`values` (array, tensor, sequence, number) as float64 with one of `dims` dimensions and at least `least` rows.
+    """Converts `values` to a checked float64 array.
+
+    Args:
+        argument: name of the argument, for messages.
+        values: array, tensor, sequence or number.
+        dims: allowed numbers of dimensions.
+        symbols: the allowed shapes, for messages.
+        least: smallest length of the first dimension.
 
     Raises:
-        ValueError: another number of dimensions, too few rows, rows of different lengths, no numbers, NaN or infinity.
+        ValueError: a wrong number of dimensions, too few rows, rows of different lengths, NaN, infinity, no numbers.
     """
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
@@ -25,7 +32,7 @@ def sample(argument: str, values: Any, dims: tuple[int, ...], symbols: str, leas
     if array.ndim not in dims:
         fail(argument, f"must have shape {symbols}", f"shape {list(array.shape)}")
     if array.ndim and (len(array) < least or array.size == 0):
-        fail(argument, f"must have shape {symbols} with at least {least} of the first", f"shape {list(array.shape)}")
+        fail(argument, f"must have shape {symbols} with at least {least} rows", f"shape {list(array.shape)}")
     if not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))[0]
         fail(argument, "must be finite", f"{array[tuple(bad)]} at {[int(i) for i in bad]}")
@@ -33,5 +40,5 @@ def sample(argument: str, values: Any, dims: tuple[int, ...], symbols: str, leas
 
 
 def row_means(array: np.ndarray) -> np.ndarray:
-    """[n] as it is, [n, m] averaged over its last axis."""
+    """[n] unchanged; [n, m] averaged over the last axis."""
     return array if array.ndim == 1 else array.mean(axis=1)

@@ -1,4 +1,4 @@
-"""Temperature scaling: the factor that makes a network's confidence fit, and a model that applies it."""
+"""Temperature scaling: fits the temperature that calibrates a network's confidence, and a model that applies it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from nft_ext._common.checks import fail, module, number
 
-LIMITS = (1e-4, 1e4)  # a fitted temperature lies within
+LIMITS = (1e-4, 1e4)  # range of a fitted temperature
 TOLERANCE = 1e-9  # of log T
-CHUNK = 1 << 22  # logits looked at together, so that float64 copies stay small
+PART = 1 << 22  # logits per part, so that float64 copies stay small
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Temperature:
     """A fitted temperature.
 
     Attributes:
-        value: T; logits / T has the least negative log-likelihood.
-        nll, nll_before: mean -log p_label at T and at 1, in nats.
-        at_limit: T ended at 1e-4 or 1e4, since the likelihood has no maximum between (everything right, or nothing
-            learnt).
+        value: T, at which logits / T has the smallest negative log-likelihood.
+        nll, nll_before: mean of -log p_label at T and at 1, in nats.
+        at_limit: True if T is 1e-4 or 1e4 because the likelihood has no maximum in between. This happens if all images
+            are correct, or if the network learnt nothing.
     """
 
     value: float
@@ -37,27 +37,30 @@ class Temperature:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
-    """The temperature T of logits at hand; `nft_ext.montecarlo.fit_temperature(model, data)` runs a noisy model first.
+    """Fits the temperature T of given logits. `nft_ext.montecarlo.fit_temperature` fits T of a noisy model.
 
-    T minimises the mean of -log softmax(logits / T)[label] (Guo et al., arXiv 1706.04599).
-
-    With b = 1/T the mean is convex in b: its slope E_p[z] - z_label (mean over images) rises with b, its curvature is
-    Var_p[z]. Newton's step on log b, bisected whenever it would leave the bracket of the root. Float64 throughout.
+    T minimises the mean of -log softmax(logits / T)[label] (Guo et al., arXiv 1706.04599). The mean is convex in
+    b = 1/T: its slope is E_p[z] - z_label and its curvature is Var_p[z], both averaged over images. The search takes
+    Newton's steps on log b in float64, and bisects if a step leaves the bracket of the root.
 
     Args:
-        logits: [n, C], or [S, n, C] of S noisy chips, which are pooled; finite. Of images that neither trained the
-            network nor will test it.
+        logits: [n, C], or [S, n, C] of S noisy chips, which are pooled; finite. Use images that neither train nor test
+            the network.
         labels: int64 [n].
 
+    Returns:
+        T and the negative log-likelihood before and after.
+
     Raises:
-        ValueError: other shapes, labels out of range, logits that are not finite.
+        TypeError: an argument is not a tensor.
+        ValueError: a wrong shape, labels out of range, logits that are not finite.
     """
     logits = _checked(logits, labels)
     low, high = (math.log(1 / limit) for limit in reversed(LIMITS))  # of log b
     at = 0.0
     before, slope, curvature = _likelihood(logits, labels, at)
     nll = before
-    if _all_right(logits, labels):  # ever better as T falls, until the slope is rounding
+    if _all_right(logits, labels):  # the likelihood grows as T falls, until the slope is rounding
         return Temperature(LIMITS[0], _likelihood(logits, labels, high)[0], before, at_limit=True)
     while high - low > TOLERANCE:
         low, high = (low, at) if slope > 0 else (at, high)
@@ -72,7 +75,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
 
 
 def _all_right(logits: Tensor, labels: Tensor) -> bool:
-    """Whether the label's logit is the largest of every image on every chip."""
+    """Whether the label has the largest logit for every image on every chip."""
     target = logits.gather(2, labels.to(logits.device).expand(len(logits), -1).unsqueeze(2)).squeeze(2)
     return bool((target >= logits.amax(dim=2)).all())
 
@@ -80,20 +83,20 @@ def _all_right(logits: Tensor, labels: Tensor) -> bool:
 def _likelihood(logits: Tensor, labels: Tensor, log_b: float) -> tuple[float, float, float]:
     """Mean negative log-likelihood at b = exp(log_b), and its first and second derivative by log_b.
 
-    d/d(log b) = b * g, d2/d(log b)2 = b * g + b^2 * v, with g and v its derivatives by b.
+    d/d(log b) = b * g and d2/d(log b)2 = b * g + b^2 * v; g and v are the derivatives by b.
     """
     b = math.exp(log_b)
     chips, images, classes = logits.shape
     nll = g = v = 0.0
-    step = max(1, CHUNK // classes)
+    rows = max(1, PART // classes)
     for chip in logits:
-        for start in range(0, images, step):
-            z = chip[start : start + step].double()
-            target = z.gather(1, labels[start : start + step].to(z.device).unsqueeze(1)).squeeze(1)
+        for start in range(0, images, rows):
+            z = chip[start : start + rows].double()
+            target = z.gather(1, labels[start : start + rows].to(z.device).unsqueeze(1)).squeeze(1)
             log_p = (b * z).log_softmax(dim=1)
             p = log_p.exp()
             mean = (p * z).sum(dim=1)
-            nll -= float(log_p.gather(1, labels[start : start + step].to(z.device).unsqueeze(1)).sum())
+            nll -= float(log_p.gather(1, labels[start : start + rows].to(z.device).unsqueeze(1)).sum())
             g += float((mean - target).sum())
             v += float((p * (z - mean.unsqueeze(1)) ** 2).sum())
     n = chips * images
@@ -101,11 +104,11 @@ def _likelihood(logits: Tensor, labels: Tensor, log_b: float) -> tuple[float, fl
 
 
 def _checked(logits: Any, labels: Any) -> Tensor:
-    """`logits` as [S, n, C]."""
+    """Checks both arguments; returns `logits` as [S, n, C]."""
     if not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
         fail(
             "logits",
-            "must be a tensor, and so must labels",
+            "and labels must be tensors",
             f"{type(logits).__name__} and {type(labels).__name__}",
             TypeError,
         )
@@ -115,13 +118,13 @@ def _checked(logits: Any, labels: Any) -> Tensor:
     if labels.dim() != 1 or labels.is_floating_point() or len(labels) != logits.shape[1]:
         fail(
             "labels",
-            f"must be one integer for each of the {logits.shape[1]} images",
+            f"must be one integer per image, shape [{logits.shape[1]}]",
             f"{labels.dtype} {list(labels.shape)}",
         )
     if labels.min() < 0 or labels.max() >= logits.shape[2]:
         fail(
             "labels",
-            f"must lie in 0..{logits.shape[2] - 1}, the logits' classes",
+            f"must lie in 0..{logits.shape[2] - 1}, one logit per class",
             int(labels.min() if labels.min() < 0 else labels.max()),
         )
     if not bool(logits.isfinite().all()):
@@ -138,7 +141,7 @@ class Tempered(nn.Module):
         self.temperature = temperature
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The model's output divided by the temperature; args and kwargs go to the model."""
+        """The model's output divided by the temperature; `args` and `kwargs` go to the model."""
         return self.model(*args, **kwargs) / self.temperature
 
     def extra_repr(self) -> str:
@@ -147,15 +150,22 @@ class Tempered(nn.Module):
 
 
 def tempered(model: nn.Module, temperature: float | Temperature) -> Tempered:
-    """`model` with its logits divided by `temperature`: the same module inside, the same layers on the same chips.
+    """Wraps `model` so that its logits are divided by `temperature`.
 
-    A layer's noise follows from the stream that it got at `nft.convert`, not from where it stands. So
-    `monte_carlo(tempered(model, T), ...)` sees the chips that `monte_carlo(model, ...)` sees. No accuracy changes; EKL,
-    NLL and the calibration error do.
+    The wrapper holds the same module, and every layer keeps the stream that it got at `nft.convert`. So
+    `monte_carlo(tempered(model, T), ...)` evaluates the same chips as `monte_carlo(model, ...)`. The accuracy stays the
+    same; EKL, NLL and the calibration error change.
+
+    Args:
+        model: model that returns logits.
+        temperature: number > 0, or the outcome of `fit_temperature`.
+
+    Returns:
+        The wrapped model.
 
     Raises:
-        TypeError: model is no module.
-        ValueError: temperature is not a finite number > 0.
+        TypeError: `model` is not a module.
+        ValueError: `temperature` is not a finite number > 0.
     """
     module("model", model)
     value = number("temperature", temperature.value if isinstance(temperature, Temperature) else temperature)

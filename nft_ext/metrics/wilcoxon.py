@@ -8,15 +8,20 @@ import numpy as np
 
 from nft_ext.metrics.distributions import normal_two_sided
 
-EXACT_UP_TO = 200  # differences; the exact distribution then has at most 40,201 values
+EXACT_UP_TO = 200  # differences; the exact distribution has at most 40,201 values
 
 
 def signed_rank_p(differences: np.ndarray) -> float:
-    """Two-sided p-value for float64 `differences` [n]; zeros are left out (Wilcoxon), ties get the mean of their ranks.
+    """Wilcoxon's signed rank test. Zeros are left out, and tied values get the mean of their ranks.
 
-    Exact up to 200 differences, given the ranks: every sign pattern is as likely as any other, so the sum of the
-    positive ranks is a sum of independent coins, convolved rank by rank. The normal approximation beyond, its variance
-    being sum(rank^2) / 4, which is right with ties. 1 if nothing but zeros is left.
+    Up to 200 differences the p-value is exact: all sign patterns are equally likely, so the distribution of the sum of
+    positive ranks is a convolution over ranks. Beyond 200 it is the normal approximation with variance sum(rank^2) / 4.
+
+    Args:
+        differences: float64 [n].
+
+    Returns:
+        The two-sided p-value; 1 if all differences are 0.
     """
     nonzero = differences[differences != 0]
     n = len(nonzero)
@@ -36,7 +41,7 @@ def signed_rank_p(differences: np.ndarray) -> float:
 
 
 def doubled_ranks(values: np.ndarray) -> np.ndarray:
-    """int64 [n]: twice the rank (from 1) of each value, tied values sharing the mean of theirs."""
+    """int64 [n]: twice the rank of each value, counted from 1. Tied values share the mean of their ranks."""
     _, group, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     return (2 * last - count + 1)[group]  # first + last rank of the group

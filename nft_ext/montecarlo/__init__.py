@@ -1,4 +1,4 @@
-"""Monte Carlo inference over programmed chips: evaluation, reports, sweeps over sigma."""
+"""Monte Carlo inference over programmed chips: evaluation, reports and sweeps over sigma."""
 
 from nft_ext.montecarlo.cost_estimate import CostEstimate, estimate_cost
 from nft_ext.montecarlo.distributed.ranks import RanksError
@@ -7,8 +7,8 @@ from nft_ext.montecarlo.execution.cost import Cost
 from nft_ext.montecarlo.report.curves import sweep_table
 from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.report.sweep_plot import plot_sweep
+from nft_ext.montecarlo.statistics.run_statistic import Quantile, RunStatistic, Worst
 from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
-from nft_ext.montecarlo.statistics.statistic import Quantile, RunStatistic, Worst
 from nft_ext.montecarlo.sweep import sweep
 from nft_ext.montecarlo.sweep_result import Curve, Sweep
 from nft_ext.montecarlo.temperature_fit import calibrate, fit_temperature

@@ -1,7 +1,7 @@
-"""What fixes the figures of a chip, hashed and named: a journal is continued, and ranks work together, on the same.
+"""The configuration that fixes the figures of a chip. A journal and all ranks must have the same one.
 
-Three kinds of fields. "fixed": another value is another experiment, so it is refused. "noted": figures change by
-rounding at most. "recorded": plays no part in what is kept of a chip.
+Fields have three kinds. "fixed": another value is another experiment, and is refused. "noted": another value changes
+figures only by rounding. "recorded": the value does not affect the tallies of a chip.
 """
 
 from __future__ import annotations
@@ -18,21 +18,30 @@ from nft_ext.nn import noisy_layers
 from nft_ext.ops.build_info import info
 from nft_ext.version import NOISE
 
-DIGITS = 16  # of a hash that are kept
+DIGITS = 16  # hex digits kept of a hash
 SETTING = (bool, int, float, str, tuple, type(None))
-# Set by evaluation, or with fields of their own; int8: only whole models pickled by an older version have it.
+# Attributes that evaluation sets or that have a field of their own; models pickled by 0.2 have `int8`.
 NO_SETTINGS = ("training", "name", "stream", "noise_enabled", "int8")
 
 
 def configuration(
     model: nn.Module, inputs: Tensor, labels: Tensor, asked: Arguments, hardware: str, channels_last: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The header of a journal. model: noisy. inputs, labels: as read. hardware: where the model is evaluated.
-    channels_last: whether it sees images in that layout.
+    """The header of a journal.
 
-    The number of runs and the target are no part of it: a file can be continued to more chips.
-    The size of slices is settled once a file (`Journal.settled`). Code is not hashed: a forward that was rewritten
-    without another weight, layer or setting of a layer passes for the same.
+    The number of chips and the target are not part of it, so a file can be continued to more chips. `Journal.settled`
+    holds the size of slices. Code is not hashed: a rewritten forward with the same weights, layers and settings counts
+    as the same network.
+
+    Args:
+        model: with noisy layers.
+        inputs, labels: the data as read.
+        asked: the checked arguments.
+        hardware: name of the torch device.
+        channels_last: whether the model sees images in that memory format.
+
+    Returns:
+        {"fixed": ..., "noted": ..., "recorded": ...}, each field -> JSON value.
     """
     built = info()
     return {
@@ -65,8 +74,9 @@ def configuration(
 
 
 def network_hash(model: nn.Module) -> str:
-    """A hash (its first 16 hex digits) over every module's name, type and settings: its public attributes that are
-    numbers, words or tuples.
+    """The first 16 hex digits of a hash over every module's name, type and settings.
+
+    Settings are public attributes that are numbers, strings or tuples.
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
@@ -80,13 +90,13 @@ def network_hash(model: nn.Module) -> str:
 
 
 def _sigma(model: nn.Module, sigma: float | None) -> float | dict[str, float]:
-    """The sigma in force: one number, or layer -> number where they differ."""
+    """The sigma used: one number, or layer -> number if layers differ."""
     values = {name: layer.nvm.sigma if sigma is None else sigma for name, layer in noisy_layers(model).items()}
     return values if len(set(values.values())) > 1 else next(iter(values.values()))
 
 
 def _devices(model: nn.Module) -> dict[str, Any]:
-    """Device model, sigma left out: of all layers, or layer -> device where they differ."""
+    """The device without sigma: one for all layers, or layer -> device if layers differ."""
     devices = {}
     for name, layer in noisy_layers(model).items():
         devices[name] = {key: value for key, value in layer.nvm.describe().items() if key != "sigma"}

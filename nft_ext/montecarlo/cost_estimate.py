@@ -1,4 +1,4 @@
-"""What an evaluation will cost, told before it begins: from a few timed passes and, for a target, a few chips."""
+"""Estimates the time of an evaluation before it begins, from a few timed passes and, for a target, a few chips."""
 
 from __future__ import annotations
 
@@ -12,40 +12,39 @@ from typing import Any
 from torch import nn
 
 from nft_ext._common.progress import duration
-from nft_ext.montecarlo.execution.arguments import Arguments, checked
+from nft_ext.montecarlo.execution.arguments import checked
 from nft_ext.montecarlo.execution.cost import Cost, measure
 from nft_ext.montecarlo.execution.pilot import pilot
+from nft_ext.montecarlo.execution.plan import Plan, plan
 from nft_ext.montecarlo.execution.preparation import check, prepared
-from nft_ext.montecarlo.execution.protocols import Plan, plan
 from nft_ext.montecarlo.execution.session import Session
-from nft_ext.montecarlo.report.text import WIDTH, align
+from nft_ext.montecarlo.report.text_table import WIDTH, align
 from nft_ext.montecarlo.statistics.intervals import CONFIDENCE, student_t_quantile
+from nft_ext.montecarlo.statistics.slice_estimate import least_exact
 from nft_ext.montecarlo.statistics.slices import Slices
-from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS
-from nft_ext.montecarlo.statistics.strata import least_exact
+from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal
 
-# A variance seen on the pilot's 24 chips, as factors on it: its 95 % interval by the chi-square distribution with 23
-# degrees of freedom (23 / 38.08 and 23 / 11.69).
+# 95 % interval of a variance estimated from the pilot's 24 chips, as factors: chi-square with 23 degrees of freedom,
+# 23 / 38.08 and 23 / 11.69.
 VARIANCE_RANGE = (0.604, 1.968)
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What `estimate_cost` expects; `str(estimate)` is a short table.
+    """The outcome of `estimate_cost`. `str(estimate)` is a short table.
 
     Attributes:
         protocol: "full" or "stratified".
         chips: expected number of chips.
-        chips_range: its 95 % range where a target decides; else chips twice.
-        images_a_chip: images that each chip sees.
+        chips_range: 95 % range of that number with a target; else (chips, chips).
+        images_a_chip: images per chip.
         images: images of the set.
-        chips_per_pass, batch_size: chips and images of a pass.
-        ranks: processes that share the passes.
-        cost: the costs that were measured.
-        preparing: seconds before the first chip, once the data are read; probing and, for slices or a target, a pilot.
-        slice_images: the number that repeats the slices ("auto" may choose otherwise at another moment); None: all
-            images.
-        reachable: whether max_runs are expected to reach the target.
+        chips_per_pass, batch_size: chips per pass and images per batch.
+        ranks: number of processes that share the passes.
+        cost: the measured costs.
+        preparing: seconds before the first chip, after the data are read: probes and, for slices or a target, a pilot.
+        slice_images: the number that repeats these slices ("auto" may choose another one next time); None: all images.
+        reachable: whether max_runs chips are expected to reach the target.
     """
 
     protocol: str
@@ -62,16 +61,16 @@ class CostEstimate:
     reachable: bool = True
 
     def _batches(self) -> list[int]:
-        """Images of each forward of a pass."""
+        """Images per forward of a pass."""
         full, rest = divmod(self.images_a_chip, self.batch_size)
         return [self.batch_size] * full + ([rest] if rest else [])
 
     def passes(self, chips: int | None = None) -> int:
-        """Passes of `chips` chips; the last is padded."""
+        """Number of passes for `chips` chips (None: the expected number). The last pass is padded."""
         return -(-(self.chips if chips is None else chips) // self.chips_per_pass)
 
     def parts(self) -> dict[str, float]:
-        """Seconds of work on all ranks together: preparing, overhead, programming, images."""
+        """Seconds of work on all ranks together, by part: preparing, overhead, programming, images."""
         forwards, padded = self.passes() * len(self._batches()), self.passes() * self.chips_per_pass
         return {
             "preparing": self.preparing,
@@ -81,23 +80,23 @@ class CostEstimate:
         }
 
     def seconds_of(self, chips: int) -> float:
-        """Wall time with `chips` chips, preparation included: ranks take passes one by one."""
+        """Wall time in seconds for `chips` chips, including preparation. Ranks take passes one by one."""
         one = sum(self.cost.forward(self.chips_per_pass, images) for images in self._batches())
         return self.preparing + -(-self.passes(chips) // self.ranks) * one
 
     @property
     def seconds(self) -> float:
-        """Expected wall time."""
+        """Expected wall time in seconds."""
         return self.seconds_of(self.chips)
 
     @property
     def seconds_range(self) -> tuple[float, float]:
-        """The same over `chips_range`."""
+        """Wall time in seconds over `chips_range`."""
         low, high = self.chips_range
         return self.seconds_of(low), self.seconds_of(high)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The whole estimate as JSON values."""
         return {
             **vars(self),
             "cost": vars(self.cost),
@@ -119,15 +118,16 @@ class CostEstimate:
         if self.chips_range[0] < self.chips_range[1]:
             when += f" ({_time(self.seconds_range[0])} to {_time(self.seconds_range[1])})"
         lines = [
-            f"Estimate ({self.protocol}): {chips} x {self.images_a_chip:,} images, {self.chips_per_pass} chip(s) a pass",
-            f"  a pass of S chips with b images each takes {_small(c.overhead)} + S x {_small(c.chip)} + S x b x {_small(c.image)} "
-            f"(timed passes within {100 * c.misfit:.0f} %)",
+            f"Estimate ({self.protocol}): {chips} x {self.images_a_chip:,} images, "
+            f"{self.chips_per_pass} chip(s) per pass",
+            f"  a pass of S chips with b images each takes {_small(c.overhead)} + S x {_small(c.chip)} + "
+            f"S x b x {_small(c.image)} (timed passes within {100 * c.misfit:.0f} %)",
             *("  " + line for line in align(rows)),
-            f"  in all {when}" + (f" with {self.ranks} processes" if self.ranks > 1 else ""),
+            f"  total {when}" + (f" with {self.ranks} processes" if self.ranks > 1 else ""),
         ]
         if not self.reachable:
             lines += textwrap.wrap(
-                "max_runs are not expected to reach the target; they are run all the same, and the report says so",
+                "max_runs chips are not expected to reach the target; monte_carlo runs them and says so in the report",
                 WIDTH,
                 initial_indent="  note: ",
                 subsequent_indent="        ",
@@ -159,22 +159,24 @@ def estimate_cost(
     batch_size: int | str = "auto",
     precision: str = "float32",
 ) -> CostEstimate:
-    """What `monte_carlo` with the same arguments will take on this machine.
+    """Estimates the time of `monte_carlo` with the same arguments on this machine.
 
     It times a few passes and evaluates no chip. The time is `preparing + passes * (overhead + S chip + S b image)`,
-    summed over the batches of a pass; S is the chips of a pass and b the images of a batch. The three costs are fitted
-    to timed passes near those of the evaluation. Where a target decides the number of chips R, a pilot of 24 chips
-    tells the variance per chip v, and `R = v (t / target)^2`, at least the pilot of the stopping rule
-    (docs/reference/monte_carlo.md).
+    summed over the batches of a pass, with S chips per pass and b images per batch. The three costs are fitted to timed
+    passes of similar shape. With a target, a pilot of 24 chips measures the variance per chip v. The number of chips is
+    then `R = v (t / target)^2`, and at least the pilot of the stopping rule (docs/reference/monte_carlo.md).
 
     Args:
         model, data, device: as `monte_carlo` takes them.
-        runs, seed, sigma, protocol, slice_images, target_ci, min_runs, max_runs: likewise.
-        metrics, chips_per_pass, batch_size, precision: likewise.
-        ranks: likewise. Under torchrun every rank makes this call; rank 0's measurements count, taken while all
-            measure.
-        resume, progress: taken and not used. All chips are counted, also those that a resume file has.
-        cost: measured before, by an earlier estimate (`.cost`); None measures.
+        runs, seed, sigma, protocol, slice_images, target_ci, min_runs, max_runs: as `monte_carlo` takes them.
+        metrics, chips_per_pass, batch_size, precision: as `monte_carlo` takes them.
+        ranks: as `monte_carlo` takes it. Under torchrun every rank makes this call. All ranks measure at the same time,
+            and rank 0's measurements count.
+        resume, progress: accepted and not used. Chips that a resume file already has are counted too.
+        cost: `cost` of an earlier estimate; None: measured now.
+
+    Returns:
+        The expected number of chips and seconds, with ranges.
 
     Raises:
         TypeError, ValueError: as `monte_carlo`.
@@ -214,7 +216,7 @@ def estimate_cost(
         cost = Cost(**session.agree("estimate/cost", vars(cost)))
         preparing = session.agree("estimate/preparing", preparing)
         size = session.size
-    expected, low, high, reachable = _chips(asked, found, n, len(ready.labels))
+    expected, low, high, reachable = _chips(asked.goal, asked.runs, found, n, len(ready.labels))
     return CostEstimate(
         protocol,
         expected,
@@ -231,30 +233,33 @@ def estimate_cost(
     )
 
 
-def _chips(asked: Arguments, found: dict[str, Any] | None, n: int, images: int) -> tuple[int, int, int, bool]:
-    """Chips expected, at least and at most (95 %), and whether the goal is expected within max_runs. found:
-    `Pilot.to_dict()`.
+def _chips(
+    goal: Goal | None, runs: int, pilot_found: dict[str, Any] | None, n: int, images: int
+) -> tuple[int, int, int, bool]:
+    """Expected number of chips, its 95 % range (low, high), and whether max_runs chips are expected to reach the goal.
+
+    pilot_found: `Pilot.to_dict()`; needed with a goal.
     """
-    if asked.goal is None:
-        return asked.runs, asked.runs, asked.runs, True
-    goal, slices = asked.goal, -(-images // n)
+    if goal is None or pilot_found is None:
+        return runs, runs, runs, True
+    slices = -(-images // n)
     start = max(goal.low, PILOT_RUNS)
     largest = goal.target / student_t_quantile(0.5 + CONFIDENCE / 2, start - 1)
 
-    # The pilot saw the variance of a chip on its own images, B2 + seen; that is what is uncertain by the factor.
-    seen, rest = ((1 / count - 1 / images) * found["X2"] for count in (found["images"], n))
+    # The pilot measured B2 + seen, the variance over chips on its own images. The factors apply to this variance.
+    seen, rest = ((1 / count - 1 / images) * pilot_found["X2"] for count in (pilot_found["images"], n))
 
     def needed(factor: float) -> int:
-        between = max(0.0, factor * (found["B2"] + seen) - seen)
-        # The stopping rule's steps (stopping.py), with the variances expected.
+        between = max(0.0, factor * (pilot_found["B2"] + seen) - seen)
+        # The steps of the stopping rule (statistics/stopping.py) with the expected variances.
         exact = math.ceil((between + rest) / largest**2)
         if slices == 1 or 2 * slices <= start:
             return max(start, exact)
-        cautious = math.ceil((between + rest + (1 / n - 1 / images) * found["P2"]) / largest**2)
+        cautious = math.ceil((between + rest + (1 / n - 1 / images) * pilot_found["P2"]) / largest**2)
         return max(start, cautious) if cautious <= least_exact(slices) else max(least_exact(slices), exact)
 
-    within = [min(needed(factor), goal.high) for factor in (1.0, *VARIANCE_RANGE)]
-    return *within, needed(1.0) <= goal.high
+    expected, low, high = (min(needed(factor), goal.high) for factor in (1.0, *VARIANCE_RANGE))
+    return expected, low, high, needed(1.0) <= goal.high
 
 
 def _small(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Monte Carlo inference: what a network's accuracy is over chips programmed with it."""
+"""Monte Carlo inference: the accuracy of a network over programmed chips."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from nft_ext._common.checks import fail
 from nft_ext.metrics.temperature import Tempered
 from nft_ext.montecarlo.configuration import configuration
 from nft_ext.montecarlo.execution.arguments import Arguments, checked
-from nft_ext.montecarlo.execution.collect import Collector
+from nft_ext.montecarlo.execution.collector import Collector
+from nft_ext.montecarlo.execution.evaluated_model import devices_in_use, layers_without_noise
 from nft_ext.montecarlo.execution.out_of_memory import Halving
+from nft_ext.montecarlo.execution.plan import Plan, execute, plan
 from nft_ext.montecarlo.execution.preparation import Prepared, check, prepared
-from nft_ext.montecarlo.execution.protocols import Plan, execute, plan
 from nft_ext.montecarlo.execution.session import Session
-from nft_ext.montecarlo.execution.subject import devices_in_use, layers_without_noise
 from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.statistics.estimates import METRICS, run_statistics, slice_statistics
+from nft_ext.montecarlo.statistics.slice_estimate import least_exact
 from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Precision
-from nft_ext.montecarlo.statistics.strata import least_exact
 from nft_ext.montecarlo.statistics.tallies import Tallies
 from nft_ext.ops.build_info import facts
 
@@ -52,11 +52,10 @@ def monte_carlo(
 ) -> MonteCarloReport:
     """Accuracy of `model` over `runs` programmed chips, each tested on all of `data` or on a slice of it.
 
-    Run r is chip number r of `seed`, in the key domain "evaluation". Its weights are those of `nft.program(model,
-    seed=seed, draw=r)`, bit for bit, for any chips_per_pass, batch_size and number of threads. Its metrics are equal up
-    to the rounding of the products. The model is evaluated in eval mode and left as it was. On a CPU a model with
-    convolutions sees images with channels last in memory, which is faster. This is done only if the logits stay the
-    same up to rounding (checked once).
+    Run r is chip r of `seed`, in the key domain "evaluation". Its weights are those of `nft.program(model, seed=seed,
+    draw=r)`, bit for bit, for any chips_per_pass, batch_size and number of threads. Its metrics are equal up to the
+    rounding of the products. The model is evaluated in eval mode and left as it was. On a CPU, convolutions get images
+    with channels last in memory, which is faster. One check ensures that the logits stay the same up to rounding.
 
     Args:
         model: a converted model (`nft.convert`), inputs [B, ...] -> logits [B, C].
@@ -65,45 +64,44 @@ def monte_carlo(
             dtype of the model's weights.
         runs: number of chips, >= 2. Not used with target_ci.
         seed: 64 bits.
-        sigma: overrides the sigma of every layer, in the convention of its device. None keeps them, and is an error
-            inside `nft.noise(model, sigma=...)`, which the report could not name.
-        protocol: "full": every chip sees every image. "stratified": every chip sees a slice, slices tile the set, and
-            more chips are drawn. The mean is the same for far fewer inferences; there are no quantiles and no worst
-            chip (docs/reference/monte_carlo.md).
+        sigma: overrides the sigma of every layer, in the unit of its device. None keeps them. None is an error inside
+            `nft.noise(model, sigma=...)`, because the report would name another sigma.
+        protocol: "full": every chip sees every image. "stratified": every chip sees one slice, and slices tile the set.
+            The mean is the same for far fewer inferences, without quantiles and worst chip
+            (docs/reference/monte_carlo.md).
         slice_images: largest number of images in a slice, 1 .. all; slices differ by at most one image. "auto" takes
-            the size that costs least, by a pilot of variances and times. It may differ between machines and moments;
+            the cheapest size, measured by a pilot of variances and times. It may differ between calls and machines, and
             the report names it. A number is reproducible.
         target_ci: half-width of the 95 % interval of the mean accuracy to reach, a fraction (0.001 is 0.1 points). A
-            pilot of min_runs chips fixes how many chips are run.
+            pilot of min_runs chips fixes the number of chips.
         min_runs: chips of that pilot, >= 64.
-        max_runs: chips at most with target_ci. If they are not enough, the report says so.
-        metrics: metrics of each chip to report, of "accuracy" (required), "ekl", "nll". The pooled calibration error is
-            always there.
-        chips_per_pass: chips that share a forward pass. "auto" keeps chips * batch_size within 128 rows on a CPU, 4096
-            on a GPU, and a quarter of the free memory. The last pass is padded with further draws, whose results are
-            dropped. Several chips share a pass only if they give what separate passes give (checked once;
-            `report.notes` says if not).
-        batch_size: images per pass. "auto": 128 on a CPU, 256 on a GPU.
-        device: torch device to evaluate on. A model that lives elsewhere is copied there. None: where the model is.
+        max_runs: largest number of chips with target_ci. The report says if they do not reach the target.
+        metrics: metrics per chip to report, among "accuracy" (required), "ekl", "nll". The report always has the pooled
+            calibration error.
+        chips_per_pass: chips that share a forward pass. "auto" keeps chips * batch_size within 128 rows on a CPU or
+            4096 on a GPU, and within a quarter of the free memory. The last pass is padded with chips that are dropped.
+            A check compares two chips in one pass with two passes. If they differ, every pass has one chip, and
+            `report.notes` says so.
+        batch_size: images per batch. "auto": 128 on a CPU, 256 on a GPU.
+        device: torch device to evaluate on. A model on another torch device is copied. None: the model's own.
         progress: True, False, or None for a terminal only.
-        precision: "float32", or "bfloat16" for products under autocast, which are less exact. They are faster on
-            processors that multiply bfloat16 (`nft-ext info` tells). A RuntimeWarning says where they are many times
-            slower.
-        resume: a file to which every finished chip is written, one line each, as soon as its pass is done. If it
-            exists, its chips are taken from it and only the others are run. More runs may be asked for than before. A
-            file of another configuration is refused; the error names the fields that differ. `report.seconds` holds the
-            time of all its chips.
+        precision: "float32", or "bfloat16" for products under autocast, which are less exact. bfloat16 is faster on
+            processors that multiply it (see `nft-ext info`). A RuntimeWarning appears where it is many times slower.
+        resume: a file that keeps every finished chip, one line per chip, written after each pass. If the file exists,
+            its chips are read and only the others run. A call may ask for more runs than before. A file of another
+            configuration is refused, and the error names the fields that differ. `report.seconds` counts all its chips.
         ranks: None: under torchrun (or with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set) all ranks share the
-            passes. All must make this call, and all return the same report. Rank 0 alone shows progress and writes.
-            False: this process alone. True: an error without other ranks. docs/guide/several_machines.md has the details.
+            passes. Every rank makes this call, and every rank returns the same report. Only rank 0 shows progress and
+            writes files. False: this process alone. True: an error without other ranks.
+            docs/guide/several_machines.md has the details.
 
     Returns:
-        The report. On KeyboardInterrupt it holds the finished runs and is marked `interrupted`; below two finished runs
-        the interrupt is passed on.
+        The report. After a KeyboardInterrupt it holds the finished chips and is marked `interrupted`. With fewer than
+        two finished chips the interrupt is raised again.
 
     Raises:
-        TypeError, ValueError: before any chip is evaluated: a bad argument, a model without noisy layers, weights that
-            are NaN or infinite, ranks with different arguments. The message names the argument, the rule and the value.
+        TypeError, ValueError: before any chip is evaluated: a bad argument, a model without noisy layers, NaN or
+            infinite weights, ranks with different arguments. The message names the argument, the rule and the value.
         OSError: the resume file is in use or cannot be written.
         RanksError: another rank failed.
     """
@@ -128,7 +126,7 @@ def monte_carlo(
         ready = stack.enter_context(prepared(session, model, data, asked, device))
         asked, evaluator = ready.asked, ready.evaluator
         planned = _settled(session, ready)
-        per_pass = session.agree("chips_per_pass", ready.chips_per_pass(planned))  # free memory decided, and may differ
+        per_pass = session.agree("chips_per_pass", ready.chips_per_pass(planned))  # free memory differs between ranks
         halving = Halving(planned.tallies_of(evaluator), per_pass, evaluator.batch_size)
         shown = progress if session.main else False
         collector = Collector(halving, per_pass, label, shown, session)
@@ -140,7 +138,7 @@ def monte_carlo(
         statistics = run_statistics(tallies, fixed)
     else:
         statistics = slice_statistics(tallies, planned.slices, fixed)
-    notes = [*said, *([f"one chip a pass: {ready.alone}"] if ready.alone else [])]
+    notes = [*said, *([f"one chip per pass: {ready.alone}"] if ready.alone else [])]
     notes += _notes(evaluator.model, tallies, asked, planned, fixed, collector.interrupted, statistics)
     return MonteCarloReport(
         statistics={name: statistics[name] for name in METRICS if name in asked.metrics},
@@ -167,7 +165,7 @@ def monte_carlo(
 
 
 def _settled(session: Session, ready: Prepared) -> Plan:
-    """The plan of all chips: made here, or by rank 0, or by whoever began the journal."""
+    """The plan of all chips. It comes from the journal if that exists, else from rank 0."""
     asked, evaluator = ready.asked, ready.evaluator
 
     def settle() -> dict:
@@ -194,7 +192,7 @@ def _settled(session: Session, ready: Prepared) -> Plan:
 
 
 def _stopping(asked: Arguments, fixed: Precision | None) -> dict | None:
-    """The stopping rule and its outcome, for the report."""
+    """The target and its outcome, for the report."""
     if asked.goal is None:
         return None
     return {
@@ -215,38 +213,36 @@ def _notes(
     interrupted: bool,
     statistics: dict,
 ) -> list[str]:
-    """What a reader of the figures should know."""
+    """The notes of the report."""
     notes = []
     done = len(tallies)
     if interrupted:
-        wanted = f"{asked.runs} runs" if asked.goal is None else f"at most {asked.goal.high} runs"
+        wanted = f"{asked.runs} chips" if asked.goal is None else f"at most {asked.goal.high} chips"
         notes.append(f"interrupted after {done} of {wanted}")
-    elif fixed is not None and not fixed.reached:
+    elif asked.goal is not None and fixed is not None and not fixed.reached:
         notes.append(f"the target half-width {asked.goal.target:g} is not reached with max_runs = {asked.goal.high}")
     if planned.slices is not None and statistics["accuracy"].conservative:
         notes.append(
             f"{done} chips, {done / planned.count:.2f} tilings of {planned.count} slices: below "
             f"{least_exact(planned.count)} chips the intervals are too wide on average"
         )
-    if planned.pilot is not None:
+    if planned.slices is not None and planned.pilot is not None:
         notes.append(
-            f"slices of {planned.slices.size} images come from times measured here; slice_images="
-            f"{planned.slices.most} gives the same elsewhere"
+            f"a pilot on this machine chose slices of {planned.slices.size} images; slice_images="
+            f"{planned.slices.most} repeats them"
         )
     if isinstance(model, Tempered):
-        notes.append(
-            f"logits divided by the temperature {model.temperature:g}: EKL, NLL and calibration error are at it"
-        )
+        notes.append(f"EKL, NLL and calibration error are of logits divided by the temperature {model.temperature:g}")
     quiet = layers_without_noise(model)
     if quiet:
-        notes.append("computed without noise (not converted, or switched off): " + ", ".join(quiet))
+        notes.append("layers without noise (not converted, or switched off): " + ", ".join(quiet))
     undefined = int(tallies.undefined.sum())
     if undefined:
         notes.append(
-            f"{undefined} inferences gave NaN or infinite logits; they count as wrong, and are left "
-            "out of the calibration error"
+            f"{undefined} inferences gave NaN or infinite logits; they count as wrong and do not enter the "
+            "calibration error"
         )
     nothing_right = done - len(statistics["ekl"].values)
     if nothing_right and planned.slices is None:
-        notes.append(f"{nothing_right} of {done} runs have nothing right, and so no EKL")
+        notes.append(f"{nothing_right} of {done} chips have no correct image, and so no EKL")
     return notes

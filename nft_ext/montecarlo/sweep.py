@@ -1,4 +1,4 @@
-"""Accuracy against sigma, of several networks on several devices: common chips, so that differences are narrow."""
+"""Sweeps over sigma for several networks and devices, on common chips."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 from nft_ext._common.checks import fail, number
 from nft_ext.device import NVMDevice
 from nft_ext.montecarlo.evaluate import monte_carlo
+from nft_ext.montecarlo.execution.evaluated_model import check_model
 from nft_ext.montecarlo.execution.session import main_rank_makes, read_together
-from nft_ext.montecarlo.execution.subject import check_model
 from nft_ext.montecarlo.sweep_result import Curve, Sweep
 from nft_ext.nn import noisy_layers
 from nft_ext.nn.conversion import convert
@@ -31,24 +31,24 @@ def sweep(
     resume: str | os.PathLike | None = None,
     **options: Any,
 ) -> Sweep:
-    """Every network on every device at every sigma, on common random chips.
+    """Evaluates every network on every device at every sigma, on common chips.
 
-    All points draw the chips 0 .. runs-1 of `seed`: layers of the same name have the same normals, whatever the
-    network's weights, the device and sigma are. So two curves are compared chip by chip (`Sweep.paired`).
+    All points use the chips 0 .. runs-1 of `seed`. Layers of the same name get the same normals for any weights, device
+    and sigma. So two curves can be compared chip by chip (`Sweep.paired`).
 
     Args:
-        models: a network, or name -> network. Converted ones (`nft.convert`), or plain ones where `devices` is given.
+        models: a network, or name -> network. Converted (`nft.convert`), or plain if `devices` is given.
         data: as `monte_carlo` takes it; read once.
-        sigmas: distinct values, in the convention of the devices, which must be one.
-        devices: a device, or name -> device, to put the networks on; their sigmas are not used. None: each network's
-            own.
+        sigmas: distinct values, in the unit of the devices. All devices must have the same unit.
+        devices: a device, or name -> device, for all networks; their own sigmas are not used. None: each network's own
+            device.
         runs, seed: as `monte_carlo` takes them.
-        resume: a folder (made if it is missing) with one file per point; a sweep that was stopped goes on from it.
-        options: further arguments of `monte_carlo`. slice_images="auto" is settled at the first point and kept.
+        resume: a folder with one file per point, created if missing. A stopped sweep continues from it.
+        options: further arguments of `monte_carlo`. slice_images="auto" is decided at the first point and kept.
 
     Returns:
-        The points, done sigma by sigma. An interrupt ends the sweep: the points so far are returned, the last marked
-        `interrupted` if it had at least two runs. With nothing to return it is passed on.
+        The points, evaluated sigma by sigma. An interrupt ends the sweep and returns the finished points. The last
+        point is marked `interrupted` if it has at least two chips. Without any point the interrupt is raised again.
 
     Raises:
         TypeError, ValueError: before any chip is evaluated, for bad models, sigmas or devices; else as `monte_carlo`.
@@ -87,7 +87,7 @@ def sweep(
 
 
 def _named(argument: str, given, kind: type) -> dict[str, Any]:
-    """name -> object; one without a name is called ""."""
+    """name -> object. A single object gets the name ""."""
     found = dict(given) if isinstance(given, Mapping) else {"": given}
     if not found:
         fail(argument, "must name at least one", "none")
@@ -95,7 +95,7 @@ def _named(argument: str, given, kind: type) -> dict[str, Any]:
         if not isinstance(value, kind) or not isinstance(name, str):
             fail(
                 argument,
-                f"must be one {kind.__name__}, or names of several",
+                f"must be one {kind.__name__}, or a mapping from names to several",
                 f"{name!r}: {type(value).__name__}",
                 kind=TypeError,
             )
@@ -103,7 +103,7 @@ def _named(argument: str, given, kind: type) -> dict[str, Any]:
 
 
 def _curves(models: dict[str, nn.Module], devices) -> list[Curve]:
-    """One a network and device."""
+    """One curve per network and device."""
     named = {"": None} if devices is None else _named("devices", devices, NVMDevice)
     curves = []
     for model_name, model in models.items():
@@ -115,12 +115,12 @@ def _curves(models: dict[str, nn.Module], devices) -> list[Curve]:
     devices = {layer.nvm for curve in curves for layer in noisy_layers(curve.model).values()}
     conventions = sorted({device.describe()["relative_to"] for device in devices})
     if len(conventions) > 1:
-        fail("devices", "must mean the same by sigma, to share an axis", f"sigma relative to {', '.join(conventions)}")
+        fail("devices", "must have the same unit of sigma", f"sigma relative to {', '.join(conventions)}")
     return curves
 
 
 def _on(model: nn.Module, device: NVMDevice) -> nn.Module:
-    """A copy on `device`: of a converted network the same layers are noisy, of a plain one all."""
+    """A copy on `device`. A converted network keeps its noisy layers; of a plain one, all layers become noisy."""
     if not noisy_layers(model):
         return convert(model, device)
     model = copy.deepcopy(model)
@@ -133,17 +133,17 @@ def _on(model: nn.Module, device: NVMDevice) -> nn.Module:
 
 def _distinct(argument: str, values: list) -> list:
     if not values or len(set(values)) < len(values):
-        fail(argument, "must name at least one value, each once", values)
+        fail(argument, "must hold at least one value, each once", values)
     return values
 
 
 def _files(resume, curves: list[Curve], sigmas: list[float], ranks: bool | None) -> dict[tuple[str, float], Path]:
-    """The journal of every point, in a folder that exists."""
+    """(curve name, sigma) -> journal file. Creates the folder."""
     if resume is None:
         return {}
     folder = Path(resume)
     if folder.exists() and not folder.is_dir():
-        fail("resume", "must be a folder, with a journal a point", str(folder))
+        fail("resume", "must be a folder, which holds one journal per point", str(folder))
     main_rank_makes(folder, ranks)
     files = {}
     for curve in curves:
@@ -151,8 +151,6 @@ def _files(resume, curves: list[Curve], sigmas: list[float], ranks: bool | None)
         for sigma in sigmas:
             file = folder / f"{stem}-sigma{sigma!r}.jsonl"
             if file in files.values():
-                fail(
-                    "models", "must have names that differ in letters and digits, to give files their names", curve.name
-                )
+                fail("models", "must have names that differ in letters and digits, for the names of files", curve.name)
             files[curve.name, sigma] = file
     return files

@@ -1,4 +1,4 @@
-"""What a sweep found: curves over sigma, and their differences on common chips."""
+"""The outcome of a sweep: curves over sigma, and their differences on common chips."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nft_ext.metrics import Paired, paired
 from nft_ext.montecarlo.report.curves import sweep_table
 from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.report.sweep_plot import plot_sweep
-from nft_ext.montecarlo.report.text import align
+from nft_ext.montecarlo.report.text_table import align
 
 FORMAT = "nft_ext.sweep/1"
 COMPARED = "on common chips: this compares these checkpoints, not the methods that trained them"
@@ -26,8 +26,8 @@ class Curve:
     """One network on one device.
 
     Attributes:
-        name: of network and device together.
-        model_name, device_name: of each; "" where it has none.
+        name: name of network and device together.
+        model_name, device_name: name of each; "" without one.
         model: the converted network.
         reports: one per sigma, in the order given.
     """
@@ -41,11 +41,11 @@ class Curve:
 
 @dataclass
 class Sweep:
-    """What `sweep` found; `str(sweep)` is a table of all curves.
+    """The outcome of `sweep`. `str(sweep)` is a table of all curves.
 
     Attributes:
         curves: one per network and device.
-        interrupted: True if stopped before the last point.
+        interrupted: True if the sweep stopped before its last point.
     """
 
     curves: list[Curve]
@@ -53,7 +53,7 @@ class Sweep:
 
     @property
     def reports(self) -> dict[str, list[MonteCarloReport]]:
-        """name -> reports, of the curves that have any."""
+        """name -> reports, without empty curves."""
         return {curve.name: curve.reports for curve in self.curves if curve.reports}
 
     def curve(self, name: str) -> list[MonteCarloReport]:
@@ -65,13 +65,20 @@ class Sweep:
         return self.reports[one_of("name", name, self.reports)]
 
     def paired(self, a: str, b: str, metric: str = "accuracy") -> dict[float, Paired]:
-        """Curve `a` minus curve `b` chip by chip: sigma -> mean, interval, t test and Wilcoxon's signed rank test.
+        """Compares two curves chip by chip, at every sigma and on every chip that both have.
 
-        Of every sigma that both have, over the chips that both have. The replicates are chips: the outcome speaks about
-        these two checkpoints over all chips of their device. It does not speak about the methods that trained them;
-        that takes several trainings of each (`nft.metrics.compare_methods`). Chips on which a metric has no value (EKL
-        with nothing right) are left out. Under "stratified" a chip's two figures are on the same slice. The interval is
-        then too wide rather than too narrow, as whole tilings vary less than independent slices.
+        The replicates are chips: the outcome speaks about these two checkpoints over all chips of their device. It does
+        not speak about the methods that trained them; that needs several trainings per method
+        (`nft.metrics.compare_methods`). Chips without a value (EKL without correct images) are left out. Under
+        "stratified" both figures of a chip are on the same slice. The interval is then slightly too wide, because whole
+        tilings vary less than independent slices.
+
+        Args:
+            a, b: names of two curves.
+            metric: "accuracy", "ekl" or "nll".
+
+        Returns:
+            sigma -> a minus b: mean, interval, t test and Wilcoxon's signed rank test.
 
         Raises:
             ValueError: an unknown name, or slices that differ between the two.
@@ -91,13 +98,13 @@ class Sweep:
         return found
 
     def table(self) -> str:
-        """Mean accuracy of all curves, one row a sigma."""
+        """Mean accuracy of all curves as text, one row per sigma."""
         return sweep_table(self.reports)
 
     __str__ = table
 
     def differences_table(self, baseline: str | None = None) -> str:
-        """Every other curve minus `baseline` (default: the first), in points of accuracy, with tests."""
+        """Every other curve minus `baseline` (None: the first curve) as text, in points of accuracy, with tests."""
         baseline = next(iter(self.reports)) if baseline is None else baseline
         self.curve(baseline)
         rows = [["curve", "sigma", "difference, points", "+- 95 %", "t test p", "Wilcoxon p", "chips"]]
@@ -113,22 +120,26 @@ class Sweep:
                         str(d.n),
                     ]
                 )
-        # Without noise all chips are one: a difference without a spread, and nothing to test.
+        # Without noise all chips are equal, so the interval is 0 and there is no p-value.
         return "\n".join([f"accuracy minus that of {baseline}, {COMPARED}", *align(rows)])
 
     def plot(self, path: str | os.PathLike, title: str = "Accuracy over programmed chips") -> None:
-        """Writes a figure: one line per curve over sigma, with 95 % bands; PNG, PDF or SVG by the suffix of `path`.
+        """Writes a figure of all curves over sigma with 95 % bands.
+
+        Args:
+            path: the file; its suffix selects PNG, PDF or SVG.
+            title: first line of the figure.
 
         Raises:
-            ImportError: matplotlib is missing; the message has the command that installs it.
+            ImportError: matplotlib is not installed. The message has the command that installs it.
         """
         plot_sweep(self.reports, path, title)
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Writes one row a point; accuracies are fractions, std is over chips."""
+        """Writes one row per point. Accuracies are fractions, and std is over chips."""
         names = sorted({name for reports in self.reports.values() for report in reports for name in report.statistics})
         figures = ("mean", "ci95", "std")
-        rows = [
+        rows: list[list[Any]] = [
             [
                 "model",
                 "device",
@@ -163,8 +174,8 @@ class Sweep:
         write_csv(path, rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it: the reports whole, and every curve's differences from the first."""
-        first = next(iter(self.reports), None)
+        """The whole sweep as JSON values: all reports, and every curve's differences from the first curve."""
+        first = next(iter(self.reports), "")
         differences = [
             {"curve": name, "baseline": first, "sigma": sigma, "metric": "accuracy", **finite_or_none(vars(d))}
             for name in self.reports

@@ -1,4 +1,4 @@
-"""The temperature of a noisy network: fitted on validation images, on chips that no evaluation sees."""
+"""Fits the temperature of a noisy network on validation images and on chips that no evaluation uses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 from nft_ext._common.checks import integer, number
 from nft_ext.metrics.temperature import Temperature
 from nft_ext.metrics.temperature import fit_temperature as fit_logits
-from nft_ext.montecarlo.execution.images import check_label_range, read_data
-from nft_ext.montecarlo.execution.subject import check_model, check_sigma_is_known, eval_mode, on_device
+from nft_ext.montecarlo.execution.data_reader import check_label_range, read_data
+from nft_ext.montecarlo.execution.evaluated_model import check_model, check_sigma_is_known, eval_mode, on_device
 from nft_ext.nn.contexts import chips, noise
 
 
@@ -26,26 +26,28 @@ def fit_temperature(
     batch_size: int = 256,
     device: torch.device | str | None = None,
 ) -> Temperature:
-    """The temperature of a noisy model: it runs `model` on validation `data`, then fits T to the logits of all chips.
+    """Runs a noisy model on validation images and fits one temperature T to the logits of all chips.
 
-    `nft.metrics.fit_temperature(logits, labels)` is the fit alone, for logits at hand.
-    At T the noisy logits have the least negative log-likelihood. One T serves all chips: the chips draw = 0 .. runs-1
-    of `seed` in the key domain "selection" are pooled, so neither an evaluated chip nor, if `data` is a validation
-    set, a test image takes part. EKL, NLL and calibration error at T:
+    `nft.metrics.fit_temperature(logits, labels)` fits given logits. At T the noisy logits have the smallest negative
+    log-likelihood. The fit pools the chips 0 .. runs-1 of `seed` in the key domain "selection". So it uses no evaluated
+    chip, and no test image if `data` is a validation set. EKL, NLL and calibration error at T:
 
         report = nft.monte_carlo(tempered(model, fit_temperature(model, validation)), test)
 
     Args:
-        model: a converted model, inputs [B, ...] -> logits [B, C]; evaluated in eval mode and left as it was.
-        data: a DataLoader, a map-style Dataset or a pair of tensors; images that did not train the model.
-        runs: chips, >= 1, one per pass.
-        seed: of the chips, 64 bits.
-        sigma: overrides every layer's.
-        batch_size: images per pass.
+        model: a converted model, inputs [B, ...] -> logits [B, C]. It is evaluated in eval mode and left as it was.
+        data: a DataLoader, a map-style Dataset or a pair of tensors, with images that did not train the model.
+        runs: number of chips, >= 1; one per pass.
+        seed: seed of the chips, 64 bits.
+        sigma: overrides the sigma of every layer.
+        batch_size: images per batch.
         device: torch device to compute on; None: the model's own.
 
+    Returns:
+        T and the negative log-likelihood before and after.
+
     Raises:
-        TypeError, ValueError: as `monte_carlo`; logits that are NaN or infinite.
+        TypeError, ValueError: as `monte_carlo`; also for NaN or infinite logits.
     """
     runs, batch_size = integer("runs", runs, 1), integer("batch_size", batch_size, 1)
     if sigma is not None:
@@ -71,10 +73,10 @@ def fit_temperature(
 
 
 def calibrate(*args, **kwargs) -> Temperature:
-    """Deprecated name of `fit_temperature`, with the same `args` and `kwargs`; it goes in the next release."""
+    """Deprecated name of `fit_temperature`, with the same `args` and `kwargs`. The next release removes it."""
     warnings.warn(
-        "nft_ext.montecarlo.calibrate is now fit_temperature, with the same arguments; the old name goes in "
-        "the next release",
+        "nft_ext.montecarlo.calibrate is now fit_temperature, with the same arguments; the next release removes the "
+        "old name",
         DeprecationWarning,
         stacklevel=2,
     )

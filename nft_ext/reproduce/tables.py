@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nft_ext._common import files
-from nft_ext.montecarlo.report.text import align
+from nft_ext.montecarlo.report.text_table import align
 from nft_ext.reproduce.convergence import AGAINST, Converged
 from nft_ext.reproduce.summary import Comparison, Row, rank
 

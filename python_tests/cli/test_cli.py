@@ -77,7 +77,7 @@ def test_evaluate_with_slices_and_a_target(checkpoint, capsys):
     arguments = ["evaluate", str(checkpoint), "--limit", "20", "--protocol", "stratified", "--slice-images", "5"]
     assert main([*arguments, "--target-ci", "0.001", "--max-runs", "70"]) == 0
     out = capsys.readouterr().out
-    assert "70 runs x 5 of 20 images" in out and "not reached with max_runs = 70" in out
+    assert "70 chips x 5 of 20 images" in out and "not reached with max_runs = 70" in out
 
 
 def test_evaluate_takes_a_measured_table(checkpoint, tmp_path, capsys):

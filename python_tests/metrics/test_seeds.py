@@ -141,7 +141,7 @@ def test_the_absolute_criterion_looks_at_the_clean_accuracy():
         (lambda: convergence([0.5], margin=-1), "margin: must be a finite number >= 0"),
         (
             lambda: convergence([0.5, 0.6], clean=[0.9]),
-            "clean: must be one number, or one for each of the 2 trainings; got 1",
+            "clean: must be one number, or one per training, here 2; got 1",
         ),
         (lambda: over_seeds([[0.5, math.nan]]), r"values: must be finite; got nan at \[0, 1\]"),
         (lambda: over_seeds([[0.5], [0.1, 0.2]]), "values: must be numbers"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nft_ext.montecarlo.execution.collect import Collector
+from nft_ext.montecarlo.execution.collector import Collector
 from nft_ext.montecarlo.statistics.tallies import Tallies
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from nft_ext.montecarlo.execution.images import check_label_range, read_data
+from nft_ext.montecarlo.execution.data_reader import check_label_range, read_data
 
 INPUTS = torch.arange(24.0).reshape(6, 4)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -247,8 +247,8 @@ def test_a_model_that_mixes_the_batch_runs_one_chip_a_pass_and_says_so():
     data = torch.randn(20, 5), torch.randint(CLASSES, (20,))
     report = evaluate(model, data, chips_per_pass=4)
     assert report.chips_per_pass == 1
-    assert any(note.startswith("one chip a pass: two chips in one pass differ") for note in report.notes)
-    assert "one chip a pass" in str(report)
+    assert any(note.startswith("one chip per pass: two chips in one pass differ") for note in report.notes)
+    assert "one chip per pass" in str(report)
 
 
 def test_layers_left_out_of_the_conversion_are_named(plain, data):
@@ -286,7 +286,7 @@ def test_an_interrupt_reports_the_finished_runs(model, data, monkeypatch):
     report = evaluate(model, data, chips_per_pass=2)
     assert report.interrupted and report.runs == 4 and not whole.interrupted
     assert report.accuracy.per_run.tolist() == whole.accuracy.per_run[:4].tolist()
-    assert "interrupted after 4 of 7 runs" in report.notes
+    assert "interrupted after 4 of 7 chips" in report.notes
     assert model.training
 
 

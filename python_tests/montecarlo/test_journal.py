@@ -122,7 +122,9 @@ def test_a_damaged_line_before_the_last_is_refused_by_number(tmp_path):
         journal.add([row(0), row(1)])
     header, first, second = path.read_text().splitlines(keepends=True)
     path.write_text(header + first[:20] + second)
-    with pytest.raises(ValueError, match=r"^resume: must have whole lines .*j: line 2 is damaged; delete it and what"):
+    with pytest.raises(
+        ValueError, match=r"^resume: must have whole lines .*j: line 2 is damaged; delete it and all later lines"
+    ):
         Journal(path, HEADER)
     path.write_text(header[:-5] + "\n" + first)
     with pytest.raises(ValueError, match="^resume: must begin with a whole header line; .*line 1"):
@@ -138,7 +140,9 @@ def test_equal_duplicates_are_merged_and_different_ones_refused(tmp_path):
     with Journal(path, HEADER) as journal:
         assert journal.rows == {0: row(0)}
     path.write_text(text + row(0, 0.75).line() + "\n")
-    with pytest.raises(ValueError, match="^resume: must hold one outcome a chip; .*line 3 gives draw 0 other figures"):
+    with pytest.raises(
+        ValueError, match="^resume: must hold one outcome per chip; .*line 3 gives draw 0 other figures"
+    ):
         Journal(path, HEADER)
 
 
@@ -264,10 +268,10 @@ def test_more_runs_and_other_metrics_continue_the_file(model, data, tmp_path, mo
 
 
 def test_the_pilot_s_slices_are_settled_once_a_file(model, data, tmp_path, monkeypatch):
-    from nft_ext.montecarlo.execution import protocols
+    from nft_ext.montecarlo.execution import plan
 
     first = evaluate(model, data, resume=tmp_path / "j", protocol="stratified", runs=20)
-    monkeypatch.setattr(protocols, "pilot", lambda *_: pytest.fail("a second pilot"))
+    monkeypatch.setattr(plan, "pilot", lambda *_: pytest.fail("a second pilot"))
     again = evaluate(model, data, resume=tmp_path / "j", protocol="stratified", runs=20)
     assert figures(again) == figures(first) and again.pilot is not None
     other = json.loads((tmp_path / "j").read_text().splitlines()[0])["settled"]["slice_images"] - 1

@@ -38,7 +38,7 @@ def test_every_chip_is_there_once_and_in_order(room):
     draws, shares = list(range(20, 30)), []
     if room < 10:
         with pytest.warns(
-            RuntimeWarning, match="out of memory with 10 chips a pass; going on with half as many"
+            RuntimeWarning, match="out of memory with 10 chips per pass; continuing with half as many"
         ) as said:
             found = halving(draws, shares.append)
         assert len(said) == 1, "said once"
@@ -54,7 +54,7 @@ def test_later_passes_begin_with_what_fitted():
     halving = Halving(chips, 8, 64)
     with pytest.warns(RuntimeWarning):
         halving(list(range(8)), lambda share: None)
-    assert halving.at_once == 2 and halving.note == "memory ran out; from there on at most 2 chips at once"
+    assert halving.at_once == 2 and halving.note == "memory ran out; later passes ran at most 2 chips at once"
     chips.asked.clear()
     halving(list(range(8, 16)), lambda share: None)
     assert [len(a) for a in chips.asked] == [2, 2, 2, 2]
@@ -110,7 +110,7 @@ def test_monte_carlo_goes_on_and_says_so():
         data = torch.randn(16, 6, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 3
         return nft.monte_carlo(model, data, runs=10, chips_per_pass=chips, batch_size=16, progress=False)
 
-    with pytest.warns(RuntimeWarning, match="monte_carlo: out of memory with 8 chips a pass"):
+    with pytest.warns(RuntimeWarning, match="monte_carlo: out of memory with 8 chips per pass"):
         found = report(16 * 3, 8)
-    assert "memory ran out; from there on at most 2 chips at once" in found.notes
+    assert "memory ran out; later passes ran at most 2 chips at once" in found.notes
     assert found.accuracy.per_run.tolist() == report(10_000, 8).accuracy.per_run.tolist()

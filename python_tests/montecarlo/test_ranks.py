@@ -8,8 +8,9 @@ import torch
 
 from nft_ext._common import processes
 from nft_ext.montecarlo.distributed import ranks
-from nft_ext.montecarlo.distributed.ranks import Team
+from nft_ext.montecarlo.distributed import team as team_module
 from nft_ext.montecarlo.distributed.rows import Row
+from nft_ext.montecarlo.distributed.team import Team
 from nft_ext.montecarlo.distributed.work_queue import deal, share
 from nft_ext.montecarlo.execution.node_data import NodeData
 
@@ -155,7 +156,7 @@ def test_rank_0_being_gone_ends_the_others(monkeypatch):
         return team.wait("anything")
 
     found = together(2, work)
-    assert "rank 0 is gone (silent for 1 s)" in str(found[1])
+    assert "rank 0 died (silent for 1 s)" in str(found[1])
 
 
 # ---- agreement
@@ -174,21 +175,21 @@ def test_ranks_with_different_arguments_all_stop_with_the_difference():
 
 
 def test_a_rank_that_does_not_arrive_is_gone_without_and_refused_later_if_it_differs(monkeypatch):
-    monkeypatch.setattr(ranks, "JOIN", 1)
+    monkeypatch.setattr(team_module, "JOIN", 1)
 
     def work(team):
         if team.rank == 1:
             team.wait("compared")
         return team.check_same({"runs": 100 + team.rank})
 
-    with pytest.warns(UserWarning, match="rank 1 does not take part"):
+    with pytest.warns(UserWarning, match="rank 1 did not join in time"):
         found = together(2, work)
     assert found[0] is None and "runs: 100 on rank 0, 101 on rank 1" in str(found[1])
 
 
 def test_values_longer_than_a_store_takes_at_once_arrive_whole():
     text = "".join(map(str, range(400_000)))
-    assert len(text) > 2 * ranks.CHUNK
+    assert len(text) > 2 * team_module.PART
     assert together(2, lambda team: team.agree("text", text if team.main else None)) == [text, text]
 
 

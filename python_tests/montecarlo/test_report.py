@@ -65,7 +65,7 @@ def test_quantile_comes_with_the_order_statistics_around_it():
     # n = 50, q = 0.5: ranks 18 and 33 (any table of the binomial).
     assert (median.low, median.high) == (ACCURACY[17], ACCURACY[32])
     assert a_report().accuracy.quantile(0.01).low == -math.inf
-    with pytest.raises(ValueError, match="^q: must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="^q: must be > 0 and < 1"):
         a_report().accuracy.quantile(1)
 
 
@@ -136,7 +136,7 @@ def test_table_fits_a_screen_and_names_what_the_figures_rest_on():
     lines = text.splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 100
     for part in (
-        "50 runs x 200 images",
+        "50 chips x 200 images",
         "sigma = 0.1 of the maximal conductance, M = 8, K = 2",
         "seed 7",
         f"{100 * ACCURACY.mean():.2f}",

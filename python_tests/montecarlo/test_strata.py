@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from nft_ext.montecarlo.execution import pilot
-from nft_ext.montecarlo.statistics import strata
+from nft_ext.montecarlo.statistics import slice_estimate
 from nft_ext.montecarlo.statistics.intervals import student_t_quantile
+from nft_ext.montecarlo.statistics.slice_estimate import between_chips, estimate
 from nft_ext.montecarlo.statistics.slice_statistic import logit_interval
 from nft_ext.montecarlo.statistics.stopping import Goal, precision_of, until
-from nft_ext.montecarlo.statistics.strata import between_chips, estimate
 
 
 class Population:
@@ -78,7 +78,7 @@ def test_an_incomplete_tiling_adds_what_the_design_says():
 
 
 def test_slices_shown_twice_are_enough_for_the_variance_of_a_chip_and_that_of_images(monkeypatch):
-    monkeypatch.setattr(strata, "LEAST_PAIRS", 1)
+    monkeypatch.setattr(slice_estimate, "LEAST_PAIRS", 1)
     right, sizes = evaluations(POPULATION, count=2, runs=3)
     found = estimate(right, np.broadcast_to(sizes, right.shape), count=2)
     k = 1 / 2 - 1 / 4
@@ -91,16 +91,18 @@ def test_slices_shown_twice_are_enough_for_the_variance_of_a_chip_and_that_of_im
 
 
 def test_every_slice_shown_twice_counts_and_no_other():
-    assert strata.pairs(runs=9, count=10).tolist() == []
-    assert strata.pairs(runs=13, count=10).tolist() == [0, 1, 2]
-    assert strata.pairs(runs=26, count=10).tolist() == [*range(10)], "the third tiling is of another permutation"
-    assert strata.pairs(runs=36, count=10).tolist() == [*range(10), *range(20, 26)]
+    assert slice_estimate.pairs(runs=9, count=10).tolist() == []
+    assert slice_estimate.pairs(runs=13, count=10).tolist() == [0, 1, 2]
+    assert slice_estimate.pairs(runs=26, count=10).tolist() == [*range(10)], (
+        "the third tiling is of another permutation"
+    )
+    assert slice_estimate.pairs(runs=36, count=10).tolist() == [*range(10), *range(20, 26)]
 
 
 @pytest.mark.parametrize("runs", [2, 3, 63, 64, 127, 128, 129, 200, 1000])
 def test_the_most_slices_are_those_that_leave_the_exact_variance(runs):
-    most = strata.most_slices(runs)
-    assert strata.least_exact(most) <= runs < strata.least_exact(most + 1)
+    most = slice_estimate.most_slices(runs)
+    assert slice_estimate.least_exact(most) <= runs < slice_estimate.least_exact(most + 1)
 
 
 def test_the_added_term_is_the_design_s_with_more_tilings():

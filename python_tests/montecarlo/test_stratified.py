@@ -200,4 +200,4 @@ def test_a_model_that_mixes_the_batch_runs_one_chip_a_pass():
     report = evaluate(
         nft.convert(Mixes(), NVM), (torch.randn(20, 5), torch.randint(CLASSES, (20,))), slice_images="auto"
     )
-    assert report.chips_per_pass == 1 and any("one chip a pass" in note for note in report.notes)
+    assert report.chips_per_pass == 1 and any("one chip per pass" in note for note in report.notes)

@@ -1,1 +1,1 @@
-"""Several processes and interruptions: who evaluates which chips, and the journal that keeps finished ones."""
+"""Shares the passes of an evaluation between processes, and keeps finished chips in a journal."""

@@ -1,9 +1,9 @@
-"""The file an evaluation streams its chips to, so that nothing finished is lost: a header line, then one line a chip.
+"""The file that keeps the finished chips of an evaluation: a header line, then one line per chip.
 
-Each pass's lines are appended in one write and brought to the disk (fsync) before the next pass begins. A process
-killed at any moment therefore leaves whole lines and at most one torn last line, which is dropped at the next opening
-and its chip done again. A machine that loses power may tear several lines of the last pass; then the file is refused,
-and the error says from which line on to delete.
+Each pass appends its lines in one write and syncs them to the disk (fsync) before the next pass begins. So a killed
+process leaves whole lines and at most one torn last line. The next opening drops the torn line, and its chip runs
+again. A power failure may tear several lines of the last pass. Such a file is refused, and the error names the first
+line to delete.
 """
 
 from __future__ import annotations
@@ -26,24 +26,30 @@ START = f'{{"format": "{FORMAT}"'.encode()
 
 
 class Journal:
-    """An open, locked journal file; `close` (or leaving the context) gives it and its lock back.
+    """An open, locked journal file. `close`, or leaving the context, closes and unlocks it.
 
-    rows: draw -> Row, all chips in the file. settled: what was decided once for all of them.
-    notes: what a report that rests on the file should say. seconds: wall time that its chips took when it was opened.
+    Attributes:
+        rows: draw -> Row, all chips in the file.
+        settled: values decided once for all chips of the file.
+        notes: notes for the report.
+        seconds: wall time of the chips that the file held when it was opened.
     """
 
     def __init__(
         self, path: str | os.PathLike, header: dict[str, dict[str, Any]], settle: Callable[[], dict[str, Any]] = dict
     ):
-        """Creates the file, or continues one of the same configuration.
+        """Creates the file, or continues a file of the same configuration.
 
-        header: {"fixed": ..., "noted": ..., "recorded": ...}, each field -> value, as JSON takes it. A file whose
-            "fixed" fields differ is refused. "noted" fields change figures by rounding at most: a difference becomes a
-            note.
-        settle: called for a new file only; gives `settled`, which the header line then holds.
+        Args:
+            path: the file.
+            header: {"fixed": ..., "noted": ..., "recorded": ...}, each a mapping of JSON values. A file is refused if
+                its "fixed" fields differ. Differences in "noted" fields change figures only by rounding and give notes.
+            settle: called for a new file only. Returns `settled`, which the header line stores.
 
-        Raises FileNotFoundError or ValueError (names the file, and the fields that differ with both values), and
-        OSError (another process has it open; the disk is full).
+        Raises:
+            FileNotFoundError: the folder does not exist.
+            ValueError: another kind of file, a damaged line, or another configuration; names the fields that differ.
+            OSError: another process writes the file, or it cannot be written.
         """
         self.path = Path(path)
         if not self.path.parent.is_dir():
@@ -74,15 +80,16 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Gives the file and its lock back; `rows` stay."""
+        """Closes and unlocks the file; `rows` stay."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def add(self, rows: list[Row]) -> None:
-        """Appends the rows, of draws that are not there yet; they are on the disk when this returns.
+        """Appends rows of new draws. They are on the disk when this returns.
 
-        Raises OSError where the file cannot be written; the lines before stay.
+        Raises:
+            OSError: the file cannot be written. It keeps all earlier lines.
         """
         self._append("".join(row.line() + "\n" for row in rows).encode())
         self.rows |= {row.draw: row for row in rows}
@@ -95,12 +102,12 @@ class Journal:
         except BlockingIOError:
             raise BlockingIOError(
                 errno.EWOULDBLOCK,
-                "resume: another process is writing this file; wait for it, or name another file",
+                "resume: another process is writing this file; wait for it or name another file",
                 str(self.path),
             ) from None
 
     def _begin(self, content: bytes, header: dict[str, Any], settle: Callable[[], dict[str, Any]]) -> None:
-        # Nothing, or a header cut short by a kill; anything else is somebody's file, not to be overwritten.
+        # Overwrites only an empty file or a torn header.
         if content[: len(START)] != START[: len(content)]:
             self._refuse_kind()
         os.ftruncate(self._file, 0)
@@ -125,14 +132,13 @@ class Journal:
                 fail(
                     "resume",
                     "must have whole lines before the last one",
-                    f"{self.path}: line {number} is damaged; delete it and what follows, and those chips are done "
-                    "again",
+                    f"{self.path}: line {number} is damaged; delete it and all later lines, and their chips run again",
                 )
             if not row.same_figures(self.rows.setdefault(row.draw, row)):
                 fail(
                     "resume",
-                    "must hold one outcome a chip",
-                    f"{self.path}: line {number} gives draw {row.draw} other figures than a line before it",
+                    "must hold one outcome per chip",
+                    f"{self.path}: line {number} gives draw {row.draw} other figures than an earlier line",
                 )
         os.ftruncate(self._file, len(whole))
         self._end = len(whole)
@@ -148,7 +154,7 @@ class Journal:
     def _refuse_kind(self) -> NoReturn:
         fail(
             "resume",
-            "must be a journal of monte_carlo(resume=...), or not exist yet",
+            "must be a journal of monte_carlo(resume=...) or a new file",
             f"{self.path}, which is another kind of file",
         )
 
@@ -163,15 +169,15 @@ class Journal:
             os.ftruncate(self._file, self._end)
             raise OSError(
                 error.errno,
-                f"resume: cannot be written ({os.strerror(error.errno)}); the {len(self.rows)} "
-                "finished chips stay in it, and the same call goes on from them",
+                f"resume: cannot be written ({error.strerror}); the {len(self.rows)} "
+                "finished chips stay in it, and the same call continues from them",
                 str(self.path),
             ) from error
         self._end += len(content)
 
 
 def _as_of_now(fixed: dict[str, Any], noted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Up to 0.2 a header fixed the package's version, which told the noise by its first two numbers."""
+    """Converts a header of version 0.2 or older, which fixed the package's version in place of the noise's version."""
     if "noise" in fixed or "nft_ext" not in fixed:
         return fixed, noted
     version = str(fixed["nft_ext"])

@@ -1,8 +1,8 @@
-"""Deals the passes of an evaluation to ranks as they ask for them, and again where a rank died.
+"""Deals the passes of an evaluation to ranks on request, and deals the passes of dead ranks again.
 
-Passes are tasks 0, 1, 2, ... A rank takes a ticket; ticket t entitles to task t. So a slow rank takes few. Tickets
-beyond the last task wait: rank 0 turns the unfinished passes of dead ranks into further tasks. Finished rows go to rank
-0 through the store, which keeps them whatever becomes of their sender.
+Passes are tasks 0, 1, 2, ... A rank draws a ticket, and ticket t gives it task t. So a slow rank takes fewer tasks.
+Tickets beyond the last task wait: rank 0 turns the unfinished passes of dead ranks into further tasks. Finished rows go
+to rank 0 through the store, which keeps them even if the sender dies.
 """
 
 from __future__ import annotations
@@ -11,23 +11,33 @@ import json
 import time
 from collections.abc import Callable, Iterator
 
-from nft_ext.montecarlo.distributed.ranks import POLL, Team
 from nft_ext.montecarlo.distributed.rows import Row
+from nft_ext.montecarlo.distributed.team import POLL, Team
 
-Compute = Callable[[int], list[Row]]  # the rows of the pass that begins with a draw
+Compute = Callable[[int], list[Row]]  # first draw of a pass -> rows of the pass
 
 
 def deal(team: Team, name: str, starts: list[int], compute: Compute) -> Iterator[list[Row]]:
-    """Rank 0: the rows of every pass in `starts`, as they arrive. Other ranks: nothing; they work until all is done.
+    """Runs all passes on all ranks.
 
-    name: of this call, the same on all ranks. compute must give the same rows on every rank.
-    Raises KeyboardInterrupt on rank 0 if another rank was interrupted, RanksError if one stopped with an error.
+    Args:
+        team: the ranks.
+        name: name of this call, the same on all ranks.
+        starts: first draw of every pass.
+        compute: runs one pass; must give the same rows on every rank.
+
+    Yields:
+        On rank 0, the rows of every pass as they arrive. On other ranks nothing; they work until all passes are done.
+
+    Raises:
+        KeyboardInterrupt: on rank 0, if another rank was interrupted.
+        RanksError: another rank stopped with an error.
     """
     return _lead(team, name, starts, compute) if team.main else _follow(team, name, compute)
 
 
 def share(team: Team, name: str, rows: list[Row], interrupted: bool) -> tuple[list[Row], bool]:
-    """Rank 0's rows, and whether it was interrupted, on every rank; ends the call `name`."""
+    """Returns rank 0's rows, and whether it was interrupted, on every rank. Ends the call `name`."""
     if team.main:
         team.set(f"{name}/rows", "".join(row.line() + "\n" for row in rows))
     found = team.agree(f"{name}/end", {"interrupted": interrupted})
@@ -43,13 +53,13 @@ def _follow(team: Team, name: str, compute: Compute) -> Iterator[list[Row]]:
             start = tasks[ticket] if ticket < len(tasks) else json.loads(team.get(f"{name}/task/{ticket}"))
             _send(team, name, start, compute(start))
     except KeyboardInterrupt:
-        team.set("interrupt", str(team.rank))  # and waits for what rank 0 makes of it, in `share`
+        team.set("interrupt", str(team.rank))  # rank 0 reacts, and `share` waits for it
     return
     yield
 
 
 def _ticket(team: Team, name: str) -> int | None:
-    """A ticket whose task is there, None once the call has ended."""
+    """A ticket whose task exists; None after the end of the call."""
     ticket = _draw_ticket(team, name)
     while not team.has(f"{name}/end"):
         team.check()
@@ -75,49 +85,52 @@ def _send(team: Team, name: str, start: int, rows: list[Row]) -> None:
 
 
 def _lead(team: Team, name: str, starts: list[int], compute: Compute) -> Iterator[list[Row]]:
-    desk = _Desk(team, name, starts)
+    ledger = _Ledger(team, name, starts)
     ticket = _draw_ticket(team, name)
-    while desk.missing:
+    while ledger.missing:
         team.check()
-        if ticket < len(desk.tasks):
-            start = desk.tasks[ticket]
-            # Dealt again and done meanwhile, there is nothing to do.
-            if start in desk.missing:
+        if ticket < len(ledger.tasks):
+            start = ledger.tasks[ticket]
+            if start in ledger.missing:  # else another rank has finished this pass
                 rows = compute(start)
-                desk.missing.discard(start)
+                ledger.missing.discard(start)
                 yield rows
             ticket = _draw_ticket(team, name)
         else:
-            desk.deal_again()
+            ledger.deal_again()
             time.sleep(POLL)
-        for rows in desk.arrived():
-            yield rows
+        yield from ledger.arrived()
         if team.has("interrupt"):
             raise KeyboardInterrupt
 
 
-class _Desk:
-    """Rank 0's books. tasks: task -> start of its pass. missing: passes without rows."""
+class _Ledger:
+    """Rank 0's record of tasks and rows.
+
+    Attributes:
+        tasks: first draw of the pass of every task.
+        missing: first draws of the passes without rows.
+    """
 
     def __init__(self, team: Team, name: str, starts: list[int]):
         self.team, self.name = team, name
         self.tasks = list(starts)
         self.missing = set(starts)
         self._latest = {start: task for task, start in enumerate(starts)}  # pass -> its last task
-        self._since: dict[int, float] = {}  # task taken by nobody known -> when that was first seen
+        self._since: dict[int, float] = {}  # task with an unknown holder -> time when that was first seen
         self._unread: list[int] = []
         self._sent = 0
         team.set(f"{name}/tasks", json.dumps(starts))
         team.add(f"{name}/issued", len(starts))
 
     def arrived(self) -> Iterator[list[Row]]:
-        """Rows that came since the last look, each pass's once."""
+        """Yields the rows that arrived since the last call, once per pass."""
         total = self.team.add(f"{self.name}/sent", 0)
         self._unread += range(self._sent, total)
         self._sent = total
         for number in list(self._unread):
             if not self.team.has(f"{self.name}/sent/{number}"):
-                continue  # on its way, or its sender died just there
+                continue  # not there yet, or the sender died at this moment
             self._unread.remove(number)
             content = json.loads(self.team.get(self.team.get(f"{self.name}/sent/{number}", delete=True), delete=True))
             if content["start"] in self.missing:
@@ -125,7 +138,7 @@ class _Desk:
                 yield [Row.parse(line) for line in content["lines"]]
 
     def deal_again(self) -> None:
-        """Makes tasks of the unfinished passes whose ranks are dead."""
+        """Makes new tasks for the unfinished passes of dead ranks."""
         drawn = self.team.add(f"{self.name}/tickets", 0)
         for start in sorted(self.missing):
             task = self._latest[start]
@@ -138,5 +151,5 @@ class _Desk:
     def _lost(self, task: int) -> bool:
         if self.team.has(f"{self.name}/holder/{task}"):
             return not self.team.alive(int(self.team.get(f"{self.name}/holder/{task}")))
-        # Drawn by a rank that has not said so: it is about to, or died in between.
+        # The rank that drew this ticket has not named itself yet, or died before it did.
         return time.monotonic() - self._since.setdefault(task, time.monotonic()) > self.team.timeout

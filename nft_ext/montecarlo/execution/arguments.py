@@ -1,4 +1,4 @@
-"""What `monte_carlo` may be asked for, checked before any work."""
+"""The arguments of `monte_carlo`, checked before any work."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from nft_ext.montecarlo.statistics.estimates import METRICS
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal
 from nft_ext.ops.keys import noise_key
 
-MAX_RUNS = 2**31  # a draw has 32 bits; the padding of the last pass needs a few more than `runs`
+MAX_RUNS = 2**31  # a draw has 32 bits, and the last pass is padded with draws beyond `runs`
 PROTOCOLS = ("full", "stratified")
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The checked arguments of `monte_carlo`; `goal` is None where `runs` is given."""
+    """The checked arguments of `monte_carlo`. `goal` is None without target_ci."""
 
     runs: int
     seed: int
@@ -31,7 +31,7 @@ class Arguments:
 
     @property
     def most_runs(self) -> int:
-        """Chips that may be asked for at most."""
+        """The largest number of chips that the evaluation may need."""
         return self.runs if self.goal is None else self.goal.high
 
 
@@ -50,7 +50,11 @@ def checked(
     batch_size,
     precision,
 ) -> Arguments:
-    """The arguments as they are used; raises ValueError that names the argument, the rule and the value."""
+    """Checks and normalises the arguments.
+
+    Raises:
+        ValueError: a bad argument; the message names the argument, the rule and the value.
+    """
     runs = integer("runs", runs, 2, MAX_RUNS)
     if batch_size != "auto":
         batch_size = integer("batch_size", batch_size, 1)
@@ -58,14 +62,14 @@ def checked(
     if target_ci is not None:
         target = number("target_ci", target_ci)
         if not 0 < target < 1:
-            fail("target_ci", "must be a half-width of accuracy as a fraction, above 0 and below 1", target)
+            fail("target_ci", "must be a half-width as a fraction, > 0 and < 1", target)
         high = integer("max_runs", max_runs, PILOT_RUNS, MAX_RUNS)
         goal = Goal(target, integer("min_runs", min_runs, PILOT_RUNS, high), high)
     if chips_per_pass != "auto":
         chips_per_pass = min(runs if goal is None else goal.high, integer("chips_per_pass", chips_per_pass, 1))
     if sigma is not None:
         sigma = number("sigma", sigma, 0.0)
-    noise_key(seed=seed, draws=[0], domain="evaluation")  # refuses a bad seed
+    noise_key(seed=seed, draws=[0], domain="evaluation")  # checks the seed
     one_of("protocol", protocol, PROTOCOLS)
     one_of("precision", precision, PRECISIONS)
     if slice_images != "auto":
@@ -73,7 +77,7 @@ def checked(
         if protocol == "full":
             fail(
                 "slice_images",
-                "must be left alone under protocol 'full', where every chip sees every image",
+                "must be 'auto' under protocol 'full', where every chip sees every image",
                 slice_images,
             )
     return Arguments(
@@ -93,5 +97,5 @@ def checked(
 def _metric_names(metrics) -> set[str]:
     names = {metrics} if isinstance(metrics, str) else set(metrics)
     if "accuracy" not in names or not names <= set(METRICS):
-        fail("metrics", f"must be names of {', '.join(METRICS)}, accuracy among them", sorted(map(str, names)))
+        fail("metrics", f"must be among {', '.join(METRICS)}, and include accuracy", sorted(map(str, names)))
     return names

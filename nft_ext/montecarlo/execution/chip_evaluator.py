@@ -1,7 +1,9 @@
-"""Runs images through several programmed chips at once, and keeps their sums."""
+"""Runs images through several programmed chips per pass and sums up the results per chip."""
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 
 import torch
@@ -14,14 +16,19 @@ from nft_ext.montecarlo.statistics.slices import LAST_PERMUTATION, Slices, permu
 from nft_ext.montecarlo.statistics.tallies import Tallies
 from nft_ext.nn.contexts import chips
 
-DATA_SHARE = 0.5  # of the free memory of the device that the data may take
+DATA_SHARE = 0.5  # largest share of the torch device's free memory that the data may take
 
 
 class ChipEvaluator:
-    """A model on its device with the data it is tested on.
+    """A model on its torch device, with the data that it is tested on.
 
-    model: in eval mode while in use. inputs: [n, ...]; labels: int64 [n]; both move to `device`
-    if they take at most half of its free memory, else batch by batch. seed: of the chips.
+    Args:
+        model: in eval mode while in use.
+        inputs: [n, ...]. They move to `device` at once if they take at most half of its free memory, else per batch.
+        labels: int64 [n].
+        seed: seed of the chips.
+        batch_size: images per batch.
+        device: torch device of the model.
     """
 
     def __init__(
@@ -34,31 +41,30 @@ class ChipEvaluator:
         self.inputs = inputs.to(device) if fits else inputs
         self.labels = labels.to(device)
         self.channels_last = False  # whether the model sees images in that layout
-        # Several batches see the same chips. On CUDA a layer's weights then cost more than holding them: launches, and
-        # Python's time between them, in every batch. On the CPU our own product makes them on its way.
+        # All batches see the same chips. On CUDA it is faster to program the weights once and hold them. On the CPU the
+        # one-pass product generates the weights itself.
         self.programmed = device.type == "cuda"
 
     def logits(self, inputs: Tensor, draws: list[int]) -> Tensor:
-        """Logits [S, b, C] of the chips `draws` (S of them) on `inputs` [b, ...], in one pass."""
+        """Logits [S, b, C] of the S chips `draws` on `inputs` [b, ...], in one pass."""
         with chips(self.model, seed=self.seed, draws=draws, domain="evaluation", programmed=self.programmed):
             return self._pass(inputs, draws)
 
     def tallies(self, draws: list[int], done: Callable[[float], None]) -> Tallies:
-        """Sums over all images for the chips `draws`; `done(share)` is told of every share of the images."""
-        total = None
-        # One context for all batches: the layers keep their quantized weights within it.
+        """Sums over all images for the chips `draws`. Calls done(share of the images) after each batch."""
+        parts = []
+        # One context for all batches, because the layers keep their quantized weights within it.
         with chips(self.model, seed=self.seed, draws=draws, domain="evaluation", programmed=self.programmed):
             for start in range(0, len(self.labels), self.batch_size):
                 batch = slice(start, start + self.batch_size)
-                part = Tallies.of(self._pass(self.inputs[batch], draws), self.labels[batch])
-                total = part if total is None else total + part
+                parts.append(Tallies.of(self._pass(self.inputs[batch], draws), self.labels[batch]))
                 done(len(self.labels[batch]) / len(self.labels))
-        return total
+        return functools.reduce(operator.add, parts)
 
     def slice_tallies(self, slices: Slices, draws: list[int], done: Callable[[float], None]) -> Tallies:
         """Sums of the chips `draws`, each over its own slice of the images."""
         images, counted = slices.of(draws)  # [S, n]
-        total = None
+        parts = []
         with chips(
             self.model, seed=self.seed, draws=draws, domain="evaluation", repeat=False, programmed=self.programmed
         ):
@@ -68,14 +74,15 @@ class ChipEvaluator:
                 rows = self.inputs[here.flatten()]  # [S * b, ...], chip-major
                 logits = split_chips(self.model(self._laid_out(rows)), *here.shape)
                 labels = self.labels[here.to(self.device)]
-                part = Tallies.of(logits, labels, counted[:, batch].to(self.device))
-                total = part if total is None else total + part
+                parts.append(Tallies.of(logits, labels, counted[:, batch].to(self.device)))
                 done(here.shape[1] / slices.size)
-        return total
+        return functools.reduce(operator.add, parts)
 
     def pilot_correct(self, chips_: int, first: int, last: int) -> ndarray:
-        """Whether chips of the key domain "selection" are right, bool [chips_, last - first], on images
-        first .. last - 1 of a random order."""
+        """Whether each chip of the key domain "selection" is correct, bool [chips_, last - first].
+
+        The images are first .. last - 1 of a random order.
+        """
         images = torch.from_numpy(permutation(self.seed, LAST_PERMUTATION, len(self.labels))[first:last].copy())
         rows = []
         for draw in range(chips_):
@@ -89,8 +96,9 @@ class ChipEvaluator:
         return torch.stack(rows).numpy()
 
     def pilot_pass(self, chips_: int, count: int) -> None:
-        """One pass of `chips_` chips of the domain "selection" with `count` images each, to be timed; ends when its
-        sums have arrived.
+        """One pass of `chips_` chips of the key domain "selection" with `count` images each, for timing.
+
+        It returns when the sums are on the CPU.
         """
         rows = (torch.arange(chips_ * count) % len(self.labels)).to(self.inputs.device)
         with chips(
@@ -105,10 +113,10 @@ class ChipEvaluator:
             Tallies.of(logits, self.labels[rows.to(self.device)].view(chips_, count)).chips(chips_)
 
     def _pass(self, inputs: Tensor, draws: list[int]) -> Tensor:
-        """The same, of the chips already in force."""
+        """Logits [S, b, C] on `inputs` [b, ...] of the chips that the open context programs."""
         return split_chips(self.model(self._laid_out(inputs)), len(draws), len(inputs))
 
     def _laid_out(self, inputs: Tensor) -> Tensor:
-        """On the model's device, in the layout that it is to see."""
+        """`inputs` on the model's torch device, in the memory format that the model sees."""
         inputs = inputs.to(self.device)
         return channels_last(inputs) if self.channels_last else inputs

@@ -1,8 +1,7 @@
-"""What noisy inference costs here: a forward pass of S chips with b images each takes overhead + S chip + S b image
-seconds.
+"""The cost model of noisy inference: a pass of S chips with b images each takes overhead + S chip + S b image seconds.
 
-`chip` is programming a chip's weights, `image` one more image through it, `overhead` what a pass costs whatever is in
-it. The three are fitted to passes that were timed (docs/performance.md holds the model against whole evaluations).
+`chip` is the time to program a chip's weights, `image` the time per image and chip, `overhead` the fixed time per pass.
+The three costs are fitted to timed passes.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ import numpy as np
 
 from nft_ext._common.checks import fail
 
-REPEATS = 3  # timed passes of a shape; the median counts
-ENOUGH = 2.0  # seconds a shape, after which one timed pass is enough
-EMPHASIS = 4.0  # weight of the first shape, the one that the work will consist of
+REPEATS = 3  # timed passes per shape; the median counts
+ENOUGH = 2.0  # seconds per shape, after which no further pass is timed
+EMPHASIS = 4.0  # weight of the first shape, which is that of the evaluation
 
-# (chips, images each) of a pass
+# (chips, images per chip) of a pass
 Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What passes cost on a machine, in seconds.
+    """Costs of a pass on this machine, in seconds.
 
     Attributes:
-        overhead: of a pass, whatever is in it.
-        chip: of programming one chip in it.
-        image: of one image through one chip.
-        misfit: the largest relative error of a timed pass.
+        overhead: fixed time per pass.
+        chip: time to program one chip.
+        image: time per image and chip.
+        misfit: largest relative error of the model over the timed passes.
     """
 
     overhead: float
@@ -45,15 +44,23 @@ class Cost:
         return self.overhead + chips * (self.chip + images * self.image)
 
     def per_chip(self, chips: int) -> float:
-        """Seconds that a chip costs once, where `chips` share a pass."""
+        """Seconds per chip without its images, if `chips` share a pass."""
         return self.chip + self.overhead / chips
 
 
 def fit(shapes: Sequence[Shape], seconds: Sequence[float], weights: Sequence[float] | None = None) -> Cost:
-    """Least squares of the relative errors over costs >= 0.
+    """Fits costs >= 0 by least squares of the relative errors.
 
-    Where the shapes do not tell the terms apart (all of one chip, say), the terms share what they cannot share out, and
-    `forward` is right for shapes like these. Raises ValueError without a shape.
+    Some shapes cannot separate the terms, for example one chip in every pass. Then trust only `Cost.forward` for such
+    shapes.
+
+    Args:
+        shapes: (chips, images per chip) of each timed pass.
+        seconds: its time.
+        weights: its weight; None: all 1.
+
+    Raises:
+        ValueError: no shape.
     """
     if not shapes:
         fail("shapes", "must name at least one pass", "none")
@@ -62,7 +69,7 @@ def fit(shapes: Sequence[Shape], seconds: Sequence[float], weights: Sequence[flo
     root = np.sqrt(np.ones(len(times)) if weights is None else np.asarray(weights, dtype=float))
     relative = terms / times[:, None]
     best, least = np.zeros(3), np.inf
-    # Costs are not negative: of every choice of terms that take part, the best fit without a negative one.
+    # Costs must be >= 0: fits every subset of the terms, and keeps the best fit without a negative cost.
     for size in (3, 2, 1):
         for part in itertools.combinations(range(3), size):
             found = np.zeros(3)
@@ -75,7 +82,7 @@ def fit(shapes: Sequence[Shape], seconds: Sequence[float], weights: Sequence[flo
 
 
 def shapes_for(chips: int, images: int, several: bool) -> list[Shape]:
-    """Passes whose times tell the three costs apart, near `chips` with `images` each, which comes first.
+    """Shapes of passes whose times separate the three costs. The first is (chips, images).
 
     several: whether chips may share a pass.
     """
@@ -86,14 +93,20 @@ def shapes_for(chips: int, images: int, several: bool) -> list[Shape]:
 
 
 def measure(run: Callable[[int, int], None], chips: int, images: int, several: bool) -> Cost:
-    """Times run(S, b), a pass of S chips with b images each, near S = `chips` and b = `images`, and fits."""
+    """Times passes and fits their costs.
+
+    Args:
+        run: run(S, b) runs a pass of S chips with b images each.
+        chips, images: the shape of the evaluation's passes; the timed passes are near it.
+        several: whether chips may share a pass.
+    """
     shapes = shapes_for(chips, images, several)
     seconds = [_median(run, shape) for shape in shapes]
     return fit(shapes, seconds, [EMPHASIS] + [1.0] * (len(shapes) - 1))
 
 
 def _median(run: Callable[[int, int], None], shape: Shape) -> float:
-    run(*shape)  # the first pass of a shape allocates
+    run(*shape)  # not timed: the first pass of a shape allocates memory
     times: list[float] = []
     while len(times) < REPEATS and sum(times) < ENOUGH:
         started = time.perf_counter()

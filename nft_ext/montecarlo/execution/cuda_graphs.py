@@ -1,4 +1,4 @@
-"""A whole Monte Carlo step as one CUDA graph: images and chips in, logits out, no launch left to the host."""
+"""A whole Monte Carlo step as one CUDA graph, which the host launches once per step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from nft_ext._common.bfloat16 import PRECISIONS, autocast
 from nft_ext._common.checks import fail, integer, one_of
-from nft_ext.montecarlo.execution.subject import check_model, eval_mode
+from nft_ext.montecarlo.execution.evaluated_model import check_model, eval_mode
 from nft_ext.nn import base, noisy_layers
 from nft_ext.nn.contexts import chips as chips_of
 from nft_ext.nn.contexts import hold
 from nft_ext.ops import build_info, operators
 from nft_ext.ops.keys import noise_key
 
-WARM_UPS = 3  # libraries choose algorithms and get their workspaces before the capture, where they may not
+WARM_UPS = 3  # libraries choose algorithms and allocate workspaces here, because the capture does not allow it
 
 
 class MonteCarloGraph:
@@ -30,27 +30,26 @@ class MonteCarloGraph:
         for draws in batched(range(200), 8):
             logits = step(images, nft.noise_key(seed, draws, device="cuda"))      # [8 * B, C], chip-major
 
-    The model runs in eval mode, without gradients, as `nft.monte_carlo` runs it, with the sigma and the noise's on/off
-    state of the moment of the capture. Weights may be trained or loaded in place between replays: quantized weights
-    kept for the graph are found anew (`refresh`, called by itself except after writing through `.data`). A graph's
-    memory is its own: results stay valid until the next replay overwrites them.
+    The model runs in eval mode without gradients, as in `nft.monte_carlo`. Sigma and the noise's on/off state are those
+    of the capture. Weights may be trained or loaded in place between replays: a replay quantizes changed weights first
+    (`refresh`). After a write through `.data`, call `refresh` yourself. The next replay overwrites the output.
 
     Args:
-        model: a converted model on one CUDA device whose forward reads nothing back to the host.
-        inputs: [B, ...], an example; its shape and dtype are those of every later batch.
-        chips: S, chips a replay.
+        model: a converted model on one CUDA device. Its forward must read nothing back to the host.
+        inputs: [B, ...], an example. Every later batch has its shape and dtype.
+        chips: S, chips per replay.
         precision: "float32", or "bfloat16" for products under autocast.
-        programmed: whether a replay programs all layers first, in few launches, and multiplies with torch's products
-            (many rows a chip), instead of layer by layer. Costs S times the weights' memory.
-        after: None, or a function of the logits [S, B, ...] that is captured too; its result is then the step's.
+        programmed: True: a replay first programs all layers in few launches, then uses library products. This suits
+            many rows per chip, and needs S times the weights' memory. False: layer by layer.
+        after: None, or a function of the logits [S, B, ...] that is captured too; its result is then the output.
 
     Attributes:
-        inputs [B, ...], key [S, 2]: what a replay reads; may be filled by hand instead of being given to a call.
-        output: what a replay writes: the model's output [S * B, ...], or the result of `after`.
+        inputs [B, ...], key [S, 2]: the inputs of a replay; fill them in place to use `replay` directly.
+        output: the output of a replay: the model's output [S * B, ...], or the result of `after`.
 
     Raises:
-        TypeError, ValueError: bad arguments, weights that are not finite. RuntimeError: no CUDA here, or a forward that
-            cannot be captured.
+        TypeError, ValueError: a bad argument, or weights that are not finite.
+        RuntimeError: no usable CUDA, or a forward that cannot be captured.
     """
 
     def __init__(
@@ -81,14 +80,18 @@ class MonteCarloGraph:
             self.output = self._capture()
 
     def __call__(self, inputs: Tensor, key: Tensor) -> Any:
-        """The output on these images and chips; a buffer that the next call overwrites.
+        """Runs the step on these images and chips.
 
         Args:
-            inputs: [B, ...] of the captured shape and dtype, on any device. key: int64 [S, 2], on any device; from the
-                host both are copied, which a tensor on the device saves.
+            inputs: [B, ...] of the captured shape and dtype, on any torch device.
+            key: int64 [S, 2], on any torch device. Tensors on the CUDA device save a copy from the host.
+
+        Returns:
+            The output, a buffer that the next call overwrites.
 
         Raises:
-            TypeError, ValueError: another shape or dtype. RuntimeError: weights that moved in memory since the capture.
+            TypeError, ValueError: another shape or dtype.
+            RuntimeError: a weight moved in memory after the capture.
         """
         _check_same("inputs", inputs, self.inputs)
         _check_same("key", key, self.key)
@@ -97,7 +100,7 @@ class MonteCarloGraph:
         return self.replay()
 
     def replay(self) -> Any:
-        """The output on what stands in `inputs` and `key`, on the current stream of the device."""
+        """Runs the step on the contents of `inputs` and `key`, on the current stream; returns the output."""
         if self._stamp() != self._captured:
             self.refresh()
         with torch.cuda.device(self.device):
@@ -106,17 +109,17 @@ class MonteCarloGraph:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Quantizes the weights as they are now; needed by hand only after writing to them through `.data`.
+        """Quantizes the weights as they are now. Call it after a write through `.data`; other writes are noticed.
 
         Raises:
-            RuntimeError: a weight has moved in memory (the model was moved, or a parameter replaced).
+            RuntimeError: a weight moved in memory, because the model was moved or a parameter replaced.
         """
         stamp = self._stamp()
         for name, then, now in zip(self._layers, self._captured[1], stamp[1]):
             if then[:2] != now[:2]:
                 fail(
                     f"{name}.weight",
-                    "must stay where it was at the capture; capture the model again",
+                    "must stay where it was at the capture, so capture the model again",
                     "another tensor",
                     RuntimeError,
                 )
@@ -130,7 +133,7 @@ class MonteCarloGraph:
     # ---- the capture
 
     def _capture(self) -> Any:
-        # One context for all of it: layers then quantize in the first warm-up, and the graph reads what they keep.
+        # One context for warm-ups and capture: layers quantize in the first warm-up, and the graph reads their codes.
         with eval_mode(self.model), torch.no_grad(), chips_of(self.model, key=self.key):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -144,13 +147,13 @@ class MonteCarloGraph:
                     output = self._step()
             except RuntimeError as error:
                 _recover(current)
-                first = error.__context__ or error  # the end of a broken capture raises too, and says less
+                first = error.__context__ or error  # the end of a broken capture raises too, with less detail
                 reason = next(iter(str(first).splitlines()), type(first).__name__)
                 raise RuntimeError(
-                    "model: must have a forward that a CUDA graph can hold (fixed shapes, nothing read back to "
+                    "model: must have a forward that a CUDA graph can capture (fixed shapes, nothing read back to "
                     f"the host); got {reason}"
                 ) from error
-            # What the graph reads besides parameters must outlive the layers' own caches.
+            # The graph also reads these buffers, so they must outlive the layers' caches.
             self._tables = [layer.noise_state()[0] for layer in self._layers.values()]
             self._kept = [
                 (layer, layer._quantized[1:3]) for layer in self._layers.values() if layer._quantized is not None
@@ -159,7 +162,7 @@ class MonteCarloGraph:
         return output
 
     def _step(self) -> Any:
-        # Autocast's cache would hand the graph copies of weights that are gone by the replay.
+        # Autocast's cache would give the graph copies of weights that no longer exist at the replay.
         with autocast(self._precision, self.device, cache=False):
             if self._programmed:
                 hold(self._layers)
@@ -167,18 +170,21 @@ class MonteCarloGraph:
         return y if self._after is None else self._after(y.unflatten(0, (self.chips, self.inputs.shape[0])))
 
     def _stamp(self) -> tuple:
-        """Changes with the weights: fused optimizers move no version, hence their steps."""
+        """A value that changes with the weights. It counts optimizer steps, because some optimizers move no version."""
         weights = [layer.weight for layer in self._layers.values()]
         return base._optimizer_steps, tuple((id(w), w.data_ptr(), w._version) for w in weights)
 
 
 def _recover(current: torch.cuda.Stream) -> None:
-    """After a capture that broke, torch is still on the capture's stream, and some versions take the generator to be
-    captured until a capture ends well."""
+    """Repairs torch's state after a failed capture.
+
+    The current stream is still the capture's. Some versions also treat the generator as captured until the next capture
+    succeeds.
+    """
     torch.cuda.set_stream(current)
-    with contextlib.suppress(RuntimeError):  # a device in error says so at its next use
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            torch.zeros(1, device=current.device)
+    # Suppressed, because a CUDA device in an error state raises again at its next use.
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device=current.device)
     torch.cuda.set_stream(current)
 
 
@@ -186,15 +192,15 @@ def _cuda_device(model: nn.Module) -> torch.device:
     """The one CUDA device of the model's noisy layers.
 
     Raises:
-        RuntimeError: there is no CUDA here, or this build does not serve it. ValueError: they are elsewhere, or on
-            several.
+        RuntimeError: torch finds no CUDA, or the CUDA library does not run.
+        ValueError: the layers are on another torch device, or on several.
     """
     found = sorted({str(layer.weight.device) for layer in noisy_layers(model).values()})
     if not torch.cuda.is_available():
         fail(
             "model",
-            "must be on a CUDA device, where CUDA graphs are, and torch sees none on this machine; call the model "
-            "itself, or nft_ext.monte_carlo",
+            "must be on a CUDA device, and torch finds none on this machine; call the model itself or "
+            "nft_ext.monte_carlo",
             ", ".join(found),
             RuntimeError,
         )

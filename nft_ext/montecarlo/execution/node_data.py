@@ -1,4 +1,4 @@
-"""A test set read once a machine: the rank that comes first reads it, the others map the same memory."""
+"""A test set that is read once per machine. The first rank reads it, and the other ranks map the same memory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nft_ext.montecarlo.distributed.ranks import POLL, Team
-from nft_ext.montecarlo.execution.images import read_data
+from nft_ext.montecarlo.distributed.team import POLL, Team
+from nft_ext.montecarlo.execution.data_reader import read_data
 
-FOLDERS = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # memory, else a disk
+FOLDERS = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # in memory, else on disk
 
 
 class NodeData:
-    """inputs, labels: of `read_data(data)`, on every rank of a team; read by one rank a machine.
+    """`read_data(data)` for every rank of a team, read by one rank per machine.
 
-    A pair of tensors is in memory already and stays each rank's own. Where no folder has room for a copy, or the reader
-    dies, every rank reads for itself. `close` removes the file, once every rank has its data; what is mapped stays.
+    A pair of tensors is already in memory, so every rank keeps its own. If no folder has room for a copy, or if the
+    reader dies, every rank reads the data itself. Call `close` once every rank has its data; mapped memory stays valid.
+
+    Attributes:
+        inputs: [n, ...].
+        labels: int64 [n].
     """
 
     def __init__(self, team: Team, data):
@@ -35,19 +39,19 @@ class NodeData:
         if team.add(f"{place}/ranks") == 1:
             team.set(f"{place}/reader", str(team.rank))
             self.inputs, self.labels = read_data(data)
-            self._file = _leave(self.inputs, self.labels)
+            self._file = _write_shared(self.inputs, self.labels)
             team.set(f"{place}/left", json.dumps(self._file and _describe(self._file, self.inputs, self.labels)))
         else:
             self.inputs, self.labels = _mapped(team, place) or read_data(data)
 
     def close(self) -> None:
-        """Removes the file that this rank left, if it did."""
+        """Removes the file that this rank wrote, if any."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
 
-def _leave(inputs: Tensor, labels: Tensor) -> Path | None:
-    """Both tensors' bytes in one file, readable by this user only; None where there is no room."""
+def _write_shared(inputs: Tensor, labels: Tensor) -> Path | None:
+    """Writes both tensors' bytes to one file that only this user can read. None without room for it."""
     size = inputs.nbytes + labels.nbytes
     for folder in FOLDERS:
         if not folder.is_dir() or shutil.disk_usage(folder).free < 2 * size:
@@ -55,8 +59,8 @@ def _leave(inputs: Tensor, labels: Tensor) -> Path | None:
         descriptor, name = tempfile.mkstemp(prefix="nft_ext-data-", dir=folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                for tensor in (labels, inputs):  # labels first: int64, so that both lie at multiples of their size
-                    file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+                for tensor in (labels, inputs):  # the int64 labels first, so that both are aligned
+                    file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             return Path(name)
         except OSError:
             os.unlink(name)
@@ -69,7 +73,7 @@ def _describe(file: Path, inputs: Tensor, labels: Tensor) -> dict:
 
 
 def _mapped(team: Team, place: str) -> tuple[Tensor, Tensor] | None:
-    """What the machine's reader left, None if it left nothing, or died."""
+    """Maps the file that the machine's reader wrote. None if the reader wrote none, or died."""
     while not team.has(f"{place}/left"):
         team.check()
         if team.has(f"{place}/reader") and not team.alive(int(team.get(f"{place}/reader"))):

@@ -1,4 +1,4 @@
-"""Too little memory for the chips of a pass: half as many at a time from there on, said once."""
+"""Halves the chips per pass when memory runs out, and warns once."""
 
 from __future__ import annotations
 
@@ -7,27 +7,32 @@ from collections.abc import Callable
 
 import torch
 
-from nft_ext.montecarlo.execution.collect import TalliesOf
+from nft_ext.montecarlo.execution.collector import TalliesOf
 from nft_ext.montecarlo.statistics.tallies import Tallies
 
-# What torch's CPU allocator and the CUDA libraries say; torch.OutOfMemoryError is CUDA's allocator alone.
-_SAYINGS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+# Messages of torch's CPU allocator and of the CUDA libraries. Only CUDA's allocator raises torch.OutOfMemoryError.
+_MESSAGES = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is an allocation that failed, on the CPU or on CUDA."""
+    """Whether `error` is a failed allocation, on the CPU or on CUDA."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+        isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
     )
 
 
 class Halving:
-    """A `tallies_of` that goes on when a pass does not fit the memory: with half as many chips at once, which changes
-    no chip, and no metric beyond the rounding of the products. One chip alone that does not fit is an error.
+    """A `tallies_of` that continues with half as many chips at once when a pass does not fit the memory.
 
-    tallies_of: as `Collector` takes it. per_pass: chips at once to begin with. batch_size: images a pass, for the
-    messages.
-    note: None, or what happened, for the report.
+    This changes no chip, and metrics only by the rounding of the products.
+
+    Args:
+        tallies_of: as `Collector` takes it.
+        per_pass: chips at once at the beginning.
+        batch_size: images per batch, for messages.
+
+    Attributes:
+        note: a note for the report after memory ran out, else None.
     """
 
     def __init__(self, tallies_of: TalliesOf, per_pass: int, batch_size: int):
@@ -35,53 +40,54 @@ class Halving:
         self.note: str | None = None
 
     def __call__(self, draws: list[int], done: Callable[[float], None]) -> Tallies:
-        """One row a draw.
+        """Tallies with one row per draw.
 
-        Raises RuntimeError if one chip does not fit.
+        Raises:
+            RuntimeError: one chip alone does not fit.
         """
         finished: list[Tallies] = []
-        start, told = 0, 0.0
+        start, reported = 0, 0.0
         while start < len(draws):
-            some = draws[start : start + self.at_once]
+            part = draws[start : start + self.at_once]
             reached = start / len(draws)
 
-            def tell(share: float) -> None:
-                nonlocal reached, told
-                reached += share * len(some) / len(draws)
-                if reached > told:  # what a failed attempt told is not told again
-                    done(reached - told)
-                    told = reached
+            def report(share: float, weight: float = len(part) / len(draws)) -> None:
+                nonlocal reached, reported
+                reached += share * weight
+                if reached > reported:  # the progress of a failed attempt is not reported twice
+                    done(reached - reported)
+                    reported = reached
 
-            tallies = self._attempt(some, tell)
+            tallies = self._attempt(part, report)
             if tallies is not None:
                 finished.append(tallies)
-                start += len(some)
+                start += len(part)
         return Tallies.concatenate(finished)
 
-    def _attempt(self, draws: list[int], tell: Callable[[float], None]) -> Tallies | None:
-        """The rows of `draws`; None if they did not fit, and then fewer will be tried."""
-        # Always as many chips as fit, so that shapes change only when memory runs out; the surplus is dropped.
+    def _attempt(self, draws: list[int], report: Callable[[float], None]) -> Tallies | None:
+        """The rows of `draws`. None if they do not fit; `at_once` is then smaller."""
+        # Padded to `at_once` chips, so that shapes change only when memory runs out. The surplus is dropped.
         padded = draws + draws[-1:] * (self.at_once - len(draws))
         try:
-            return self.tallies_of(padded, tell).chips(len(draws))
+            return self.tallies_of(padded, report).chips(len(draws))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             if self.at_once == 1:
                 raise RuntimeError(
-                    "batch_size: one chip must fit the memory with this many images a pass, use a smaller "
+                    "batch_size: one chip must fit the memory with this many images per pass, so use a smaller "
                     f"batch_size; got {self.batch_size}"
                 ) from error
-        # Only here, as the error holds the memory of the forward that failed.
+        # After the except clause, because the error holds the memory of the failed forward.
         fewer = -(-self.at_once // 2)
         if self.note is None:
             warnings.warn(
-                f"monte_carlo: out of memory with {self.at_once} chips a pass; going on with half as many",
+                f"monte_carlo: out of memory with {self.at_once} chips per pass; continuing with half as many",
                 RuntimeWarning,
                 stacklevel=2,
             )
         self.at_once = fewer
-        self.note = f"memory ran out; from there on at most {fewer} chips at once"
+        self.note = f"memory ran out; later passes ran at most {fewer} chips at once"
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None

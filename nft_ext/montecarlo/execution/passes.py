@@ -1,4 +1,4 @@
-"""How many chips share a forward pass: what fits, and whether the model allows more than one."""
+"""Decides how many chips share a forward pass: how many fit, and whether the model allows more than one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from nft_ext._common.checks import fail
 from nft_ext._common.logits import logits_of
 
 PROBE_IMAGES = 8
-# Rows (chips x images) of a pass that fill the machine: more would buy memory traffic, not speed. CPU: VGG-8 at widths
-# 0.125 and 0.25 took 10 to 30 % longer an image with 256 rows than with 128 on two AVX2 cores; 64 were no better. GPU:
-# by reasoning.
+# Rows (chips x images) of a pass that fill the machine. More rows cost memory traffic without a gain in speed.
 ROWS = {"cpu": 128, "cuda": 4096}
-# Images of a batch, where none is given.
-IMAGES = {"cpu": 128, "cuda": 256}
-MEMORY_SHARE = 0.25  # of the free memory
+IMAGES = {"cpu": 128, "cuda": 256}  # images per batch for batch_size="auto"
+MEMORY_SHARE = 0.25  # largest share of the free memory
 LIVE_OUTPUTS = 4  # a layer's input, output, unfolded patches, and one more for a residual branch
-# Two ways of batching the same products differ by rounding, far below; a model that mixes rows of
-# the batch differs by the noise itself, far above. Relative to the largest logit.
+# Largest difference of equal logits, relative to the largest logit. Two ways to batch the same products differ far less
+# (rounding). A model that mixes rows of the batch differs far more (noise).
 SAME = {"float32": 1e-3, "bfloat16": 5e-2}
 
 # forward(inputs [b, ...], draws) -> logits [len(draws), b, C]
@@ -30,7 +27,12 @@ Forward = Callable[[Tensor, list[int]], Tensor]
 
 @dataclass(frozen=True)
 class Probe:
-    """What one small pass tells: the model's classes, and bytes of its largest output a row."""
+    """Results of one small pass.
+
+    Attributes:
+        classes: number of the model's classes.
+        row_bytes: bytes per row of the largest output of a layer.
+    """
 
     classes: int
     row_bytes: int
@@ -39,7 +41,8 @@ class Probe:
 def probe(model: nn.Module, forward: Forward, inputs: Tensor) -> Probe:
     """Runs one chip on a few images.
 
-    Raises TypeError or ValueError if the model does not return logits [images, classes].
+    Raises:
+        TypeError, ValueError: the model does not return logits [images, classes].
     """
     rows = min(PROBE_IMAGES, len(inputs))
     largest = 0
@@ -59,9 +62,10 @@ def probe(model: nn.Module, forward: Forward, inputs: Tensor) -> Probe:
 
 
 def split_chips(output, chips: int, images: int) -> Tensor:
-    """A model's output as logits [chips, images, C].
+    """Reshapes a model's output [chips * images, C], chip-major, to logits [chips, images, C].
 
-    Raises TypeError or ValueError if it is not chip-major logits [chips * images, C].
+    Raises:
+        TypeError, ValueError: the output has another type or shape.
     """
     output = logits_of(output)
     if output.ndim != 2 or len(output) != chips * images or output.shape[1] == 0:
@@ -70,16 +74,22 @@ def split_chips(output, chips: int, images: int) -> Tensor:
 
 
 def images_that_suit(device: torch.device) -> int:
-    """batch_size="auto"."""
+    """Images per batch for batch_size="auto"."""
     return IMAGES.get(device.type, IMAGES["cpu"])
 
 
 def chips_that_fit(runs: int, batch: int, row_bytes: int, weight_bytes: int, device: torch.device) -> int:
-    """chips_per_pass="auto", without measuring anything.
+    """Chips per pass for chips_per_pass="auto", without a measurement.
 
-    As many chips as keep the rows of a pass, chips * batch, within ROWS, and their largest layer
-    (`LIVE_OUTPUTS` times the largest output, plus its programmed weights, `weight_bytes` a chip)
-    within a quarter of the free memory; then evened out, so that the last pass is not nearly empty.
+    Takes as many chips as keep chips * batch within ROWS and the largest layer within a quarter of the free memory. The
+    number is then evened out over the passes, so that the last pass is nearly full.
+
+    Args:
+        runs: number of chips.
+        batch: images per batch.
+        row_bytes: bytes per row of the largest output; LIVE_OUTPUTS of them count.
+        weight_bytes: bytes of programmed weights per chip.
+        device: torch device.
     """
     by_rows = ROWS.get(device.type, ROWS["cpu"]) // batch
     by_memory = MEMORY_SHARE * free_memory(device) / (batch * row_bytes * LIVE_OUTPUTS + weight_bytes + 1)
@@ -101,9 +111,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def why_one_chip(forward: Forward, inputs: Tensor, precision: str) -> str | None:
-    """Why several chips must not share a pass of this model, or None if they may.
+    """The reason why chips must not share a pass of this model; None if they may.
 
-    Compares chips 0 and 1 in one pass with a pass of each, on a few images.
+    Compares chips 0 and 1 in one pass with one pass per chip, on a few images.
     """
     inputs = inputs[:PROBE_IMAGES]
     apart = torch.cat([forward(inputs, [0]), forward(inputs, [1])])
@@ -115,11 +125,11 @@ def why_one_chip(forward: Forward, inputs: Tensor, precision: str) -> str | None
     if together.shape != apart.shape:
         return "two chips in one pass give logits of another shape"
     off = difference(together, apart)
-    if not off <= SAME[precision]:  # NaN is no agreement
+    if not off <= SAME[precision]:  # also true for NaN
         return f"two chips in one pass differ from two passes by {off:.1e} of the largest logit"
     return None
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference of logits of one shape, relative to the largest expected one."""
+    """The largest difference between two logit tensors of equal shape, relative to the largest expected logit."""
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

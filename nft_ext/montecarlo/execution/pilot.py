@@ -1,6 +1,4 @@
-"""slice_images="auto": a few chips on the same images show how variable chips and images are, a few passes what they
-cost.
-"""
+"""The pilot behind slice_images="auto": a few chips measure variances, a few timed passes measure costs."""
 
 from __future__ import annotations
 
@@ -14,17 +12,23 @@ from numpy import ndarray
 from nft_ext.montecarlo.execution.cost import Cost, measure
 from nft_ext.montecarlo.execution.passes import ROWS
 
-# B2 is then known within some 30 % and n*, its inverse root, within 15 %, which costs a percent: the optimum is flat.
-# More images than X2 / B2 tell no more of B2: where chips differ much, the first few images are enough, and the rest
-# would cost more than they save.
+# 24 chips give B2 within about 30 % and n* within 15 %. The optimum is flat, so this costs about a percent of time.
+# More than X2 / B2 images improve B2 no further, so the second number is used only if chips differ little.
 PILOT_CHIPS = 24
 PILOT_IMAGES = (64, 256)
-PILOT_CHIPS_A_PASS = 8  # of the passes that are timed: slices are small, so chips share a pass
+PILOT_CHIPS_PER_PASS = 8  # in the timed passes; slices are small, so chips share a pass
 
 
 @dataclass(frozen=True)
 class Components:
-    """Variance components of correctness (docs/reference/monte_carlo.md): accuracy th, B2 of chips on all images, X2, P2."""
+    """Variance components of correctness, in the symbols of docs/reference/monte_carlo.md.
+
+    Attributes:
+        accuracy: mean accuracy.
+        between: B2, variance over chips of the accuracy on all images.
+        interaction: X2, of chips with images.
+        images: P2, variance over images.
+    """
 
     accuracy: float
     between: float
@@ -33,10 +37,14 @@ class Components:
 
 
 def components(correct: ndarray, images: int) -> Components:
-    """From `correct` bool [C, i]: C chips on the same i >= 2 images, drawn at random from `images`.
+    """Estimates the variance components from C chips on the same i images.
 
-    On these i images: V from the per-image shares, and the variance over chips v of a chip's share, both unbiased; then
-    X2 = i/(i-1) (V - v), and B2 = v - (1/i - 1/I) X2 for the chips' variance on all I images.
+    V comes from the share of correct chips per image, v is the variance over chips of the accuracy on the i images.
+    Both are unbiased. Then X2 = i/(i-1) (V - v), and B2 = v - (1/i - 1/I) X2 on all I images.
+
+    Args:
+        correct: bool [C, i], i >= 2, images drawn at random.
+        images: I, images of the set.
     """
     chips, few = correct.shape
     share = correct.mean(axis=0)
@@ -53,11 +61,15 @@ def components(correct: ndarray, images: int) -> Components:
 
 
 def best_slice(found: Components, chip_in_images: float, images: int) -> int:
-    """n* = sqrt((c_p / c_i) X2 / (B2 - X2 / I)), the least cost of a given variance B2 + (1/n - 1/I) X2; within 2 .. I.
+    """The cheapest size of slices for a given variance: n* = sqrt((c_p / c_i) X2 / (B2 - X2 / I)), within 2 .. I.
 
-    chip_in_images: c_p / c_i, what a chip costs once in units of one more image. All images where B2 <= X2 / I: then
-    images differ more by chance than chips do, and more chips do not help. At least 2, since one image a chip does not
-    tell chips' variance from images'.
+    The variance per chip is B2 + (1/n - 1/I) X2. If B2 <= X2 / I, more chips do not help and n* is all images. n* is at
+    least 2, because one image per chip cannot separate the variances of chips and images.
+
+    Args:
+        found: variance components.
+        chip_in_images: c_p / c_i, the cost per chip in units of the cost per image.
+        images: I, images of the set.
     """
     excess = found.between - found.interaction / images
     if excess <= 0:
@@ -67,17 +79,17 @@ def best_slice(found: Components, chip_in_images: float, images: int) -> int:
 
 @dataclass(frozen=True)
 class Pilot:
-    """What decided the size of slices, for the report."""
+    """The measurements that decided the size of slices, for the report."""
 
     components: Components
     cost: Cost
-    chips_a_pass: int
+    chips_per_pass: int
     chips: int
     images: int
     best: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: variances by their names in docs/reference/monte_carlo.md, costs in seconds."""
+        """For JSON: variances by their symbols in docs/reference/monte_carlo.md, costs in seconds."""
         c = self.components
         return {
             "chips": self.chips,
@@ -86,16 +98,17 @@ class Pilot:
             "B2": c.between,
             "X2": c.interaction,
             "P2": c.images,
-            "seconds_a_chip": self.cost.per_chip(self.chips_a_pass),
+            "seconds_a_chip": self.cost.per_chip(self.chips_per_pass),
             "seconds_an_image": self.cost.image,
             "n_star": self.best,
         }
 
 
 def pilot(evaluator, several: bool) -> Pilot:
-    """Of a `ChipEvaluator`; several: whether chips may share a pass.
+    """Runs the pilot of a `ChipEvaluator`. several: whether chips may share a pass.
 
-    The chips are of the key domain "selection" and the images the first of the last permutation: neither is evaluated.
+    Its chips have the key domain "selection", so no evaluated chip takes part. Its images come from a permutation of
+    its own.
     """
     images = len(evaluator.labels)
     few, more = (min(count, images) for count in PILOT_IMAGES)
@@ -104,10 +117,11 @@ def pilot(evaluator, several: bool) -> Pilot:
     if found.between * few < found.interaction and more > few:
         correct = np.concatenate([correct, evaluator.pilot_correct(PILOT_CHIPS, few, more)], axis=1)
         found = components(correct, images)
-    together = PILOT_CHIPS_A_PASS if several else 1
+    together = PILOT_CHIPS_PER_PASS if several else 1
     each = max(2, min(images, evaluator.batch_size, ROWS.get(evaluator.device.type, ROWS["cpu"]) // (2 * together)))
     cost = measure(evaluator.pilot_pass, together, each, several)
-    # Below a thousandth of a pass an image's time is not to be told from none, and the ratio of nothing.
+    # A time per image below a thousandth of a pass cannot be measured, and a ratio to 0 has no value.
     cost = replace(cost, image=max(cost.image, 1e-3 * cost.forward(together, each) / (together * each)))
     best = best_slice(found, cost.per_chip(together) / cost.image, images)
-    return Pilot(found, cost, together, *correct.shape, best)
+    chips, seen = correct.shape
+    return Pilot(found, cost, together, chips, seen, best)

@@ -1,4 +1,4 @@
-"""A network on its device beside its data, ready for chips: what an evaluation and the estimate of its cost begin with."""
+"""Prepares a network and its data on a torch device, for an evaluation or a cost estimate."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from nft_ext._common.bfloat16 import autocast, warn_where_slow
 from nft_ext._common.checks import fail
 from nft_ext.montecarlo.execution.arguments import Arguments
 from nft_ext.montecarlo.execution.chip_evaluator import ChipEvaluator
-from nft_ext.montecarlo.execution.images import check_label_range
+from nft_ext.montecarlo.execution.data_reader import check_label_range
+from nft_ext.montecarlo.execution.evaluated_model import check_model, check_sigma_is_known, eval_mode, on_device
 from nft_ext.montecarlo.execution.memory_format import gains_by_channels_last, takes_channels_last
 from nft_ext.montecarlo.execution.passes import Probe, chips_that_fit, images_that_suit, probe, why_one_chip
-from nft_ext.montecarlo.execution.protocols import Plan
+from nft_ext.montecarlo.execution.plan import Plan
 from nft_ext.montecarlo.execution.session import Session
-from nft_ext.montecarlo.execution.subject import check_model, check_sigma_is_known, eval_mode, on_device
 from nft_ext.nn import noisy_layers
 from nft_ext.nn.contexts import noise
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """asked: with a number for batch_size. evaluator: the network in eval mode at the sigma asked for, with inputs and
-    `labels`.
-    probe: what one small pass told.
-    alone: why only one chip may share a pass, or None. hardware: the device's name. began: time.perf_counter() at the
-    start.
+    """A network and its data, ready to be evaluated.
+
+    Attributes:
+        asked: the arguments, with a number for batch_size.
+        evaluator: the network in eval mode at the sigma asked for, with its data.
+        labels: int64 [n].
+        probe: results of one small pass.
+        alone: the reason why chips must not share a pass; None if they may.
+        hardware: name of the torch device.
+        began: time.perf_counter() at the start.
     """
 
     asked: Arguments
@@ -42,11 +47,11 @@ class Prepared:
     began: float
 
     def chips_per_pass(self, planned: Plan) -> int:
-        """As asked for, or as many as fit; 1 for a model that allows no more."""
+        """Chips per pass: as asked for, or as many as fit. 1 for a model that mixes chips."""
         asked = self.asked
         if self.alone is not None:
             return 1
-        if asked.chips_per_pass != "auto":
+        if isinstance(asked.chips_per_pass, int):
             return asked.chips_per_pass
         evaluator = self.evaluator
         weights = [layer.weight.numel() for layer in noisy_layers(evaluator.model).values()]
@@ -56,7 +61,11 @@ class Prepared:
 
 
 def check(model, asked: Arguments) -> None:
-    """Raises TypeError or ValueError for a model that cannot be evaluated; needs no data and no other ranks."""
+    """Checks the model, without data and without other ranks.
+
+    Raises:
+        TypeError, ValueError: the model cannot be evaluated.
+    """
     check_model(model)
     if asked.sigma is None:
         check_sigma_is_known(model)
@@ -66,27 +75,34 @@ def check(model, asked: Arguments) -> None:
 def prepared(
     session: Session, model: nn.Module, data, asked: Arguments, device: torch.device | str | None
 ) -> Iterator[Prepared]:
-    """The network is in eval mode, without gradients, in the precision asked for; afterwards as it was.
+    """Context with the network in eval mode, without gradients, in the precision asked for. Restores it at the end.
 
-    model: one that `check` has passed. Raises TypeError or ValueError for bad data, slice or device, before any chip is
-    evaluated.
+    Args:
+        session: journal and ranks.
+        model: a model that passed `check`.
+        data: as `monte_carlo` takes it.
+        asked: the checked arguments.
+        device: torch device, or None for the model's own.
+
+    Raises:
+        TypeError, ValueError: bad data, slice_images or device. No chip is evaluated before.
     """
     inputs, labels = session.read(data)
-    if asked.slice_images != "auto" and asked.slice_images > len(labels):
+    if isinstance(asked.slice_images, int) and asked.slice_images > len(labels):
         fail("slice_images", f"must be at most the {len(labels)} images of data", asked.slice_images)
     model, device = on_device(model, session.device(device))
-    if asked.batch_size == "auto":
-        asked = replace(asked, batch_size=images_that_suit(device))
+    batch_size = asked.batch_size if isinstance(asked.batch_size, int) else images_that_suit(device)
+    asked = replace(asked, batch_size=batch_size)
     warn_where_slow(asked.precision, device)
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         stack.enter_context(eval_mode(model))
-        # no_grad, not inference_mode: what a layer caches of its weight must serve training later.
+        # no_grad instead of inference_mode, because training may later use the tensors that layers cache.
         stack.enter_context(torch.no_grad())
         stack.enter_context(autocast(asked.precision, device))
-        stack.enter_context(noise(model, sigma=asked.sigma))  # held throughout, so that the layers' codes are made once
-        evaluator = ChipEvaluator(model, inputs, labels, asked.seed, min(asked.batch_size, len(labels)), device)
+        stack.enter_context(noise(model, sigma=asked.sigma))  # one context, so that layers quantize once
+        evaluator = ChipEvaluator(model, inputs, labels, asked.seed, min(batch_size, len(labels)), device)
         found = probe(model, evaluator.logits, evaluator.inputs)
         check_label_range(labels, found.classes)
         if gains_by_channels_last(model, evaluator.inputs, device):

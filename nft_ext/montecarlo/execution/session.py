@@ -1,4 +1,4 @@
-"""One evaluation's surroundings: its journal, if chips are to be kept, and its ranks, if it has others."""
+"""The journal and the ranks of one evaluation, if it has any."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from nft_ext.montecarlo.distributed.journal import Journal
 from nft_ext.montecarlo.distributed.ranks import RanksError, team_of
 from nft_ext.montecarlo.distributed.rows import Row
 from nft_ext.montecarlo.distributed.work_queue import Compute, deal, share
-from nft_ext.montecarlo.execution.images import read_data
+from nft_ext.montecarlo.execution.data_reader import read_data
 from nft_ext.montecarlo.execution.node_data import NodeData
 
 
 class Session:
     """A context around one evaluation.
 
-    resume: path of its journal, or None. ranks: as `monte_carlo` takes it.
-    With neither a journal nor other ranks, `keeps` is False and nothing here costs anything.
+    Args:
+        resume: path of the journal, or None.
+        ranks: as `monte_carlo` takes it.
     """
 
     def __init__(self, resume: str | os.PathLike | None, ranks: bool | None):
@@ -39,7 +40,7 @@ class Session:
 
     @property
     def keeps(self) -> bool:
-        """Whether chips go through rows: to a journal, or between ranks."""
+        """Whether finished chips go to a journal or between ranks."""
         return self._resume is not None or self._team is not None
 
     @property
@@ -49,7 +50,7 @@ class Session:
 
     @property
     def size(self) -> int:
-        """Processes that share the passes."""
+        """Number of processes that share the passes."""
         return 1 if self._team is None else self._team.size
 
     def __enter__(self) -> Session:
@@ -73,19 +74,19 @@ class Session:
                 raise
 
     def read(self, data) -> tuple[Tensor, Tensor]:
-        """`read_data(data)`, once a machine."""
+        """`read_data(data)`, read once per machine."""
         if self._team is None:
             return read_data(data)
         self._data = NodeData(self._team, data)
         return self._data.inputs, self._data.labels
 
     def meet(self) -> None:
-        """Waits until all ranks are here."""
+        """Waits for all ranks."""
         if self._team is not None:
             self._team.check_same({})
 
     def device(self, device: torch.device | str | None) -> torch.device | str | None:
-        """`device`, "cuda" being each rank's own GPU of its machine."""
+        """`device`; for "cuda", this rank's own GPU."""
         if self._team is None or str(device) != "cuda" or not torch.cuda.is_available():
             return device
         return own_gpu(self._team.rank)
@@ -93,10 +94,18 @@ class Session:
     def open(
         self, header: dict[str, dict[str, Any]], asked: dict[str, Any], settle: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """What `settle` decides (rank 0's outcome, or the journal's), once the configuration is found to be the same.
+        """Checks that ranks and journal have the same configuration, and opens the journal.
 
-        header: `configuration(...)`. asked: further arguments that ranks must have in common.
-        Raises as `Journal` and `Team.check_same` do.
+        Args:
+            header: `configuration(...)`.
+            asked: further arguments that must be the same on all ranks.
+            settle: decides values once for all chips, for example the size of slices.
+
+        Returns:
+            The journal's settled values, or those of settle() on rank 0.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: as `Journal` and `Team.check_same`.
         """
         if self._team is not None:
             same = {name: header["noted"][name] for name in ("nft_ext", "batch_size", "chips_per_pass")}
@@ -112,31 +121,38 @@ class Session:
         return self.agree("settled", settled)
 
     def agree(self, name: str, value: Any) -> Any:
-        """Rank 0's `value` (JSON), on every rank."""
+        """Returns rank 0's `value` on every rank. It must be valid JSON."""
         return value if self._team is None else self._team.agree(name, value)
 
     @property
     def notes(self) -> list[str]:
-        """What the report should say of the journal."""
+        """Notes on the journal, for the report."""
         return self._journal.notes if self._journal is not None else []
 
     @property
     def seconds_before(self) -> float:
-        """Wall time that the journal's chips took in earlier calls."""
+        """Seconds that the journal's chips took in earlier calls."""
         return self._journal.seconds if self._journal is not None else 0.0
 
     # ---- passes
 
     def known(self, draw: int) -> bool:
-        """Whether the journal, or an earlier call, has the chip."""
+        """Whether the chip is in the journal or was evaluated by an earlier call."""
         return draw in self._rows
 
     def rows(
         self, first: int, last: int, starts: list[int], compute: Compute, arrived: Callable[[list[Row]], None]
     ) -> tuple[list[Row], bool]:
-        """Rows of the chips first .. last - 1; or, if interrupted, of the finished ones from `first` on, and True.
+        """Evaluates chips and returns their rows.
 
-        starts: the passes to be run; compute(start) runs one. arrived: is told of rows as they come.
+        Args:
+            first, last: the chips first .. last - 1.
+            starts: first chip of every pass to run.
+            compute: compute(start) runs one pass.
+            arrived: called with new rows as they arrive.
+
+        Returns:
+            The rows and False. After an interrupt: the rows of the finished chips from `first` on, and True.
         """
         self._calls += 1
         name = f"call/{self._calls}"
@@ -144,7 +160,7 @@ class Session:
         last_time = time.perf_counter()
         try:
             for rows in self._passes(name, starts, compute):
-                # Of a pass that was half done when its process was killed, the first outcome counts.
+                # Chips that a killed process had already written keep their first outcome.
                 new = [row for row in rows if first <= row.draw < last and row.draw not in self._rows]
                 now = time.perf_counter()
                 new = [Row(row.draw, row.tallies, round((now - last_time) / len(new), 6)) for row in new]
@@ -170,7 +186,7 @@ class Session:
 
 
 def read_together(data, ranks: bool | None) -> tuple[Tensor, Tensor]:
-    """`read_data(data)`, once a machine where there are other ranks; for several evaluations of the same data."""
+    """`read_data(data)`, read once per machine by all ranks, for several evaluations of the same data."""
     with Session(None, ranks) as session:
         found = session.read(data)
         session.meet()
@@ -178,6 +194,6 @@ def read_together(data, ranks: bool | None) -> tuple[Tensor, Tensor]:
 
 
 def main_rank_makes(folder: Path, ranks: bool | None) -> None:
-    """Makes a folder, if it is not there, where files are written: on rank 0."""
+    """Creates a missing folder on rank 0, the rank that writes files."""
     if Session(None, ranks).main:
         folder.mkdir(parents=True, exist_ok=True)

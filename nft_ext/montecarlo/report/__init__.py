@@ -1,1 +1,1 @@
-"""What an evaluation gives its user: the report, as text, JSON, CSV and pictures."""
+"""The report of an evaluation, as text, JSON, CSV and figures."""

@@ -1,35 +1,44 @@
-"""Several networks' reports over sigma, side by side: name -> reports, as `Sweep.reports` holds them."""
+"""Tables of several networks' reports over sigma. Curves are name -> reports, as in `Sweep.reports`."""
 
 from __future__ import annotations
 
 from nft_ext._common.checks import fail
 from nft_ext.montecarlo.report.report import CONVENTIONS, MonteCarloReport
-from nft_ext.montecarlo.report.text import align, images_a_chip
+from nft_ext.montecarlo.report.text_table import align, images_per_chip
+
+
+def _one_sigma(report: MonteCarloReport) -> float:
+    if not isinstance(report.sigma, float):
+        fail("curves", "every report must have one sigma for all layers", report.sigma)
+    return report.sigma
 
 
 def check_curves(curves: dict[str, list[MonteCarloReport]]) -> list[MonteCarloReport]:
-    """All reports of `curves`; raises ValueError if there is none, or one of several sigmas."""
+    """All reports of `curves`.
+
+    Raises:
+        ValueError: no report, or a report with several sigmas.
+    """
     reports = [report for curve in curves.values() for report in curve]
     if not reports:
         fail("curves", "must hold at least one report", f"{len(curves)} empty curves")
     for report in reports:
-        if not isinstance(report.sigma, float):
-            fail("curves", "every report must have one sigma for all layers", report.sigma)
+        _one_sigma(report)
     return reports
 
 
 def convention(report: MonteCarloReport) -> str:
-    """What the report's sigma is relative to, in words."""
+    """The unit of the report's sigma, in words."""
     return CONVENTIONS[report.nvm[0]["device"]["relative_to"]]
 
 
 def common_conditions(reports: list[MonteCarloReport]) -> str:
-    """What the reports of a sweep share: M, K, runs, images and seed, in words."""
+    """The common conditions of a sweep's reports in words: device, M, K, chips, images and seed."""
     device = reports[0].nvm[0]["device"]
     runs = sorted({report.runs for report in reports})
     chips = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
     sizes = {report.slice_images for report in reports}
-    images = images_a_chip(reports[0]) if len(sizes) == 1 else f"slices of {reports[0].images} images"
+    images = images_per_chip(reports[0]) if len(sizes) == 1 else f"slices of {reports[0].images} images"
     kinds = {
         (group["device"]["name"], group["device"]["weight_bits"], group["device"]["device_bits"])
         for report in reports
@@ -46,17 +55,20 @@ def common_conditions(reports: list[MonteCarloReport]) -> str:
 def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
     """Mean accuracy in percent with its 95 % half-width: one row per sigma, one column per curve.
 
-    Points that a curve lacks are shown as "-", and interrupted ones are marked "*".
+    A missing point is shown as "-", and an interrupted one is marked "*".
 
     Args:
-        curves: name -> reports, as `Sweep.reports` gives them.
+        curves: name -> reports, as in `Sweep.reports`.
+
+    Returns:
+        The table as text.
 
     Raises:
-        ValueError: no report, or one of several sigmas.
+        ValueError: no report, or a report with several sigmas.
     """
     reports = check_curves(curves)
     rows = [["sigma", *curves]]
-    for sigma in sorted({report.sigma for report in reports}):
+    for sigma in sorted({_one_sigma(report) for report in reports}):
         row = [f"{sigma:g}"]
         for curve in curves.values():
             at = [report for report in curve if report.sigma == sigma]
@@ -68,7 +80,7 @@ def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
         *align(rows),
     ]
     if any(report.interrupted for report in reports):
-        lines.append("* interrupted: fewer runs than asked for")
+        lines.append("* interrupted: fewer chips than asked for")
     return "\n".join(lines)
 
 

@@ -1,12 +1,14 @@
-"""How figures look, and the package that draws them."""
+"""The style of figures, and the import of matplotlib."""
 
 from __future__ import annotations
 
-# Okabe and Ito's palette: told apart by every kind of colour vision, dark ones first.
+from typing import Any
+
+# Okabe and Ito's palette, which suits every kind of colour vision. Dark colours come first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#222222", "#8A8A8A"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -21,10 +23,13 @@ DPI = 150
 
 
 def require_matplotlib():
-    """The package.
+    """Imports matplotlib.
+
+    Returns:
+        The package.
 
     Raises:
-        ImportError: it is not installed; the message has the command that installs it.
+        ImportError: matplotlib is not installed. The message has the command that installs it.
     """
     try:
         import matplotlib

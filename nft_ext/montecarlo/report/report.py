@@ -1,4 +1,4 @@
-"""The outcome of a Monte Carlo evaluation: figures with intervals, and the conditions they hold under."""
+"""The report of a Monte Carlo evaluation: figures with intervals, and the conditions of the evaluation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from nft_ext._common.checks import fail
 from nft_ext._common.files import finite_or_none, write_csv, write_json
 from nft_ext.montecarlo.report.report_plot import plot_report
-from nft_ext.montecarlo.report.stored import statistic_entry, statistic_of
-from nft_ext.montecarlo.report.text import report_table
+from nft_ext.montecarlo.report.statistic_json import statistic_entry, statistic_of
+from nft_ext.montecarlo.report.text_table import report_table
+from nft_ext.montecarlo.statistics.run_statistic import RunStatistic
 from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
-from nft_ext.montecarlo.statistics.statistic import RunStatistic
 
 FORMAT = "nft_ext.monte_carlo/1"
 CONVENTIONS = {
@@ -29,25 +29,26 @@ NON_GAUSSIAN = ("clip", "censor", "truncate", "stuck")
 
 @dataclass(frozen=True, eq=False)
 class MonteCarloReport:
-    """What `monte_carlo` found; `str(report)` is a table of one screen.
+    """The outcome of `monte_carlo`. `str(report)` is a table of one screen.
 
     Attributes:
-        statistics: metric name -> RunStatistic, or SliceStatistic under "stratified"; `accuracy`, `ekl`, `nll` read it.
+        statistics: metric name -> RunStatistic, or SliceStatistic under "stratified". The properties `accuracy`, `ekl`
+            and `nll` read it.
         ece: expected calibration error (top label, 15 bins of equal width), pooled over chips and images.
-        runs: chips evaluated; run r is chip number r of `seed`, key domain "evaluation".
+        runs: number of chips evaluated. Run r is chip r of `seed`, key domain "evaluation".
         images: number of test images.
         classes: number of the model's classes.
         seed: seed of the chips.
-        nvm: one entry per distinct device: {"device": NVMDevice.describe(), "text", "layers"}, with the sigma in force.
-        protocol, precision, chips_per_pass, batch_size, hardware: how it was run.
+        nvm: one entry per distinct device: {"device": NVMDevice.describe(), "text", "layers"}, with the sigma used.
+        protocol, precision, chips_per_pass, batch_size, hardware: settings of the evaluation.
         seconds: wall time.
-        interrupted: True if stopped before the runs asked for.
-        notes: what a reader of the figures should know.
+        interrupted: True if the evaluation stopped early.
+        notes: remarks that a reader of the figures needs.
         versions: name -> version.
-        slice_images: largest number of images in a chip's slice; None where every chip saw all.
-        slices: slices of a tiling.
-        pilot: what slice_images="auto" was decided by (variances, costs in seconds), else None.
-        stopping: target_ci, reached (bool), pilot_runs, min_runs, max_runs; None where `runs` was given.
+        slice_images: largest number of images in a chip's slice; None if every chip saw all images.
+        slices: slices per tiling.
+        pilot: the measurements behind slice_images="auto" (variances, costs in seconds), else None.
+        stopping: target_ci, reached (bool), pilot_runs, min_runs, max_runs; None without a target.
     """
 
     statistics: dict[str, RunStatistic | SliceStatistic]
@@ -75,7 +76,7 @@ class MonteCarloReport:
         if name not in self.statistics:
             fail(
                 "metrics",
-                f"must have named {name!r} for the report to hold it",
+                f"must include {name!r} in the call of monte_carlo",
                 ", ".join(self.statistics),
                 kind=AttributeError,
             )
@@ -83,49 +84,49 @@ class MonteCarloReport:
 
     @property
     def accuracy(self) -> RunStatistic | SliceStatistic:
-        """Share of images right, per chip."""
+        """Share of correct images per chip."""
         return self._statistic("accuracy")
 
     @property
     def ekl(self) -> RunStatistic | SliceStatistic:
-        """sum(-log p_label * correct) / sum(correct) on the raw logits; NaN with nothing right."""
+        """sum(-log p_label * correct) / sum(correct) per chip, on the raw logits; NaN without a correct image."""
         return self._statistic("ekl")
 
     @property
     def nll(self) -> RunStatistic | SliceStatistic:
-        """Mean of -log p_label over all images, per chip."""
+        """Mean of -log p_label over all images, per chip, in nats."""
         return self._statistic("nll")
 
     @property
     def images_evaluated(self) -> int:
-        """Noisy inferences the figures rest on (padding and pilots left out)."""
+        """Number of noisy inferences behind the figures, without padding and pilots."""
         tilings, rest = divmod(self.runs, self.slices)
         return tilings * self.images + rest * self.images // self.slices
 
     @property
     def tilings(self) -> float:
-        """How often every image was seen, runs / slices."""
+        """Average number of chips per image, runs / slices."""
         return self.runs / self.slices
 
     @property
     def equivalent_full_runs(self) -> float:
-        """Runs on all images that would give the mean accuracy the same variance, std^2 / standard error^2.
+        """Number of chips on all images that give the mean accuracy the same variance, std^2 / standard error^2.
 
-        `runs` under "full". Otherwise it is as good as the estimated std, and NaN without one.
+        Equal to `runs` under "full". Under "stratified" its accuracy is that of the estimated std; NaN without one.
         """
-        if self.slice_images is None:
+        accuracy = self.accuracy
+        if isinstance(accuracy, RunStatistic):
             return float(self.runs)
-        error = self.accuracy.standard_error
-        return (self.accuracy.std / error) ** 2 if error > 0 else math.nan
+        return (accuracy.std / accuracy.standard_error) ** 2 if accuracy.standard_error > 0 else math.nan
 
     @property
     def sigma(self) -> float | list[float]:
-        """The sigma in force; the sorted distinct values where layers differ."""
+        """The sigma used; a sorted list of distinct values if layers differ."""
         values = sorted({group["device"]["sigma"] for group in self.nvm})
         return values[0] if len(values) == 1 else values
 
     def conditions(self) -> str:
-        """Device, sigma with its convention, M and K, in words; one part a distinct device."""
+        """Device, sigma with its unit, M and K, in words. One part per distinct device."""
         parts = []
         for group in self.nvm:
             device = group["device"]
@@ -145,23 +146,26 @@ class MonteCarloReport:
     __str__ = table
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Writes a figure of the accuracy of each chip to `path`; PNG, PDF or SVG by its suffix.
+        """Writes a figure with the accuracy of every chip.
+
+        Args:
+            path: the file; its suffix selects PNG, PDF or SVG.
 
         Raises:
-            ImportError: matplotlib is missing; the message has the command that installs it.
+            ImportError: matplotlib is not installed. The message has the command that installs it.
         """
         plot_report(self, path)
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Writes one row a run: run, seed, sigma, then the metrics."""
-        sigma = self.sigma if isinstance(self.sigma, float) else " ".join(map(repr, self.sigma))
+        """Writes one row per chip: run, seed, sigma, then the metrics."""
+        sigma = " ".join(map(repr, self.sigma)) if isinstance(self.sigma, list) else self.sigma
         columns = [s.per_run.tolist() for s in self.statistics.values()]
         rows = [[run, self.seed, sigma, *map(repr, row)] for run, row in enumerate(zip(*columns))]
         write_csv(path, [["run", "seed", "sigma", *self.statistics], *rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it: every float exactly, NaN and infinities as None."""
-        content = {"format": FORMAT, "conditions": self.conditions()}
+        """The whole report as JSON values: floats exactly, NaN and infinities as None."""
+        content: dict[str, Any] = {"format": FORMAT, "conditions": self.conditions()}
         content |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "statistics"}
         content |= {name: getattr(self, name) for name in ("images_evaluated", "tilings", "equivalent_full_runs")}
         content["metrics"] = {name: statistic_entry(s) for name, s in self.statistics.items()}
@@ -173,11 +177,11 @@ class MonteCarloReport:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> MonteCarloReport:
-        """Reads what `to_json` wrote.
+        """Reads a file that `to_json` wrote.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is corrupt or of another kind.
+            ValueError: the file is damaged or of another kind.
         """
         if not Path(path).is_file():
             fail("path", "must be a report written by to_json", f"no file {path}", kind=FileNotFoundError)
@@ -190,18 +194,18 @@ class MonteCarloReport:
             fail("path", f"must be a report of format {FORMAT}", f"{path}: format {found}")
         try:
             statistics = {name: statistic_of(_none_to_nan(entry)) for name, entry in content["metrics"].items()}
-            # What reports of earlier versions do not hold has a default.
-            rest = {
+            # Fields that reports of earlier versions lack have a default.
+            rest: dict[str, Any] = {
                 f.name: content[f.name]
                 for f in fields(cls)
-                if f.name in content or f.default is f.default_factory is MISSING and f.name != "statistics"
+                if f.name in content or (f.default is f.default_factory is MISSING and f.name != "statistics")
             }
         except KeyError as error:
             fail("path", "must be a whole report written by to_json", f"{path}: no entry {error}")
         return cls(statistics=statistics, **(rest | {"ece": _none_to_nan(rest["ece"])}))
 
 
-def _none_to_nan(value):
+def _none_to_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _none_to_nan(v) for key, v in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The figure of one evaluation: the chips' accuracies."""
+"""The figure of one evaluation: the accuracy of every chip."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ import textwrap
 import numpy as np
 
 from nft_ext.montecarlo.report.figure_style import COLOURS, DPI, INK, STYLE, require_matplotlib
-from nft_ext.montecarlo.report.text import images_a_chip
+from nft_ext.montecarlo.report.text_table import images_per_chip
 
 
 def plot_report(report, path: str | os.PathLike) -> None:
-    """Histogram of the per-run accuracy, every chip below it, mean with interval, worst case (where chips saw all
-    images).
+    """Draws a histogram of the accuracy per chip, every chip below it, and the mean with its interval.
+
+    If chips saw all images, it also marks the worst chip.
+
+    Args:
+        report: a MonteCarloReport.
+        path: the file; its suffix selects PNG, PDF or SVG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
     """
     matplotlib = require_matplotlib()
     accuracy = report.accuracy
@@ -31,7 +39,7 @@ def plot_report(report, path: str | os.PathLike) -> None:
         top.set_ylabel("chips")
         top.yaxis.get_major_locator().set_params(integer=True)
 
-        # The order of the runs carries no meaning, but spreads equal values apart.
+        # The height has no meaning; it separates chips of equal accuracy.
         height = (np.arange(len(percent)) * 0.618034) % 1
         strip.plot(percent, height, ".", color=COLOURS[0], alpha=0.6, markersize=4, markeredgewidth=0)
         strip.set(ylim=(-0.25, 1.25), yticks=[], xlabel=f"accuracy of a chip{'' if whole else ' on its slice'}, %")
@@ -49,7 +57,7 @@ def plot_report(report, path: str | os.PathLike) -> None:
 
 
 def _mark_worst(top, strip, accuracy, percent: np.ndarray, height: np.ndarray) -> None:
-    """The worst chip, and what it says about chips not seen."""
+    """Marks the worst chip, and writes its bound on all chips."""
     worst = int(np.argmin(percent))
     strip.plot(percent[worst], height[worst], "o", mfc="none", mec=COLOURS[1], markersize=8)
     for axes in (top, strip):
@@ -59,13 +67,13 @@ def _mark_worst(top, strip, accuracy, percent: np.ndarray, height: np.ndarray) -
         top,
         percent[worst],
         0.90,
-        f"worst of {accuracy.worst.runs}: {percent[worst]:.2f} (at most {bound:.2g} % of chips do worse)",
+        f"worst of {accuracy.worst.runs}: {percent[worst]:.2f} (at most {bound:.2g} % of chips are worse)",
         COLOURS[1],
     )
 
 
 def _bin_edges(percent: np.ndarray, images: int) -> np.ndarray:
-    """Edges between the possible accuracies k / images: no bin holds more of them than another."""
+    """Bin edges between the possible accuracies k / images, so that every bin holds equally many of them."""
     step = 100 / images
     counts = np.rint(percent / step)
     low, high = int(counts.min()), int(counts.max())
@@ -76,7 +84,7 @@ def _bin_edges(percent: np.ndarray, images: int) -> np.ndarray:
 
 
 def _label_line(axes, x: float, height: float, text: str, colour: str) -> None:
-    """Writes `text` beside a vertical line, at `height` of the axes, on the side that has room."""
+    """Writes `text` beside a vertical line, at `height` of the axes, on the side with more room."""
     low, high = axes.get_xlim()
     left = x > 0.5 * (low + high)
     axes.annotate(
@@ -95,6 +103,6 @@ def _label_line(axes, x: float, height: float, text: str, colour: str) -> None:
 def _report_title(report) -> str:
     state = ", interrupted" if report.interrupted else ""
     return (
-        f"Accuracy over {report.runs} programmed chips x {images_a_chip(report)}, seed {report.seed}{state}\n"
+        f"Accuracy over {report.runs} programmed chips x {images_per_chip(report)}, seed {report.seed}{state}\n"
         + textwrap.fill(report.conditions(), 90)
     )

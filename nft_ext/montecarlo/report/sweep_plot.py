@@ -11,13 +11,16 @@ from nft_ext.montecarlo.report.figure_style import COLOURS, DPI, FAINT, MARKERS,
 
 
 def plot_sweep(curves: dict, path: str | os.PathLike, title: str) -> None:
-    """Accuracy against sigma with 95 % bands of the mean, one labelled line a curve.
+    """Draws accuracy against sigma with 95 % bands of the mean, one labelled line per curve.
 
-    curves: name -> list of reports, as `Sweep.reports` holds them. title: the figure's first line;
-    the conditions shared by the reports stand below it.
+    Args:
+        curves: name -> list of reports, as in `Sweep.reports`.
+        path: the file; its suffix selects PNG, PDF or SVG.
+        title: first line of the figure. The common conditions of the reports follow below it.
 
-    Raises ValueError if there is no report or one with several sigmas, ImportError (with the
-    command that mends it) without matplotlib.
+    Raises:
+        ValueError: no report, or a report with several sigmas.
+        ImportError: matplotlib is not installed. The message has the command that installs it.
     """
     matplotlib = require_matplotlib()
     reports = check_curves(curves)
@@ -54,7 +57,7 @@ def plot_sweep(curves: dict, path: str | os.PathLike, title: str) -> None:
 
 
 def _label_ends(axes, ends: list[tuple[str, str, float, float]]) -> None:
-    """Names each line at its right end, moved apart vertically where the ends meet."""
+    """Writes each curve's name at its right end. Names that overlap are moved apart vertically."""
     low, high = axes.get_ylim()
     gap = 0.052 * (high - low)  # the height of a line of text
     ends = sorted(ends, key=lambda end: end[3])

@@ -1,1 +1,1 @@
-"""From the sums kept per chip to figures with intervals. Knows no model and no file."""
+"""Turns the sums of each chip into figures with intervals. Uses no model and no file."""

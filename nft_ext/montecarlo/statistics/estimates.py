@@ -1,4 +1,4 @@
-"""From the sums of chips to the report's metrics, under either protocol."""
+"""Computes the report's metrics from the tallies of chips, under either protocol."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import math
 import numpy as np
 from numpy import ndarray
 
+from nft_ext.montecarlo.statistics.run_statistic import RunStatistic
+from nft_ext.montecarlo.statistics.slice_estimate import SliceEstimate, between_chips, estimate
 from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
 from nft_ext.montecarlo.statistics.slices import Slices
-from nft_ext.montecarlo.statistics.statistic import RunStatistic
 from nft_ext.montecarlo.statistics.stopping import Precision, precision_of
-from nft_ext.montecarlo.statistics.strata import SliceEstimate, between_chips, estimate
 from nft_ext.montecarlo.statistics.tallies import Tallies
 
 METRICS = ("accuracy", "ekl", "nll")
 
 
 def ratios_of(tallies: Tallies) -> dict[str, tuple[ndarray, ndarray]]:
-    """Metric -> (numerator, denominator), float64 [runs] each, of the chips in `tallies`."""
+    """Metric -> (numerator, denominator) of every chip in `tallies`, float64 [runs] each."""
     images = tallies.images.numpy()
     return {
         "accuracy": (tallies.correct.numpy(), images),
@@ -28,16 +28,16 @@ def ratios_of(tallies: Tallies) -> dict[str, tuple[ndarray, ndarray]]:
 
 
 def accuracy_estimate(tallies: Tallies, count: int) -> SliceEstimate:
-    """Mean accuracy and its variance; count: slices of a tiling (1: every chip saw all images)."""
+    """Mean accuracy and its variance. count: slices per tiling (1: every chip saw all images)."""
     return estimate(*ratios_of(tallies)["accuracy"], count)
 
 
 def run_statistics(tallies: Tallies, accuracy: Precision | None = None) -> dict[str, RunStatistic]:
-    """All METRICS of chips that saw all images. accuracy: its interval, where a stopping rule fixed it."""
+    """All METRICS of chips that saw all images. accuracy: its precision if a stopping rule fixed it."""
     found = {}
     for name, (numerator, denominator) in ratios_of(tallies).items():
         with np.errstate(invalid="ignore", divide="ignore"):
-            per_run = numerator / denominator  # 0 / 0, a chip with nothing right, is NaN as designed
+            per_run = numerator / denominator  # 0 / 0 is NaN: EKL of a chip without correct images
             pooled = float(numerator.sum() / denominator.sum())
         fixed = accuracy.half_width if accuracy is not None and name == "accuracy" else None
         found[name] = RunStatistic(per_run, pooled, higher_is_better=name == "accuracy", fixed_half_width=fixed)
@@ -45,7 +45,7 @@ def run_statistics(tallies: Tallies, accuracy: Precision | None = None) -> dict[
 
 
 def slice_statistics(tallies: Tallies, slices: Slices, accuracy: Precision | None = None) -> dict[str, SliceStatistic]:
-    """All METRICS of chips that saw a slice each. accuracy: its precision, where a stopping rule fixed it."""
+    """All METRICS of chips that saw one slice each. accuracy: its precision if a stopping rule fixed it."""
     found = {}
     for name, (numerator, denominator) in ratios_of(tallies).items():
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -56,7 +56,7 @@ def slice_statistics(tallies: Tallies, slices: Slices, accuracy: Precision | Non
         std = math.nan
         if is_accuracy:
             between = float(between_chips(of, numerator, denominator, slices.count, slices.images))
-            std = math.sqrt(between if not between < 0 else 0.0)  # below 0 by chance; NaN stays NaN
+            std = math.sqrt(between if not between < 0 else 0.0)  # an estimate below 0 counts as 0; NaN stays NaN
         found[name] = SliceStatistic(
             per_run,
             float(of.mean),

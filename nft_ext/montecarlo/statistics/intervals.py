@@ -1,4 +1,4 @@
-"""The report's intervals: of a mean by Student's t, of quantiles by order statistics."""
+"""The report's intervals: Student's t for a mean, order statistics for quantiles."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ CONFIDENCE = 0.95
 
 
 def mean_half_width(std: float, n: int) -> float:
-    """Half of the 95 % interval of the mean of n independent runs: t(n-1) * std / sqrt(n)."""
+    """Half-width of the 95 % interval of the mean of n independent chips: t(n-1) * std / sqrt(n)."""
     if n < 2:
         return math.nan
     return student_t_quantile(0.5 + CONFIDENCE / 2, n - 1) * std / math.sqrt(n)
 
 
 def order_statistic_ranks(n: int, q: float) -> tuple[int, int]:
-    """Ranks (low, high), 1-based, whose order statistics enclose the q-quantile at 95 % or more.
+    """Ranks (low, high), 1-based, whose order statistics enclose the q-quantile with at least 95 %.
 
-    The number of n independent draws below the q-quantile is Binomial(n, q), whatever their
-    distribution; each tail is given at most 2.5 %. Rank 0 or n + 1 means: n draws give no such bound.
+    For any distribution, the number of n independent values below the q-quantile is Binomial(n, q). Each tail gets at
+    most 2.5 %. Rank 0 or n + 1 means that n values give no such bound.
     """
     tail = (1 - CONFIDENCE) / 2
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1.0, n + 1)))])
@@ -37,8 +37,8 @@ def order_statistic_ranks(n: int, q: float) -> tuple[int, int]:
 
 
 def extreme_bounds_quantile(n: int) -> float:
-    """The share q of chips that may be worse than the worst of n, with 95 % confidence.
+    """The share q of all chips that is worse than the worst of n, at most, with 95 % confidence.
 
-    All n chips miss the worst share q with probability (1 - q)^n; that is 5 % at q = 1 - 0.05^(1/n).
+    No chip of n falls into the worst share q with probability (1 - q)^n, which is 5 % at q = 1 - 0.05^(1/n).
     """
     return 1 - (1 - CONFIDENCE) ** (1 / n)

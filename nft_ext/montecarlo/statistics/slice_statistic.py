@@ -1,4 +1,4 @@
-"""One metric over chips that saw a slice of the images each: mean and interval; what needs whole sets is refused."""
+"""One metric over chips that saw one slice of the images each: mean and interval. Quantiles are refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from nft_ext._common.checks import fail
 
-LOGIT_FROM = 0.95  # an accuracy above is so skewed near 1 that its interval is taken on the logit scale
+LOGIT_FROM = 0.95  # accuracies above this are skewed, so their interval is computed on the logit scale
 WHY_ABSENT = (
-    "each chip saw a slice of the images, whose accuracy varies with the images as well as with the chip; "
+    "each chip saw a slice of the images, so its accuracy varies with the images too; "
     "quantiles and the worst case need protocol='full'"
 )
 
@@ -21,12 +21,11 @@ class SliceStatistic:
     """One metric of a stratified evaluation.
 
     Attributes:
-        per_run: float64 [runs], of chip r on its own slice; NaN where it has no value. Not a chip's figure on all
-            images.
-        pooled: over all chips and images seen, the ratio of the summed numerator and denominator; also the mean.
+        per_run: float64 [runs], the metric of chip r on its own slice, not on all images; NaN without a value.
+        pooled: ratio of the numerator and the denominator, both summed over all chips; also the mean.
         higher_is_better: whether a higher value of the metric is better.
-        std: standard deviation over chips of the metric on all images, estimated from slices. NaN where there is no
-            estimate (EKL, NLL, one image per slice).
+        std: standard deviation over chips of the metric on all images, estimated from slices. NaN without an estimate
+            (EKL, NLL, one image per slice).
         standard_error: standard error of the mean.
         ci95: half-width of the 95 % interval of the mean, t(df) * standard_error.
         conservative: True if the interval is too wide on average, because too few chips shared a slice.
@@ -44,26 +43,29 @@ class SliceStatistic:
 
     @property
     def mean(self) -> float:
-        """The mean over chips, `pooled`: consistent for a ratio (EKL), unbiased over complete tilings for the others."""
+        """The mean over chips, equal to `pooled`.
+
+        For EKL, a ratio, it is consistent. For the other metrics it is unbiased over complete tilings.
+        """
         return self.pooled
 
     @property
     def values(self) -> np.ndarray:
-        """The runs that have a value, float64 [<= runs]."""
+        """The values without NaN, float64 [<= runs]."""
         return self.per_run[~np.isnan(self.per_run)]
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the mean, mean - ci95 to mean + ci95.
 
-        For an accuracy above 95 % it is that interval on the logit scale, taken back.
+        For an accuracy above 95 % it is computed on the logit scale and transformed back.
         """
         if not self.share or not LOGIT_FROM < self.mean < 1:
             return self.mean - self.ci95, self.mean + self.ci95
         return logit_interval(self.mean, self.ci95)
 
     def quantile(self, q: float) -> NoReturn:
-        """Refused, since a slice's accuracy varies with its images too.
+        """Refused: the accuracy on a slice varies with its images too.
 
         Raises:
             ValueError: for every `q`, with the reason.
@@ -72,7 +74,7 @@ class SliceStatistic:
 
     @property
     def worst(self) -> NoReturn:
-        """Refused, since a slice's accuracy varies with its images too.
+        """Refused: the accuracy on a slice varies with its images too.
 
         Raises:
             ValueError: always, with the reason.
@@ -81,8 +83,9 @@ class SliceStatistic:
 
 
 def logit_interval(mean, half_width):
-    """(low, high) of a share: half_width / (mean (1 - mean)) around log(mean / (1 - mean)), taken back. Floats or
-    arrays.
+    """Interval (low, high) of a share on the logit scale, transformed back; floats or arrays.
+
+    On the logit scale it is log(mean / (1 - mean)) +- half_width / (mean (1 - mean)).
     """
     logit, half = np.log(mean / (1 - mean)), half_width / (mean * (1 - mean))
     return 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))

@@ -1,4 +1,7 @@
-"""Which images a chip sees under the stratified protocol: slices of a permuted test set (docs/reference/monte_carlo.md)."""
+"""The images that each chip sees under the stratified protocol: slices of a permuted test set.
+
+docs/reference/monte_carlo.md has the equations.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nft_ext import _core
+from nft_ext import _core  # pyright: ignore[reportAttributeAccessIssue] (a compiled module)
 from nft_ext.ops.keys import DOMAINS
 
-LAST_PERMUTATION = 2**32 - 1  # no tiling reaches it: pilots take their images there
-TILINGS_A_PERMUTATION = 2  # each slice is shown to two chips, whose difference measures the variance (strata.py)
+LAST_PERMUTATION = 2**32 - 1  # of the pilot's images; no tiling reaches this number
+TILINGS_PER_PERMUTATION = 2  # two chips see each slice; their difference measures the variance (slice_estimate.py)
 
 
 @dataclass(frozen=True)
 class Slices:
-    """The slices of `images` images, at most `most` a chip; all of it a pure function of (seed, draw, images, most).
+    """Slices of `images` images with at most `most` images per chip. A pure function of (seed, draw, images, most).
 
-    A tiling is `count` slices, as many as `most` demands, that hold every image once. Their sizes differ by at most
-    one: slice j is the images from place floor(j * images / count) to before floor((j + 1) * images / count) of a
-    permutation. Chip `draw` sees slice j = draw mod count of tiling t = draw // count, and tilings 2b and 2b + 1 are
-    cut from permutation b.
+    A tiling is `count` slices that together hold every image once. Their sizes differ by at most one. Slice j holds the
+    places floor(j * images / count) up to, not including, floor((j + 1) * images / count) of a permutation. Chip `draw`
+    sees slice j = draw mod count of tiling t = draw // count. Tilings 2b and 2b + 1 use permutation b.
     """
 
     seed: int
@@ -32,18 +34,19 @@ class Slices:
 
     @property
     def count(self) -> int:
-        """Slices of a tiling, m."""
+        """Slices per tiling, m."""
         return -(-self.images // self.most)
 
     @property
     def size(self) -> int:
-        """Images of the largest slice, n; the others have n or n - 1."""
+        """Images of the largest slice, n; every slice has n or n - 1."""
         return -(-self.images // self.count)
 
     def of(self, draws: list[int]) -> tuple[Tensor, Tensor]:
-        """Image numbers int64 [S, n] of the chips `draws`, and whether they count, bool [S, n].
+        """Image numbers int64 [S, n] of the chips `draws`, and whether each counts, bool [S, n].
 
-        A slice one short of n repeats its first image at the end, so that all have one shape; that one does not count.
+        A slice of n - 1 images repeats its first image at the end, so that all slices have one shape. The repeated
+        image does not count.
         """
         tilings, j = np.divmod(np.array(draws, dtype=np.int64), self.count)
         first, last = j * self.images // self.count, (j + 1) * self.images // self.count
@@ -51,22 +54,23 @@ class Slices:
         counted = places < last[:, None]
         places = np.where(counted, places, first[:, None])
         numbers = np.empty_like(places)
-        for number in np.unique(tilings // TILINGS_A_PERMUTATION):
-            here = tilings // TILINGS_A_PERMUTATION == number
+        for number in np.unique(tilings // TILINGS_PER_PERMUTATION):
+            here = tilings // TILINGS_PER_PERMUTATION == number
             numbers[here] = permutation(self.seed, int(number), self.images)[places[here]]
         return torch.from_numpy(numbers), torch.from_numpy(counted)
 
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, number: int, images: int) -> np.ndarray:
-    """Permutation `number` of 0 .. images - 1 under `seed`, int64 [images]: sorts 64 random bits an image.
+    """Permutation `number` of 0 .. images - 1 under `seed`, int64 [images]: sorts by 64 random bits per image.
 
-    The bits are Philox's, key domain "permutation", stream 0, slice 0, draw = number: block b gives image 2b the words
-    0 (low half) and 1, image 2b + 1 the words 2 and 3. Of equal bits the lower image goes first.
+    The bits come from Philox with key domain "permutation", stream 0, slice 0 and draw = number. The four words of
+    counter c are the bits of two images: words 0 (low half) and 1 of image 2c, words 2 and 3 of image 2c + 1. For
+    equal bits the lower image comes first.
     """
-    blocks = np.arange((images + 1) // 2, dtype=np.uint32)
-    counters = np.zeros((len(blocks), 4), dtype=np.uint32)
-    counters[:, 0], counters[:, 1], counters[:, 3] = blocks, DOMAINS["permutation"] << 24, number
+    pairs = np.arange((images + 1) // 2, dtype=np.uint32)
+    counters = np.zeros((len(pairs), 4), dtype=np.uint32)
+    counters[:, 0], counters[:, 1], counters[:, 3] = pairs, DOMAINS["permutation"] << 24, number
     key = np.array([seed & 0xFFFFFFFF, seed >> 32], dtype=np.uint32)
     words = _core.philox(counters, key).astype(np.uint64).reshape(-1, 2)
     return np.argsort(words[:images, 0] | words[:images, 1] << np.uint64(32), kind="stable")

@@ -1,4 +1,4 @@
-"""How many chips: a number given, or as many as a target half-width takes (Stein's two stages)."""
+"""Decides how many chips reach a target half-width, by Stein's two stages."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import numpy as np
 from numpy import ndarray
 
 from nft_ext.montecarlo.statistics.intervals import CONFIDENCE, student_t_quantile
-from nft_ext.montecarlo.statistics.strata import SliceEstimate, least_exact, rest_variance
+from nft_ext.montecarlo.statistics.slice_estimate import SliceEstimate, least_exact, rest_variance
 
-PILOT_RUNS = 64  # fewer would cost more in Student's factor than they save
-LEAST_GROWTH = 0.05  # of the chips so far, when they have to be more: not one by one
+PILOT_RUNS = 64  # with fewer chips, Student's factor costs more than the pilot saves
+LEAST_GROWTH = 0.05  # smallest growth per step, relative to the chips so far
 
 
 @dataclass(frozen=True)
 class Goal:
-    """target: the half-width of the 95 % interval of the mean accuracy to reach; chips between `low` and `high`."""
+    """A target for the mean accuracy.
+
+    Attributes:
+        target: half-width of the 95 % interval to reach, a fraction.
+        low, high: smallest and largest number of chips.
+    """
 
     target: float
     low: int
@@ -26,8 +31,13 @@ class Goal:
 
 @dataclass(frozen=True)
 class Precision:
-    """The standard error behind an interval and its degrees of freedom. reached: the goal; pilot_runs: the chips that
-    decided.
+    """The standard error behind an interval.
+
+    Attributes:
+        standard_error: standard error of the mean.
+        df: its degrees of freedom.
+        reached: whether the goal is reached; None without a goal.
+        pilot_runs: chips of the pilot; None without a goal.
     """
 
     standard_error: float
@@ -37,32 +47,40 @@ class Precision:
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % interval: t(df) * standard error."""
+        """Half-width of the 95 % interval: t(df) * standard_error."""
         return student_t_quantile(0.5 + CONFIDENCE / 2, self.df) * self.standard_error
 
 
 def precision_of(found: SliceEstimate) -> Precision:
-    """Of a number of chips that did not depend on what they showed."""
+    """The precision of an estimate if its number of chips was fixed beforehand."""
     return Precision(float(np.sqrt(found.variance)), found.df)
 
 
 def until(goal: Goal, count: int, more: Callable[[int, int], None], estimate: Callable[[], SliceEstimate]) -> Precision:
-    """Collects chips until the goal is met, or goal.high chips.
+    """Collects chips until the goal is reached, or goal.high chips.
 
-    count: m, slices of a tiling (1: every chip sees all images). more(first, last) collects chips; estimate() is of all
-    so far.
+    A pilot of max(PILOT_RUNS, goal.low) chips fixes the number of chips: the smallest R with t(df) sqrt(variance at R)
+    <= target, where the variance per chip is the pilot's. For normal values this interval around the mean of all R
+    chips has the stated coverage (Stein 1945), because mean and variance of a normal sample are independent.
 
-    A pilot of PILOT_RUNS chips (goal.low if that is more) fixes the number of chips: the smallest R with t(df)
-    sqrt(variance at R) <= target, the variance a chip being the pilot's. The mean of all R chips and that interval have
-    the stated coverage (Stein 1945) if chips are normal, since the mean of a normal sample is independent of its
-    variance. Chips are often skewed: a pilot without a bad one then has both a high mean and a low variance. So the
-    interval of all R chips has to be within the target too, or R grows until it is; the wider of the two intervals is
-    the answer. The exact variance of slices takes `least_exact` chips. If the pilot has fewer, the plain variance of
-    slices, which is on the safe side, decides, unless it asks for more than those: then they are the pilot.
+    The values of chips are often skewed. A pilot without a bad chip then has a high mean and a low variance. So the
+    interval of all R chips must also be within the target, else R grows. The wider of the two intervals is returned.
+
+    The exact variance of slices needs `least_exact` chips. A smaller pilot uses the plain variance of slices, which is
+    too large on average. If that asks for more than `least_exact` chips, `least_exact` chips become the pilot.
+
+    Args:
+        goal: target and limits.
+        count: m, slices per tiling (1: every chip sees all images).
+        more: more(first, last) collects the chips first .. last - 1.
+        estimate: estimate() of all chips so far.
+
+    Returns:
+        The precision of the mean, and whether the goal is reached.
     """
     pilot = max(PILOT_RUNS, goal.low)
     if 2 * count <= pilot:
-        pilot = -(-pilot // (2 * count)) * 2 * count  # whole pairs of tilings: no chip is left out of the variance
+        pilot = -(-pilot // (2 * count)) * 2 * count  # whole pairs of tilings, so that every chip enters the variance
     done = pilot = min(pilot, goal.high)
     more(0, done)
     found = first = estimate()
@@ -88,7 +106,7 @@ def until(goal: Goal, count: int, more: Callable[[int, int], None], estimate: Ca
 
 
 def variance_at(runs: ndarray, found: SliceEstimate, count: int) -> ndarray:
-    """Variance of the mean of `runs` chips, as far as the estimate `found` of fewer tells."""
+    """Variance of the mean of `runs` chips, predicted from the estimate `found` of fewer chips."""
     variance = found.per_chip / runs
     if not found.conservative and count > 1:
         variance = variance + rest_variance(found, runs, count)
@@ -96,12 +114,10 @@ def variance_at(runs: ndarray, found: SliceEstimate, count: int) -> ndarray:
 
 
 def runs_for(goal: Goal, found: SliceEstimate, pilot: int, count: int) -> int:
-    """The smallest number of chips, at least `pilot`, that meets the goal by the estimate `found`; goal.high + 1 if
-    none does.
-    """
+    """The smallest number of chips >= `pilot` that reaches the goal by the estimate `found`; else goal.high + 1."""
     largest = goal.target / student_t_quantile(0.5 + CONFIDENCE / 2, found.df)
     least = max(pilot, int(np.ceil(found.per_chip / largest**2)))
-    # An incomplete tiling adds variance, a complete one does not: look no further than the next that is.
+    # An incomplete tiling adds variance and a complete one does not, so the search ends at the next complete one.
     candidates = np.arange(least, least + count)
     fit = variance_at(candidates, found, count) <= largest**2
     return int(min(candidates[fit.argmax()], goal.high + 1)) if fit.any() else goal.high + 1

@@ -1,4 +1,4 @@
-"""Which images a chip sees, and how many chips: the plan of an evaluation, and its execution."""
+"""The plan of an evaluation: which chips see which images."""
 
 from __future__ import annotations
 
@@ -8,42 +8,52 @@ from typing import Any
 
 from nft_ext.montecarlo.execution.arguments import Arguments
 from nft_ext.montecarlo.execution.chip_evaluator import ChipEvaluator
-from nft_ext.montecarlo.execution.collect import Collector, TalliesOf
+from nft_ext.montecarlo.execution.collector import Collector, TalliesOf
 from nft_ext.montecarlo.execution.pilot import pilot
 from nft_ext.montecarlo.statistics.estimates import accuracy_estimate
+from nft_ext.montecarlo.statistics.slice_estimate import most_slices
 from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.statistics.stopping import Precision, until
-from nft_ext.montecarlo.statistics.strata import most_slices
 from nft_ext.montecarlo.statistics.tallies import Tallies
 
 
 @dataclass(frozen=True)
 class Plan:
-    """slices: what each chip sees; None: all images. pilot: what decided their size (`Pilot.to_dict`), if anything did."""
+    """Which chips see which images.
+
+    Attributes:
+        slices: the slices; None: every chip sees all images.
+        pilot: `Pilot.to_dict` if a pilot decided the size of the slices, else None.
+    """
 
     slices: Slices | None
     pilot: dict[str, Any] | None = None
 
     @property
     def count(self) -> int:
-        """Slices of a tiling; 1 where every chip sees all images."""
+        """Slices per tiling; 1 if every chip sees all images."""
         return 1 if self.slices is None else self.slices.count
 
     def tallies_of(self, evaluator: ChipEvaluator) -> TalliesOf:
-        """What the collector calls for a pass."""
+        """The function that evaluates a pass, for `Collector`."""
         return evaluator.tallies if self.slices is None else partial(evaluator.slice_tallies, self.slices)
 
 
 def plan(asked: Arguments, evaluator: ChipEvaluator, several: bool) -> Plan:
-    """The protocol's plan. several: whether chips may share a pass of this model.
+    """Makes the plan of the protocol asked for.
 
-    "auto" takes n* from a pilot; where `runs` is given, at least as many images as leave it the exact variance
-    (strata.py).
+    slice_images="auto" takes n* from a pilot. For a given number of runs, slices have at least as many images as the
+    exact variance needs (statistics/slice_estimate.py).
+
+    Args:
+        asked: the checked arguments.
+        evaluator: the network with its data.
+        several: whether chips may share a pass of this model.
     """
     images = len(evaluator.labels)
     if asked.protocol == "full":
         return Plan(None)
-    if asked.slice_images != "auto":
+    if isinstance(asked.slice_images, int):
         return Plan(Slices(asked.seed, images, asked.slice_images))
     if images < 4:
         return Plan(Slices(asked.seed, images, images))
@@ -53,9 +63,18 @@ def plan(asked: Arguments, evaluator: ChipEvaluator, several: bool) -> Plan:
 
 
 def execute(asked: Arguments, collector: Collector, count: int) -> tuple[Tallies, Precision | None]:
-    """All chips asked for (or the finished ones, if interrupted), and the precision that a target fixed.
+    """Collects all chips asked for.
 
-    count: slices of a tiling. Raises KeyboardInterrupt if interrupted below two chips.
+    Args:
+        asked: the checked arguments.
+        collector: collects chips.
+        count: slices per tiling.
+
+    Returns:
+        The tallies of all chips, or of the finished ones after an interrupt; and the precision if a target fixed it.
+
+    Raises:
+        KeyboardInterrupt: an interrupt with fewer than two finished chips.
     """
     parts: list[Tallies] = []
 

@@ -1,4 +1,4 @@
-"""Reads what a user hands over as `data` into one tensor of inputs and one of labels, checked."""
+"""Reads the argument `data` into one tensor of inputs and one of labels, and checks both."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from torch.utils.data import DataLoader
 from nft_ext._common.checks import fail
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-READ_BATCH = 512  # items collated at a time when a data set is read
+READ_BATCH = 512  # items per batch when a data set is read
 
 
 def read_data(data) -> tuple[Tensor, Tensor]:
-    """`data` as (inputs [n, ...], labels int64 [n]), read once, in its own order.
+    """Reads `data` once, in its own order.
 
-    data: a pair of tensors, a DataLoader, or a map-style data set (an ImageSet, say) of
-        (input, label) items.
+    Args:
+        data: a pair of tensors, a DataLoader, or a map-style data set of (input, label) items.
 
-    Raises TypeError for anything else, and ValueError if it is empty, if a label is not a
-    non-negative integer, if lengths differ, or if an input is NaN or infinite.
+    Returns:
+        inputs [n, ...] and labels int64 [n].
+
+    Raises:
+        TypeError: another type.
+        ValueError: no image, a label that is not an integer >= 0, different lengths, a NaN or infinite input.
     """
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(d, "shape") for d in data):
         inputs, labels = data
         if not (torch.is_tensor(inputs) and torch.is_tensor(labels)):
             fail(
                 "data",
-                "a pair must be of two tensors",
+                "must be a pair of two tensors",
                 f"{type(inputs).__name__} and {type(labels).__name__}",
                 kind=TypeError,
             )
@@ -55,20 +59,20 @@ def _collect(data) -> tuple[Tensor, Tensor]:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(torch.is_tensor, batch))):
             fail(
                 "data",
-                "each item must be a pair (input, label) of a tensor and an integer",
+                "must have items (input, label) of a tensor and an integer",
                 type(batch).__name__,
                 kind=TypeError,
             )
         inputs.append(batch[0])
         labels.append(batch[1])
     if not inputs:
-        fail("data", "must hold at least one image", "no batch at all")
+        fail("data", "must hold at least one image", "no batch")
     return torch.cat(inputs), torch.cat(labels)
 
 
 def _check(inputs: Tensor, labels: Tensor) -> None:
     if labels.ndim != 1:
-        fail("data", "labels must be one integer an image, shape [n]", list(labels.shape))
+        fail("data", "labels must be one integer per image, shape [n]", list(labels.shape))
     if labels.dtype not in INTEGERS:
         fail("data", "labels must be integers", str(labels.dtype))
     if inputs.ndim == 0 or len(inputs) != len(labels):
@@ -89,4 +93,6 @@ def _check(inputs: Tensor, labels: Tensor) -> None:
 def check_label_range(labels: Tensor, classes: int) -> None:
     """Raises ValueError if a label is not one of the model's `classes`."""
     if labels.max() >= classes:
-        fail("data", f"labels must lie in 0 .. {classes - 1}, the model having {classes} classes", int(labels.max()))
+        fail(
+            "data", f"labels must lie in 0 .. {classes - 1}, because the model has {classes} classes", int(labels.max())
+        )

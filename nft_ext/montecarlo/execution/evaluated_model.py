@@ -1,4 +1,4 @@
-"""The network under evaluation: checked, on the right device, in eval mode, and left as it was."""
+"""The network under evaluation: its checks, its torch device, its eval mode and its devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from nft_ext.ops.functional import device_table
 
 
 def check_model(model) -> None:
-    """Raises TypeError or ValueError if `model` has no noisy layer or a weight that is not finite."""
+    """Checks the model.
+
+    Raises:
+        TypeError, ValueError: `model` is no module, has no noisy layer, or has a weight that is not finite.
+    """
     check_noisy(model)
     for name, value in model.state_dict().items():
         if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
@@ -25,9 +29,10 @@ def check_model(model) -> None:
 
 
 def on_device(model: nn.Module, device: torch.device | str | None) -> tuple[nn.Module, torch.device]:
-    """`model` itself if it lives on `device` (or None is given), else a copy there; and the device.
+    """The model on `device`: itself if it is there or `device` is None, else a copy; and the torch device.
 
-    Raises ValueError if `device` is no device that is present.
+    Raises:
+        ValueError: `device` is not available.
     """
     home = next(iter(noisy_layers(model).values())).weight.device
     if device is None:
@@ -35,25 +40,29 @@ def on_device(model: nn.Module, device: torch.device | str | None) -> tuple[nn.M
     try:
         wanted = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
-        fail("device", "must be a device that is present", f"{device!r} ({str(error).splitlines()[0]})")
+        fail("device", "must be an available torch device", f"{device!r} ({str(error).splitlines()[0]})")
     return (model, home) if wanted == home else (copy.deepcopy(model).to(wanted), wanted)
 
 
 def check_sigma_is_known(model: nn.Module) -> None:
-    """Raises ValueError inside `nft.noise(model, sigma=...)`: the report would name another sigma."""
+    """Refuses a sigma set by `nft.noise(model, sigma=...)`, because the report would name another sigma.
+
+    Raises:
+        ValueError: such a context is active.
+    """
     for name, layer in noisy_layers(model).items():
         table_in_force = layer.noise_state()[0]
         if not torch.equal(table_in_force, device_table(layer.nvm, layer.weight.device)):
             fail(
                 "sigma",
                 "must be given to monte_carlo itself, not by nft.noise around it",
-                f"None, with another sigma in force in {name!r}",
+                f"None, with another sigma active in {name!r}",
             )
 
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; outside, every module's own training flag again."""
+    """Context with the model in eval mode. Restores every module's training flag at the end."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -64,7 +73,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def devices_in_use(model: nn.Module, sigma: float | None) -> list[dict[str, Any]]:
-    """The distinct device models of the noisy layers, `sigma` in force where given, for a report."""
+    """The distinct devices of the noisy layers, for a report; with `sigma` if given."""
     layers_of: dict[Any, list[str]] = {}
     for name, layer in noisy_layers(model).items():
         nvm = layer.nvm if sigma is None else layer.nvm.replace(sigma=sigma)
@@ -73,7 +82,7 @@ def devices_in_use(model: nn.Module, sigma: float | None) -> list[dict[str, Any]
 
 
 def layers_without_noise(model: nn.Module) -> list[str]:
-    """Names of the layers with weights that are not noisy, or with their noise switched off."""
+    """Names of the layers with weights but without noise: not converted, or switched off."""
     quiet = {name for name, layer in noisy_layers(model).items() if not layer.noise_enabled} | set(
         noise_free_layers(model)
     )

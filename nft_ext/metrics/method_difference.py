@@ -1,4 +1,4 @@
-"""A claim about two training methods: the replicates are training seeds, never chips."""
+"""The difference between two training methods. The replicates are training seeds, never chips."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nft_ext.metrics.samples import row_means, sample
 
 @dataclass(frozen=True)
 class MethodDifference:
-    """What `compare_methods` found about method a minus method b.
+    """The outcome of `compare_methods`: method a minus method b.
 
-    The population is trainings by either recipe, on the chips and images that they were evaluated with.
+    The population is trainings by either method, evaluated on these chips and images.
 
     Attributes:
         mean: difference of the means over training seeds.
-        ci95: half-width of its 95 % interval.
+        ci95: half-width of the 95 % interval of that difference.
         t, df, p: Student's statistic, its degrees of freedom, the two-sided p-value.
         test: "paired t" or "Welch".
         seeds: number of training seeds of a and of b.
@@ -42,18 +42,21 @@ class MethodDifference:
 
 
 def compare_methods(a: np.ndarray, b: np.ndarray, *, shared_seeds: bool) -> MethodDifference:
-    """Does method a train better networks than method b?
+    """Tests whether method a trains better networks than method b.
 
-    Chips are averaged within a training first: two hundred chips of one network are one replicate of its method.
+    Each training is first averaged over its chips: 200 chips of one network are one replicate of its method.
 
     Args:
-        a, b: [S_a], [S_b], one figure a training; or [S, R], which is averaged over runs. At least two trainings each.
-        shared_seeds: True where training s of a and of b began with the same weights and saw the same batches: a paired
-            t test, which takes out what both owe to the seed. False: Welch's test (variances may differ),
-            Satterthwaite's degrees of freedom.
+        a, b: [S_a] and [S_b], one figure per training; or [S, R], which is averaged over chips. S >= 2 each.
+        shared_seeds: True if training s of a and of b started from the same weights and saw the same batches. A paired
+            t test then removes the common effect of the seed. False: Welch's test with Satterthwaite's degrees of
+            freedom, which allows different variances.
+
+    Returns:
+        The difference of the means, its 95 % interval and its p-value.
 
     Raises:
-        ValueError: other shapes, too few trainings, NaN or infinity, shared seeds with S_a other than S_b.
+        ValueError: a wrong shape, fewer than two trainings, NaN or infinity, shared seeds with S_a != S_b.
     """
     symbols = "[seeds] or [seeds, runs]"
     a, b = (row_means(sample(name, v, (1, 2), symbols, least=2)) for name, v in (("a", a), ("b", b)))

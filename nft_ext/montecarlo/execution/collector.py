@@ -1,4 +1,4 @@
-"""Collects the sums of a range of chips, pass by pass: all that protocols and stopping rules ask for."""
+"""Collects the tallies of a range of chips, pass by pass, for protocols and stopping rules."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from nft_ext.montecarlo.distributed.rows import Row, rows_of, tallies_of_rows
 from nft_ext.montecarlo.execution.session import Session
 from nft_ext.montecarlo.statistics.tallies import Tallies
 
-# tallies_of(draws, done) -> Tallies, one row a draw; done(share) is told of each share of the pass that is over
+# tallies_of(draws, done) -> Tallies, one row per draw; calls done(share) after each finished share of the pass
 TalliesOf = Callable[[list[int], Callable[[float], None]], Tallies]
 
 
 class Collector:
-    """Runs chips in passes of always the same size.
+    """Runs chips in passes of equal size.
 
-    tallies_of: the sums of the chips `draws`, over whichever images each of them sees.
-    per_pass: chips a pass, >= 1. label, show: of the progress display (`Progress`).
-    session: with a journal or other ranks, or None. It is the passes that are dealt to ranks and redone after a kill,
-        and a pass has the same chips on whichever rank and at whichever time; so its figures are the same bits.
-    interrupted: True once a KeyboardInterrupt has ended a call before its last chip.
+    Args:
+        tallies_of: tallies of given chips, over the images that each chip sees.
+        per_pass: chips per pass, >= 1.
+        label, show: of the progress display (`Progress`).
+        session: with a journal or other ranks, or None. Ranks share out whole passes, and a pass that was lost is run
+            again with the same chips. So every rank and every call gives the same bits.
+
+    Attributes:
+        interrupted: True after a KeyboardInterrupt that ended a call before its last chip.
     """
 
     def __init__(
@@ -31,13 +35,15 @@ class Collector:
         self.interrupted = False
 
     def run(self, first: int, last: int) -> Tallies:
-        """Sums of the chips `first` .. `last` - 1, in order.
+        """Tallies of the chips first .. last - 1, in order.
 
-        If interrupted: of the finished chips from `first` on, possibly none; and none in later calls.
+        After an interrupt: those of the finished chips from `first` on, possibly none. Later calls return none.
         """
         if self.interrupted:
             return Tallies.concatenate([])
-        return self._run(first, last) if self.session is None else self._run_kept(first, last)
+        if self.session is None:
+            return self._run(first, last)
+        return self._run_in_session(self.session, first, last)
 
     def _run(self, first: int, last: int) -> Tallies:
         finished: list[Tallies] = []
@@ -47,7 +53,7 @@ class Collector:
                 shown = _Shown(progress)
                 while done < last:
                     kept = min(self.per_pass, last - done)
-                    finished.append(self._pass(done, kept, lambda share: progress.update(kept * share)))
+                    finished.append(self._pass(done, kept, lambda share, n=kept: progress.update(n * share)))
                     done += kept
                     shown.result(finished[-1])
         except KeyboardInterrupt:
@@ -55,12 +61,12 @@ class Collector:
         return Tallies.concatenate(finished)
 
     def _pass(self, start: int, kept: int, done: Callable[[float], None]) -> Tallies:
-        # Always per_pass chips, so that shapes never change; the surplus is dropped.
+        # Always per_pass chips, so that shapes never change. The surplus chips are dropped.
         return self.tallies_of(list(range(start, start + self.per_pass)), done).chips(kept)
 
-    def _run_kept(self, first: int, last: int) -> Tallies:
+    def _run_in_session(self, session: Session, first: int, last: int) -> Tallies:
         kept = {start: min(self.per_pass, last - start) for start in range(first, last, self.per_pass)}
-        todo = [start for start, n in kept.items() if not all(map(self.session.known, range(start, start + n)))]
+        todo = [start for start, n in kept.items() if not all(map(session.known, range(start, start + n)))]
 
         def compute(start: int) -> list[Row]:
             draws = range(start, start + kept[start])
@@ -68,18 +74,18 @@ class Collector:
 
         with Progress(last - first, self.label, "chips", enabled=self.show) as progress:
             shown = _Shown(progress)
-            progress.update(sum(map(self.session.known, range(first, last))))
+            progress.update(sum(map(session.known, range(first, last))))
 
             def arrived(rows: list[Row]) -> None:
                 progress.update(len(rows))
                 shown.result(tallies_of_rows(rows))
 
-            rows, self.interrupted = self.session.rows(first, last, todo, compute, arrived)
+            rows, self.interrupted = session.rows(first, last, todo, compute, arrived)
         return tallies_of_rows(rows)
 
 
 class _Shown:
-    """The accuracy so far, in the progress display."""
+    """Shows the accuracy of all finished chips in the progress display."""
 
     def __init__(self, progress: Progress):
         self.progress, self._right, self._seen = progress, 0.0, 0.0

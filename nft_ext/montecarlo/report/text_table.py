@@ -1,4 +1,4 @@
-"""Reports as aligned text."""
+"""Reports as aligned text tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nft_ext.montecarlo.statistics.slice_statistic import WHY_ABSENT
 
 WIDTH = 96
 QUANTILES = (0.05, 0.5, 0.95)
-# metric name -> (what the table calls it, unit, factor to that unit, decimals)
+# metric name -> (name in the table, factor to its unit, decimals)
 SHOWN = {
     "accuracy": ("accuracy, %", 100.0, 2),
     "ekl": ("EKL", 1.0, 4),
@@ -18,7 +18,7 @@ SHOWN = {
 
 
 def align(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines: the first column flush left, the others flush right."""
+    """Formats rows of cells as lines: the first column flush left, the others flush right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
@@ -26,8 +26,8 @@ def align(rows: list[list[str]]) -> list[str]:
     ]
 
 
-def images_a_chip(report) -> str:
-    """How many images a chip saw, in words."""
+def images_per_chip(report) -> str:
+    """The number of images per chip, in words."""
     return (
         f"{report.images} images" if report.slice_images is None else f"{report.slice_images} of {report.images} images"
     )
@@ -36,11 +36,11 @@ def images_a_chip(report) -> str:
 def report_table(report) -> str:
     """The table of `MonteCarloReport.table`."""
     lines = [
-        f"Monte Carlo over programmed chips: {report.runs} runs x {images_a_chip(report)}"
+        f"Monte Carlo over programmed chips: {report.runs} chips x {images_per_chip(report)}"
         + (" (interrupted)" if report.interrupted else ""),
         f"  noise     {report.conditions()}",
         f"  chips     seed {report.seed}, draws 0 .. {report.runs - 1}, protocol {report.protocol}",
-        f"  computed  {report.precision} on {report.hardware}, {report.chips_per_pass} chip(s) a pass, "
+        f"  computed  {report.precision} on {report.hardware}, {report.chips_per_pass} chip(s) per pass, "
         f"batch {report.batch_size}, {report.seconds:.1f} s "
         f"({report.images_evaluated / max(report.seconds, 1e-9):,.0f} images/s)",
         "",
@@ -64,7 +64,7 @@ def _of_whole_sets(report) -> list[str]:
     return lines + [
         f"  5 % of chips fall below {100 * low:.2f} % accuracy; 95 % interval of that quantile: "
         f"{_bound(low.low, 'unbounded')} to {_bound(low.high, 'unbounded')}",
-        f"  at most {100 * worst.bounds_quantile:.2g} % of chips do worse than {100 * worst:.2f} %, "
+        f"  at most {100 * worst.bounds_quantile:.2g} % of chips are worse than {100 * worst:.2f} %, "
         f"the worst of {worst.runs} (95 % confidence)",
     ]
 
@@ -75,7 +75,7 @@ def _of_slices(report) -> list[str]:
         rows.append(_row(name, [statistic.mean, statistic.ci95, *statistic.interval, statistic.std]))
     lines = ["  " + line for line in align(rows)]
     equivalent = report.equivalent_full_runs
-    worth = f"the interval of {equivalent:.1f} whole-set runs" if math.isfinite(equivalent) else "of no estimated std"
+    worth = f"as precise as {equivalent:.1f} chips on all images" if math.isfinite(equivalent) else "no estimated std"
     lines += [
         "",
         f"  calibration error (ECE, pooled)  {report.ece:.4f}",

@@ -1,4 +1,4 @@
-"""Statistics as entries of a report's JSON file, and back."""
+"""Converts statistics to entries of a report's JSON file and back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from nft_ext.montecarlo.statistics.run_statistic import RunStatistic
 from nft_ext.montecarlo.statistics.slice_statistic import WHY_ABSENT, SliceStatistic
-from nft_ext.montecarlo.statistics.statistic import RunStatistic
 
 
 def statistic_entry(s: RunStatistic | SliceStatistic) -> dict[str, Any]:
-    """What JSON holds of one metric; `statistic_of` reads it back."""
+    """The JSON entry of one metric. `statistic_of` reads it back."""
     entry = {
         "mean": s.mean,
         "ci95": s.ci95,
@@ -38,7 +38,11 @@ def statistic_entry(s: RunStatistic | SliceStatistic) -> dict[str, Any]:
 
 
 def statistic_of(entry: dict[str, Any]) -> RunStatistic | SliceStatistic:
-    """The statistic of an entry, NaN where JSON has null. Raises KeyError if it lacks something."""
+    """The statistic of a JSON entry with NaN in place of null.
+
+    Raises:
+        KeyError: the entry lacks a field.
+    """
     per_run = np.array(entry["per_run"], dtype=np.float64)
     common = {"per_run": per_run, "pooled": entry["pooled"], "higher_is_better": entry["higher_is_better"]}
     if "standard_error" in entry:

@@ -1,4 +1,4 @@
-"""One metric over the chips of an evaluation: mean, spread, quantiles, worst case, with intervals."""
+"""One metric over the chips of an evaluation: mean, standard deviation, quantiles, worst case, with intervals."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from nft_ext.montecarlo.statistics.intervals import extreme_bounds_quantile, mea
 
 
 class Quantile(float):
-    """An estimated quantile over chips: a float, `value`, with its 95 % order-statistic interval.
+    """An estimated quantile over chips: a float with its 95 % order-statistic interval.
 
     Attributes:
-        low, high: the interval; -inf or inf where the number of runs gives no such bound.
+        low, high: the interval; -inf or inf if too few chips give such a bound.
     """
 
     low: float
@@ -28,12 +28,12 @@ class Quantile(float):
 
 
 class Worst(float):
-    """The worst chip seen: a float, `value`, with what it says about chips not seen.
+    """The worst chip of an evaluation: a float with a bound on all chips of the device.
 
     Attributes:
-        runs: number of chips that it is the worst of.
-        bounds_quantile: at most this share of all chips does worse, with 95 % confidence. With 200 runs it is 0.0149:
-            the minimum of 200 chips bounds the 1.5 % quantile and nothing below it.
+        runs: number of chips evaluated.
+        bounds_quantile: at most this share of all chips is worse, with 95 % confidence. For 200 chips it is 0.0149: the
+            minimum of 200 chips bounds the 1.5 % quantile and nothing below it.
     """
 
     runs: int
@@ -49,15 +49,14 @@ class Worst(float):
 class RunStatistic:
     """One metric of a Monte Carlo evaluation.
 
-    Mean, std, interval and quantiles are over the runs that have a value.
+    Mean, std, interval and quantiles leave out chips without a value.
 
     Attributes:
-        per_run: float64 [runs], run r being chip number r; NaN where a run has no value (EKL of a chip with no image
-            right).
-        pooled: the metric over all chips and images at once. For EKL it is the ratio of the summed numerator and
-            denominator; for the others it is the mean.
-        higher_is_better: decides which end is the worst.
-        fixed_half_width: half-width of the interval where a stopping rule fixed it; None: from all runs.
+        per_run: float64 [runs], the metric of chip r; NaN without a value (EKL of a chip without correct images).
+        pooled: the metric over all chips and images together. For EKL it is the ratio of the summed numerator and the
+            summed denominator; for the other metrics it is the mean.
+        higher_is_better: whether the lowest or the highest value is the worst.
+        fixed_half_width: half-width of the interval if a stopping rule fixed it; None: computed from all chips.
     """
 
     per_run: np.ndarray
@@ -67,26 +66,26 @@ class RunStatistic:
 
     @property
     def values(self) -> np.ndarray:
-        """The runs that have a value, float64 [<= runs]."""
+        """The values without NaN, float64 [<= runs]."""
         return self.per_run[~np.isnan(self.per_run)]
 
     @property
     def mean(self) -> float:
-        """Mean over runs; NaN if none has a value."""
+        """Mean over chips; NaN if no chip has a value."""
         return float(np.mean(self.values)) if len(self.values) else math.nan
 
     @property
     def std(self) -> float:
-        """Standard deviation over runs (divisor n - 1), chip to chip; NaN below two values."""
+        """Standard deviation over chips (divisor n - 1); NaN below two values."""
         values = self.values
-        # Taken from the first value, equal runs deviate by nothing, not by the mean's rounding.
+        # Measured from the first value, equal values deviate by exactly 0, without the mean's rounding.
         return float(np.std(values - values[0], ddof=1)) if len(values) > 1 else math.nan
 
     @property
     def ci95(self) -> float:
         """Half-width of the 95 % interval of the mean over chips.
 
-        It is t(n-1) * std / sqrt(n), or what a stopping rule fixed.
+        It is t(n-1) * std / sqrt(n), or `fixed_half_width`.
         """
         return mean_half_width(self.std, len(self.values)) if self.fixed_half_width is None else self.fixed_half_width
 
@@ -96,13 +95,19 @@ class RunStatistic:
         return self.mean - self.ci95, self.mean + self.ci95
 
     def quantile(self, q: float) -> Quantile:
-        """The q-quantile over chips (0 < q < 1, linear between order statistics), with its interval.
+        """The q-quantile over chips, linear between order statistics, with its interval.
+
+        Args:
+            q: in (0, 1).
+
+        Returns:
+            A float with attributes `low` and `high`.
 
         Raises:
             ValueError: q outside (0, 1).
         """
         if not 0 < q < 1:
-            fail("q", "must lie between 0 and 1, both excluded", q)
+            fail("q", "must be > 0 and < 1", q)
         ordered = np.sort(self.values)
         n = len(ordered)
         if n == 0:
@@ -116,7 +121,7 @@ class RunStatistic:
 
     @property
     def worst(self) -> Worst:
-        """The lowest run where higher is better, else the highest."""
+        """The lowest value if higher is better, else the highest."""
         n = len(self.values)
         if n == 0:
             return Worst(math.nan)
