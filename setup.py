@@ -1,7 +1,7 @@
-"""Builds the compiled part with CMake and Ninja: pip install --no-build-isolation .
+"""Builds the compiled libraries with CMake and Ninja: pip install --no-build-isolation .
 
-NFT_EXT_CUDA=auto|0|1 chooses whether the CUDA library is built (auto: if nvcc works). NFT_EXT_TESTS=1 builds the native
-tests too.
+NFT_EXT_CUDA=0|1|auto: whether to build the CUDA library (auto: if nvcc works). NFT_EXT_TESTS=1: also build the native
+tests.
 """
 
 import importlib.util
@@ -37,7 +37,7 @@ def missing(what: str) -> NoReturn:
 
 
 def tool(name):
-    """Path of a build tool: the one in this environment first, then the one on PATH."""
+    """Path of a build tool, from this environment or else from PATH."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else shutil.which(name) or missing(name)
 
@@ -52,6 +52,8 @@ class FreshBuild(build_py):
 
 
 class CMakeBuild(build_ext):
+    """Runs CMake and writes the record that nft_ext/ops/libraries.py compares."""
+
     def run(self):
         torch = importlib.util.find_spec("torch")  # found, not imported: only its folder is needed
         if torch is None or torch.origin is None:
@@ -68,10 +70,10 @@ class CMakeBuild(build_ext):
             )
         in_place = self.inplace or getattr(self, "editable_mode", False)
         output = ROOT / "nft_ext" if in_place else Path(self.build_lib).resolve() / "nft_ext"
-        for old in output.glob("_C*.so"):  # such as a CUDA library that this build leaves out
+        for old in output.glob("_C*.so"):  # for example a CUDA library that this build omits
             old.unlink()
         libraries = runpy.run_path(str(ROOT / "nft_ext" / "ops" / "libraries.py"))
-        record = libraries["identity"](ROOT / "nft_ext")  # before compiling: a source changed meanwhile then shows
+        record = libraries["identity"](ROOT / "nft_ext")  # before compiling, to notice sources that change meanwhile
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         configure = [
             tool("cmake"),
@@ -102,6 +104,6 @@ class CMakeBuild(build_ext):
         return {}
 
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # pip does not check it without build isolation
+if int(setuptools.__version__.split(".")[0]) < 77:  # without build isolation pip does not check this
     missing("setuptools >= 77")
 setup(ext_modules=[Extension("nft_ext._core", sources=[])], cmdclass={"build_py": FreshBuild, "build_ext": CMakeBuild})

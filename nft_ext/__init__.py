@@ -6,9 +6,12 @@
     noisy = nft.convert(model, nvm)
     report = nft.monte_carlo(noisy, (images, labels), runs=200)
 
-docs/reference/noise.md defines the noise; nft_ext.reference says in plain PyTorch what every kernel computes.
+docs/reference/noise.md defines the noise. nft_ext.reference defines every operator in plain PyTorch.
 """
 
+from nft_ext.ops import build_info  # noqa: F401  (first: it loads the libraries and nft_ext._core)
+
+# isort: split
 from nft_ext import data, methods, metrics, models, reference
 from nft_ext._common.moved import keep_old_names
 from nft_ext.device import NVMDevice
@@ -18,7 +21,6 @@ from nft_ext.nn import NoisyConv2d, NoisyLinear, noisy_layers
 from nft_ext.nn.contexts import checkpoint_contexts, chips, noise
 from nft_ext.nn.conversion import convert, program, restore
 from nft_ext.nn.fusion import fuse
-from nft_ext.ops import build_info  # noqa: F401  (first: it loads the libraries, and with them nft_ext._core)
 from nft_ext.ops.build_info import info
 from nft_ext.ops.functional import noisy_conv2d, noisy_linear, program_weights
 from nft_ext.ops.keys import noise_key

@@ -1,7 +1,6 @@
-"""The demonstration: one small VGG-8 trained five ways on real digits at one sigma, each swept over sigma by Monte
-Carlo.
+"""The demo: a small VGG-8 is trained by five methods on real digits, then measured over sigma by Monte Carlo.
 
-A demonstration, not the paper's protocol (one network a sigma, full width, 200 epochs, 200 runs).
+It is not the paper's protocol: one network per sigma, full width, 200 epochs, 200 chips.
 """
 
 from __future__ import annotations
@@ -28,12 +27,20 @@ METHODS = ("vanilla", "noise", "control", "ovf", "irs")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the demonstration trains and measures.
+    """What the demo trains and measures.
 
-    sigma: trained at, relative to the maximal conductance. sigmas: measured at. beta_ovf, beta_irs: the paper's for
-    VGG-8 on MNIST. runs: chips a point. slice_images: how many test images each of them sees (protocol "stratified");
-    None: all.
-    every: every so many test images are evaluated (1: all).
+    Attributes:
+        dataset: name of the data set.
+        width: channels relative to VGG-8.
+        epochs: training epochs per method.
+        runs: chips per sigma.
+        slice_images: test images per chip (protocol "stratified"); None: all.
+        sigma: sigma of the training, relative to the maximal conductance.
+        sigmas: sigmas of the measurements.
+        beta_ovf, beta_irs: the paper's values for VGG-8 on MNIST.
+        batch_size, lr, seed: of the training.
+        every: measure on every n-th test image (1: all).
+        methods: names of the training methods.
     """
 
     dataset: str
@@ -57,33 +64,34 @@ class Settings:
         return {} if self.slice_images is None else {"protocol": "stratified", "slice_images": self.slice_images}
 
     def replace(self, **changes: Any) -> Settings:
+        """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def method(self, name: str) -> Method:
-        """The training method called `name` at these settings."""
+        """The training method `name` with these settings."""
         options = {"sigma": self.sigma, "beta": self.beta_ovf if name == "ovf" else self.beta_irs}
         return methods.build(name, **{k: v for k, v in options.items() if k in methods.options_of(name)})
 
 
 SETTINGS = {
-    # Sixty chips on a tenth of the 360 test images each: six tilings, at the price of six chips on all of them.
+    # Each of 60 chips sees a tenth of the 360 test images: the cost of 6 chips on all images.
     "digits": Settings("digits", width=0.25, epochs=8, runs=60, slice_images=36),
     "mnist": Settings("mnist", width=0.125, epochs=2, runs=20, batch_size=128, every=5),
 }
 
 
 class Demo:
-    """Trains, measures and writes; after each method everything so far is on the disk.
+    """Trains, measures and writes the results after each method.
 
-    out/METHOD.safetensors, METHOD.csv     the trained backbone and its epochs
-    out/results.json, table.txt, accuracy.png
+    It writes METHOD.safetensors (the trained network), METHOD.csv (its epochs), results.json, table.txt and
+    accuracy.png into the folder `out`.
     """
 
     def __init__(self, settings: Settings, data_dir: str | Path | None, out: Path) -> None:
         unknown = [name for name in settings.methods if name not in METHODS]
         if unknown:
             fail("methods", f"must be among {', '.join(METHODS)}", ", ".join(unknown))
-        self.plan = [settings.method(name) for name in settings.methods]  # bad options fail here, before any work
+        self.methods = [settings.method(name) for name in settings.methods]  # bad options fail here, before any work
         self.settings, self.out = settings, Path(out)
         self.train, test = data.load(settings.dataset, data_dir)
         self.test = test if settings.every == 1 else test.subset(range(0, len(test), settings.every))
@@ -93,26 +101,26 @@ class Demo:
         self.started = time.monotonic()
 
     def run(self) -> bool:
-        """True when all was done, False after an interrupt."""
+        """Runs all methods. Returns False after an interrupt, else True."""
         s = self.settings
         train, validation = data.split_validation(self.train, 0.1, seed=s.seed)
         nvm = NVMDevice(sigma=s.sigma)
         print(
-            f"VGG-8 at width {s.width:g} on {s.dataset}: {len(train)} training, {len(validation)} validation, {len(self.test)} "
-            f"test images; {s.epochs} epochs a method."
+            f"VGG-8 at width {s.width:g} on {s.dataset}: {len(train)} training, {len(validation)} validation, "
+            f"{len(self.test)} test images; {s.epochs} epochs per method."
         )
         print(
-            f"Device: {nvm}. All noisy methods are trained at sigma {s.sigma:g} and measured at every sigma on {s.runs} "
-            "programmed chips."
+            f"Device: {nvm}. Noisy methods are trained at sigma {s.sigma:g}. Every network is measured at every sigma "
+            f"on {s.runs} chips."
         )
         print(
-            "This is a demonstration: the paper trains one network a sigma, at full width, for 200 epochs.\n",
+            "This is a demo: the paper trains one network per sigma, at full width, for 200 epochs.\n",
             flush=True,
         )
         complete = True
         try:
-            for number, method in enumerate(self.plan, start=1):
-                print(f"[{number}/{len(self.plan)}] {method.name}", flush=True)
+            for number, method in enumerate(self.methods, start=1):
+                print(f"[{number}/{len(self.methods)}] {method.name}", flush=True)
                 torch.manual_seed(s.seed)  # the same initial weights for every method
                 model = models.vgg8(self.train.num_classes, self.train.channels, s.width)
                 history = fit(
@@ -151,10 +159,10 @@ class Demo:
         return complete
 
     def write(self) -> None:
-        """results.json, the table and the plot of what is there so far."""
+        """Writes results.json, the table and the plot of the methods that are done."""
         content = {
             "settings": dataclasses.asdict(self.settings),
-            "note": "trained at one sigma and measured at all; the paper trains one network a sigma",
+            "note": "trained at one sigma and measured at all; the paper trains one network per sigma",
             "machine": info(),
             "seconds": time.monotonic() - self.started,
             "training": self.training,
@@ -172,6 +180,7 @@ class Demo:
             )
 
     def show(self, complete: bool) -> None:
+        """Prints the table, the time and the files."""
         minutes = (time.monotonic() - self.started) / 60
         table = self.out / "table.txt"
         if table.exists() and self.curves:
@@ -179,9 +188,9 @@ class Demo:
         state = (
             f"done in {minutes:.1f} minutes"
             if complete
-            else f"stopped after {minutes:.1f} minutes; what was finished is kept"
+            else f"stopped after {minutes:.1f} minutes; finished methods are kept"
         )
         print(
-            f"{state}. Results: {self.out}/results.json, table.txt, accuracy.png, and a checkpoint a method.",
+            f"{state}. Results: {self.out}/results.json, table.txt, accuracy.png, and a checkpoint per method.",
             flush=True,
         )

@@ -1,7 +1,7 @@
-"""Plain PyTorch definitions of every operator: what the compiled kernels must equal. Slow and short.
+"""Plain PyTorch definitions of every operator, short and slow. The compiled kernels must equal them.
 
-The noise is float32 arithmetic with every operation rounded by itself, so it equals the kernels bit for bit; products
-run in any dtype, float64 included. Nothing ever falls back to this module.
+The noise is float32 arithmetic with every operation rounded separately, so it equals the kernels bit for bit. Products
+run in any dtype, including float64. The package itself never calls this module.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def _f32(value: float) -> Tensor:
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """Correctly rounded float32 square root; torch's own may be off by one ULP (it calls a vector library)."""
+    """Correctly rounded float32 square root. Torch's own may be off by one ULP (vector library)."""
     return x.double().sqrt().float()
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Philox4x32-10. counter: int64 [n, 4] with words in 0 .. 2^32 - 1; returns the same shape."""
+    """Philox4x32-10 of counters int64 [n, 4], words in 0 .. 2^32 - 1. Returns words of the same shape."""
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key
     mask = 0xFFFFFFFF
 
-    def product(a: int, c: Tensor) -> tuple[Tensor, Tensor]:  # 32 x 32 bit in halves, int64 would overflow
+    def product(a: int, c: Tensor) -> tuple[Tensor, Tensor]:  # 32 x 32 bits in halves: int64 would overflow
         low, high = (c & 0xFFFF) * a, (c >> 16) * a
         full_low = low + ((high & 0xFFFF) << 16)
         return (high >> 16) + (full_low >> 32), full_low & mask
@@ -54,7 +54,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 
 def words(key_row: Tensor, stream: int, slice_: int, n: int) -> Tensor:
-    """Random words int64 [n] of elements 0 .. n-1: the counter layout of csrc/core/philox.h."""
+    """Random words int64 [n] of elements 0 .. n-1 (counter layout: csrc/core/philox.h)."""
     seed, draw = (int(v) % 2**64 for v in key_row)
     block = torch.arange((n + 3) // 4, dtype=torch.int64)
     domain = draw >> 32 & 0xFF
@@ -78,7 +78,7 @@ def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
 
 
 def minus_two_log(u: Tensor) -> Tensor:
-    """-2 ln(u), float32, u in [2^-32, 1]."""
+    """-2 ln(u) in float32, for u in [2^-32, 1]."""
     shifted = u.view(torch.int32) - 0x3F3504F3
     e = (shifted >> 23).float()
     f = ((shifted & 0x7FFFFF) + 0x3F3504F3).view(torch.float32) - 1.0
@@ -120,7 +120,7 @@ def truncated(key_row: Tensor, stream: int, slice_: int, n: int, half_mass: Tens
 
 
 def quantize(weight: Tensor, weight_bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(code float32 [*], sign [*], step []): Eq. 4."""
+    """(code float32 [*], sign [*], step []), Eq. 4 of arXiv 2305.14561."""
     top = 2.0**weight_bits - 1
     step = weight.abs().max() / top if weight.numel() else weight.new_zeros(())
     if step == 0:
@@ -130,7 +130,7 @@ def quantize(weight: Tensor, weight_bits: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def program(weight: Tensor, table: Tensor, key: Tensor, stream: int, device: list[int]) -> Tensor:
-    """Programmed weights float32 [S, *weight.shape] (Eq. 5); arguments as csrc/ops.cpp."""
+    """Programmed weights float32 [S, *weight.shape], Eq. 5. Arguments as in csrc/operators/schemas.cpp."""
     bits, device_bits, path, mapping = device
     code, sign, step = quantize(weight.detach().float().contiguous(), bits)
     q = code.reshape(-1).long()
@@ -172,7 +172,7 @@ def _devices(q: Tensor, table: Tensor, row: Tensor, stream: int, bits: int, devi
 
 
 def straight_through(weight: Tensor, programmed: Tensor, dtype: torch.dtype) -> Tensor:
-    """programmed in the forward, identity to weight in the backward; rounded to x's dtype as the kernels do."""
+    """`programmed` in the forward, rounded to `dtype`; the identity to `weight` in the backward."""
     chip = programmed.to(torch.float32).to(dtype) if dtype != torch.float64 else programmed.double()
     return (
         weight.to(dtype) + (chip - weight.to(dtype)).detach()
@@ -188,12 +188,12 @@ class _Through(torch.autograd.Function):
         return chip.clone()
 
     @staticmethod
-    def backward(ctx, grad):
-        return grad.to(ctx.dtype), None
+    def backward(ctx, *grad_outputs):
+        return grad_outputs[0].to(ctx.dtype), None
 
 
 def epilogue(y: Tensor, scale, shift, residual, relu: bool) -> Tensor:
-    """relu(y * scale + shift + residual) of a product's result with its bias, in y's dtype; None: left out."""
+    """relu(y * scale + shift + residual) in y's dtype, for a product y with its bias. None omits a term."""
     row = (1, -1, *[1] * (y.dim() - 2))
     y = y if scale is None else y * scale.to(y.dtype).view(row)
     y = y if shift is None else y + shift.to(y.dtype).view(row)
@@ -206,7 +206,7 @@ def _per_chip(x: Tensor, chips: int, shared: bool) -> list[Tensor]:
 
 
 def noisy_linear(x, weight, bias, table, key, stream, device, shared) -> Tensor:
-    """As the operator; x may be float64."""
+    """The operator's definition. x may be float64."""
     w = program(weight, table, key, stream, device)
     bias = None if bias is None else bias.to(x.dtype)
     return torch.cat(
@@ -218,7 +218,7 @@ def noisy_linear(x, weight, bias, table, key, stream, device, shared) -> Tensor:
 
 
 def noisy_conv2d(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared) -> Tensor:
-    """As the operator; x may be float64."""
+    """The operator's definition. x may be float64."""
     w = program(weight, table, key, stream, device)
     bias = None if bias is None else bias.to(x.dtype)
     return torch.cat(
@@ -230,13 +230,13 @@ def noisy_conv2d(x, weight, bias, table, key, stream, device, stride, padding, d
 
 
 def noisy_linear_fused(x, weight, bias, table, key, stream, device, shared, scale, shift, residual, relu) -> Tensor:
-    """As the operator, rounding after every operation; x may be float64."""
+    """The operator's definition, rounded after every operation. x may be float64."""
     return epilogue(noisy_linear(x, weight, bias, table, key, stream, device, shared), scale, shift, residual, relu)
 
 
 def noisy_conv2d_fused(
     x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared, scale, shift, residual, relu
 ) -> Tensor:
-    """As the operator, rounding after every operation; x may be float64."""
+    """The operator's definition, rounded after every operation. x may be float64."""
     y = noisy_conv2d(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared)
     return epilogue(y, scale, shift, residual, relu)

@@ -1,4 +1,4 @@
-"""The package's version: the only place that states it. pyproject.toml, reports and checkpoints read it from here."""
+"""The package's only version number. pyproject.toml, reports and checkpoints read it."""
 
 __version__ = "0.3.0"
-NOISE = "0.2"  # the definition in docs/reference/noise.md: while it stays, a seed gives the same chips
+NOISE = "0.2"  # version of docs/reference/noise.md; the same version gives the same chips

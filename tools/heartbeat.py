@@ -1,8 +1,8 @@
 """Runs a long command and shows its progress: heartbeat.py LABEL COMMAND... [--or COMMAND...]
 
-Prints downloads, installations and compiled files as they come, and the time whenever the command says nothing. The
-command's whole output goes to build/logs/LABEL.log; its end is printed if the command fails. A command after --or runs
-if the one before it fails. Standard library only: this runs before anything is installed.
+Prints downloads, installations and compiled files, and the elapsed time while the command prints nothing. The whole
+output goes to build/logs/LABEL.log; its last lines are printed if the command fails. A command after --or runs if the
+previous one fails. Standard library only: this runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import threading
 import time
 from pathlib import Path
 
-SILENCE = 8.0  # seconds until the time is printed
-SHOWN = (  # the lines of pip and Ninja that are shown, and how
+SILENCE = 8.0  # seconds without output until the time is printed
+SHOWN = (  # lines of pip and Ninja to show, and their short forms
     (re.compile(r"Downloading (\S+?)-(?:py|cp)\d\S*( \(.*\))?$"), r"downloading \1\2"),
     (re.compile(r"(Installing collected packages):.*"), r"installing the packages"),
     (re.compile(r"(\[\d+/\d+\]) Building \w+ object (?:\S+\.dir/)?(\S+)\.o$"), r"\1 \2"),
@@ -27,16 +27,17 @@ TERMINAL = sys.stdout.isatty()
 
 
 def say(text: str) -> None:
+    """Prints one line."""
     print("\r\x1b[K" * TERMINAL + "  " + text, flush=True)
 
 
 def beat(seconds: float) -> None:
-    """The time: on a terminal in one line that the next one replaces."""
+    """Prints the elapsed time; on a terminal the next line replaces it."""
     print("\r\x1b[K" * TERMINAL + f"  {seconds:.0f} s", end="" if TERMINAL else "\n", flush=True)
 
 
 def shown(line: str) -> str | None:
-    """How a line of the command is shown; None for the many that are not."""
+    """The short form of a line of the command; None if it is not shown."""
     for pattern, how in SHOWN:
         if pattern.match(line):
             return pattern.sub(how, line)
@@ -44,7 +45,7 @@ def shown(line: str) -> str | None:
 
 
 def run(command: list[str], log: Path) -> int:
-    """Runs the command, shows its progress, and gives its exit status."""
+    """Runs the command, shows its progress and returns its exit status."""
     try:
         process = subprocess.Popen(
             command,
@@ -84,6 +85,7 @@ def run(command: list[str], log: Path) -> int:
 
 
 def main(label: str, *words: str) -> int:
+    """Runs the commands until one succeeds. Returns the last exit status."""
     commands: list[list[str]] = [[]]
     for word in words:
         if word == "--or":

@@ -1,1 +1,1 @@
-"""What every layer may use: checks of input, files, progress. Imports nothing of nft_ext but this folder."""
+"""Helpers for every other folder: input checks, files, progress. This folder imports nothing else of nft_ext."""

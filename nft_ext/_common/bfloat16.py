@@ -1,5 +1,6 @@
-"""How a CPU multiplies bfloat16: precision="bfloat16" halves an evaluation on one processor, and one image takes thirty
-times as long on another.
+"""bfloat16 products on the CPU: which code computes them, and a warning where they are slow.
+
+precision="bfloat16" halves the time on one processor and multiplies it by thirty on another.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def autocast(precision: str, device: torch.device, cache: bool = True) -> torch.autocast:
-    """A context: products on `device` are in `precision`, also inside another autocast.
+    """A context in which products on `device` use `precision`, also inside another autocast.
 
     Args:
-        cache: whether weights that were cast are kept until the outermost autocast ends.
+        precision: one of `PRECISIONS`.
+        device: the torch device.
+        cache: keep cast weights until the outermost autocast ends.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=cache)
 
 
 class Products(enum.Enum):
-    """Who multiplies bfloat16 matrices and convolutions on the CPU."""
+    """The code that computes bfloat16 products and convolutions on the CPU."""
 
     PROCESSOR = "the processor's own products"
     FLOAT32 = "float32 products underneath"
@@ -32,12 +35,10 @@ class Products(enum.Enum):
 
 
 def on_cpu() -> Products:
-    """What torch does on this machine's CPU: oneDNN where it takes bfloat16 (on x86 from AVX-512 on), its own loops
-    elsewhere.
-    """
+    """The code that torch uses on this CPU: oneDNN if it supports bfloat16 (x86: AVX-512), else torch's own loops."""
     if not torch.backends.mkldnn.is_available():
         return Products.SLOW
-    try:  # names of torch that are not public
+    try:  # private names of torch
         library, own = torch.ops.mkldnn._is_mkldnn_bf16_supported(), torch.cpu._is_avx512_bf16_supported()
     except AttributeError:
         return Products.UNKNOWN
@@ -47,10 +48,10 @@ def on_cpu() -> Products:
 
 
 def warn_where_slow(precision: str, device: torch.device) -> None:
-    """A RuntimeWarning where `precision` is bfloat16 and `device` a CPU that is many times slower with it."""
+    """Warns (RuntimeWarning) if `precision` is bfloat16 and `device` is a CPU that is many times slower with it."""
     if precision == "bfloat16" and device.type == "cpu" and on_cpu() is Products.SLOW:
         warnings.warn(
-            f"precision: bfloat16 on this CPU means {Products.SLOW.value}; float32 is the faster one",
+            f"precision: bfloat16 on this CPU uses {Products.SLOW.value}. Use float32.",
             RuntimeWarning,
             stacklevel=3,
         )

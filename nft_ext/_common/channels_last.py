@@ -1,4 +1,4 @@
-"""Images with channels last in memory: what convolutions on a CPU, and in 16 bits on CUDA, are fastest with."""
+"""Images with channels last in memory: the fastest layout for convolutions on a CPU, and for 16 bits on CUDA."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from torch._prims_common import suggest_memory_format
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """`images` [B, C, H, W] in that layout, a copy where they are not. Strides say so where the memory is the same in
-    both layouts (C = 1), and what follows a convolution is then laid out likewise.
+    """`images` [B, C, H, W] with channels last, copied if needed.
+
+    With C = 1 both layouts have the same memory. The strides then name channels last, so a convolution's result gets it
+    too.
     """
     if suggest_memory_format(images) == torch.channels_last and images.is_contiguous(memory_format=torch.channels_last):
         return images

@@ -1,4 +1,4 @@
-"""How nft_ext refuses bad input: one sentence that names the argument, the rule and the value."""
+"""Checks of input. An error is one sentence that names the argument, the rule and the value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fail(argument: str, rule: str, value: Any, kind: type[Exception] = ValueErro
 
     Args:
         argument: the name the caller used, for example "sigma" or "NoisyConv2d.weight".
-        rule: what must hold, starting with a verb ("must be ...").
+        rule: the rule, starting with a verb ("must be ...").
         value: the offending value (or a short description of it).
         kind: the exception class.
     """
@@ -25,19 +25,20 @@ def fail(argument: str, rule: str, value: Any, kind: type[Exception] = ValueErro
 
 
 def integer(argument: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` as an int within [low, high]; bool and fractional numbers are refused.
+    """`value` as an int within [low, high]. Refuses bool and fractional numbers.
 
     Raises:
         ValueError: not an integer, or out of range.
     """
     if type(value) is int and value >= low and (high is None or value <= high):
-        return value  # the common case, on the path of every forward
+        return value  # the common case: every forward comes here
     rule = f"must be an integer >= {low}" if high is None else f"must be an integer in {low}..{high}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         fail(argument, rule, value)
-    if value < low or (high is not None and value > high):
-        fail(argument, rule, int(value))
-    return int(value)
+    found = int(value)
+    if found < low or (high is not None and found > high):
+        fail(argument, rule, found)
+    return found
 
 
 def number(argument: str, value: Any, low: float | None = None, high: float | None = None) -> float:
@@ -59,7 +60,7 @@ def number(argument: str, value: Any, low: float | None = None, high: float | No
 
 
 def boolean(argument: str, value: Any) -> bool:
-    """`value`, True or False; 0, 1 and strings are refused.
+    """`value`, True or False. Refuses 0, 1 and strings.
 
     Raises:
         ValueError: anything else.
@@ -84,10 +85,13 @@ def one_of(argument: str, value: Any, known: Iterable[str], note: str = "") -> A
     """`value`, one of `known`.
 
     Args:
-        note: what a refusal adds after the list of names.
+        argument: the name the caller used.
+        value: the value to check.
+        known: the allowed names.
+        note: text after the list of names in the error.
 
     Raises:
-        ValueError: it is none of them; the message names all, and the nearest one.
+        ValueError: not one of `known`. The message lists them all and the nearest one.
     """
     names = tuple(known)
     if value not in names:
@@ -96,6 +100,6 @@ def one_of(argument: str, value: Any, known: Iterable[str], note: str = "") -> A
 
 
 def did_you_mean(value: Any, known: Iterable[str], most: int = 1) -> str:
-    """The names nearest to `value`, at most `most`, as " (did you mean 'a' or 'b'?)"; empty where none is near."""
+    """Up to `most` names near `value`, as " (did you mean 'a' or 'b'?)"; empty if no name is near."""
     near = difflib.get_close_matches(str(value), list(known), n=most)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

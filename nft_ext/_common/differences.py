@@ -1,4 +1,4 @@
-"""How two descriptions differ, field by field: what a run was begun with, and what it would go on with."""
+"""Compares two descriptions field by field, for example a stored configuration and the present one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 SHOWN = 8  # differences listed in a message
-_ABSENT = object()  # of a field that one side does not have: another value than None
+_ABSENT = object()  # stands for a field that one side lacks; None is a value
 
 
 class Difference(NamedTuple):
-    """A field, nested ones as "outer.inner", and both values as text."""
+    """A field and both values as text. A nested field is "outer.inner"."""
 
     name: str
     one: str
@@ -30,7 +30,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Differ
 
 
 def listed(found: list[Difference], one: str, other: str) -> str:
-    """The first differences as "name: A `one`, B `other`", and how many more there are."""
+    """The first differences as "name: A `one`, B `other`", then the number of further ones."""
     text = "; ".join(f"{name}: {a} {one}, {b} {other}" for name, a, b in found[:SHOWN])
     return text + (f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
 
@@ -42,5 +42,5 @@ def _listed(value: Any) -> Any:
 def _text(value: Any) -> str:
     text = "nothing" if value is _ABSENT else str(value)
     if len(text) > 40 and " " not in text:
-        return text[:12] + "..."  # a hash: its beginning tells it apart
+        return text[:12] + "..."  # a hash: its beginning is enough
     return text if len(text) <= 200 else text[:197] + "..."

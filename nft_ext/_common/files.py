@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writes files atomically: a reader sees the old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from typing import IO, Any
 
 from nft_ext._common.checks import fail
 
-SUFFIX = ".tmp"  # of a file being written
+SUFFIX = ".tmp"  # of temporary files
 
 
 @contextmanager
 def atomic_file(path: str | PathLike) -> Iterator[IO[bytes]]:
-    """A file to write into; at the end it replaces the one at `path`. Whoever reads sees the old file or the new one.
+    """A file to write into. At the end it replaces the file at `path`; readers see the old file or the new one.
 
-    The content goes to a temporary file in the same folder, reaches the disk, and takes the name only then:
-    a crash, a full disk or an error inside leaves the old file. Of a symbolic link the file behind it is replaced;
-    what is no file, such as a pipe, is written to as it is.
+    The content goes to a temporary file in the same folder and is flushed to disk before the rename. A crash, a full
+    disk or an error inside leaves the old file. A symbolic link keeps its place: its target is replaced. A pipe or
+    another special file is written directly.
 
     Raises:
-        OSError: the folder is not writable, the disk is full; it names `path`.
+        OSError: the folder is not writable, or the disk is full. The error names `path`.
     """
     target = Path(path).resolve()
     if target.exists() and not target.is_file():
@@ -56,25 +56,28 @@ def atomic_file(path: str | PathLike) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: str | PathLike, content: bytes) -> None:
-    """Replaces the file at `path` by `content`, as `atomic_file` does."""
+    """Replaces the file at `path` with `content`, by `atomic_file`."""
     with atomic_file(path) as file:
         file.write(content)
 
 
 def write_json(path: str | PathLike, content: Any, *, strict: bool = False) -> None:
-    """`content` as JSON, whole or not at all.
+    """Writes `content` as JSON, atomically.
 
     Args:
-        strict: refuse NaN and infinity, which other readers of JSON than Python's do not know.
+        path: the file.
+        content: what `json.dumps` accepts.
+        strict: refuse NaN and infinity, which are not standard JSON.
 
     Raises:
-        TypeError, ValueError: what JSON cannot hold. OSError: it cannot be written.
+        TypeError, ValueError: JSON cannot hold `content`.
+        OSError: the file cannot be written.
     """
     write_atomically(path, (json.dumps(content, indent=1, allow_nan=not strict) + "\n").encode())
 
 
 def finite_or_none(value: Any) -> Any:
-    """`value` with None for every NaN and infinity in it, as JSON takes it; dicts, lists and tuples are looked into."""
+    """`value` with None in place of every NaN and infinity, also inside dicts, lists and tuples."""
     if isinstance(value, dict):
         return {key: finite_or_none(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -83,10 +86,15 @@ def finite_or_none(value: Any) -> Any:
 
 
 def write_csv(path: str | PathLike, rows: Iterable[Sequence[Any]], end: str = "\r\n") -> None:
-    """`rows` as CSV, the names of the columns first, each line closed by `end`; whole or not at all.
+    """Writes `rows` as CSV, atomically.
+
+    Args:
+        path: the file.
+        rows: the column names, then the data.
+        end: the line ending.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator=end).writerows(rows)
@@ -94,18 +102,18 @@ def write_csv(path: str | PathLike, rows: Iterable[Sequence[Any]], end: str = "\
 
 
 def remove_leftovers(path: str | PathLike) -> None:
-    """Removes what a `write_atomically` of `path` left when its process was killed. Nobody else may be writing it."""
+    """Removes temporary files of killed writers of `path`. No other process may be writing `path` meanwhile."""
     target = Path(path).resolve()
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.*{SUFFIX}"):
         leftover.unlink(missing_ok=True)
 
 
 def check_writable_target(argument: str, path: str | PathLike) -> Path:
-    """`path` as a file that can be written later; found out before long work begins.
+    """`path`, checked before long work begins: a file can be written there later.
 
     Raises:
-        FileNotFoundError: its folder does not exist.
-        ValueError: it is a folder, or its folder is not writable.
+        FileNotFoundError: the folder does not exist.
+        ValueError: `path` is a folder, or its folder is not writable.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -118,14 +126,14 @@ def check_writable_target(argument: str, path: str | PathLike) -> Path:
 
 
 def _umask() -> int:
-    # mkstemp makes files private; a result is to have the usual rights. The mask can only be read by setting it.
+    # mkstemp makes private files; results get the usual rights. Reading the mask requires setting it.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings a folder's names to the disk, where the system can."""
+    """Flushes a folder's entries to disk on POSIX systems."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What counts as a model's logits: a tensor, or one of the containers that model libraries return."""
+"""Finds the logits in a model's output: a tensor, or a container that a model library returns."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from nft_ext._common.checks import fail
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a model's forward returned.
+    """The logits in the output of a model's forward.
 
     Args:
-        output: a tensor; an object with `.logits` (transformers' ModelOutput); a mapping with the key "logits". A bare
-            tuple is refused: which entry holds the logits is not known.
+        output: a tensor, an object with `.logits` (transformers' ModelOutput), or a mapping with the key "logits". A
+            tuple is refused: it does not say which entry holds the logits.
 
     Returns:
-        The logits, `[B, classes]` where the model gives that.
+        The logits as the model returns them, usually `[B, classes]`.
 
     Raises:
-        TypeError: none of these.
+        TypeError: `output` is none of these.
     """
     if isinstance(output, Tensor):
         return output

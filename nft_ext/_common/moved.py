@@ -1,6 +1,6 @@
-"""Old module names of 0.2, kept for one release: importing one gives the module at its new place and warns.
+"""Module names of version 0.2, kept for one release. Importing one gives the moved module and a warning.
 
-Whole models that torch.save pickled name the modules of their classes, so these names are needed to read them.
+A whole model saved by torch.save names the modules of its classes, so reading it needs these names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _ROOMS = {
 }
 _RENAMED = {
     "layers": "nn",
-    **{f"layers.{name}": f"nn.{name}" for name in "base cascade conv fused linear noise_free programmed".split()},
+    **{
+        f"layers.{name}": f"nn.{name}"
+        for name in ("base", "cascade", "conv", "fused", "linear", "noise_free", "programmed")
+    },
     "metrics.methods": "metrics.method_difference",
     "montecarlo.images": "montecarlo.execution.data_reader",
     "montecarlo.plots": "montecarlo.report.sweep_plot",
@@ -49,7 +52,7 @@ MOVED: dict[str, str] = {  # old name -> new name
 
 
 class _Alias(Loader):
-    """Hands out the module at its new place, unchanged."""
+    """Loads the moved module, unchanged."""
 
     def __init__(self, new: str) -> None:
         self.new = new
@@ -60,7 +63,8 @@ class _Alias(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__, module.__loader__ = self.own_spec, self.own_loader  # the import system wrote the alias's
+        # The import system has set the alias's own two.
+        module.__spec__, module.__loader__ = self.own_spec, self.own_loader
 
 
 class _Finder(MetaPathFinder):
@@ -71,12 +75,12 @@ class _Finder(MetaPathFinder):
         if new is None:
             return None
         warnings.warn(
-            f"{fullname} is now {new}; the old name goes in the next release", DeprecationWarning, stacklevel=2
+            f"{fullname} is now {new}; the next release removes the old name", DeprecationWarning, stacklevel=2
         )
         return ModuleSpec(fullname, _Alias(new), is_package=fullname == "nft_ext.layers")
 
 
 def keep_old_names() -> None:
-    """Makes the old names importable. First in line, so that files of an older installation are not found instead."""
+    """Makes the old names importable. This finder comes first, before files of an older installation."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

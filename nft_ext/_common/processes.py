@@ -1,4 +1,4 @@
-"""Which of several processes this one is: as the process group says, or the environment that torchrun sets."""
+"""Rank and number of processes, from the process group or from the environment that torchrun sets."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ ADDRESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def grouped() -> bool:
-    """Whether there is a process group."""
+    """Whether a process group exists."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """This process's number; 0 where it is the only one."""
+    """This process's number; 0 for a single process."""
     return dist.get_rank() if grouped() else int(os.environ.get("RANK") or 0)
 
 
 def size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if grouped() else int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints and writes files."""
+    """Whether this process prints and writes files: rank 0."""
     return rank() == 0
 
 
 def check_address(argument: str, otherwise: str = "") -> None:
-    """Refuses an environment that does not lead to the other processes.
+    """Checks that the environment holds the address of the other processes.
 
     Args:
-        argument: what asked for them. otherwise: what else would do, for the message.
+        argument: the argument that needs them.
+        otherwise: an alternative to add to the message.
 
     Raises:
         ValueError: a variable is missing.
@@ -48,10 +49,9 @@ def check_address(argument: str, otherwise: str = "") -> None:
 
 
 def own_gpu(rank: int) -> torch.device:
-    """The GPU of its machine that the process `rank` is to use.
+    """The GPU for process `rank`, by its number within its machine.
 
-    torchrun and Slurm number the processes of a machine. Slurm may show each of them its own GPU only, hence the
-    remainder.
+    torchrun and Slurm give that number. Slurm may show a process only its own GPU, hence the remainder.
     """
     local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or rank)
     return torch.device("cuda", local % max(1, torch.cuda.device_count()))

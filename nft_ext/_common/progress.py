@@ -1,4 +1,4 @@
-"""A progress display for long work: one rewritten line on a terminal, a line now and then in a log."""
+"""Progress of long work: one rewritten line on a terminal, a line every 10 seconds in a log."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ import time
 
 from nft_ext._common.checks import fail
 
-TERMINAL_INTERVAL = 0.1  # seconds between redraws: smooth to the eye, nothing beside the work
-LOG_INTERVAL = 10.0  # seconds between lines where there is no terminal: a log stays readable
+TERMINAL_INTERVAL = 0.1  # seconds between redraws on a terminal
+LOG_INTERVAL = 10.0  # seconds between lines in a log
 BAR_WIDTH = 24
 
 
 def duration(seconds: float) -> str:
-    """`seconds` as m:ss, or h:mm:ss from an hour on."""
+    """`seconds` as m:ss, or as h:mm:ss from one hour on."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Progress:
-    """Shows how far `total` units of work have come, and when they will be done, on stderr.
+    """Shows on stderr how many of `total` units are done, and the time left.
 
-    Use as a context manager and call `update` as units finish::
+    Use it as a context manager and call `update` as units finish::
 
         with Progress(200, "evaluate", "chips") as progress:
             for chip in range(200):
                 ...
                 progress.update(1, note="accuracy 0.91")
 
-    total: units of work in all, >= 0.
-    done: units that were finished before, in an earlier process; the time left is told from the others.
-    label, unit: what is being done, and the plural name of what is counted.
-    enabled: True shows it always (sparse lines where stderr is no terminal), None on a terminal
-        only, False never.
+    Args:
+        total: all units of work, >= 0.
+        label: the name of the work.
+        unit: the plural name of the units.
+        enabled: True shows progress always, None on a terminal only, False never.
+        done: units that an earlier process finished. The time left is estimated from the other units.
 
-    Raises ValueError if total is negative, done not in 0..total, or enabled is none of the three.
+    Raises:
+        ValueError: total is negative, done is outside 0..total, or enabled is none of the three.
     """
 
     def __init__(self, total: float, label: str, unit: str, enabled: bool | None = True, done: float = 0.0):
@@ -62,7 +64,7 @@ class Progress:
         return self
 
     def update(self, n: float = 1, note: str = "") -> None:
-        """Counts `n` more units (a fraction is welcome); `note` replaces the last text shown."""
+        """Counts `n` more units, possibly a fraction. `note` replaces the note shown before."""
         self.done += n
         self.note = note or self.note
         if self._shown and time.monotonic() - self._drawn >= self._interval:
@@ -73,10 +75,10 @@ class Progress:
             self._draw(ended=True, stopped=kind is not None)
 
     def line(self, ended: bool = False, stopped: bool = False) -> str:
-        """The text shown now."""
+        """The present text."""
         elapsed = time.monotonic() - self._started
         share = min(1.0, self.done / self.total) if self.total else 1.0
-        # Fractions add up to 0.999... of a unit: do not show one unit too few for that.
+        # Fractions may add up to 0.999... of a unit: count that as one.
         count = f"{int(self.done + 1e-6)}/{int(self.total)} {self.unit}"
         if stopped:
             when = f"stopped after {duration(elapsed)}"
@@ -97,7 +99,7 @@ class Progress:
         self._drawn = time.monotonic()
         text = self.line(ended, stopped)
         if self._terminal:
-            # A line longer than the terminal would wrap, and could then not be rewritten.
+            # A wrapped line cannot be rewritten.
             text = "\r" + text[: shutil.get_terminal_size().columns - 1] + "\x1b[K"
         self._stream.write(text + ("\n" if ended or not self._terminal else ""))
         self._stream.flush()

@@ -1,4 +1,4 @@
-"""The fields of a device model, checked: what tables are made from (design, section 2)."""
+"""The checked fields of a device model (docs/reference/noise.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAPPINGS = ("sign", "differential")
 
 @dataclasses.dataclass(frozen=True)
 class DeviceFields:
-    """The fields of `NVMDevice`, which says what they mean; frozen, hashable and checked.
+    """The fields of `NVMDevice`, which documents them. Frozen, hashable and checked.
 
     Raises:
         ValueError: names the argument, the rule and the value.
@@ -38,7 +38,9 @@ class DeviceFields:
     name: str = "gaussian"
 
     def __post_init__(self) -> None:
-        put = lambda field, value: object.__setattr__(self, field, value)
+        def put(field: str, value: Any) -> None:
+            object.__setattr__(self, field, value)  # the dataclass is frozen
+
         put("weight_bits", integer("weight_bits", self.weight_bits, 1, 16))
         put("device_bits", integer("device_bits", self.device_bits, 1, 16))
         if self.weight_bits % self.device_bits:
@@ -53,7 +55,7 @@ class DeviceFields:
         if (self.level_mean is None) != (self.level_std is None):
             fail("level_std", "must be given together with level_mean", self.level_std)
         if self.level_scale is not None and self.level_std is not None:
-            fail("level_scale", "must be left out where level_std gives each level its deviation", self.level_scale)
+            fail("level_scale", "must be left out if level_std is given", self.level_scale)
         if self.clip is not None:
             low, high = _pair("clip", self.clip)
             if low >= high:
@@ -74,13 +76,13 @@ class DeviceFields:
         ):
             fail(
                 "state_rule",
-                'must be "device" unless a Gaussian preset of two-bit devices is used, relative_to "max" or "spacing"',
+                'must be "device", except for a Gaussian two-bit preset with relative_to "max" or "spacing"',
                 self.state_rule,
             )
         if self.sampling == "fast" and not self.gaussian:
             fail(
                 "sampling",
-                'must be "auto" or "per_device" where devices are not Gaussian (clip, censor, truncate, stuck)',
+                'must be "auto" or "per_device" with clip, censor, truncate or stuck',
                 "fast",
             )
         if self.sampling == "per_device" and self.state_rule == "weight":
@@ -89,7 +91,7 @@ class DeviceFields:
             warnings.warn(f"sigma: the paper's range ends at 0.4; got {self.sigma:g}", stacklevel=3)
 
     def __hash__(self) -> int:
-        """Of all fields, found once: tables are looked up by device at every call."""
+        """Hash of all fields, computed once: every call looks up a table by its device."""
         try:
             return self.__dict__["_hash"]
         except KeyError:
@@ -98,7 +100,8 @@ class DeviceFields:
             return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # strings hash differently elsewhere
+        # Without the hash, which differs between processes.
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def _levels(self, field: str, low: float | None) -> tuple[float, ...] | None:
         values = getattr(self, field)
@@ -111,26 +114,26 @@ class DeviceFields:
             fail(field, f"must have 2^device_bits = {self.levels} entries", len(values))
         return values
 
-    # ---- numbers that follow from the fields
+    # ---- derived numbers
 
     @property
     def levels(self) -> int:
-        """Levels of one device, 2^K."""
+        """Levels per device, 2^K."""
         return 1 << self.device_bits
 
     @property
     def devices(self) -> int:
-        """Devices a weight, M / K."""
+        """Devices per weight, M / K."""
         return self.weight_bits // self.device_bits
 
     @property
     def gaussian(self) -> bool:
-        """Whether every device's error is Gaussian, so that one normal a weight is exact."""
+        """Whether every device's error is Gaussian. One normal per weight is then exact."""
         return self.clip is None and self.censor is None and self.truncate is None and self.stuck == (0.0, 0.0)
 
     @property
     def path(self) -> str:
-        """The sampler that serves this device: "fast" (one normal a weight) or "per_device"."""
+        """The sampler for this device: "fast" (one normal per weight) or "per_device"."""
         return "fast" if self.gaussian and self.sampling != "per_device" else "per_device"
 
 

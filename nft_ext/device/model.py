@@ -1,4 +1,4 @@
-"""The device model: how far a programmed conductance lies from its target (design, section 2)."""
+"""The device model: the distribution of programmed conductances (docs/reference/noise.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATHS = {"off": 0, "fast": 1, "per_device": 2}
 
 
 class NVMDevice(DeviceFields):
-    """One kind of non-volatile memory device and the way weights are mapped onto it. Frozen and hashable.
+    """A kind of non-volatile memory device, and the mapping of weights onto it. Frozen and hashable.
 
     A weight of M bits sits on M / K devices of K bits. With step s = max|W| / (2^M - 1), code q = rint(|W| / s) and
     levels l_j = (q >> (j K)) & (2^K - 1), device j is programmed to g_j = l_j + dg_j (level units) and
@@ -28,27 +28,27 @@ class NVMDevice(DeviceFields):
     Args:
         weight_bits: M, 1..16.
         device_bits: K, a divisor of M.
-        sigma: standard deviation of dg_j; dimensionless, its unit is set by `relative_to`. For measured tables a factor
-            on the measured deviations (1.0 = as measured).
+        sigma: standard deviation of dg_j, dimensionless; `relative_to` sets its unit. For measured tables it is a
+            factor on the measured deviations (1.0 = as measured).
         relative_to: "max": dg ~ N(0, (sigma (2^K - 1))^2), relative to one device's maximal conductance (the paper);
             "spacing": dg ~ N(0, sigma^2), relative to the distance of two levels; "own": sd = sigma * l_j, relative to
             the device's own level.
-        sampling: "auto" takes one normal a weight where that is exact (Gaussian devices) and one a device elsewhere;
-            "fast" and "per_device" insist.
-        mapping: "sign": one array in use per weight (the paper); "differential": the idle array of the pair, at level
-            0, is noisy too.
+        sampling: "auto": one normal per weight if that is exact (Gaussian devices), else one per device. "fast" and
+            "per_device" force one of the two.
+        mapping: "sign": each weight uses one array (the paper). "differential": the other array of the pair, at level
+            0, adds its noise.
         clip: None, or (low, high) bounds on each conductance in units of the maximal conductance.
         censor: None, or c: right-censored Gaussian, z = min(z, c).
         truncate: None, or c <= 5: Gaussian truncated to |z| <= c (write-verify).
         stuck: (p_off, p_on), probabilities that a device is stuck at level 0 or at level 2^K - 1.
         level_scale: None, or 2^K factors on the standard deviation of each level (presets fill it).
-        state_rule: "device": level_scale applies to each device's level; "weight": the published code's reading, K = 2
-            only: its inner factor applies to codes in the middle half of the whole weight.
+        state_rule: "device": level_scale applies to each device's level. "weight" (the published code, K = 2 only): the
+            inner factor applies to codes in the middle half of the weight's range.
         level_mean, level_std: None, or 2^K measured means and standard deviations in level units (see `from_table`).
-        name: what reports call it.
+        name: the name in reports.
 
     Raises:
-        ValueError: names the argument, the rule and the value.
+        ValueError: a field out of its range, or fields that exclude each other.
     """
 
     # ---- constructors
@@ -57,8 +57,13 @@ class NVMDevice(DeviceFields):
     def preset(cls, name: str, sigma: float = 0.1, **options: Any) -> NVMDevice:
         """A published two-bit device with level-dependent spread.
 
-        rram1 (s = 1), fefet2 (2), rram4 (4), fefet6 (6): level sigmas [1, s, s, 1] * sigma / sqrt(0.4 s^2 + 0.6), in
-        units of the maximal conductance. Sigma is nominal: the rms over trained weights is 0.82 to 0.90 of it.
+        Level sigmas are [1, s, s, 1] * sigma / sqrt(0.4 s^2 + 0.6), in units of the maximal conductance. Sigma is
+        nominal: the rms over trained weights is 0.82 to 0.90 of it.
+
+        Args:
+            name: rram1 (s = 1), fefet2 (s = 2), rram4 (s = 4) or fefet6 (s = 6).
+            sigma: nominal sigma.
+            options: other fields of `NVMDevice`.
 
         Raises:
             ValueError: an unknown name, or device_bits other than 2.
@@ -81,16 +86,19 @@ class NVMDevice(DeviceFields):
         sigma: float = 1.0,
         **options: Any,
     ) -> NVMDevice:
-        """A measured device: a CSV file with the columns level, mean, std (2^K rows, one a level).
+        """A measured device, from a CSV file with the columns level, mean, std and one row per level.
 
         Args:
             path: the file.
-            unit: "level" (level units, 0 .. 2^K - 1) or "microsiemens" (then g_min and g_max are the conductances of
-                level 0 and of the top level).
-            sigma: a factor on the measured standard deviations (1.0 = as measured); the means stay as measured.
+            unit: "level" (0 .. 2^K - 1) or "microsiemens".
+            g_min: conductance of level 0, with unit "microsiemens" only.
+            g_max: conductance of the top level, with unit "microsiemens" only.
+            sigma: a factor on the measured standard deviations (1.0 = as measured). The means stay as measured.
+            options: other fields of `NVMDevice`.
 
         Raises:
-            FileNotFoundError, ValueError: the file or its content, by line.
+            FileNotFoundError: no such file.
+            ValueError: bad content. The message names the row.
         """
         mean, std = tables.read_levels(Path(path), unit, g_min, g_max)
         options.setdefault("device_bits", int(math.log2(len(mean))))
@@ -98,16 +106,17 @@ class NVMDevice(DeviceFields):
 
     @classmethod
     def described(cls, description: Mapping[str, Any]) -> NVMDevice:
-        """The device that `describe` described: checkpoints and reports hold such descriptions.
+        """The device of a description made by `describe`, as checkpoints and reports hold it.
 
         Args:
-            description: fields by name; what is missing has its default.
+            description: fields by name. Missing fields have their defaults.
 
         Raises:
-            TypeError: no mapping. ValueError: a name that is no field, or a field out of its range.
+            TypeError: not a mapping.
+            ValueError: an unknown field, or a field out of its range.
         """
         if not isinstance(description, Mapping):
-            fail("description", "must be a mapping, as describe gives it", type(description).__name__, TypeError)
+            fail("description", "must be a mapping, as `describe` returns it", type(description).__name__, TypeError)
         fields = dict(description)
         known = tuple(f.name for f in dataclasses.fields(cls))
         for name in fields:
@@ -129,23 +138,23 @@ class NVMDevice(DeviceFields):
         return tables.level_table(self)
 
     def tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """(mean [2^M], std [2^M]) of a programmed weight given its code, in units of the step, float32.
+        """(mean [2^M], std [2^M]) of a programmed weight per code, in units of the step, float32.
 
         mean[q] = q + sum_j 2^(jK) mu(l_j), std[q] = sqrt(sum_j 4^(jK) sd(l_j)^2).
 
         Raises:
-            ValueError: the device is not Gaussian, so two moments do not describe it.
+            ValueError: the device is not Gaussian.
         """
         if not self.gaussian:
             fail("tables", "exist for Gaussian devices only (no clip, censor, truncate or stuck)", str(self))
         return tables.weight_table(self)
 
     def operator_table(self) -> np.ndarray:
-        """The flat float32 table of the compiled operators, see csrc/core/conductance.h."""
+        """The flat float32 table for the operators (layout: csrc/core/conductance.h)."""
         return tables.operator_table(self)
 
     def operator_spec(self, enabled: bool = True) -> list[int]:
-        """[weight_bits, device_bits, path, mapping] of the compiled operators."""
+        """[weight_bits, device_bits, path, mapping], an argument of the operators."""
         return [
             self.weight_bits,
             self.device_bits,
@@ -154,7 +163,7 @@ class NVMDevice(DeviceFields):
         ]
 
     def describe(self) -> dict[str, Any]:
-        """Every field that differs from the default, and those a report must name; JSON-able."""
+        """Fields that differ from their defaults, and those that reports always name, as JSON types."""
         named = ("name", "weight_bits", "device_bits", "sigma", "relative_to", "mapping")
         out = {
             f.name: getattr(self, f.name)
@@ -170,6 +179,6 @@ class NVMDevice(DeviceFields):
         d = self.describe()
         extra = "".join(f", {k} {d[k]}" for k in ("clip", "censor", "truncate", "stuck") if k in d)
         return (
-            f"{self.name}: sigma {self.sigma:g} relative to {d['relative_to']}, M {self.weight_bits}, K {self.device_bits}, "
-            f"{self.mapping} mapping{extra}"
+            f"{self.name}: sigma {self.sigma:g} relative to {d['relative_to']}, M {self.weight_bits}, "
+            f"K {self.device_bits}, {self.mapping} mapping{extra}"
         )

@@ -1,4 +1,4 @@
-"""Level tables: from a device model to the numbers the kernels read (design, section 2)."""
+"""Tables of means and standard deviations that the kernels read (docs/reference/noise.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nft_ext.device.fields import DeviceFields
 
 
 def level_table(nvm: DeviceFields) -> tuple[np.ndarray, np.ndarray]:
-    """(mean [2^K], sd [2^K]) of one device, level units, float64."""
+    """(mean [2^K], sd [2^K]) of one device, in level units, float64."""
     level = np.arange(nvm.levels, dtype=np.float64)
     if nvm.level_std is not None:
         return np.asarray(nvm.level_mean, np.float64), nvm.sigma * np.asarray(nvm.level_std, np.float64)
@@ -28,7 +28,7 @@ def level_table(nvm: DeviceFields) -> tuple[np.ndarray, np.ndarray]:
 
 
 def weight_table(nvm: DeviceFields) -> tuple[np.ndarray, np.ndarray]:
-    """(mean [2^M], std [2^M]) of a programmed weight given its code, units of the step, float32; Gaussian devices."""
+    """(mean [2^M], std [2^M]) of a programmed weight per code, in steps, float32. Gaussian devices only."""
     device_mean, device_sd = level_table(nvm)
     code = np.arange(1 << nvm.weight_bits)
     mean = code.astype(np.float64)
@@ -36,13 +36,13 @@ def weight_table(nvm: DeviceFields) -> tuple[np.ndarray, np.ndarray]:
     for j in range(nvm.devices):
         level = (code >> (j * nvm.device_bits)) & (nvm.levels - 1)
         place = float(1 << (j * nvm.device_bits))
-        # Sums of the shift, not of the conductance: a device that is right on the mean keeps mean[q] == q exactly.
+        # Add the device's offset, not its mean: a device without offset keeps mean[q] == q exactly.
         mean += place * (device_mean - np.arange(nvm.levels))[level]
         variance += place**2 * device_sd[level] ** 2
         if nvm.mapping == "differential":
             mean -= place * device_mean[0]
             variance += place**2 * device_sd[0] ** 2
-    if nvm.state_rule == "weight":
+    if nvm.state_rule == "weight" and nvm.level_scale is not None:
         base = math.sqrt(sum(4.0 ** (j * nvm.device_bits) for j in range(nvm.devices))) * nvm.sigma
         base *= nvm.levels - 1 if nvm.relative_to == "max" else 1
         quarter = len(code) // 4
@@ -54,7 +54,7 @@ def weight_table(nvm: DeviceFields) -> tuple[np.ndarray, np.ndarray]:
 
 
 def operator_table(nvm: DeviceFields) -> np.ndarray:
-    """Flat float32 table of the kernels: [mean, std] (fast path) or [mean, sd, six limits] (per device)."""
+    """The kernels' flat float32 table: [mean, std] (fast path) or [mean, sd, six limits] (per device)."""
     if nvm.path == "fast":
         return np.concatenate(weight_table(nvm))
     mean, sd = level_table(nvm)
@@ -76,18 +76,18 @@ def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None)
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a missing column, a number that is not one, levels that are not 0 .. 2^K - 1, a negative std, bytes
-            that are not text; means far from their levels: another unit.
+        ValueError: not UTF-8, a missing column, a bad number, a negative std, levels other than 0 .. 2^K - 1, or means
+            that fit another unit.
     """
     one_of("unit", unit, ("level", "microsiemens"))
     if unit == "microsiemens" and (g_min is None or g_max is None or not g_min < g_max):
-        fail("g_min, g_max", "must be given with g_min < g_max where unit is microsiemens", (g_min, g_max))
+        fail("g_min, g_max", "must be given with g_min < g_max if unit is microsiemens", (g_min, g_max))
     if unit == "level" and (g_min, g_max) != (None, None):
-        fail("g_min, g_max", "must be left out where unit is level", (g_min, g_max))
+        fail("g_min, g_max", "must be left out if unit is level", (g_min, g_max))
     if not path.is_file():
         fail("path", "must be a CSV file with the columns level, mean, std", str(path), FileNotFoundError)
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin with a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError:
         fail(str(path), "must be a CSV file in UTF-8", "bytes that are not text")
     reader = csv.DictReader(line for line in text.splitlines() if not line.lstrip().startswith("#"))
@@ -114,7 +114,7 @@ def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None)
     if count < 2 or count & (count - 1) or sorted(rows) != list(range(count)):
         fail(str(path), "must list the levels 0 .. 2^K - 1, K >= 1", str(sorted(rows)))
     mean, std = (list(v) for v in zip(*(rows[level] for level in range(count))))
-    if unit == "microsiemens":
+    if g_min is not None and g_max is not None:
         per_level = (g_max - g_min) / (count - 1)
         mean, std = [(m - g_min) / per_level for m in mean], [s / per_level for s in std]
     _check_unit(path, mean, unit, g_min, g_max)
@@ -122,7 +122,7 @@ def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None)
 
 
 def _check_unit(path: Path, mean: list[float], unit: str, g_min: float | None, g_max: float | None) -> None:
-    """Means that no device has whose levels are told apart: those of another unit, or of other bounds."""
+    """Refuses means outside the range of the levels: they have another unit or other bounds."""
     top = len(mean) - 1
     if all(-1 < m < top + 1 for m in mean) and mean[0] < top / 2 < mean[-1]:
         return
@@ -130,7 +130,7 @@ def _check_unit(path: Path, mean: list[float], unit: str, g_min: float | None, g
     if unit == "level":
         fail(
             str(path),
-            f'must have means in level units, near 0 .. {top} (unit="microsiemens" takes conductances)',
+            f'must have means in level units, near 0 .. {top} (conductances need unit="microsiemens")',
             found,
         )
     fail(

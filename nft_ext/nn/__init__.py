@@ -1,4 +1,4 @@
-"""Drop-in noisy layers."""
+"""Drop-in noisy layers, their contexts, conversion and fusion."""
 
 from nft_ext.nn.base import NoisyLayer, check_noisy, noisy_layers
 from nft_ext.nn.conv import NoisyConv2d

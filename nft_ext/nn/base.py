@@ -1,6 +1,8 @@
-"""What every noisy layer carries: its device, its stream, and the noise that is in force."""
+"""The base of noisy layers: device model, random stream and the present chips."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,81 +23,88 @@ def _count_step(*_: object) -> None:
     _optimizer_steps += 1
 
 
-register_optimizer_step_post_hook(_count_step)  # fused optimizers change weights without moving their version
+register_optimizer_step_post_hook(_count_step)  # fused optimizers change weights without a new version
 
 
 class NoisyLayer(nn.Module):
-    """Mixin before nn.Linear or nn.Conv2d. Noise is on unless a context (nft_ext.noise) switches it off; train() and
-    eval() do not touch it. Outside nft_ext.chips every forward is a fresh chip whose seed comes from torch's generator.
+    """Mixin before nn.Linear or nn.Conv2d.
 
-    Key and table are non-persistent buffers: contexts swap them, so one compiled graph serves all keys and sigmas, and
-    the state_dict stays that of the plain layer.
+    Noise is on unless the context nft_ext.noise turns it off; train() and eval() do not change it. Outside
+    nft_ext.chips every forward is a new chip, its seed drawn from torch's generator.
+
+    Key and table are non-persistent buffers that contexts replace. So one compiled graph serves all keys and sigmas,
+    and the state_dict is that of the plain layer.
     """
 
-    scaled = False  # whether what stands programmed has its rows multiplied by row_scale
-    shares_codes = False  # whether forwards with gradients quantize the weight once for all
+    weight: Tensor
+    name: str | None
+    _table: Tensor
+    _key: Tensor | None
+    _programmed: Tensor | None
+    scaled = False  # whether the rows of _programmed are multiplied by row_scale
+    shares_codes = False  # whether forwards with gradients share one quantized weight
 
     def attach(self, nvm: NVMDevice, name: str | None = None, stream: int = 0) -> None:
-        """Give the layer its device, its qualified name in the model and its random stream."""
+        """Sets the device model, the qualified name in the model and the random stream."""
         if not isinstance(nvm, NVMDevice):
             fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
         self.nvm, self.name, self.stream = nvm, name, stream
         self.noise_enabled = True
         self._quantized: tuple | None = None
-        # Plain copies of what is static in a graph; the tensors of a compiled graph are the buffers.
+        # A constant of compiled graphs; table and key are their inputs.
         self._spec = nvm.operator_spec()
         self.register_buffer("_table", device_table(nvm, self.weight.device), persistent=False)
         self.register_buffer("_key", None, persistent=False)
         self.register_buffer("_programmed", None, persistent=False)
 
     def noise_state(self) -> tuple:
-        """What a context saves and puts back: (table, key, programmed weights, enabled, spec, scaled)."""
+        """The state that a context restores: (table, key, programmed weights, enabled, spec, scaled)."""
         return self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.scaled
 
     def set_noise_state(self, state: tuple) -> None:
+        """Restores a state from `noise_state`."""
         self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.scaled = state
 
     def set_key(self, key: Tensor) -> None:
-        """Other chips from here on."""
+        """Sets the chips for later forwards."""
         self._key, self._programmed = key, None
 
     def set_programmed(self, weights: Tensor, scaled: bool = False) -> None:
-        """What `programmed` gives from here on: W_p [S, *weight.shape] of the key in force; scaled: times `row_scale`."""
+        """Stores W_p [S, *weight.shape] of the present key for later forwards; scaled: times `row_scale`."""
         self._programmed, self.scaled = weights, scaled
 
     def row_scale(self, dtype: torch.dtype) -> Tensor | None:
-        """Numbers [out] that the layer wants its rows multiplied by where they are programmed in `dtype` for many
-        batches.
-        """
+        """Factors [out] for the rows of weights that are programmed in `dtype` for many batches, or None."""
         return None
 
     def programmed(self) -> Tensor | None:
-        """Weights [S, *weight.shape] that stand programmed, or None where the operator shall program them: also
-        wherever a gradient may be asked for, which needs the operator.
-        """
+        """The stored weights [S, *weight.shape]; None without any, or with gradients on: they need the operator."""
         return None if torch.is_grad_enabled() else self._buffers["_programmed"]
 
     def set_device(self, nvm: NVMDevice) -> None:
-        """Another device model from here on (sigma sweeps); the noise's on/off state stays."""
+        """Sets the device model for later forwards (sigma sweeps). Noise stays on or off."""
         self._programmed = None
         self._table = device_table(nvm, self.weight.device)
         self._spec = nvm.operator_spec(self.noise_enabled)
 
     def set_enabled(self, enabled: bool) -> None:
+        """Turns the noise on or off for later forwards."""
         self.noise_enabled, self._programmed = enabled, None
         path = self.nvm.operator_spec(enabled)[2]
         self._spec = [*self._spec[:2], path, self._spec[3]]
 
     def crossbar(self, compiling: bool | None = None) -> Crossbar:
-        """The operator arguments of this layer for one forward; `compiling`: torch's word on that, where it has been
-        asked for.
+        """The operator arguments of this layer for one forward.
+
+        Args:
+            compiling: torch.compiler.is_compiling(), if the caller knows it.
         """
-        # Straight from the dictionaries: nn.Module's __getattr__ comes after a failed search, and this is on the path
-        # of every call.
-        buffers, weight = self._buffers, self._parameters.get("weight")
-        if weight is None:
-            weight = self.weight  # a parametrization's
-        master, key = weight, buffers["_key"]
+        # Read the dictionaries: nn.Module's __getattr__ is slow, and every forward comes here.
+        buffers = self._buffers
+        master: Tensor | None = self._parameters.get("weight")
+        if master is None:
+            master = self.weight  # of a parametrization
+        weight, key = master, buffers["_key"]
         if compiling is None:
             compiling = torch.compiler.is_compiling()
         if not compiling and not is_ordinary(weight):
@@ -105,15 +114,17 @@ class NoisyLayer(nn.Module):
         if key is None:
             key = fresh_key(weight)
         codes, step = (None, None) if compiling or weight is not master else self._codes_and_step(weight)
-        return Crossbar(weight, codes, step, buffers["_table"], key, self.stream, self._spec)
+        table: Any = buffers["_table"]
+        return Crossbar(weight, codes, step, table, key, self.stream, self._spec)
 
     def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The quantized weight, kept while the weight stays unchanged; nothing in training, where the operator finds
-        the step, except within a context that says that forwards share it (nft_ext.nn.contexts.shared_codes).
+        """The quantized weight and its step, cached while the weight is unchanged.
 
-        "Unchanged" is the same parameter at the same address, torch's version counter, and no optimizer's step. Writing
-        through `.data` moves none of them, hence the cache is also dropped by train(), eval(), to(), load_state_dict
-        and at the entry of the outermost context.
+        (None, None) with gradients on, unless `shared_codes` of nft_ext.nn.contexts is active: the operator then
+        computes both.
+
+        Unchanged means: same parameter, address and version, and no optimizer step. Writing through `.data` changes
+        none of these. So train(), eval(), to(), load_state_dict and the outermost context also clear the cache.
         """
         bits = self.nvm.weight_bits
         if weight.is_inference() or (torch.is_grad_enabled() and not self.shares_codes):
@@ -123,17 +134,17 @@ class NoisyLayer(nn.Module):
             with torch.no_grad():
                 step = operators.ops.weight_step(weight, bits)
                 codes = operators.ops.quantize(weight, step, bits)
-            # Holding the weight and its memory keeps another from taking their identity and address.
+            # References to the weight and its memory: no other tensor can get their identity or address.
             self._quantized = (stamp, codes, step, weight, weight.detach())
         return self._quantized[1:3]
 
     def share_codes(self, shared: bool) -> None:
-        """Whether forwards with gradients use one quantized weight from here on; what was kept before is not it."""
+        """Sets whether later forwards with gradients share one quantized weight. Clears the cache."""
         self.shares_codes = shared
         self.forget_codes()
 
     def forget_codes(self) -> None:
-        """Drop the cached codes (after writing to weight.data by hand)."""
+        """Clears the cached codes, for example after a write to weight.data."""
         self._quantized = None
 
     def train(self, mode: bool = True):
@@ -145,12 +156,14 @@ class NoisyLayer(nn.Module):
         return super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn, recurse=True):
-        """Move with the weight but keep their own types: a float16 table or key would be another device. A row-major
-        weight stays so in .to(memory_format=...), as its noise is counted; else every forward would copy it.
+        """Moves table and key with the weight, but keeps their types: a float16 table would change the noise.
+
+        A row-major weight stays row-major in .to(memory_format=...), because noise is counted in that order.
         """
         self.forget_codes()
         table, key = self._table, self._key
-        self._table = self._key = self._programmed = None
+        for name in ("_table", "_key", "_programmed"):
+            setattr(self, name, None)
         row_major = self.weight.is_contiguous()
         super()._apply(fn, recurse)
         if row_major and not self.weight.is_contiguous() and (weight := self._parameters.get("weight")) is not None:
@@ -161,7 +174,7 @@ class NoisyLayer(nn.Module):
         return self
 
     def __getstate__(self) -> dict:
-        # A copy made inside a context keeps its chips, but not what is made from today's weights.
+        # A copy made inside a context keeps the chips, but drops what was computed from the weights.
         return {**self.__dict__, "_quantized": None, "_buffers": {**self._buffers, "_programmed": None}}
 
     def extra_repr(self) -> str:
@@ -169,8 +182,10 @@ class NoisyLayer(nn.Module):
 
 
 def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:
-    """The model's noisy layers by qualified name, each once. Layers built by hand get their name and stream here; so
-    does one whose stream an earlier layer has too (models that were converted apart and then joined).
+    """The model's noisy layers by qualified name, each once.
+
+    A layer built by hand gets its name and stream here. So does a layer whose stream an earlier layer has: that happens
+    in models that were converted separately and then joined.
     """
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, NoisyLayer)}
     first = {layer.stream: layer for layer in reversed(found.values()) if layer.name is not None}
@@ -183,10 +198,11 @@ def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:
 
 
 def check_noisy(model: nn.Module) -> dict[str, NoisyLayer]:
-    """`noisy_layers(model)`, of which there is at least one.
+    """`noisy_layers(model)`, at least one.
 
     Raises:
-        TypeError: not a module. ValueError: no noisy layers.
+        TypeError: not a module.
+        ValueError: no noisy layers.
     """
     layers = noisy_layers(module("model", model))
     if not layers:

@@ -1,9 +1,9 @@
-"""Fused layers that feed each other, in one operator call: made by nft_ext.fuse, for inference on the CPU."""
+"""Consecutive fused layers in one operator call: made by nft_ext.fuse, for inference on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,35 +20,34 @@ _UNKNOWN = object()
 
 
 class Link(NamedTuple):
-    """Whence a layer takes its operands. Values are numbered: the inputs first, then the layers' results."""
+    """The operands of a layer, by number: the inputs come first, then the layers' results."""
 
     x: int
     residual: int = -1  # none
 
 
 class Cascade(nn.Module):
-    """Layers fed by those before them; without parameters: called with modules that hold the layers, as
-    cascade(holders, *inputs).
+    """Consecutive layers, called as cascade(holders, *inputs). It has no parameters: the holders contain the layers.
 
-    Where the layers ask for nothing else it is one call of the operator noisy_cascade, which spares Python and torch's
-    dispatcher between them, else a call a layer. Results and random numbers are the same bits either way.
+    One call of the operator noisy_cascade computes all layers without Python in between. If a layer does not allow
+    that, each layer is called. Both ways give the same bits and draw the same random numbers.
 
     Args:
-        paths: one a layer: the number of its holder, then the names that lead from there to the layer.
-        links: one a layer.
-        kept: the layers whose results are returned: the one's, or a tuple of several.
-        inputs: how many inputs there are.
+        paths: per layer, the number of its holder and the names that lead from there to the layer.
+        links: one per layer.
+        kept: the layers whose results are returned, as a tensor (one layer) or a tuple.
+        inputs: the number of inputs.
     """
 
     def __init__(self, paths: list[tuple], links: list[Link], kept: list[int], inputs: int) -> None:
         super().__init__()
         self.paths, self.links, self.kept, self.inputs = paths, links, [inputs + layer for layer in kept], inputs
         last = {value: at for at, link in enumerate(links) for value in link}
-        self._dropped = [
+        self._last_uses = [
             [value for value in {*link} if value >= inputs and last[value] == at and value not in self.kept]
             for at, link in enumerate(links)
         ]
-        self._plans: dict[tuple, list[int] | None] = {}
+        self._wirings: dict[tuple, list[int] | None] = {}
 
     def forward(self, holders: tuple[nn.Module, ...], *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The kept results.
@@ -68,20 +67,16 @@ class Cascade(nn.Module):
         return results[0] if len(results) == 1 else tuple(results)
 
     def _run(self, inputs: tuple[Tensor, ...], call: Callable[..., Tensor]) -> list[Tensor]:
-        """The kept results of call(layer's number, x[, residual]), layer after layer; no value lives longer than it is
-        needed.
-        """
+        """The kept results of call(layer's number, x[, residual]) per layer. Drops values after their last use."""
         values = dict(enumerate(inputs))
         for at, (x, residual) in enumerate(self.links):
             values[self.inputs + at] = call(at, values[x]) if residual < 0 else call(at, values[x], values[residual])
-            for value in self._dropped[at]:
+            for value in self._last_uses[at]:
                 del values[value]
         return [values[value] for value in self.kept]
 
     def _together(self, layers: list[nn.Module], inputs: tuple[Tensor, ...]) -> list[Tensor] | None:
-        """The results by one operator call, or None where layers have to be called: nothing has been drawn or computed
-        then.
-        """
+        """The results of one operator call, or None if each layer must be called. Then nothing has been computed."""
         if not all(map(is_dense_on_cpu, inputs)):
             return None
         operands = []
@@ -91,23 +86,23 @@ class Cascade(nn.Module):
                 return None
             operands.append(given)
         weights, codes, steps, tables, keys, streams, specs, biases, scales, shifts = zip(*operands)
-        # Checked once for all calls with the same layers, chips, shapes and types.
+        # Checks run once per combination of layers, chips, shapes and types.
         stamp = (
             *layers,
             *[1 if key is None else key.shape[0] for key in keys],
             *[weight.shape for weight in weights],
             *[fact for x in inputs for fact in (x.shape, x.dtype)],
         )
-        plan = self._plans.get(stamp, _UNKNOWN)
-        if plan is None:
+        wiring = self._wirings.get(stamp, _UNKNOWN)
+        if wiring is None:
             return None
         if fresh := sum(key is None for key in keys):
             drawn = iter(fresh_keys(weights[0], fresh))
             keys = [next(drawn) if key is None else key for key in keys]
-        if plan is _UNKNOWN:
-            bars = [Crossbar(*given[:4], key, *given[5:7]) for given, key in zip(operands, keys)]
-            return self._checked(layers, inputs, bars, stamp)
-        return operators.past_autograd(
+        if wiring is _UNKNOWN:
+            bars = [Crossbar._make([*given[:4], key, *given[5:7]]) for given, key in zip(operands, keys)]
+            return self._checked(cast("list[FusedLayer]", layers), inputs, bars, stamp)
+        return operators.without_autograd(
             _operator,
             inputs,
             weights,
@@ -120,42 +115,42 @@ class Cascade(nn.Module):
             [number for spec in specs for number in spec],
             scales,
             shifts,
-            plan,
+            wiring,
             self.kept,
         )
 
     def _checked(
         self, layers: list[FusedLayer], inputs: tuple[Tensor, ...], bars: list[Crossbar], stamp: tuple
     ) -> list[Tensor]:
-        """The results with all checks, layer after layer; whether one operator call does the same next time is noted."""
-        plan: list[int] | None = []
+        """The results of one call per layer, with all checks. Stores whether one operator call may do it next time."""
+        wiring: list[int] | None = []
 
         def call(at: int, x: Tensor, residual: Tensor | None = None) -> Tensor:
-            nonlocal plan
+            nonlocal wiring
             y, static = layers[at].checked(x, residual, bars[at])
             if static is None:
-                plan = None
-            elif plan is not None:
+                wiring = None
+            elif wiring is not None:
                 stride, padding, dilation, groups = static[:-1] or ([1, 1], [0, 0], [1, 1], 1)
-                plan += [*self.links[at], int(layers[at].ends_in_relu), *stride, *padding, *dilation, groups]
+                wiring += [*self.links[at], int(layers[at].ends_in_relu), *stride, *padding, *dilation, groups]
             return y
 
         results = self._run(inputs, call)
-        if len(self._plans) >= 64:
-            self._plans.clear()
-        self._plans[stamp] = plan
+        if len(self._wirings) >= 64:
+            self._wirings.clear()
+        self._wirings[stamp] = wiring
         return results
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_plans": {}}
+        return {**super().__getstate__(), "_wirings": {}}
 
     def extra_repr(self) -> str:
         return f"{len(self.links)} layers"
 
 
 def _only_layer_by_layer() -> bool:
-    """Whether somebody looks at single layers or operators, or wants of them what the operator does not offer."""
-    return (
+    """Whether hooks, compilation, gradients, autocast or transforms need a call per layer."""
+    return bool(
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")

@@ -1,4 +1,4 @@
-"""Explicit control of the noise: on or off, how much, and which chips."""
+"""Contexts that control the noise: on or off, sigma, and chips."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ from nft_ext.ops.operands import autocast_dtype, check_key
 
 _owners: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
-_OWN_INPUTS = "_chips_have_own_inputs"  # set on a model inside `chips`: an attribute, since compiled graphs guard on it
+_OWN_INPUTS = "_chips_have_own_inputs"  # set inside `chips`; an attribute, because compiled graphs guard on it
 
 
 @contextlib.contextmanager
 def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = None) -> Iterator[nn.Module]:
-    """Inside, the noise of every noisy layer of `model` is on or off, or has another sigma; train() and eval() play no
-    part.
+    """Turns the noise of every noisy layer of `model` on or off, or changes sigma, inside the context.
+
+    train() and eval() do not change the noise.
 
     Args:
         model: a noisy model.
-        enabled: True, False (layers then compute with the quantized weight W_d), or None to leave it.
-        sigma: in the device's own convention (nvm.relative_to), or None to leave it.
+        enabled: True, False (layers use the quantized weight W_d), or None (no change).
+        sigma: a new sigma in the device model's unit (nvm.relative_to), or None (no change).
 
     Raises:
-        ValueError: no noisy layers, a bad sigma. RuntimeError: another thread is inside a context of this model.
+        ValueError: no noisy layers, or a bad sigma.
+        RuntimeError: another thread is inside a context of this model.
     """
     if sigma is not None:
         sigma = number("sigma", sigma, 0.0)
@@ -58,26 +60,27 @@ def chips(
     repeat: bool = True,
     programmed: bool = False,
 ) -> Iterator[nn.Module]:
-    """Inside, `model` runs on the chips `draws`, all of them in one pass.
+    """Runs `model` on S chips in one pass inside the context.
 
-    The input is repeated once at the model's entry (every tensor argument along dim 0), so model(x [B, ...]) returns
-    [S * B, ...], chip-major: y.unflatten(0, (S, B)). Of nested `chips` of one model the innermost holds.
+    The model repeats every tensor argument S times along dim 0. So model(x [B, ...]) returns [S * B, ...], chip-major:
+    y.unflatten(0, (S, B)). In nested contexts of one model the innermost decides.
 
     Args:
         model: a noisy model.
-        seed, draws, domain: see `noise_key`; or give `key` int64 [S, 2] itself.
-        repeat: False if each chip has an input of its own: x is then [S * B, ...], chip-major itself.
-        programmed: program all layers once, at the entry, in few launches, and keep W_p [S, *weight.shape] of each (in
-            autocast's dtype where that is on; in 16 bits on CUDA, of fused layers that end in ReLU, W_p times
-            BatchNorm's scale, rounded once); forwards without gradients then use torch's products on them. The same
-            chips bit for bit, the results up to the rounding of the products. It pays where many rows a chip follow in
-            several batches, and costs S times the weights' memory. The weights are those of the entry; `noise` within,
-            and gradients, program as usual.
+        seed, draws, domain: the chips, see `noise_key`.
+        key: int64 [S, 2], in place of seed, draws and domain.
+        repeat: False if each chip has its own input: x is then [S * B, ...], chip-major.
+        programmed: program all layers once, at the entry, and keep W_p [S, *weight.shape]. Forwards without gradients
+            then compute library products, on the same chips bit for bit. This pays for several batches with many rows
+            per chip, and takes S times the memory of the weights. Later changes of the weights have no effect inside.
+            Forwards with gradients, and a `noise` context inside, program as usual. W_p is kept in autocast's dtype.
+            For fused layers with ReLU in 16 bits on CUDA, the product of W_p and BatchNorm's scale is kept, rounded
+            once.
 
     Raises:
-        ValueError: no noisy layers, draws out of range; at the forward: BatchNorm that uses batch statistics with S >
-            1, which would mix chips, or with repeat=False an input that is not S times as long as a chip's.
-            RuntimeError: another thread is inside a context of this model.
+        ValueError: no noisy layers, or draws out of range. At the forward: BatchNorm with batch statistics and S > 1,
+            which would mix chips, or an input whose length is no multiple of S with repeat=False.
+        RuntimeError: another thread is inside a context of this model.
     """
     with _swapped(model) as layers:
         device = next(iter(layers.values())).weight.device
@@ -96,13 +99,16 @@ def chips(
 def checkpoint_contexts(
     model: nn.Module,
 ) -> Callable[[], tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]]:
-    """The `context_fn` of torch.utils.checkpoint for use inside `noise` or `chips`.
+    """The `context_fn` of torch.utils.checkpoint for forwards inside `noise` or `chips`.
 
-    The recomputation in the backward then runs with the noise of the forward, also when the context has been left by
-    then. Without it, gradients would be wrong without a message.
+    The backward then recomputes with the noise of the forward, even outside the context. Without it, gradients would be
+    silently wrong.
 
     Args:
         model: the noisy model.
+
+    Returns:
+        A function for the argument `context_fn`.
     """
 
     def context_fn():
@@ -111,7 +117,7 @@ def checkpoint_contexts(
 
         @contextlib.contextmanager
         def replay():
-            # Not a second owner: autograd may run this in a thread of its own while the forward's context waits for it.
+            # Not `_swapped`: autograd may run this in another thread, inside the forward's context.
             with _restored(noisy_layers(model)) as layers:
                 for name, layer in layers.items():
                     layer.set_noise_state(states[name])
@@ -124,30 +130,28 @@ def checkpoint_contexts(
 
 
 def hold(layers: dict[str, NoisyLayer]) -> None:
-    """Programs all layers for the chips in force, in few launches; they compute with that until the context ends."""
+    """Programs all layers for the present chips, in few launches. They use these weights until the context ends."""
     if not layers:
         return
     dtype = autocast_dtype(next(iter(layers.values())).weight.device) or torch.float32
     scales = {layer: layer.row_scale(dtype) for layer in layers.values()}
     for scaled in (False, True):
         held = [layer for layer, scale in scales.items() if (scale is not None) == scaled]
-        for layer, weights in zip(
-            held, program_layers(held, dtype, [scales[layer] for layer in held if scaled]), strict=True
-        ):
+        factors = [scale for scale in scales.values() if scale is not None] if scaled else []
+        for layer, weights in zip(held, program_layers(held, dtype, factors), strict=True):
             layer.set_programmed(weights, scaled)
 
 
 @contextlib.contextmanager
 def shared_codes(model: nn.Module) -> Iterator[None]:
-    """Inside, all forwards of `model` and their backwards quantize each weight on CUDA once, in training too, where the
-    step otherwise takes passes of its own in each of them. On the CPU nothing changes: there the operators find it on
-    their way.
+    """Quantizes each CUDA weight once for all forwards and backwards inside the context, in training too.
 
-    For several forwards between two changes of the weights. What is shared is made inside and dropped at the exit, so a
-    CUDA graph that holds the context makes it anew in every replay.
+    For several forwards between two changes of the weights. Shared codes are computed inside and dropped at the exit,
+    so a CUDA graph of the context recomputes them in every replay. On the CPU nothing changes.
 
     Raises:
-        ValueError: no noisy layers. RuntimeError: another thread is inside a context of this model.
+        ValueError: no noisy layers.
+        RuntimeError: another thread is inside a context of this model.
     """
     with _swapped(model) as layers:
         before = {layer: layer.shares_codes for layer in layers.values()}
@@ -162,7 +166,7 @@ def shared_codes(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _swapped(model: nn.Module) -> Iterator[dict[str, NoisyLayer]]:
-    """The model's noisy layers; whatever is done to their noise inside is undone at the exit."""
+    """The model's noisy layers. The exit restores their noise state."""
     layers = check_noisy(model)
     with _entered(model) as outermost, _restored(layers):
         if outermost:
@@ -173,7 +177,7 @@ def _swapped(model: nn.Module) -> Iterator[dict[str, NoisyLayer]]:
 
 @contextlib.contextmanager
 def _restored(layers: dict[str, NoisyLayer]) -> Iterator[dict[str, NoisyLayer]]:
-    """`layers`, whose noise is afterwards what it was."""
+    """`layers`. The exit restores their noise state."""
     states = {name: layer.noise_state() for name, layer in layers.items()}
     try:
         yield layers
@@ -184,9 +188,9 @@ def _restored(layers: dict[str, NoisyLayer]) -> Iterator[dict[str, NoisyLayer]]:
 
 @contextlib.contextmanager
 def _entered(model: nn.Module) -> Iterator[bool]:
-    """Contexts of one model nest within a thread; a second thread would see the first one's noise, so it is refused.
+    """Refuses a second thread, which would see the noise of the first. Contexts nest within one thread.
 
-    Gives whether this is the outermost context.
+    Yields whether this is the outermost context.
     """
     me = threading.get_ident()
     with _lock:
@@ -194,7 +198,7 @@ def _entered(model: nn.Module) -> Iterator[bool]:
         if depth and owner != me:
             fail(
                 "model",
-                "must not be in two threads' noise contexts at once; use a copy per thread",
+                "must not be in noise contexts of two threads at once; use a copy per thread",
                 type(model).__name__,
                 RuntimeError,
             )
@@ -208,7 +212,7 @@ def _entered(model: nn.Module) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _at_entry(model: nn.Module, repeat: bool) -> Iterator[None]:
-    """The model repeats its inputs for the chips in force, or takes them chip-major; one hook serves nested contexts."""
+    """Makes the model repeat its inputs for the present chips, or take them chip-major. Nested contexts share it."""
     outer = getattr(model, _OWN_INPUTS, False)
     hooked = _prepare_inputs in model._forward_pre_hooks.values()
     handle = None if hooked else model.register_forward_pre_hook(_prepare_inputs, with_kwargs=True)
@@ -223,9 +227,11 @@ def _at_entry(model: nn.Module, repeat: bool) -> Iterator[None]:
 
 
 def _prepare_inputs(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Every tensor argument once per chip of the key in force, unless chips have inputs of their own. The count comes
-    from the
-    model that is called: a copy made inside a context keeps the hook, and is no longer in the context."""
+    """Repeats every tensor argument once per chip, unless each chip has its own input.
+
+    The number of chips comes from the called model: a copy made inside a context keeps the hook, but may have left the
+    context.
+    """
     key = next((m._key for m in model.modules() if isinstance(m, NoisyLayer)), None)
     count = 1 if key is None else key.shape[0]
     if count == 1:
@@ -234,8 +240,8 @@ def _prepare_inputs(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple,
         if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None):
             fail(
                 name or type(m).__name__,
-                f"must use its running statistics for {count} chips in one pass, batch statistics would "
-                "mix chips: call model.eval() or run one chip a pass",
+                f"must use its running statistics for {count} chips in one pass, because batch statistics mix chips: "
+                "call model.eval() or run one chip per pass",
                 "training mode" if m.training else "track_running_stats=False",
             )
     if getattr(model, _OWN_INPUTS, False):

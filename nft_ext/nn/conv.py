@@ -1,4 +1,4 @@
-"""NoisyConv2d."""
+"""The noisy convolution."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from nft_ext._common.checks import fail
 from nft_ext.device import NVMDevice
 from nft_ext.nn import programmed
 from nft_ext.nn.base import NoisyLayer
-from nft_ext.ops.functional import conv2d_product
+from nft_ext.ops.functional import Crossbar, conv2d_product
 from nft_ext.ops.operands import check_tensor
 
 
 class NoisyConv2d(NoisyLayer, nn.Conv2d):
-    """nn.Conv2d whose weight sits on a crossbar: y = conv2d(x, W_p) + b, W_p of Eq. 5; the bias is digital.
+    """nn.Conv2d whose weight sits on a crossbar: y = conv2d(x, W_p) + b. The bias is digital.
 
-    The state_dict keys are those of nn.Conv2d. Shapes: x [B, C, H, W] (or [C, H, W]) -> [B, out, oh, ow]; inside
-    `nft.chips` with S chips, dim 0 is chip-major, S * B.
+    The state_dict keys are those of nn.Conv2d. Shapes: x [B, C, H, W] (or [C, H, W]) -> [B, out, oh, ow]. Inside
+    `nft.chips` with S chips, dim 0 is S * B, chip-major.
 
     Args:
-        in_channels, out_channels, kernel_size: as nn.Conv2d takes them.
+        in_channels, out_channels, kernel_size: as in nn.Conv2d.
         nvm: the device model.
-        args, options: the other arguments of nn.Conv2d, padding modes included.
+        args, options: the other arguments of nn.Conv2d, including padding modes.
 
     Raises:
-        TypeError, ValueError: arguments, shapes, types or torch devices that do not fit, by name.
+        TypeError, ValueError: a bad argument, shape, type or torch device.
     """
 
     def __init__(
@@ -36,34 +36,33 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, *args, **options)
         self.attach(nvm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, out, oh, ow] of x [B, C, H, W], see the class.
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  (torch: `input`)
+        """[B, out, oh, ow] from x [B, C, H, W], see the class.
 
         Raises:
-            TypeError, ValueError: an input that does not fit, by name.
+            TypeError, ValueError: x has a wrong shape, type or torch device.
         """
         check_tensor("x", x)
         if x.dim() not in (3, 4):
             fail("x", f"must have the shape [B, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
         weights = self.programmed()
-        bar = self.crossbar() if weights is None else None
-        chips = len(weights) if bar is None else bar.key.shape[0]
+        source = self.crossbar() if weights is None else weights
+        chips = source.key.shape[0] if isinstance(source, Crossbar) else source.shape[0]
         single = x.dim() == 3
         if single:
             if chips > 1:
                 fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
             x = x.unsqueeze(0)
         x, padding = self.padded(x)
-        if bar is None:
-            y = programmed.conv2d(x, weights, self.bias, self.stride, padding, self.dilation, self.groups)
+        if isinstance(source, Crossbar):
+            convolution = (self.stride, padding, self.dilation, self.groups)
+            y = conv2d_product(x, self.bias, source, *convolution, shared=chips == 1)
         else:
-            y = conv2d_product(x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared=chips == 1)
+            y = programmed.conv2d(x, source, self.bias, self.stride, padding, self.dilation, self.groups)
         return y.squeeze(0) if single else y
 
     def padded(self, x: Tensor) -> tuple[Tensor, Any]:
-        """x [N, C, H, W] with what the padding mode puts around it, and the padding with zeros that is left to the
-        product.
-        """
+        """x [N, C, H, W], padded unless the mode is "zeros", and the zero padding for the product."""
         if self.padding_mode == "zeros":
             return x, self.padding
         return torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0

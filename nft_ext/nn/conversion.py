@@ -1,4 +1,4 @@
-"""From a plain model to a noisy one and back, and to one programmed chip."""
+"""Converts a plain model to a noisy one, and a noisy one to a plain one or to one programmed chip."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nft_ext._common.checks import did_you_mean, fail, integer, module
 from nft_ext.device import NVMDevice
@@ -30,18 +30,18 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
     """A copy of `model` whose Conv2d and Linear layers are noisy.
 
     Args:
-        model: any nn.Module. Layers that are noisy already get the device `nvm`. Subclasses of Conv2d and Linear stay
-            as they are: their forward is not ours to know. A UserWarning names the layers that go on multiplying
-            without noise for such a reason, unless `include` says what is wanted.
+        model: any nn.Module. Noisy layers get the device model `nvm`. Subclasses of Conv2d and Linear stay unchanged,
+            because their forward is unknown. Without `include`, a UserWarning names the layers that stay noise-free.
         nvm: the device model.
-        include: only these layers; exclude: not these. Qualified names, glob patterns over them, or module types.
+        include: convert only these layers: qualified names, glob patterns of names, or module types.
+        exclude: do not convert these layers.
 
     Returns:
-        The copy; its parameters are copies too, its state_dict keys those of `model`.
+        The copy, with its own parameters and the state_dict keys of `model`.
 
     Raises:
-        TypeError, ValueError: no layer to convert, a pattern that matches nothing (with near matches), weights that are
-            not finite.
+        TypeError: `model` or `nvm` has a wrong type.
+        ValueError: no layer to convert, a pattern that matches none, or weights that are not finite.
     """
     module("model", model)
     if not isinstance(nvm, NVMDevice):
@@ -57,7 +57,7 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
         _warn_of_noise_free(model, names)
     result = copy.deepcopy(model)
     taken = {m.stream for m in names.values() if isinstance(m, NoisyLayer) and m.name is not None}
-    for name in names:  # in the model's order, so that a hash collision resolves the same way every time
+    for name in names:  # in the model's order: hash collisions resolve the same way every time
         if name in wanted:
             plain = result.get_submodule(name)
             if isinstance(plain, NoisyLayer):
@@ -71,11 +71,11 @@ def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude:
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """A copy of `model` with plain layers again: the backbone, weights as trained.
+    """A copy of `model` with plain layers and the trained weights, without noise.
 
     Raises:
         TypeError: not a module.
-        ValueError: a fused model; restore the model that was fused.
+        ValueError: a fused model. Restore the model that was fused.
     """
     module("model", model)
     result = copy.deepcopy(model)
@@ -86,11 +86,13 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
-    """A plain copy of `model` with the noisy weights of one chip baked in: what chips(model, seed=seed, draws=[draw])
-    computes with, bit for bit, also inside nft_ext.noise.
+    """A plain copy of `model` whose weights are the programmed weights of one chip.
+
+    They equal those of chips(model, seed=seed, draws=[draw]) bit for bit, also inside nft_ext.noise.
 
     Raises:
-        ValueError: no noisy layers, seed or draw out of range, weights that are not finite.
+        TypeError: not a module.
+        ValueError: no noisy layers, seed or draw out of range, or weights that are not finite.
     """
     integer("draw", draw, 0, 2**32 - 1)
     key = noise_key(seed, draw)
@@ -109,7 +111,8 @@ def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
 
 
 def _check_finite(name: str, layer: nn.Module) -> None:
-    if not bool(torch.isfinite(layer.weight).all()):
+    weight = layer.weight
+    if isinstance(weight, Tensor) and not bool(torch.isfinite(weight).all()):
         fail(f"{name or 'model'}.weight", "must be finite (no NaN, no infinity)", "a tensor that is not")
 
 
@@ -117,13 +120,11 @@ def _warn_of_noise_free(model: nn.Module, convertible: dict[str, nn.Module]) -> 
     others = [f"{name} ({type(m).__name__})" for name, m in noise_free_layers(model).items() if name not in convertible]
     if others:
         shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
-        warnings.warn(
-            f"model: only Conv2d and Linear themselves become noisy; without noise go on {shown}", stacklevel=3
-        )
+        warnings.warn(f"convert: these layers stay noise-free: {shown}", stacklevel=3)
 
 
 def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> NoisyLayer:
-    """The same layer (parameters, hooks, settings) as its noisy class."""
+    """The same layer (parameters, hooks, settings) with its noisy class."""
     layer = as_kind(_NOISY[type(plain)], plain)
     layer.attach(nvm, name, stream)
     return layer
@@ -133,7 +134,7 @@ def _as_plain(layer: NoisyLayer) -> nn.Module:
     if isinstance(layer, FusedLayer):
         fail(
             "model",
-            "must not be fused, and hold NoisyConv2d and NoisyLinear only: call this on the model that was fused",
+            "must not be fused: call this on the model that was fused",
             f"a {type(layer).__name__} {layer.name}",
         )
     kind = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
@@ -148,7 +149,7 @@ def _as_plain(layer: NoisyLayer) -> nn.Module:
 
 
 def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put `new` wherever `old` stands (a module may stand in several places); returns the root, which may be `new`."""
+    """Replaces `old` by `new` everywhere in `root`; returns the root, which may be `new`."""
     if root is old:
         return new
     for parent in root.modules():
@@ -184,9 +185,7 @@ _FAST_PATHS = {
 
 
 def _leave_fast_paths(model: nn.Module) -> None:
-    """torch's fused transformer inference reads its Linears' weights itself and would skip the noise silently; its
-    nested tensors are for that path only.
-    """
+    """Turns off torch's transformer fast path, which reads the Linears' weights itself and would skip the noise."""
     for m in model.modules():
         for kind, (switch, off) in _FAST_PATHS.items():
             if isinstance(m, kind):
@@ -195,7 +194,7 @@ def _leave_fast_paths(model: nn.Module) -> None:
 
 
 def _take_fast_paths(model: nn.Module) -> None:
-    """The reverse, once the layers are plain again."""
+    """Restores the fast path of plain layers."""
     for m in model.modules():
         for kind, (switch, _) in _FAST_PATHS.items():
             if isinstance(m, kind) and "_fast_path" in m.__dict__:

@@ -1,8 +1,8 @@
-"""Noisy layers that do what follows them in eval mode: made by nft_ext.fuse, for inference."""
+"""Noisy layers with an epilogue: made by nft_ext.fuse, for inference."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,18 +15,24 @@ from nft_ext.nn.linear import NoisyLinear
 from nft_ext.ops import operators
 from nft_ext.ops.convolution import output_size
 from nft_ext.ops.functional import Crossbar, conv2d_operands, conv2d_product, linear_product
-from nft_ext.ops.operands import Epilogue, check_tensor, finished, in_autocast, is_ordinary
+from nft_ext.ops.operands import Epilogue, apply_epilogue, check_tensor, in_autocast, is_ordinary
 
 
 class FusedLayer(NoisyLayer):
-    """y = relu((W_p x + b) * scale + shift + residual); name, stream, device and chips are those of the noisy layer it
-    was.
+    """y = relu((W_p x + b) * scale + shift + residual), with the name, stream, device and chips of the noisy layer.
 
-    scale, shift: buffers [out] float32 or None, whatever the model is moved to. ends_in_relu: whether a ReLU follows.
+    Attributes:
+        scale, shift: buffers [out] or None. They stay float32 in `model.to(dtype)`.
+        ends_in_relu: whether the epilogue ends with ReLU.
     """
 
-    def follow(self, scale: Tensor | None, shift: Tensor | None, ends_in_relu: bool) -> None:
-        """What is done after the product."""
+    scale: Tensor | None
+    shift: Tensor | None
+    bias: Tensor | None
+    _operator: Any
+
+    def set_epilogue(self, scale: Tensor | None, shift: Tensor | None, ends_in_relu: bool) -> None:
+        """Sets what the layer does after its product."""
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
         self.ends_in_relu = ends_in_relu
@@ -34,16 +40,16 @@ class FusedLayer(NoisyLayer):
         self._scaled_shift: tuple = ()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """y of x and, where the model adds one, the residual.
+        """y from x and an optional residual.
 
         Raises:
-            RuntimeError: training mode; a tensor that requires a gradient where gradients are on. TypeError,
-                ValueError: as the noisy layer.
+            RuntimeError: training mode, or a tensor that requires a gradient.
+            TypeError, ValueError: as the noisy layer.
         """
         if self.training:
             fail(
                 self.name or type(self).__name__,
-                "must be in eval mode, a fused model is for inference: train the model it was made of, then fuse again",
+                "must be in eval mode, a fused model is for inference: train the original model, then fuse again",
                 "training mode",
                 RuntimeError,
             )
@@ -54,15 +60,15 @@ class FusedLayer(NoisyLayer):
         if compiling or not isinstance(x, Tensor):
             return self.checked(x, residual, bar)[0]
         x = in_autocast(x)
-        # Checked once for all calls with the same shapes, types and devices.
+        # Checks run once per combination of shapes, types and torch devices.
         stamp = (type(x), x.shape, x.dtype, x.device, x.layout, bar.weight.shape, bar.weight.device, bar.key.shape[0])
         if residual is not None:
             stamp += (type(residual), *_facts(residual))
         static = self._known.get(stamp)
         if static is not None:
             rows, own = self._buffers, self._parameters
-            bias = own["bias"] if "bias" in own else self.bias
-            call = operators.call_fused if torch.is_grad_enabled() else operators.past_autograd
+            bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401  (self.bias is slow, rarely needed)
+            call = operators.call_fused if torch.is_grad_enabled() else operators.without_autograd
             return call(
                 self._operator,
                 x,
@@ -83,9 +89,10 @@ class FusedLayer(NoisyLayer):
         return y
 
     def plain_operands(self) -> tuple | None:
-        """A Crossbar's weight, codes, step, table, key (None where a fresh chip is to be drawn), stream and spec, then
-        bias, scale and shift; or None where only a call of the layer will do: it has hooks, programmed or parametrized
-        weights, or refuses.
+        """(weight, codes, step, table, key, stream, spec, bias, scale, shift) for the operator noisy_cascade.
+
+        The key is None if a new chip must be drawn. The result is None if the layer itself must be called: it has hooks
+        or programmed or parametrized weights, or its forward raises an error.
         """
         own, rows = self._parameters, self._buffers
         weight = own.get("weight")
@@ -100,7 +107,7 @@ class FusedLayer(NoisyLayer):
         ):
             return None
         codes, step = self._codes_and_step(weight)
-        bias = own["bias"] if "bias" in own else self.bias
+        bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401  (self.bias is slow, rarely needed)
         return (
             None
             if codes is None
@@ -119,34 +126,36 @@ class FusedLayer(NoisyLayer):
         )
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
-        """(y, the operator's static arguments where it takes x and residual as they are); all arguments are checked."""
+        """(y, the operator's static arguments, or None if it cannot take x and residual unchanged), with all checks."""
         raise NotImplementedError
 
     def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
-        """y by torch's product with weights [S, *weight.shape] that stand programmed."""
+        """y by a library product with programmed weights [S, *weight.shape]."""
         raise NotImplementedError
 
-    def finish_programmed(self, y: Tensor, residual: Any) -> Tensor:
-        """What follows a product by torch, in one pass where that is possible."""
+    def after_library_product(self, y: Tensor, residual: Any) -> Tensor:
+        """The epilogue of a library product, in one loop if possible."""
         fits = residual is None or _facts(residual) == _facts(y)
         e = Epilogue(self.scale, self.shift, residual if fits else None, self.ends_in_relu and fits)
-        served = y.dtype in (torch.float32, torch.bfloat16) or y.is_cuda and y.dtype == torch.float16
-        y = programmed.finish(y, *e) if served and not torch.compiler.is_compiling() else finished(y, e)
-        return y if fits else self.finish(y, residual)
+        served = y.dtype in (torch.float32, torch.bfloat16) or (y.is_cuda and y.dtype == torch.float16)
+        in_place = served and not torch.compiler.is_compiling()
+        y = programmed.apply_epilogue(y, *e) if in_place else apply_epilogue(y, e)
+        return y if fits else self.add_and_relu(y, residual)
 
-    def finish(self, y: Tensor, residual: Any) -> Tensor:
-        """What is left where the residual is not of the product's shape and type: torch broadcasts and promotes."""
+    def add_and_relu(self, y: Tensor, residual: Any) -> Tensor:
+        """Residual and ReLU by torch, for a residual of another shape or type than the product."""
         if residual is not None:
             y = y + residual
         return y.relu() if self.ends_in_relu else y
 
     def _apply(self, fn, recurse=True):
-        """Scale and shift move, but stay float32."""
+        """Moves scale and shift, but keeps them float32."""
         rows = {name: row for name in ("scale", "shift") if (row := self._buffers[name]) is not None}
         super()._apply(fn, recurse)
         for name, row in rows.items():
-            if self._buffers[name].dtype != torch.float32:
-                self._buffers[name] = row.to(self._buffers[name].device)
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != torch.float32:
+                self._buffers[name] = row.to(moved.device)
         self._known, self._scaled_shift = {}, ()
         return self
 
@@ -155,7 +164,7 @@ class FusedLayer(NoisyLayer):
 
     def extra_repr(self) -> str:
         given = {"scale": self.scale is not None, "shift": self.shift is not None, "relu": self.ends_in_relu}
-        return f"{super().extra_repr()}, then {', '.join(name for name, is_given in given.items() if is_given) or 'nothing'}"
+        return f"{super().extra_repr()}, then {', '.join(name for name in given if given[name]) or 'nothing'}"
 
 
 def _facts(t: Any) -> tuple:
@@ -167,7 +176,7 @@ def _fits(residual: Any, shape: list[int], x: Tensor) -> bool:
 
 
 class FusedConv2d(FusedLayer, NoisyConv2d):
-    """A NoisyConv2d, BatchNorm2d in eval mode, a residual, ReLU: each but the first may be missing."""
+    """A NoisyConv2d with BatchNorm2d in eval mode, a residual and ReLU; all three are optional."""
 
     _operator = operators.ops.noisy_conv2d_fused.default
 
@@ -181,16 +190,17 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         x, geometry, shape = conv2d_operands(
             x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared
         )
-        if residual is None or not single and _fits(residual, shape, x):
+        if residual is None or (not single and _fits(residual, shape, x)):
             e = Epilogue(self.scale, self.shift, residual, self.ends_in_relu)
             y = conv2d_product(x, self.bias, bar, *geometry, shared, e)
             return y.squeeze(0) if single else y, (*geometry, shared) if x is given else None
         y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift))
-        return self.finish(y.squeeze(0) if single else y, residual), None
+        return self.add_and_relu(y.squeeze(0) if single else y, residual), None
 
     def row_scale(self, dtype: torch.dtype) -> Tensor | None:
-        """BatchNorm's scale, where cuDNN has a convolution that adds a bias and a residual and ends in ReLU by itself:
-        in 16 bits. One rounding of W_p * scale stands for that of W_p, and results are not rounded before the epilogue.
+        """BatchNorm's scale, if cuDNN can compute the epilogue: in 16 bits, with ReLU.
+
+        W_p * scale is then rounded instead of W_p, and results are not rounded before the epilogue.
         """
         served = (
             self.weight.is_cuda
@@ -203,28 +213,27 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         return self.scale if served and plain else None
 
     def scaled_shift(self, dtype: torch.dtype) -> Tensor:
-        """b * scale + shift [out] in `dtype`; kept."""
+        """b * scale + shift [out] in `dtype`; cached. Only with a scale."""
+        assert self.scale is not None
         given = [t for t in (self.bias, self.scale, self.shift) if t is not None]
         stamp = (dtype, *((id(t), t._version) for t in given))
         if not self._scaled_shift or self._scaled_shift[0] != stamp:
             shift = torch.zeros_like(self.scale) if self.shift is None else self.shift
             shift = shift if self.bias is None else torch.addcmul(shift, self.bias.float(), self.scale)
-            self._scaled_shift = (stamp, shift.to(dtype), given)  # which nobody else's identity can be while they live
+            self._scaled_shift = (stamp, shift.to(dtype), given)  # the references keep the identities unique
         return self._scaled_shift[1]
 
     def with_scaled(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
-        """y by cuDNN's convolution with an epilogue, from weights that hold the scale."""
+        """y by cuDNN's convolution with an epilogue, from weights times scale."""
         if x.dim() != 4:
             fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
         x = in_autocast(x)
-        weights, shift, geometry = (
-            weights.to(x.dtype),
-            self.scaled_shift(x.dtype),
-            (self.stride, self.padding, self.dilation, self.groups),
-        )
-        size = output_size(x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
+        weights, shift = weights.to(x.dtype), self.scaled_shift(x.dtype)
+        padding = cast("tuple[int, int]", self.padding)  # row_scale has excluded "same" and "valid"
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        size = output_size(x.shape[2:], self.kernel_size, self.stride, padding, self.dilation)
         if torch.compiler.is_compiling() or not _fits(residual, [x.shape[0], self.out_channels, *size], x):
-            return self.finish(programmed.conv2d(x, weights, shift, *geometry), residual)
+            return self.add_and_relu(programmed.conv2d(x, weights, shift, *geometry), residual)
         chips = programmed.chips_of(x, weights)
         residuals = [None] * chips if residual is None else residual.chunk(chips)
         parts = [
@@ -241,44 +250,34 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         if x.dim() != 4 and self.scale is not None:
             fail("x", f"must have the shape [B, {self.in_channels}, H, W]", list(x.shape))
         y = NoisyConv2d.forward(self, x)
-        return self.finish(y, residual) if y.dim() == 3 else self.finish_programmed(y, residual)
+        return self.add_and_relu(y, residual) if y.dim() == 3 else self.after_library_product(y, residual)
 
 
 class FusedLinear(FusedLayer, NoisyLinear):
-    """A NoisyLinear, BatchNorm1d in eval mode, a residual, ReLU: each but the first may be missing."""
+    """A NoisyLinear with BatchNorm1d in eval mode, a residual and ReLU; all three are optional."""
 
     _operator = operators.ops.noisy_linear_fused.default
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         check_tensor("x", x)
         shared = bar.key.shape[0] == 1
-        if (
-            self.scale is not None and x.dim() != 2
-        ):  # BatchNorm1d's channels are dimension 1, here not the product's rows
+        if self.scale is not None and x.dim() != 2:  # BatchNorm1d's channels are dim 1, not the product's outputs
             y = linear_product(x, self.bias, bar, shared, Epilogue())
-            if y.dim() != 3 or y.shape[1] != len(self.scale):
-                fail(
-                    "x",
-                    f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the "
-                    "BatchNorm1d that follows",
-                    list(x.shape),
-                )
-            return self.finish(finished(y, Epilogue(self.scale, self.shift)), residual), None
+            return self.after_3d_product(x, y, residual), None
         x = in_autocast(x)
         if _fits(residual, [*x.shape[:-1], self.out_features], x):
             y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu))
             return y, (shared,) if x.dim() == 2 else None
-        return self.finish(linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift)), residual), None
+        y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift))
+        return self.add_and_relu(y, residual), None
 
     def with_programmed(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
         y = programmed.linear(x, weights, self.bias)
-        if y.dim() == 2:
-            return self.finish_programmed(y, residual)
+        return self.after_library_product(y, residual) if y.dim() == 2 else self.after_3d_product(x, y, residual)
+
+    def after_3d_product(self, x: Tensor, y: Tensor, residual: Any) -> Tensor:
+        """The epilogue of a product y [B, C, out] whose BatchNorm1d, if any, has C channels."""
         if self.scale is not None and (y.dim() != 3 or y.shape[1] != len(self.scale)):
-            fail(
-                "x",
-                f"must have the shape [B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}] for the BatchNorm1d "
-                "that follows",
-                list(x.shape),
-            )
-        return self.finish(finished(y, Epilogue(self.scale, self.shift)), residual)
+            shapes = f"[B, {self.in_features}], or [B, {len(self.scale)}, {self.in_features}]"
+            fail("x", f"must have the shape {shapes} for the BatchNorm1d", list(x.shape))
+        return self.add_and_relu(apply_epilogue(y, Epilogue(self.scale, self.shift)), residual)

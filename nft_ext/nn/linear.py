@@ -1,4 +1,4 @@
-"""NoisyLinear."""
+"""The noisy linear layer."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nft_ext.ops.functional import linear_product
 
 
 class NoisyLinear(NoisyLayer, nn.Linear):
-    """nn.Linear whose weight sits on a crossbar: y = x W_p^T + b, W_p of Eq. 5; the bias is digital.
+    """nn.Linear whose weight sits on a crossbar: y = x W_p^T + b. The bias is digital.
 
-    The state_dict keys are those of nn.Linear. Shapes: x [B, ..., in] -> [B, ..., out]; inside `nft.chips` with S
-    chips, dim 0 is chip-major, S * B.
+    The state_dict keys are those of nn.Linear. Shapes: x [B, ..., in] -> [B, ..., out]. Inside `nft.chips` with S
+    chips, dim 0 is S * B, chip-major.
 
     Args:
-        in_features, out_features, bias: as nn.Linear takes them.
+        in_features, out_features, bias: as in nn.Linear.
         nvm: the device model.
         options: the other arguments of nn.Linear.
 
     Raises:
-        TypeError, ValueError: arguments, shapes, types or torch devices that do not fit, by name.
+        TypeError, ValueError: a bad argument, shape, type or torch device.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class NoisyLinear(NoisyLayer, nn.Linear):
         super().__init__(in_features, out_features, bias, **options)
         self.attach(nvm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, ..., out] of x [B, ..., in], see the class."""
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  (torch: `input`)
+        """[B, ..., out] from x [B, ..., in], see the class."""
         if (weights := self.programmed()) is not None:
             return programmed.linear(x, weights, self.bias)
         bar = self.crossbar()

@@ -1,4 +1,4 @@
-"""Which of torch's layers multiply by weights that no crossbar holds."""
+"""Finds torch layers whose weights are on no crossbar."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ _MULTIPLY = (_ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.Mul
 
 
 def noise_free_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Convolutions, linear, recurrent and attention layers, by qualified name, that are not noisy layers. What a module
-    of the user's own multiplies is not known.
+    """Convolution, linear, recurrent and attention layers that are not noisy, by qualified name.
+
+    Products inside the user's own modules are not found.
     """
     return {
         name: module

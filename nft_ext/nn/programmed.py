@@ -1,7 +1,7 @@
-"""Weights programmed once for many batches: all layers in few launches, then torch's own products.
+"""Weights programmed once for many batches: all layers in few launches, then library products.
 
-For evaluation with many rows a chip, where a product costs far more than its weights and each batch would otherwise
-program them again. What a layer computes with is W_p of the same key, bit for bit; only the products are the library's.
+This pays with many rows per chip, where programming in each batch would cost time. W_p is the same bit for bit; only
+the products are the library's.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ from nft_ext.ops.operands import in_autocast
 
 @torch.no_grad()
 def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Iterable[Tensor] = ()) -> list[Tensor]:
-    """W_p [S, *weight.shape] of every layer on the chips of the key in force, in `dtype`, by one call a device. scales:
-    none, or [out]
-    float32 for every layer: its rows are multiplied before they are rounded to `dtype`.
+    """W_p of every layer on the chips of the layers' key, by one operator call per torch device.
 
-    Layers without a key in force, or with different keys, are an error of the caller.
+    The caller makes sure that all layers have the same key.
+
+    Args:
+        layers: noisy layers.
+        dtype: the type of the results.
+        scales: empty, or [out] float32 per layer: factors of the rows, applied before rounding to `dtype`.
+
+    Returns:
+        [S, *weight.shape] per layer.
     """
     layers, scales = list(layers), list(scales)
     together = defaultdict(list)
@@ -35,10 +41,10 @@ def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Ite
     for places in together.values():
         bars = [layers[p].crossbar() for p in places]
         steps = [bar.step for bar in bars]
-        if any(step is None for step in steps):  # weights of another type, or written to in this moment
+        if any(step is None for step in steps):  # weights of another type
             bars, steps = [bar._replace(codes=None) for bar in bars], []
         spec = [entry for bar in bars for entry in bar.spec]
-        # Tensor cores want channels last: torch's convolutions would copy the weights of other layouts in every call.
+        # For tensor cores: torch's convolutions copy weights of other layouts in every call.
         channels_last = bars[0].weight.is_cuda and dtype != torch.float32
         many = operators.ops.program_many(
             [bar.weight for bar in bars],
@@ -79,9 +85,16 @@ def conv2d(x: Tensor, weights: Tensor, bias: Tensor | None, *convolution) -> Ten
     return torch.cat([functional.conv2d(part, w, bias, *convolution) for part, w in zip(x.chunk(chips), weights)])
 
 
-def finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, relu: bool) -> Tensor:
-    """relu(y * scale + shift + residual) in one pass; y [N, out] or [N, out, H, W] is overwritten, the residual has its
-    shape and type.
+def apply_epilogue(
+    y: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, relu: bool
+) -> Tensor:
+    """relu(y * scale + shift + residual) in one loop over y, which it overwrites.
+
+    Args:
+        y: [N, out] or [N, out, H, W].
+        scale, shift: [out] float32.
+        residual: shape and type of y.
+        relu: whether to end with ReLU.
     """
     if not (y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last)):
         y = y.contiguous()
@@ -90,6 +103,7 @@ def finish(y: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tens
 
 
 def chips_of(x: Tensor, weights: Tensor) -> int:
+    """The number of chips of `weights`, checked against x."""
     chips = weights.shape[0]
     if x.dim() == 1 and chips > 1:
         fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))

@@ -1,1 +1,1 @@
-"""The compiled operators and the public calls on tensors that reach them."""
+"""The compiled operators, and the public functions on tensors that call them."""

@@ -1,4 +1,4 @@
-"""Which libraries were built and loaded, and what they use (`nft-ext info`)."""
+"""Loads the compiled libraries and reports how they were built (`nft-ext info`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nft_ext.version import __version__
 
 folder = libraries.find()
 cuda_library = folder / libraries.CUDA_OPERATORS
-cuda_failure: str | None = None  # why _C_cuda is not loaded; raised at the first use of a CUDA tensor
+cuda_failure: str | None = None  # why _C_cuda is not loaded; the first CUDA tensor raises it
 
 
 def _load() -> None:
@@ -27,7 +27,7 @@ def _load() -> None:
     if torch.version.cuda is None:
         cuda_failure = "the installed torch has no CUDA support"
     elif not cuda_library.exists():
-        from nft_ext import _core
+        from nft_ext import _core  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
 
         cuda_failure = f"nft_ext was built without CUDA: {_core.build()['cuda_off']}"
     else:
@@ -40,16 +40,15 @@ def _load() -> None:
 _load()
 
 
-# Read when the CUDA library is loaded, which reads it too (csrc/cuda/ops_cuda.cpp).
+# Read once, at import: the CUDA library reads it when it is loaded (csrc/cuda/torch/one_pass_switch.h).
 _ONE_PASS = os.environ.get("NFT_EXT_ONE_PASS", "")
 
 
 def one_pass() -> str:
-    """Which products on CUDA generate their weights themselves: NFT_EXT_ONE_PASS at the import, or auto where it was
-    not set.
+    """Which products on CUDA are one-pass products: NFT_EXT_ONE_PASS at import, "auto" if unset.
 
     Raises:
-        ValueError: another value.
+        ValueError: NFT_EXT_ONE_PASS has an unknown value.
     """
     if _ONE_PASS not in ("", "auto", "always", "never"):
         fail("NFT_EXT_ONE_PASS", "must be auto, always or never", _ONE_PASS)
@@ -57,12 +56,12 @@ def one_pass() -> str:
 
 
 def info() -> dict[str, Any]:
-    """Versions, compiler, instruction sets, threads, and CUDA architectures or why CUDA is off.
+    """Versions, compiler, instruction sets, threads, and CUDA architectures or the reason why CUDA is off.
 
     Raises:
-        ValueError: an environment variable of this package has an unknown value.
+        ValueError: NFT_EXT_ONE_PASS has an unknown value.
     """
-    from nft_ext import _core
+    from nft_ext import _core  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
 
     build = _core.build()
     return {

@@ -1,9 +1,8 @@
-"""The library's convolution gradients with the same bits every time, whatever torch is told elsewhere.
+"""The library's convolution gradients with the same bits in every call.
 
-cuDNN sums some gradients by atomics, in whatever order they come, unless torch's flag `cudnn.deterministic` keeps it
-from them; with `cudnn.benchmark` it takes what was fastest at the first call, which is not the same in every process.
-The kernel below sets both for its own call. It runs where the operators' backward runs, so that holds in eager mode,
-under torch.compile and while a CUDA graph is captured alike.
+cuDNN sums some gradients by atomics in random order unless `cudnn.deterministic` is on. With `cudnn.benchmark` the
+algorithm may differ from process to process. The kernel below sets both flags for its own call. It is an operator, so
+this holds in eager mode, under torch.compile and in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -23,8 +22,11 @@ _inside, _before = 0, (False, False)
 
 @contextlib.contextmanager
 def deterministic_cudnn() -> Iterator[None]:
-    """Inside, in all threads: cudnn.deterministic is on and cudnn.benchmark off. The flags are the process's, and every
-    device has a thread for its backward: the first one in sets them, the last one out gives back what that found."""
+    """Turns cudnn.deterministic on and cudnn.benchmark off inside.
+
+    The flags belong to the process, and each torch device runs its backward in its own thread. The first thread to
+    enter sets them, the last one to leave restores them.
+    """
     global _inside, _before
     with _lock:
         if _inside == 0:
@@ -43,12 +45,12 @@ def deterministic_cudnn() -> Iterator[None]:
 
 
 def convolution_backward(*arguments: Any) -> Any:
-    """aten::convolution_backward with its arguments and results."""
+    """aten::convolution_backward: same arguments, same results."""
     with deterministic_cudnn():
         return torch.ops.aten.convolution_backward.default(*arguments)
 
 
-# Kernels of C++ reach it through the dispatcher (csrc/cuda/ops_cuda.cpp): torch's stable ABI has no such flag.
+# C++ calls this through the dispatcher: torch's stable ABI cannot set the flags.
 torch.library.impl("nft_ext::convolution_backward", ("cpu", "cuda"), convolution_backward)
 
 

@@ -1,4 +1,4 @@
-"""The three public calls on tensors: program a crossbar, and the noisy products."""
+"""The three public functions on tensors: `program_weights` and the noisy products."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from nft_ext.ops.convolution import output_size, reach
 from nft_ext.ops.keys import noise_key
 from nft_ext.ops.operands import (
     Epilogue,
+    apply_epilogue,
     check_epilogue,
     check_key,
     check_operands,
     check_tensor,
     epilogue_of,
-    finished,
     padded,
     two,
 )
 
 
 class Crossbar(NamedTuple):
-    """What the operators need of one layer besides x: see csrc/ops.cpp."""
+    """The arguments that describe a layer's crossbar, in the operators' order (csrc/operators/schemas.cpp)."""
 
     weight: Tensor  # [*] float32
-    codes: Tensor | None  # [*] or None
-    step: Tensor | None  # [], or None: the operator finds it
+    codes: Tensor | None  # [*], or None: the operator computes them
+    step: Tensor | None  # [], or None: the operator computes it
     table: Tensor  # [T]
     key: Tensor  # [S, 2]
     stream: int
@@ -41,24 +41,22 @@ class Crossbar(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def device_table(nvm: NVMDevice, device: torch.device) -> Tensor:
-    """The operators' table of a device model, on `device` (the CPU for meta, where it would lose its values); made
-    once.
-    """
-    with torch.inference_mode(False):  # an inference tensor kept here could not serve training later
+    """The device model's table for the operators, on a torch device; cached. On meta it stays on the CPU."""
+    with torch.inference_mode(False):  # training cannot use a cached inference tensor
         return torch.from_numpy(nvm.operator_table()).to("cpu" if device.type == "meta" else device)
 
 
 @functools.lru_cache(maxsize=1024)
 def device_at(nvm: NVMDevice, sigma: float) -> NVMDevice:
-    """The device model at another sigma; made once, since OVF asks for it at every step."""
+    """The device model at another sigma; cached, because OVF needs it in every step."""
     return nvm.replace(sigma=sigma)
 
 
 def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enabled: bool = True) -> Crossbar:
-    """Weight and noise as operator arguments. Checks types, devices and ranges.
+    """Weight and noise as operator arguments. Checks types, torch devices and ranges.
 
     Raises:
-        TypeError, ValueError: the argument, the rule and the value; weights that are not finite.
+        TypeError, ValueError: a bad argument.
     """
     check_tensor("weight", weight)
     if not isinstance(nvm, NVMDevice):
@@ -80,21 +78,23 @@ def program_weights(
     dtype: torch.dtype = torch.float32,
     enabled: bool = True,
 ) -> Tensor:
-    """Weights as they sit on programmed chips (Eq. 4 and 5).
+    """Programmed weights W_p, one copy per chip (Eq. 4 and 5 of arXiv 2305.14561).
 
     Args:
-        weight: [*], float32 (other floating types are converted).
+        weight: [*], float32 (bfloat16 and float16 are converted).
         nvm: the device model.
-        seed, draws: which chips, see `noise_key`; or give `key` [S, 2] itself.
+        seed, draws: the chips, see `noise_key`.
         stream: the layer's 32-bit stream.
-        dtype: float32, or bfloat16 rounded to nearest even.
+        key: int64 [S, 2], in place of seed and draws.
+        dtype: float32 or bfloat16, on CUDA also float16. 16-bit results are rounded to nearest even.
         enabled: False gives the quantized weight W_d.
 
     Returns:
-        [S, *weight.shape]. Differentiable: dL/dW is the sum over chips (straight-through).
+        [S, *weight.shape]. The gradient is straight-through: dL/dW is the sum of dL/dW_p over chips.
 
     Raises:
-        TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite.
+        TypeError, ValueError: a bad argument.
+        RuntimeError: weights that are not finite.
     """
     check_tensor("weight", weight)
     key = noise_key(seed, draws, device=weight.device) if key is None else key
@@ -120,28 +120,31 @@ def noisy_linear(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """x W_p^T + bias for every chip of the key; with scale, shift, residual or relu, for inference,
-    relu((x W_p^T + bias) * scale + shift + residual) in one operator.
+    """x W_p^T + bias for every chip of the key.
+
+    With scale, shift, residual or relu, one operator also applies the epilogue, for inference only:
+    relu((x W_p^T + bias) * scale + shift + residual).
 
     Args:
-        x: [B, ..., in]; or with shared=False [S * B, ..., in], chip-major.
-        weight: [out, in]. bias: [out], digital (no noise).
+        x: [B, ..., in]; with shared=False [S * B, ..., in], chip-major.
+        weight: [out, in].
+        bias: [out], digital (no noise).
         nvm: the device model.
         key: int64 [S, 2] on x's torch device, one row per chip.
         stream: the layer's 32-bit stream.
         shared: whether all chips see the same x.
         enabled: False multiplies with the quantized weight W_d.
-        scale, shift: [out] float32, batch-norm's in eval mode. residual: as the result, shape and dtype. relu: whether
-            to end with one. None and False: left out. Computed in float32; the result is rounded once where the fused
-            product serves the shape, else the product is rounded too.
+        scale, shift: [out] float32, batch-norm in eval mode.
+        residual: shape and dtype of the result.
+        relu: whether the epilogue ends with ReLU. The epilogue is computed in float32. A one-pass product rounds the
+            result once; a library product is rounded before the epilogue too.
 
     Returns:
-        [S * B, ..., out], chip-major, in x's dtype (autocast's, where that is on). A 1-D x [in] gives [out], with S = 1
-        only.
+        [S * B, ..., out], chip-major, in x's dtype (or autocast's). With S = 1, x may be [in]; the result is [out].
 
     Raises:
-        TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite; with scale, shift, residual or
-            relu, a tensor that requires a gradient where gradients are on.
+        TypeError, ValueError: a bad argument.
+        RuntimeError: weights that are not finite; or an epilogue, and a tensor that requires a gradient.
     """
     bar = crossbar(weight, nvm, key, stream, enabled=enabled)
     return linear_product(x, bias, bar, shared, epilogue_of(scale, shift, residual, relu))
@@ -150,7 +153,7 @@ def noisy_linear(
 def linear_product(
     x: Tensor, bias: Tensor | None, bar: Crossbar, shared: bool, epilogue: Epilogue | None = None
 ) -> Tensor:
-    """`noisy_linear` on prepared operator arguments."""
+    """`noisy_linear` on a prepared crossbar."""
     chips = bar.key.shape[0]
     if bar.weight.dim() != 2:
         fail("weight", "must have the shape [out, in]", list(bar.weight.shape))
@@ -196,26 +199,30 @@ def noisy_conv2d(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """conv2d(x, W_p, bias) for every chip of the key; the other arguments are those of torch.nn.functional.conv2d. With
-    scale, shift, residual or relu, for inference, relu(conv2d(x, W_p, bias) * scale + shift + residual) in one
-    operator.
+    """conv2d(x, W_p, bias) for every chip of the key.
+
+    With scale, shift, residual or relu, one operator also applies the epilogue, for inference only:
+    relu(conv2d(x, W_p, bias) * scale + shift + residual).
 
     Args:
-        x: [B, C, H, W]; or with shared=False [S * B, C, H, W], chip-major.
-        weight: [out, C / groups, kh, kw]. bias: [out], digital (no noise).
-        stride, padding, dilation, groups: as in torch; padding also "same" (stride 1) or "valid".
+        x: [B, C, H, W]; with shared=False [S * B, C, H, W], chip-major.
+        weight: [out, C / groups, kh, kw].
+        bias: [out], digital (no noise).
+        stride, padding, dilation, groups: as in torch.nn.functional.conv2d. Padding may be "same" (stride 1) or
+            "valid".
         nvm: the device model.
         key: int64 [S, 2] on x's torch device, one row per chip.
         stream: the layer's 32-bit stream.
         shared: whether all chips see the same x.
         enabled: False convolves with the quantized weight W_d.
-        scale, shift, residual, relu: as in `noisy_linear`, one scale and one shift per output channel.
+        scale, shift, residual, relu: the epilogue, as in `noisy_linear`.
 
     Returns:
-        [S * B, out, oh, ow], chip-major, in x's dtype (autocast's, where that is on) and memory format.
+        [S * B, out, oh, ow], chip-major, in x's dtype (or autocast's) and memory format.
 
     Raises:
-        TypeError, ValueError: bad arguments. RuntimeError: weights that are not finite, gradients as in `noisy_linear`.
+        TypeError, ValueError: a bad argument.
+        RuntimeError: as `noisy_linear`.
     """
     bar = crossbar(weight, nvm, key, stream, enabled=enabled)
     return conv2d_product(
@@ -234,14 +241,14 @@ def conv2d_product(
     shared: bool,
     epilogue: Epilogue | None = None,
 ) -> Tensor:
-    """`noisy_conv2d` on prepared operator arguments."""
+    """`noisy_conv2d` on a prepared crossbar."""
     x, geometry, shape = conv2d_operands(x, bias, bar, stride, padding, dilation, groups, shared)
     if epilogue is not None:
         check_epilogue(epilogue, x, bar.weight, shape)
-    if _in_pieces(x, bar):
+    if _split_for_compiler(x, bar):
         w_p = operators.ops.program.default(*bar, x.dtype)[0]
         y = torch.nn.functional.conv2d(x, w_p, bias if bias is None else bias.to(x.dtype), *geometry)
-        return y if epilogue is None else finished(y, epilogue)
+        return y if epilogue is None else apply_epilogue(y, epilogue)
     arguments = (x, bar.weight, bias, *bar[1:], *geometry, shared)
     if epilogue is not None:
         return operators.call_fused(operators.ops.noisy_conv2d_fused.default, *arguments, *epilogue)
@@ -251,7 +258,7 @@ def conv2d_product(
 def conv2d_operands(
     x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, padding: Any, dilation: Any, groups: Any, shared: bool
 ) -> tuple[Tensor, tuple[list[int], list[int], list[int], int], list[int]]:
-    """(x as the operator takes it, its stride, padding, dilation and groups, the result's shape), checked."""
+    """(x, (stride, padding, dilation, groups), result shape) as the operator takes them; checked."""
     weight = bar.weight
     if weight.dim() != 4:
         fail("weight", "must have the shape [out, C / groups, kh, kw]", list(weight.shape))
@@ -276,11 +283,13 @@ def conv2d_operands(
     return x, (stride, padding, dilation, groups), [rows, weight.shape[0], *size]
 
 
-_MANY = 1 << 17  # elements of x: beyond about as many, csrc/cpu/fused.h leaves the product to the library too
+_MANY = 1 << 17  # elements of x; csrc/cpu/torch/one_pass.h switches to library products at about the same number
 
 
-def _in_pieces(x: Tensor, bar: Crossbar) -> bool:
-    """Whether a compiled graph shall see the programmed weight and torch's own convolution: with many images the
-    compiler gains more from choosing layouts and fusing what follows than the operator does. One chip, no gradient.
+def _split_for_compiler(x: Tensor, bar: Crossbar) -> bool:
+    """Whether a compiled graph gets separate operators for programming and convolution.
+
+    For many images the compiler gains more by choosing layouts and merging elementwise operations than one operator
+    does. One chip, no gradient.
     """
     return torch.compiler.is_compiling() and not torch.is_grad_enabled() and bar.key.shape[0] == 1 and x.numel() > _MANY

@@ -1,8 +1,7 @@
-"""Keys: which chip's noise an operator draws (design, section 3).
+"""Keys: they name the chips whose noise an operator samples (docs/reference/noise.md).
 
-A key is an int64 tensor [S, 2], one row a chip: (seed, draw + domain * 2^32). Domains keep what was trained on, what
-was
-selected on and what is evaluated apart: a chip of one domain never occurs in another, whatever the seeds.
+A key is an int64 tensor [S, 2], one row per chip: (seed, draw + domain * 2^32). Chips for training, selection and
+evaluation have different domains. A chip of one domain never occurs in another, for any seed.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import numbers
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,35 +33,34 @@ def noise_key(
         seed: 64-bit Philox key, 0 <= seed < 2^64.
         draws: chip numbers, each 0 <= draw < 2^32.
         domain: evaluation, training, selection or permutation.
-        device: where the key lives; must be the operand's device.
+        device: the torch device of the key, which must be that of the weight.
 
     Returns:
         int64 tensor [S, 2].
 
     Raises:
-        ValueError: seed or a draw out of range, no draws, unknown domain.
+        ValueError: seed or a draw out of range, no draws, or an unknown domain.
     """
     seed = integer("seed", seed, 0, 2**64 - 1)
     one_of("domain", domain, DOMAINS)
-    if type(draws) is int:  # the common case
-        draws = [draws]
-    elif not isinstance(draws, (numbers.Integral, Iterable)):
-        fail("draws", "must be an integer or several", draws)
+    if type(draws) is int or isinstance(draws, numbers.Integral):
+        numbered: list[Any] = [draws]
+    elif isinstance(draws, Iterable):
+        numbered = list(draws)
     else:
-        draws = [draws] if isinstance(draws, numbers.Integral) else list(draws)
-    if not draws:
-        fail("draws", "must name at least one chip", draws)
+        fail("draws", "must be an integer or an iterable of integers", draws)
+    if not numbered:
+        fail("draws", "must name at least one chip", numbered)
     high = DOMAINS[domain] << 32
-    rows = [[seed - 2**64 if seed >= 2**63 else seed, integer("draws", d, 0, 2**32 - 1) + high] for d in draws]
+    rows = [[seed - 2**64 if seed >= 2**63 else seed, integer("draws", d, 0, 2**32 - 1) + high] for d in numbered]
     if device is None or torch.compiler.is_compiling():
         return torch.tensor(rows, dtype=torch.int64, device=device)
-    return torch.from_numpy(np.array(rows, np.int64)).to(
-        device
-    )  # half the time of torch.tensor, which is felt with small layers
+    # Half the time of torch.tensor: it counts for small layers.
+    return torch.from_numpy(np.array(rows, np.int64)).to(device)
 
 
-# An operator (csrc/keys.h), for compiled graphs too: a plain randint in a graph takes its numbers from another place
-# than eager mode. Defined here, as the stable ABI of torch 2.11 knows no tags.
+# An operator, because randint in a compiled graph uses another generator than in eager mode. Defined in Python, because
+# the stable ABI of torch 2.11 has no tags.
 torch.library.define(
     "nft_ext::draw_key",
     "(Tensor like) -> Tensor",
@@ -90,21 +89,19 @@ _draw_key, _draw_keys = torch.ops.nft_ext.draw_key.default, torch.ops.nft_ext.dr
 
 
 def fresh_key(like: torch.Tensor) -> torch.Tensor:
-    """A key [1, 2] in the training domain whose seed comes from torch's generator of `like`'s device
-    (torch.manual_seed).
-    """
+    """A key [1, 2] of the training domain, its seed drawn from the torch generator of `like`'s torch device."""
     return _draw_key(like)
 
 
 def fresh_keys(like: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """`count` keys, int64 [1, 2] each: those that as many calls of `fresh_key` would give."""
+    """`count` keys, int64 [1, 2] each, equal to those of `count` calls of `fresh_key`."""
     return _draw_keys(like, count)
 
 
 def stream_of(name: str, taken: Iterable[int] = ()) -> int:
-    """The 32-bit stream of the layer with this qualified name: a hash, so other layers do not change it.
+    """The 32-bit stream of the layer with this qualified name: its hash, independent of other layers.
 
-    `taken` holds the streams of the layers before it; the rare collision hashes on.
+    `taken` holds the streams of earlier layers. On a collision the name is extended and hashed again.
     """
     taken = set(taken)
     text = name

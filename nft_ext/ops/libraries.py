@@ -1,9 +1,8 @@
-"""Finds the folder of the compiled libraries: the package's own, or that of the installed copy it shadows.
+"""Finds the folder of the compiled libraries: the package's own, or that of an installed copy.
 
-`python -c "import nft_ext"` inside a checkout imports the checkout's Python files, whether or not a copy is installed.
-The checkout may then use the libraries of the installed copy, but only if both have the same version and the same C++
-and CUDA sources. setup.py writes a record of both beside the libraries and runs this file for it. Hence this file uses
-the standard library alone.
+`python -c "import nft_ext"` inside a checkout imports the checkout's Python files, even if a copy is installed. The
+checkout may then load the libraries of the installed copy, if version and C++ and CUDA sources are the same. setup.py
+records both beside the libraries, with the functions of this file. Hence this file uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ BUILD = "pip install --no-build-isolation -e ."
 
 
 def identity(package: Path) -> dict[str, str] | None:
-    """Version and hash of the sources in a checkout; None where `package` lies in no checkout.
+    """Version and hash of the sources in a checkout; None outside a checkout.
 
-    package: the folder nft_ext, beside which a checkout has CMakeLists.txt and csrc.
+    Args:
+        package: the folder nft_ext. In a checkout, CMakeLists.txt and csrc lie beside it.
     """
     root = package.parent
     if not ((root / "CMakeLists.txt").is_file() and (root / "csrc").is_dir()):
@@ -43,15 +43,19 @@ def identity(package: Path) -> dict[str, str] | None:
 def find(package: Path = HERE, search: Sequence[str] | None = None) -> Path:
     """The folder whose libraries `package` loads.
 
-    search: folders that may hold an installed nft_ext; sys.path by default.
+    Libraries in `package` that were built from other sources are used with a warning.
 
-    Raises ImportError (names the folders and the command that mends it) if there are no libraries, or none that
-    belong to these sources. Own libraries that were built from other sources are used, with a warning.
+    Args:
+        package: the folder nft_ext.
+        search: folders that may hold an installed nft_ext; sys.path by default.
+
+    Raises:
+        ImportError: no libraries, or none that belong to these sources. It names the folders and the command to run.
     """
     own, wanted = _complete(package), identity(package)
     if own and (wanted is None or _record(package) in (None, wanted)):
         return package
-    # Resolved, since the search path may hold the checkout by another name.
+    # Resolved: the search path may name the checkout differently.
     places = dict.fromkeys((Path(entry) / "nft_ext").resolve() for entry in (sys.path if search is None else search))
     installed = [place for place in places if place != package.resolve() and _complete(place)]
     for place in installed:
@@ -72,7 +76,7 @@ def find(package: Path = HERE, search: Sequence[str] | None = None) -> Path:
     if installed:
         raise ImportError(
             f"nft_ext: the source folder {package} holds no compiled libraries, and it shadows the copy "
-            f"installed in {installed[0]}, which was built from {_said(_record(installed[0]), wanted)}. "
+            f"installed in {installed[0]}, which was built from {_sources(_record(installed[0]), wanted)}. "
             f"Run Python from another folder to use the installed copy, or build here: {BUILD}"
         )
     raise ImportError(
@@ -82,9 +86,9 @@ def find(package: Path = HERE, search: Sequence[str] | None = None) -> Path:
 
 
 def import_core(folder: Path) -> None:
-    """Imports nft_ext._core from a folder that is not the package's, so that `from nft_ext import _core` finds it."""
+    """Imports nft_ext._core from another folder, for `from nft_ext import _core`."""
     spec = PathFinder.find_spec("nft_ext._core", [str(folder)])
-    assert spec is not None and spec.loader is not None  # `find` has seen it
+    assert spec is not None and spec.loader is not None  # `find` has checked that
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -92,20 +96,20 @@ def import_core(folder: Path) -> None:
 
 
 def _complete(folder: Path) -> bool:
-    """Whether the folder holds the operators, and the Python module for this Python."""
+    """Whether the folder holds the operators and the module for this Python."""
     return (folder / OPERATORS).is_file() and PathFinder.find_spec("nft_ext._core", [str(folder)]) is not None
 
 
 def _record(folder: Path) -> dict[str, str] | None:
-    """What `identity` said when the folder's libraries were built; None if nothing readable was written."""
+    """The `identity` at the time of the build; None without a readable record."""
     try:
         return json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
         return None
 
 
-def _said(record: dict[str, str] | None, wanted: dict[str, str]) -> str:
+def _sources(record: dict[str, str] | None, wanted: dict[str, str]) -> str:
     if record is None:
-        return "sources that it holds no record of"
+        return "unrecorded sources"
     there, here = record.get("version"), wanted["version"]
     return f"version {there}, not {here}" if there != here else f"other C++ or CUDA sources of version {here}"

@@ -1,4 +1,4 @@
-"""What the products take besides a crossbar, checked before any work: operands, geometry, epilogue."""
+"""Checks of the other arguments of products: operands, geometry, epilogue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nft_ext.ops import build_info
 
 
 class Epilogue(NamedTuple):
-    """What follows a product in a network in eval mode: relu((W_p x + bias) * scale + shift + residual), for inference."""
+    """The epilogue of a product, for inference: relu((W_p x + bias) * scale + shift + residual)."""
 
     scale: Tensor | None = None  # [out] float32
     shift: Tensor | None = None  # [out] float32
@@ -24,7 +24,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def is_ordinary(value: Any) -> bool:
-    """Whether `value` is a dense float32 tensor on the CPU: the common case, on the path of every forward."""
+    """Whether `value` is a dense float32 tensor on the CPU: the common case, tested in every forward."""
     return (
         type(value) in _PLAIN
         and value.dtype is torch.float32
@@ -35,7 +35,7 @@ def is_ordinary(value: Any) -> bool:
 
 
 def is_dense_on_cpu(value: Any) -> bool:
-    """Whether the CPU's operators take `value` as it is, for x or a residual."""
+    """Whether the CPU operators accept `value` unchanged as x or residual."""
     return is_ordinary(value) or (
         type(value) in _PLAIN
         and value.dtype is torch.bfloat16
@@ -46,7 +46,7 @@ def is_dense_on_cpu(value: Any) -> bool:
 
 
 def check_tensor(argument: str, value: Any) -> None:
-    """A floating tensor the operators serve, on a device that this build serves."""
+    """Checks that the operators and this build support the tensor's type, layout and torch device."""
     if is_ordinary(value):
         return
     if not isinstance(value, Tensor):
@@ -67,6 +67,7 @@ def check_tensor(argument: str, value: Any) -> None:
 
 
 def check_key(key: Any, device: torch.device) -> None:
+    """Checks type, shape and torch device of a key."""
     if not isinstance(key, Tensor) or key.dtype != torch.int64:
         fail(
             "key",
@@ -81,7 +82,7 @@ def check_key(key: Any, device: torch.device) -> None:
 
 
 def check_operands(x: Any, weight: Tensor, bias: Tensor | None, chips: int, shared: bool) -> Tensor:
-    """x, in autocast's dtype where that is on, once it fits the weight, the bias and the chips."""
+    """x in autocast's dtype, checked against the weight, the bias and the number of chips."""
     check_tensor("x", x)
     x = in_autocast(x)
     if x.device != weight.device:
@@ -100,7 +101,7 @@ def check_operands(x: Any, weight: Tensor, bias: Tensor | None, chips: int, shar
 
 
 def check_epilogue(e: Epilogue, x: Tensor, weight: Tensor, shape: list[int]) -> None:
-    """Scale, shift and residual, once they fit the weight, x (in autocast's dtype) and the result's shape."""
+    """Checks scale, shift and residual against the weight, x (in autocast's dtype) and the result's shape."""
     for argument, value in (("scale", e.scale), ("shift", e.shift)):
         if value is None:
             continue
@@ -121,8 +122,8 @@ def check_epilogue(e: Epilogue, x: Tensor, weight: Tensor, shape: list[int]) -> 
             fail("residual", f"must be on the weight's device {weight.device}", str(e.residual.device))
 
 
-def finished(y: Tensor, e: Epilogue) -> Tensor:
-    """The epilogue in torch's operations, for compiled graphs that see the product: there they become one pass."""
+def apply_epilogue(y: Tensor, e: Epilogue) -> Tensor:
+    """The epilogue in torch operations. In a compiled graph the compiler makes them one loop."""
     row = [1, -1, *[1] * (y.dim() - 2)]
     z = y.float()
     if e.scale is not None:
@@ -135,25 +136,26 @@ def finished(y: Tensor, e: Epilogue) -> Tensor:
 
 
 def in_autocast(x: Tensor) -> Tensor:
-    """x in the dtype that autocast asks for; weights and tables stay float32, the kernel rounds W_p to x's dtype."""
+    """x in autocast's dtype. Weights and tables stay float32; the kernel rounds W_p to x's dtype."""
     dtype = autocast_dtype(x.device)
     return x if dtype is None or not x.is_floating_point() else x.to(dtype)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype that autocast asks for on `device`, None where it is off; the meta device has none."""
+    """Autocast's dtype on the torch device; None if autocast is off or on meta."""
     kind = device.type
     return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
 
 
 def two(argument: str, value: Any, low: int) -> list[int]:
+    """One or two integers >= low, as two."""
     if (
         type(value) is tuple
         and len(value) == 2
         and type(value[0]) is type(value[1]) is int
         and value[0] >= low <= value[1]
     ):
-        return list(value)  # the common case, on the path of every forward
+        return list(value)  # the common case: every forward comes here
     if not isinstance(value, (int, tuple, list)):
         fail(argument, "must be one or two integers", value)
     values = [value, value] if isinstance(value, int) else list(value)
@@ -165,7 +167,7 @@ def two(argument: str, value: Any, low: int) -> list[int]:
 
 
 def padded(x: Tensor, padding: Any, kernel: Any, stride: list[int], dilation: list[int]) -> tuple[Tensor, list[int]]:
-    """(x, symmetric padding); an odd total of "same" puts the extra zero at the end, as torch does."""
+    """(x, symmetric padding). An odd total of "same" adds the extra zero at the end, as torch does."""
     if not isinstance(padding, str):
         return x, two("padding", padding, 0)
     if padding == "valid":
@@ -182,7 +184,7 @@ def padded(x: Tensor, padding: Any, kernel: Any, stride: list[int], dilation: li
 
 
 def epilogue_of(scale: Any, shift: Any, residual: Any, relu: Any) -> Epilogue | None:
-    """None where nothing is asked for: the plain operators, with gradients."""
+    """The epilogue, or None if it is empty: then the plain operators run, with gradients."""
     if not isinstance(relu, bool):
         fail("relu", "must be True or False", relu, TypeError)
     return Epilogue(scale, shift, residual, relu) if relu or not scale is shift is residual is None else None

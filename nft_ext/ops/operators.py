@@ -1,7 +1,7 @@
-"""What torch must know of the compiled operators: fake kernels and straight-through gradients.
+"""Fake kernels and straight-through gradients of the compiled operators.
 
-Arguments are those of csrc/ops.cpp. Public calls go through the autograd Functions at the end; the same `setup_context`
-and `backward` are registered for the raw operators, so `torch.ops.nft_ext.*` differentiates rightly too.
+Arguments are those of csrc/operators/schemas.cpp. Public functions use the autograd Functions at the end of this file.
+The raw operators have the same `setup_context` and `backward`, so `torch.ops.nft_ext.*` has the same gradients.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch._prims_common import suggest_memory_format
 from torch.autograd.function import once_differentiable
 
 from nft_ext._common.checks import fail
-from nft_ext.ops import build_info, deterministic  # noqa: F401  (the libraries, and the kernel that is written in Python)
+from nft_ext.ops import build_info, deterministic  # noqa: F401  (loads the libraries; a kernel)
 from nft_ext.ops.convolution import output_size
 
 ops = torch.ops.nft_ext
 
 
 def _channels_last(x: Tensor) -> bool:
-    """The kernels' rule for the result's memory format (csrc/aten.h, is_channels_last)."""
+    """The kernels' rule for the result's memory format (is_channels_last in csrc/operators/aten.h)."""
     return (
         x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -34,7 +34,7 @@ def _rows(x: Tensor, key: Tensor, shared: bool) -> int:
     return x.shape[0] * key.shape[0] if shared else x.shape[0]
 
 
-# ---- fake kernels: shapes, dtypes and real strides without data
+# ---- fake kernels: shapes, dtypes and strides without data
 
 
 @torch.library.register_fake("nft_ext::weight_step")
@@ -66,7 +66,7 @@ def _(weights, codes, steps, tables, key, streams, devices, scales, dtype, chann
 
 
 def _programmed(weight: Tensor, chips: int, device: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    """[S, *weight.shape] as the kernels lay it out: csrc/cuda/operands.h has the same rule."""
+    """[S, *weight.shape] in the kernels' layout (same rule in csrc/cuda/torch/operands.h)."""
     if channels_last and can_be_channels_last(weight, device):
         flat = (chips * weight.shape[0], *weight.shape[1:])
         found = torch.empty(flat, dtype=dtype, device=weight.device, memory_format=torch.channels_last)
@@ -75,7 +75,7 @@ def _programmed(weight: Tensor, chips: int, device: list[int], dtype: torch.dtyp
 
 
 def can_be_channels_last(weight: Tensor, device: list[int]) -> bool:
-    """Whether a weight can be programmed in that layout; device: NVMDevice.operator_spec."""
+    """Whether a weight can be programmed with channels last. `device`: NVMDevice.operator_spec."""
     if not weight.is_cuda or weight.dim() != 4 or device[2] != 1 or device[0] > 12:
         return False
     channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
@@ -116,15 +116,11 @@ def _(inputs, weights, biases, codes, steps, tables, keys, streams, devices, sca
 
 def _image(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An empty result of `shape` in x's memory format."""
-    return torch.empty(
-        shape,
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last if _channels_last(x) else torch.contiguous_format,
-    )
+    layout = torch.channels_last if _channels_last(x) else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-def _fake_gradients(x: Tensor, weight: Tensor, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_gradients(x: Tensor, weight: Tensor, wanted: int) -> tuple[Tensor, ...]:
     shapes = (x.shape, weight.shape, weight.shape[:1])
     grads = [
         torch.empty(shape if wanted >> i & 1 else (0,), dtype=x.dtype if i == 0 else torch.float32, device=x.device)
@@ -145,9 +141,9 @@ def _(grad, x, weight, codes, step, table, key, stream, device, stride, padding,
     return _fake_gradients(x, weight, wanted)
 
 
-# ---- gradients (design, section 2): dL/dW = dL/dW_p, dL/dx with the forward's W_p, programmed again from the key.
-# Positions in the forwards' arguments: x 0, weight 1, bias 2, then tensors without gradient, then static values.
-# A second derivative is refused: the kernels' backwards have none, and torch would leave out terms in silence.
+# ---- gradients: dL/dW = dL/dW_p; dL/dx uses the forward's W_p, programmed again from the key.
+# Arguments of a forward: x, weight, bias, then tensors without gradient, then static values.
+# Second derivatives are refused: the backward kernels have none, and torch would silently omit terms.
 
 _TENSORS = 7  # x, weight, bias, codes, step, table, key
 
@@ -178,8 +174,8 @@ def _setup_program(ctx: Any, inputs: tuple, output: Tensor) -> None:
     pass
 
 
-def _backward_program(ctx: Any, grad: Tensor) -> tuple:
-    return (grad.sum(0, dtype=torch.float32), *[None] * 7)
+def _backward_program(ctx: Any, *grads: Tensor) -> tuple:
+    return (grads[0].sum(0, dtype=torch.float32), *[None] * 7)
 
 
 @once_differentiable
@@ -208,18 +204,18 @@ def _refuse_gradient(ctx: Any, inputs: tuple, output: Tensor, *, name: str) -> N
     raise RuntimeError(f"nft_ext::{name}: arguments {_NO_GRADIENT.format(name.rpartition('_')[2])}; got one that does")
 
 
-def _backward_of_nothing(ctx: Any, grad: Tensor) -> None:
-    raise AssertionError("unreachable: _refuse_gradient has raised in the forward")
+def _no_backward(ctx: Any, grad: Tensor) -> None:
+    raise AssertionError("unreachable: the forward has raised")
 
 
-# Without these torch would warn only, and hand out gradients of zero.
+# Without these, torch would only warn and return zero gradients.
 for _name in _FOR_INFERENCE:
     torch.library.register_autograd(
-        f"nft_ext::{_name}", _backward_of_nothing, setup_context=functools.partial(_refuse_gradient, name=_name)
+        f"nft_ext::{_name}", _no_backward, setup_context=functools.partial(_refuse_gradient, name=_name)
     )
 
 
-@torch.library.register_vmap("nft_ext::program")
+@torch.library.register_vmap("nft_ext::program")  # pyright: ignore[reportOptionalCall]  (a decorator)
 def _(info, in_dims, weight, codes, step, table, key, stream, device, dtype):
     """vmap over keys [V, S, 2]: one call with V * S chips."""
     if any(dim is not None for dim in in_dims[:4]):
@@ -229,11 +225,11 @@ def _(info, in_dims, weight, codes, step, table, key, stream, device, dtype):
     return out.unflatten(0, key.shape[:2]), 0
 
 
-# The forwards name their parameters: torch.compile counts them to tell whether a context comes first.
+# The forwards name every parameter: torch.compile counts them to find out whether a context comes first.
 
 
 class Program(torch.autograd.Function):
-    """Programmed weights [S, *weight.shape]; gradient: the sum over chips."""
+    """Programmed weights [S, *weight.shape]. The gradient is the sum over chips."""
 
     generate_vmap_rule = True
 
@@ -246,18 +242,18 @@ class Program(torch.autograd.Function):
 
 
 class NoisyLinear(torch.autograd.Function):
-    """y [S * B, out] of x [B, in] or [S * B, in]."""
+    """y [S * B, out] from x [B, in] or [S * B, in]."""
 
     @staticmethod
     def forward(x, weight, bias, codes, step, table, key, stream, device, shared):
         return ops.noisy_linear(x, weight, bias, codes, step, table, key, stream, device, shared)
 
     setup_context = staticmethod(_setup_product)
-    backward = staticmethod(_backward_linear)
+    backward = staticmethod(_backward_linear)  # pyright: ignore[reportAssignmentType]  (once_differentiable's type)
 
 
 class NoisyConv2d(torch.autograd.Function):
-    """y [S * B, out, oh, ow] of x [B, C, H, W] or [S * B, C, H, W]."""
+    """y [S * B, out, oh, ow] from x [B, C, H, W] or [S * B, C, H, W]."""
 
     @staticmethod
     def forward(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared):
@@ -266,40 +262,37 @@ class NoisyConv2d(torch.autograd.Function):
         )
 
     setup_context = staticmethod(_setup_product)
-    backward = staticmethod(_backward_conv2d)
+    backward = staticmethod(_backward_conv2d)  # pyright: ignore[reportAssignmentType]  (once_differentiable's type)
 
 
 def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any) -> Tensor:
-    """Through the autograd Function where a gradient can be asked for, else the operator itself."""
+    """Calls the autograd Function if an argument needs a gradient, else the operator itself."""
     if torch.is_grad_enabled():
-        for differentiable in arguments[:3]:  # x, weight, bias, or of `program` weight alone
+        for differentiable in arguments[:3]:  # x, weight, bias; for `program` the weight
             if differentiable is not None and differentiable.requires_grad:
                 return function.apply(*arguments)
-    return operator(*arguments) if torch.compiler.is_compiling() else past_autograd(operator, *arguments)
+    return operator(*arguments) if torch.compiler.is_compiling() else without_autograd(operator, *arguments)
 
 
-def past_autograd(operator: Any, *arguments: Any) -> Tensor:
-    """The operator without torch's autograd layer, which costs more than a small product: evaluation calls it millions
-    of times. In eager mode, where no gradient can be asked for.
+def without_autograd(operator: Any, *arguments: Any) -> Any:
+    """Calls the operator below torch's autograd layer, which costs more than a small product.
+
+    For eager mode and calls that need no gradient.
     """
-    if torch.is_inference_mode_enabled():  # without it already
+    if torch.is_inference_mode_enabled():  # autograd is off already
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
 
 
 def call_fused(operator: Any, *arguments: Any) -> Tensor:
-    """An operator for inference.
+    """Calls an operator that has no gradient.
 
     Raises:
-        RuntimeError: an argument requires a gradient, and gradients are on.
+        RuntimeError: gradients are on and an argument requires one.
     """
     if torch.is_grad_enabled() and (wanting := [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]):
         kind = str(getattr(operator, "overloadpacket", operator)).rpartition("_")[2]
-        fail(
-            "x, weight, bias, scale, shift and residual",
-            _NO_GRADIENT.format(kind),
-            f"a tensor {list(wanting[0].shape)} that does",
-            RuntimeError,
-        )
-    return operator(*arguments) if torch.compiler.is_compiling() else past_autograd(operator, *arguments)
+        arguments = "x, weight, bias, scale, shift and residual"
+        fail(arguments, _NO_GRADIENT.format(kind), f"a tensor {list(wanting[0].shape)} that does", RuntimeError)
+    return operator(*arguments) if torch.compiler.is_compiling() else without_autograd(operator, *arguments)

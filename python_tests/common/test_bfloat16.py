@@ -67,7 +67,7 @@ def evaluate(precision: str) -> None:
 )
 def test_only_a_slow_cpu_is_warned_of(monkeypatch, work):
     monkeypatch.setattr(bfloat16, "on_cpu", lambda: Products.SLOW)
-    with pytest.warns(RuntimeWarning, match="precision: bfloat16 on this CPU means .* many times slower than float32"):
+    with pytest.warns(RuntimeWarning, match="precision: bfloat16 on this CPU uses .* many times slower than float32"):
         work("bfloat16")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -201,7 +201,7 @@ def test_other_errors_of_from_table(tmp_path):
     for g_min, g_max in ((None, 40), (10, None), (40, 10), (10, 10), (math.nan, 40)):
         with pytest.raises(ValueError, match="^g_min, g_max: must be given with g_min < g_max"):
             NVMDevice.from_table(path, unit="microsiemens", g_min=g_min, g_max=g_max)
-    with pytest.raises(ValueError, match="^g_min, g_max: must be left out where unit is level; got .10, None."):
+    with pytest.raises(ValueError, match="^g_min, g_max: must be left out if unit is level; got .10, None."):
         NVMDevice.from_table(path, g_min=10)
     with pytest.raises(
         ValueError, match="^g_min, g_max: must be the conductances of level 0 and level 3, .* got 10, 40 and so -0.99, "
@@ -261,21 +261,21 @@ FOUR = (1.0, 1.0, 1.0, 1.0)
         (dict(level_mean=FOUR), "level_std: must be given together with level_mean; got None"),
         (
             dict(level_mean=FOUR, level_std=FOUR, level_scale=FOUR),
-            "level_scale: must be left out where level_std gives each level",
+            "level_scale: must be left out if level_std is given",
         ),
-        (dict(sampling="fast", clip=(0, 1)), 'sampling: must be "auto" or "per_device" where devices are not Gaussian'),
-        (dict(state_rule="weight"), 'state_rule: must be "device" unless a Gaussian preset of two-bit devices is used'),
+        (dict(sampling="fast", clip=(0, 1)), 'sampling: must be "auto" or "per_device" with clip, censor'),
+        (dict(state_rule="weight"), 'state_rule: must be "device", except for a Gaussian two-bit preset'),
         (
             dict(state_rule="weight", level_scale=FOUR, censor=1),
-            'state_rule: must be "device" unless a Gaussian preset',
+            'state_rule: must be "device", except for a Gaussian',
         ),
         (
             dict(state_rule="weight", level_scale=(1, 1), device_bits=1),
-            'state_rule: must be "device" unless a Gaussian preset',
+            'state_rule: must be "device", except for a Gaussian',
         ),
         (
             dict(state_rule="weight", level_scale=FOUR, relative_to="own"),
-            'state_rule: must be "device" unless a Gaussian preset',
+            'state_rule: must be "device", except for a Gaussian',
         ),
         (
             dict(state_rule="weight", level_scale=FOUR, sampling="per_device"),
@@ -350,7 +350,7 @@ def test_what_describes_no_device_is_refused():
         NVMDevice.described({"sigma": -1})
     with pytest.raises(ValueError, match="^description: must be one of weight_bits, .*, name; got colour"):
         NVMDevice.described({"colour": "blue"})
-    with pytest.raises(TypeError, match="^description: must be a mapping, as describe gives it; got list"):
+    with pytest.raises(TypeError, match="^description: must be a mapping, as `describe` returns it; got list"):
         NVMDevice.described([0.1])
 
 

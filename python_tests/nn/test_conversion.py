@@ -114,9 +114,7 @@ class Mixed(nn.Module):
 
 def test_layers_that_go_on_without_noise_are_named():
     left = r"up \(ConvTranspose2d\), attention \(MultiheadAttention\), attention.out_proj \(NonDynamicallyQuantizableLinear\), memory \(LSTM\)$"
-    with pytest.warns(
-        UserWarning, match="^model: only Conv2d and Linear themselves become noisy; without noise go on " + left
-    ):
+    with pytest.warns(UserWarning, match="^convert: these layers stay noise-free: " + left):
         noisy = nft.convert(Mixed(), NVM)
     report = nft.monte_carlo(noisy, (torch.randn(6, 1, 8, 8), torch.arange(6) % 2), runs=2, progress=False)
     assert any(
@@ -126,7 +124,7 @@ def test_layers_that_go_on_without_noise_are_named():
 
 
 def test_of_many_such_layers_some_are_named():
-    with pytest.warns(UserWarning, match=r"go on 1 \(Conv1d\), .*, 6 \(Conv1d\) and 3 more$"):
+    with pytest.warns(UserWarning, match=r"noise-free: 1 \(Conv1d\), .*, 6 \(Conv1d\) and 3 more$"):
         nft.convert(nn.Sequential(nn.Linear(2, 2), *(nn.Conv1d(2, 2, 1) for _ in range(9))), NVM)
 
 

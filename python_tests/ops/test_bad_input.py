@@ -165,7 +165,11 @@ CALLS = {
     ),
     "draw bool": (lambda: nft.noise_key(0, [True]), ValueError, "draws: must be an integer in 0..4294967295; got True"),
     "no draws": (lambda: nft.noise_key(0, []), ValueError, "draws: must name at least one chip; got []"),
-    "draws no list": (lambda: nft.noise_key(0, 1.5), ValueError, "draws: must be an integer or several; got 1.5"),
+    "draws no list": (
+        lambda: nft.noise_key(0, 1.5),
+        ValueError,
+        "draws: must be an integer or an iterable of integers; got 1.5",
+    ),
     "seed": (lambda: nft.noise_key(-1), ValueError, "seed: must be an integer in 0..18446744073709551615; got -1"),
     "domain": (
         lambda: nft.noise_key(domain="test"),
