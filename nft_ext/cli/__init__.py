@@ -1,4 +1,4 @@
-"""The command line: nft-ext. One file a command."""
+"""The command line, `nft-ext`: one file per command."""
 
 from nft_ext.cli.main import main
 

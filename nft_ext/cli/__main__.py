@@ -1,4 +1,4 @@
-"""python -m nft_ext.cli: the same as nft-ext."""
+"""`python -m nft_ext.cli` is the same command as `nft-ext`."""
 
 import sys
 

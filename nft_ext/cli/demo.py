@@ -1,4 +1,4 @@
-"""nft-ext demo: one network trained five ways on real handwritten digits, judged by Monte Carlo over programmed chips."""
+"""nft-ext demo: trains one network with five methods and compares them by Monte Carlo over programmed chips."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from pathlib import Path
 
 
 def add_parser(commands) -> None:
-    parser = commands.add_parser("demo", help="train four ways and a control, compare under device variation")
-    parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of MNIST's published files (default: NFT_EXT_DATA)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default runs/demo-DATASET)")
-    parser.add_argument("--sigma", type=float, help="sigma trained at")
-    parser.add_argument("--epochs", type=int)
+    parser = commands.add_parser(
+        "demo",
+        help="train one network with five methods and compare them",
+        description="Trains VGG-8 with each method, then compares the networks by Monte Carlo over programmed chips. "
+        "The defaults depend on the data set.",
+    )
+    parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits", help="data set (default digits)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of MNIST's published files (default: $NFT_EXT_DATA)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default runs/demo-DATASET)")
+    parser.add_argument("--sigma", type=float, help="sigma during training")
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     parser.add_argument("--width", type=float, help="factor on VGG-8's channel counts")
-    parser.add_argument("--runs", type=int, help="Monte Carlo runs a point")
-    parser.add_argument("--methods", nargs="+", help="a selection of vanilla, noise, control, ovf, irs")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=int, metavar="N", help="chips per network and sigma")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="some of vanilla, noise, control, ovf, irs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of training and chips (default 0)")
     parser.set_defaults(run=run)
 
 

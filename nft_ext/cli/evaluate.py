@@ -10,19 +10,24 @@ from nft_ext.cli import checkpoints, options
 
 
 def add_parser(commands) -> None:
-    parser = commands.add_parser("evaluate", help="Monte Carlo accuracy of a checkpoint")
-    parser.add_argument("checkpoint", type=Path, help="file written by nft-ext train or demo")
-    parser.add_argument(
-        "--sigma", type=float, nargs="+", help="one sigma, or several for a sweep (default: as trained at)"
+    parser = commands.add_parser(
+        "evaluate",
+        help="accuracy of a checkpoint over many programmed chips",
+        description="Measures the accuracy of a checkpoint by Monte Carlo over programmed chips. Uses the "
+        "checkpoint's data set, device and sigma. Override them with --dataset, --sigma and the device options.",
     )
+    parser.add_argument("checkpoint", type=Path, help="file written by nft-ext train or demo")
+    parser.add_argument("--sigma", type=float, nargs="+", help="one or several sigmas (default: the checkpoint's)")
     parser.add_argument(
         "--resume",
         type=Path,
         metavar="FILE",
-        help="file that finished chips go to; continues what is there (one sigma)",
+        help="file for finished chips; continues from it if it exists (one sigma only)",
     )
-    parser.add_argument("--estimate", action="store_true", help="first say what it will cost, from a few timed passes")
-    parser.add_argument("--dry-run", action="store_true", help="the same, and evaluate nothing")
+    parser.add_argument(
+        "--estimate", action="store_true", help="first print the expected time, from a few timed passes"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the expected time and stop")
     add_monte_carlo(parser)
     options.add_data(parser, checkpoints.DATA)
     options.add_device(parser, checkpoints.DEVICE)
@@ -30,32 +35,41 @@ def add_parser(commands) -> None:
 
 
 def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
-    """The options of `settings` and `test_set`, and --out."""
-    parser.add_argument("--runs", type=int, default=200, help="Monte Carlo runs, one chip each (default 200)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", default="auto", metavar="B", help="images a pass, or auto (default)")
-    parser.add_argument("--chips-per-pass", default="auto", help="a number, or auto (default)")
-    parser.add_argument(
+    """Adds the options that `settings` and `test_set` read, and --out."""
+    group = parser.add_argument_group("Monte Carlo")
+    group.add_argument("--runs", type=int, default=200, metavar="N", help="number of chips (default 200)")
+    group.add_argument("--seed", type=int, default=0, help="seed of the chips (default 0)")
+    group.add_argument(
         "--protocol",
         choices=("full", "stratified"),
         default="full",
-        help="images of a chip: all, or a slice (default full)",
+        help="each chip sees all test images (full, default) or a slice of them (stratified)",
     )
-    parser.add_argument(
-        "--slice-images", default="auto", metavar="N", help="images of a slice, or auto (default; stratified only)"
+    group.add_argument(
+        "--slice-images", default="auto", metavar="N", help="images per slice, stratified only (default auto)"
     )
-    parser.add_argument(
-        "--target-ci", type=float, metavar="H", help="run until the 95 %% half-width of the accuracy is H, a fraction"
+    group.add_argument(
+        "--target-ci",
+        type=float,
+        metavar="H",
+        help="add chips until the accuracy's 95 %% half-width is at most H; 0.001 means 0.1 %%",
     )
-    parser.add_argument("--max-runs", type=int, default=20_000, help="chips at most with --target-ci (default 20000)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the products (default float32)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N test images")
-    parser.add_argument("--device", help="cpu or cuda (default cpu)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON, CSV and plots")
+    group.add_argument(
+        "--max-runs", type=int, default=20_000, metavar="N", help="most chips with --target-ci (default 20000)"
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="use only the first N test images")
+    group.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON, CSV and plots")
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--device", metavar="TORCH_DEVICE", help="cpu or cuda (default cpu)")
+    speed.add_argument("--batch-size", default="auto", metavar="B", help="images per pass (default auto)")
+    speed.add_argument("--chips-per-pass", default="auto", metavar="N", help="chips per pass (default auto)")
+    speed.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="precision of the products (default float32)"
+    )
 
 
 def settings(arguments: argparse.Namespace) -> dict:
-    """The arguments of `monte_carlo` that the options give."""
+    """The arguments of `monte_carlo`, from the options."""
     return {
         "runs": arguments.runs,
         "seed": arguments.seed,
@@ -71,7 +85,7 @@ def settings(arguments: argparse.Namespace) -> dict:
 
 
 def test_set(arguments: argparse.Namespace):
-    """The data set's test images, or the first --limit of them."""
+    """The test images, at most --limit of them."""
     from nft_ext import data
     from nft_ext._common.checks import integer
 
@@ -94,15 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
     device = options.device_of(arguments, 0.0, checkpoints.device_left_open(arguments, metas))
     arguments.sigma = arguments.sigma or [checkpoints.sigma_left_open(arguments, meta, device)]
     if arguments.resume is not None and len(arguments.sigma) > 1:
-        fail(
-            "--resume", "must come with one --sigma; nft-ext sweep --resume FOLDER takes several", str(arguments.resume)
-        )
+        fail("--resume", "needs a single --sigma; use nft-ext sweep --resume DIR for several", str(arguments.resume))
     noisy = convert(model, device.replace(sigma=arguments.sigma[0]))
     test, asked = test_set(arguments), settings(arguments)
     if arguments.estimate or arguments.dry_run:
         slices = _estimate(noisy, test, arguments.sigma, asked)
         if len(arguments.sigma) == 1 and arguments.resume is None and slices is not None:
-            asked["slice_images"] = slices  # what was estimated is what is run; a resume file has settled its own
+            asked["slice_images"] = slices  # run what was estimated; a resume file fixes its own size
         if arguments.dry_run:
             return 0
     reports = _reports(noisy, test, arguments.sigma, arguments.resume, asked)
@@ -129,9 +141,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _reports(noisy, test, sigmas: list[float], resume: Path | None, asked: dict) -> list:
-    """A report per sigma, on the same chips; an interrupt keeps those so far.
+    """One report per sigma, on the same chips. After an interrupt, the reports so far.
 
-    Unlike `sweep`, the size of "auto" slices is settled at each sigma: nothing is paired here.
+    Each sigma chooses its own "auto" slice size. `sweep` uses one size, because it pairs models.
     """
     from nft_ext._common.checks import number
     from nft_ext.montecarlo import monte_carlo
@@ -152,22 +164,27 @@ def _reports(noisy, test, sigmas: list[float], resume: Path | None, asked: dict)
 
 
 def _estimate(noisy, test, sigmas: list[float], asked: dict) -> int | None:
-    """Prints what each sigma will cost, and the sum; gives the last one's images of a slice (None: whole sets)."""
+    """Prints the expected time per sigma and in total.
+
+    Returns:
+        Images per slice at the last sigma, or None for the full protocol.
+    """
     from nft_ext._common.processes import is_main
     from nft_ext._common.progress import duration
     from nft_ext.montecarlo import estimate_cost
 
-    total, cost = 0.0, None
+    total, cost, slice_images = 0.0, None, None
     for sigma in sigmas:
         found = estimate_cost(noisy, test, sigma=sigma, cost=cost, **asked)
-        cost, total = found.cost, total + found.seconds  # sigma changes no time
+        cost, slice_images = found.cost, found.slice_images  # the passes are timed once: sigma does not change the time
+        total += found.seconds
         if is_main():
             print(f"sigma {sigma:g}: {found}", flush=True)
     if is_main() and len(sigmas) > 1:
         print(f"all {len(sigmas)} sigmas: {duration(total)}", flush=True)
-    return found.slice_images
+    return slice_images
 
 
 def _count(text: str) -> int | str:
-    """A number, or the word auto."""
+    """An integer, or the word auto."""
     return text if text == "auto" else int(text)

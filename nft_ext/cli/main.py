@@ -1,4 +1,4 @@
-"""Parses the command line and turns errors of the user's making into one line."""
+"""Parses the command line and prints the user's errors as one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status (0 done, 1 bad input, 2 bad usage, 130 interrupted)."""
+    """Runs one command. Returns the exit status: 0 done, 1 bad input, 2 bad usage, 130 interrupted."""
     from nft_ext.cli import demo, evaluate, fetch, info, reproduce, sweep, train
     from nft_ext.montecarlo.distributed.ranks import RanksError
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except BrokenPipeError:  # the reader of a pipe left; nothing more to say
+    except BrokenPipeError:  # the reader closed the pipe, for example head
         return 0
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RanksError) as error:
         print(f"nft-ext {arguments.command}: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Options that say which method trains, and with what."""
+"""Options of the training method."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import argparse
 import json
 from typing import Any
 
+from nft_ext._common.checks import fail
 from nft_ext.cli import options
 
-DEFAULT_BETA = 1e-3  # where the paper has no beta for the network and the data set
+DEFAULT_BETA = 1e-3  # used if the paper gives none for the network and the data set
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
     from nft_ext import methods
 
     group = parser.add_argument_group("method")
-    group.add_argument("--method", choices=methods.NAMES, default="noise")
-    group.add_argument("--base", choices=methods.NAMES, help="correctnet: the method it regularizes (default vanilla)")
+    group.add_argument("--method", choices=methods.NAMES, default="noise", help="training method (default noise)")
+    group.add_argument("--base", choices=methods.NAMES, help="method that correctnet regularizes (default vanilla)")
     group.add_argument(
         "--sigma",
         type=float,
-        help="sigma trained at, in the device's convention (default 0.1; with --table 1, as measured)",
+        help="sigma during training, in the unit of --relative-to (default 0.1; 1 with --table)",
     )
     group.add_argument(
         "--beta",
         type=_beta,
         metavar="BETA",
-        help='weight of the feedback, ovf and irs: a number, "paper", or "search" for the best of 1e-1, '
-        "1e-2, 1e-3, 1e-4 on the validation split (default: the paper's for this network and data "
-        "set, else 1e-3)",
+        help='ovf and irs: weight of the feedback. A number, "paper", or "search" for the best of 1e-1, 1e-2, '
+        "1e-3, 1e-4 on the validation images (default: the paper's value if it has one, else 1e-3)",
     )
     group.add_argument(
-        "--feedbacks", type=int, metavar="N", help="number of feedbacks (default 3; irs: the model's snapshot points)"
+        "--feedbacks", type=int, metavar="N", help="number of feedbacks (default: ovf 3, irs one per snapshot point)"
     )
     group.add_argument(
         "-o",
@@ -41,16 +41,16 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         type=_option,
         metavar="NAME=VALUE",
         dest="method_options",
-        help="any other option of the method as JSON, for example -o delta=-0.05 -o reversed_decay=true; "
-        "repeatable, see docs/reference/methods.md",
+        help="any other option of the method, as JSON; repeatable. Example: -o delta=-0.05 -o reversed_decay=true. "
+        "docs/reference/methods.md lists the options.",
     )
 
 
 def method_of(arguments: argparse.Namespace) -> Any:
-    """The method that the options describe; for `--beta search` with any beta.
+    """The method that the options describe. With `--beta search` its beta is a placeholder.
 
     Raises:
-        ValueError: options that do not fit the method.
+        ValueError: the method does not take one of the options.
     """
     from nft_ext import methods
 
@@ -58,19 +58,19 @@ def method_of(arguments: argparse.Namespace) -> Any:
     if arguments.base is None:
         return methods.build(arguments.method, **_given(arguments, arguments.method) | own)
     if "base" not in methods.options_of(arguments.method):
-        raise ValueError(f"base: must be left out but for correctnet; got {arguments.base} with {arguments.method}")
+        fail("--base", "needs --method correctnet", f"{arguments.base} with {arguments.method}")
     inner = {name: own.pop(name) for name in list(own) if name not in methods.options_of(arguments.method)}
     base = methods.build(arguments.base, **_given(arguments, arguments.base) | inner)
     return methods.build(arguments.method, base=base, **own)
 
 
 def sigma_of(arguments: argparse.Namespace) -> float:
-    """The sigma trained at."""
+    """The sigma during training."""
     return arguments.sigma if arguments.sigma is not None else options.sigma_left_open(arguments)
 
 
 def _given(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """The general options that the method called `name` takes."""
+    """The values of --sigma, --feedbacks and --beta that the method called `name` takes."""
     from nft_ext import methods
 
     taken = methods.options_of(name)

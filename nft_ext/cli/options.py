@@ -1,67 +1,79 @@
-"""Options that several commands share: the device model, the model and the data."""
+"""Options shared by several commands: device model, network and data."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from nft_ext import data, models
 from nft_ext._common.checks import fail
 from nft_ext.device.model import PRESETS, NVMDevice
 
-# Options by the names of NVMDevice's fields; what is not given is None.
+DEFAULT_DEVICE = NVMDevice()
+
+# Options named like fields of NVMDevice. An option that is not given is None.
 _FIELDS = ("weight_bits", "device_bits", "relative_to", "mapping", "clip", "censor", "truncate", "stuck")
 
 
-def add_device(parser: argparse.ArgumentParser, left_open: str = "Gaussian devices of the default M and K") -> None:
-    group = parser.add_argument_group("device model", f"what is left open: {left_open}")
-    group.add_argument("--weight-bits", type=int, metavar="M", help="bits of a weight (default 8)")
-    group.add_argument("--device-bits", type=int, metavar="K", help="bits of a device (default 2)")
+def add_device(parser: argparse.ArgumentParser, left_open: str = "a Gaussian device") -> None:
+    group = parser.add_argument_group("device model", f"default: {left_open}")
+    group.add_argument("--weight-bits", type=int, metavar="M", help="bits per weight (default 8)")
+    group.add_argument("--device-bits", type=int, metavar="K", help="bits per device (default 2)")
     group.add_argument(
-        "--relative-to", choices=("max", "spacing", "own"), help="what sigma is relative to (default max)"
+        "--relative-to",
+        choices=("max", "spacing", "own"),
+        help="unit of sigma: maximal conductance, distance of two levels, or the device's own level (default max)",
     )
-    group.add_argument("--mapping", choices=("sign", "differential"), help="arrays of a weight (default sign)")
     group.add_argument(
-        "--clip", type=float, nargs=2, metavar=("LOW", "HIGH"), help="bounds of a conductance, of the maximal one"
+        "--mapping",
+        choices=("sign", "differential"),
+        help="one array per weight (sign, default) or a noisy pair (differential)",
     )
-    group.add_argument("--censor", type=float, metavar="C", help="right-censored Gaussian, min(z, C)")
-    group.add_argument("--truncate", type=float, metavar="C", help="Gaussian truncated to |z| <= C (write-verify)")
+    group.add_argument(
+        "--clip",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="bounds on conductances, as fractions of the maximal one",
+    )
+    group.add_argument("--censor", type=float, metavar="C", help="replace each normal z by min(z, C)")
+    group.add_argument("--truncate", type=float, metavar="C", help="draw normals with |z| <= C only (write-verify)")
     group.add_argument(
         "--stuck",
         type=float,
         nargs=2,
         metavar=("OFF", "ON"),
-        help="probabilities of devices stuck at level 0, at the top level",
+        help="probabilities that a device is stuck at level 0 and at the top level",
     )
     source = group.add_mutually_exclusive_group()
     source.add_argument("--preset", choices=sorted(PRESETS), help="a published two-bit device")
     source.add_argument(
-        "--table", metavar="CSV", help="a measured device: columns level, mean, std, in level units or as --unit says"
+        "--table", metavar="CSV", help="a measured device: columns level, mean, std, in the unit of --unit"
     )
-    group.add_argument("--unit", choices=("level", "microsiemens"), help="of --table (default level)")
+    group.add_argument("--unit", choices=("level", "microsiemens"), help="unit of --table (default level)")
     group.add_argument("--g-min", type=float, metavar="G", help="conductance of level 0, with --unit microsiemens")
     group.add_argument(
         "--g-max", type=float, metavar="G", help="conductance of the top level, with --unit microsiemens"
     )
 
 
-def device_of(arguments: argparse.Namespace, sigma: float, left_open: NVMDevice = NVMDevice()) -> NVMDevice:
-    """The device model that the options describe, at `sigma`; what they leave open is as in `left_open`.
+def device_of(arguments: argparse.Namespace, sigma: float, left_open: NVMDevice = DEFAULT_DEVICE) -> NVMDevice:
+    """The device model that the options describe, at `sigma`.
 
-    --preset and --table name another kind of device: of `left_open` only M and the mapping stay.
+    Args:
+        left_open: supplies every field without an option. With --preset or --table it supplies only
+            `weight_bits` and `mapping`.
     """
-    given = {name: getattr(arguments, name) for name in _FIELDS if getattr(arguments, name) is not None}
+    given = _given(arguments, _FIELDS)
     if "relative_to" in given and (arguments.table or (left_open.level_std and not arguments.preset)):
         fail(
             "--relative-to",
-            "must be left out for a measured device, whose deviations are as measured",
+            "must be left out for a measured device, because its table sets the deviations",
             given["relative_to"],
         )
-    measured = {
-        name: getattr(arguments, name) for name in ("unit", "g_min", "g_max") if getattr(arguments, name) is not None
-    }
+    measured = _given(arguments, ("unit", "g_min", "g_max"))
     if measured and not arguments.table:
-        fail("--unit, --g-min, --g-max", "must be left out without --table", measured)
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        fail("--unit, --g-min, --g-max", "need --table", measured)
     if not (arguments.table or arguments.preset):
         return left_open.replace(sigma=sigma, **given)
     kept = {"weight_bits": left_open.weight_bits, "mapping": left_open.mapping} | given
@@ -70,17 +82,32 @@ def device_of(arguments: argparse.Namespace, sigma: float, left_open: NVMDevice 
     return NVMDevice.preset(arguments.preset, sigma=sigma, **kept)
 
 
+def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """The options among `names` that are given. Pairs become tuples, as NVMDevice takes them."""
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v is not None}
+
+
 def sigma_left_open(arguments: argparse.Namespace) -> float:
-    """Sigma where nobody says: 0.1, and of a measured device 1, as measured."""
+    """The default sigma: 1 for a measured device (its own deviations), else 0.1."""
     return 1.0 if arguments.table else 0.1
 
 
 def add_data(parser: argparse.ArgumentParser, left_open: str | None = None) -> None:
-    """left_open: in words, what stands in for a data set that is not named; None: digits does."""
+    """Adds --dataset and --data-dir.
+
+    Args:
+        left_open: the default of --dataset in words, for commands that find it in a checkpoint; None: digits.
+    """
     default = "digits" if left_open is None else None
-    words = left_open or "digits, which ships with scikit-learn"
-    parser.add_argument("--dataset", choices=data.NAMES, default=default, help=f"data set (default {words})")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the published files (default: NFT_EXT_DATA)")
+    parser.add_argument(
+        "--dataset", choices=data.NAMES, default=default, help=f"data set (default: {left_open or 'digits'})"
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of the published files, see nft-ext fetch (default: $NFT_EXT_DATA; digits needs none)",
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

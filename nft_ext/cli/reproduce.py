@@ -1,4 +1,4 @@
-"""nft-ext reproduce: a figure or table of the paper, our version beside the published numbers."""
+"""nft-ext reproduce: repeats a figure or table of the paper and prints it beside the published numbers."""
 
 from __future__ import annotations
 
@@ -15,57 +15,64 @@ def add_parser(commands) -> None:
 
     parser = commands.add_parser(
         "reproduce",
-        help="a figure or table of the paper beside the published numbers",
-        description="Trains and measures the networks of a figure or table (one JSON file each, never computed "
-        "twice; interrupt and call again to go on), then writes a table, a plot and a page.",
+        help="repeat a figure or table of the paper",
+        description="Trains and measures every network of a figure or table of arXiv 2305.14561. Writes a table, a "
+        "plot and a page beside the published numbers. A finished network is stored and never computed again: after "
+        "an interrupt, run the same command.",
     )
     parser.add_argument("experiment", help=", ".join(EXPERIMENTS))
-    parser.add_argument("--panel", help=f"{', '.join(PANELS)} (default: the paper's of the experiment)")
-    parser.add_argument("--preset", default="quick", help=f"{', '.join(PRESETS)}: how large a run (default quick)")
-    parser.add_argument("--sigma", type=float, nargs="+", help="device sigmas (default: the preset's)")
+    parser.add_argument("--panel", help=f"network and data set: {', '.join(PANELS)} (default: the paper's)")
     parser.add_argument(
-        "--methods", nargs="+", metavar="METHOD", help=f"among {', '.join(FIGURE_METHODS)} (default: the preset's)"
+        "--preset", default="quick", help=f"size of the experiment: {', '.join(PRESETS)} (default quick)"
     )
-    parser.add_argument("--seeds", type=int, help="training seeds, 0 .. N-1 (default: the preset's; convergence: 10)")
+    parser.add_argument("--sigma", type=float, nargs="+", help="sigmas of the device (default: the preset's)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help=f"some of {', '.join(FIGURE_METHODS)} (default: the preset's)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 (default: the preset's; convergence: 10)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("reproduce"),
         metavar="DIR",
-        help="folder of cells and results (default reproduce)",
+        help="folder for stored networks' results and the report (default reproduce)",
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the published files (default: NFT_EXT_DATA)")
-    parser.add_argument("--device", help="cpu or cuda (default cpu)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work and the cores (default 1)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the published files (default: $NFT_EXT_DATA)")
+    parser.add_argument("--device", metavar="TORCH_DEVICE", help="cpu or cuda (default cpu)")
     parser.add_argument(
-        "--shard", metavar="I/N", help="only every N-th cell, from the I-th on (1/N .. N/N), for several machines"
+        "--jobs", type=int, default=1, metavar="N", help="processes that share the work and the cores (default 1)"
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="the I-th of N equal parts of the work, to use several machines (I = 1 .. N)"
     )
     parser.add_argument("--keep-checkpoints", action="store_true", help="keep every network's weights")
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and estimate the time; train nothing")
-    parser.add_argument("--threads", type=int, help="threads of this process (default: torch's)")
+    parser.add_argument("--dry-run", action="store_true", help="list the networks and estimate the time; train nothing")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads per process (default: torch's)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--no-control", action="store_true", help="leave out the controls of ovf and irs")
-    group = parser.add_argument_group("in place of the preset's numbers (recorded in every cell)")
-    for name, kind in (
-        ("width", float),
-        ("epochs", int),
-        ("lr", float),
-        ("batch-size", int),
-        ("train-images", int),
-        ("test-images", int),
-        ("runs", int),
+    parser.add_argument("--no-control", action="store_true", help="leave out the control networks of ovf and irs")
+    group = parser.add_argument_group("replace single numbers of the preset", "stored with every result")
+    for name, kind, words in (
+        ("width", float, "factor on all channel counts"),
+        ("epochs", int, "passes over the training images"),
+        ("lr", float, "learning rate at the start"),
+        ("batch-size", int, "images per step"),
+        ("train-images", int, "number of training images"),
+        ("test-images", int, "number of test images"),
+        ("runs", int, "chips per network and sigma"),
     ):
-        group.add_argument(f"--{name}", type=kind)
+        group.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=words)
     group.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="of the training; bfloat16 is faster where the processor multiplies it (nft-ext info)",
+        help="precision of the training; bfloat16 is faster on processors that multiply it, see nft-ext info",
     )
     group.add_argument(
         "--channels-last",
         action="store_true",
         default=None,
-        help="train with channels innermost in memory, which most processors like",
+        help="train with channels innermost in memory, often faster",
     )
     parser.set_defaults(run=run)
 
@@ -100,10 +107,10 @@ def run(arguments: argparse.Namespace) -> int:
     from nft_ext.reproduce import run as grid_run
     from nft_ext.reproduce.work import sets
 
-    sets(grid[0].panel, scale, a.data_dir)  # missing data are told before any work
+    sets(grid[0].panel, scale, a.data_dir)  # report missing data before any work
     store = Store(a.out)
     for cell in grid:
-        store.read(cell)  # so is a damaged result
+        store.read(cell)  # report a damaged result, too
     grid_run.interrupt_when_terminated()
     if a.jobs > 1 and not a.worker:
         status = grid_run.run_in_processes(a.jobs, sys.argv[1:])
@@ -112,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
             grid_run.be_a_worker()
         found = grid_run.run(mine, store, a.data_dir, a.device, False if a.worker else None, a.keep_checkpoints)
         status = grid_run.INTERRUPTED if found.interrupted else 0
-        if a.worker:  # the process that started this one writes the report
+        if a.worker:  # the parent process writes the report
             return status
     return _report(a, grid, store, status)
 
@@ -120,9 +127,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _report(a: argparse.Namespace, grid: list, store, status: int) -> int:
     found = [cell for cell in map(store.read, grid) if cell is not None]
     if len(found) < len(grid):
-        print(f"{len(found)} of {len(grid)} cells are finished; the same command goes on with the others")
+        print(f"{len(found)} of {len(grid)} networks are finished; run the same command again for the others")
     if others := store.others(grid):
-        print(f"{others} finished cells of other configurations lie in {store.cells} and are not used")
+        print(f"note: {store.cells} holds {others} results of other configurations; the report does not use them")
     if not found:
         return status
     from nft_ext.reproduce.report import write_report
@@ -157,9 +164,9 @@ def _show(grid: list, a: argparse.Namespace) -> int:
     left = sum(expected[cell.key] for cell in grid if cell.key not in finished)
     for cell in grid:
         print(f"{duration(expected[cell.key]):>9}  {cell}" + ("   (finished)" if cell.key in finished else ""))
-    jobs = f", about {duration(left / a.jobs)} with {a.jobs} jobs where each has its cores" if a.jobs > 1 else ""
+    jobs = f", or {duration(left / a.jobs)} with {a.jobs} jobs on separate cores" if a.jobs > 1 else ""
     print(
-        f"{len(grid)} cells, of which {sum(c.key in finished for c in grid)} are finished; about {duration(left)} of work left on this "
-        f"machine{jobs} (from a few measured steps)"
+        f"{len(grid)} networks, {sum(c.key in finished for c in grid)} finished; about {duration(left)} left on this "
+        f"machine{jobs} (estimated from a few timed steps)"
     )
     return 0

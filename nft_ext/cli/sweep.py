@@ -1,4 +1,4 @@
-"""nft-ext sweep: accuracy of one or several checkpoints over sigma, on common random chips."""
+"""nft-ext sweep: accuracy of checkpoints at several sigmas, all on the same chips."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from nft_ext.device import NVMDevice
 
 
 def add_parser(commands) -> None:
-    parser = commands.add_parser("sweep", help="Monte Carlo accuracy of checkpoints over sigma, on common chips")
+    parser = commands.add_parser(
+        "sweep",
+        help="compare checkpoints at several sigmas on the same chips",
+        description="Measures the accuracy of every checkpoint at every sigma by Monte Carlo. All networks see the "
+        "same chips, so their differences are paired.",
+    )
     parser.add_argument("checkpoint", type=Path, nargs="+", help="files written by nft-ext train or demo")
-    parser.add_argument("--sigma", type=float, nargs="+", required=True, help="the sigmas")
-    parser.add_argument("--presets", nargs="+", metavar="NAME", help="several published devices in place of --preset")
+    parser.add_argument("--sigma", type=float, nargs="+", required=True, help="sigmas to evaluate at")
     parser.add_argument(
-        "--baseline", metavar="NAME", help="the curve that differences are taken from (default: the first)"
+        "--presets", nargs="+", metavar="NAME", help="several published devices instead of one --preset"
     )
     parser.add_argument(
-        "--resume", type=Path, metavar="DIR", help="folder that finished chips go to; continues what is there"
+        "--baseline", metavar="NAME", help="network that the others are compared with (default: the first)"
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="DIR", help="folder for finished chips; continues from it if it exists"
     )
     evaluate.add_monte_carlo(parser)
     options.add_data(parser, checkpoints.DATA)
@@ -36,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.checkpoint:
         name = path.stem if path.stem not in models else str(path.with_suffix(""))
         if name in models:
-            fail("checkpoint", "must name each file once", str(path))
+            fail("checkpoint", "must name each file only once", str(path))
         models[name], metas[name] = load_model(path)
     arguments.dataset = checkpoints.dataset_of(arguments, metas)
     devices = _devices(arguments, checkpoints.device_left_open(arguments, metas))
@@ -62,12 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _devices(arguments: argparse.Namespace, left_open: NVMDevice) -> dict[str, NVMDevice]:
-    """name -> device; the names are left out where there is one."""
+    """The devices by preset name; a single device has the name ""."""
     if arguments.presets is None:
         return {"": options.device_of(arguments, arguments.sigma[0], left_open)}
     if arguments.preset or arguments.table:
         fail("--presets", "must be left out with --preset or --table", arguments.presets)
     devices = {}
-    for arguments.preset in arguments.presets:
-        devices[arguments.preset] = options.device_of(arguments, arguments.sigma[0], left_open)
+    for preset in arguments.presets:
+        arguments.preset = preset
+        devices[preset] = options.device_of(arguments, arguments.sigma[0], left_open)
     return devices

@@ -1,4 +1,4 @@
-"""nft-ext train: one network, one method, one checkpoint."""
+"""nft-ext train: trains one network with one method and writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "train",
         help="train one network with one method",
-        description="Trains one network with one method. Writes OUT, "
-        "the best epoch's weights; beside it the epochs as *.csv and the run's state as *.state.",
+        description="Trains one network with one method. OUT holds the weights of the best epoch. The same name with "
+        "*.csv holds one line per epoch, and with *.state what --resume needs.",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="checkpoint to write (*.safetensors)")
     add_method(parser)
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nft_ext import data, models
     from nft_ext._common.files import write_json
     from nft_ext._common.processes import is_main
-    from nft_ext.training import fit, search_beta
+    from nft_ext.training import BetaSearch, fit, search_beta
 
     check_resume(arguments)
     method = method_of(arguments)
@@ -43,8 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     torch.manual_seed(arguments.seed)
     model = models.build(arguments.model, train.num_classes, train.channels, arguments.width)
     training["augment"] = data.augment_for(train) if arguments.augment == "auto" else None
-    search = arguments.beta == "search"
-    found = (search_beta if search else fit)(
+    found = (search_beta if arguments.beta == "search" else fit)(
         model,
         method,
         train,
@@ -55,19 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if not is_main():
         return 130 if found.interrupted else 0
-    history = found.best if search else found
-    if search:
+    if isinstance(found, BetaSearch):
+        history = found.best
         print(found)
         write_json(arguments.out.with_suffix(".search.json"), found.to_dict())
-    state = training["state"]
-    if found.interrupted and state is not None:
-        print("interrupted; the same command with --resume continues")
+    else:
+        history = found
+    if found.interrupted and training["state"] is not None:
+        print("interrupted; run the same command with --resume to continue")
     if history is None or history.best is None:
-        print("interrupted before the first epoch ended; there is no checkpoint yet")
+        print("interrupted before the first epoch ended; no checkpoint was written")
         return 130
     best = history.best
     print(
         f"best epoch {best['epoch']}: validation accuracy {100 * best['val_accuracy']:.2f} % "
-        f"(noise off {100 * best['val_clean']:.2f} %), {history.seconds:.0f} s; wrote {arguments.out}"
+        f"({100 * best['val_clean']:.2f} % without noise), {history.seconds:.0f} s; wrote {arguments.out}"
     )
     return 130 if found.interrupted else 0

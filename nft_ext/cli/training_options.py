@@ -1,4 +1,4 @@
-"""Options of nft-ext train about the training itself: the recipe, speed, what is written, and resuming."""
+"""Options of nft-ext train: recipe, speed, output files and resuming."""
 
 from __future__ import annotations
 
@@ -14,63 +14,67 @@ RECIPE = tuple(field.name for field in dataclasses.fields(Recipe))
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    recipe = parser.add_argument_group("training", "defaults are the paper's for the network and the data set")
+    recipe = parser.add_argument_group("training", "The defaults are the paper's for the network and the data set.")
     recipe.add_argument("--epochs", type=int, metavar="N", help="passes over the training images (default 200)")
-    recipe.add_argument(
-        "--batch-size", type=int, metavar="B", help="images a step, on all ranks together (default 128)"
-    )
-    recipe.add_argument("--optimizer", choices=OPTIMIZERS, help="default adam; sgd for tinyimagenet")
+    recipe.add_argument("--batch-size", type=int, metavar="B", help="images per step over all ranks (default 128)")
+    recipe.add_argument("--optimizer", choices=OPTIMIZERS, help="optimizer (default adam; sgd for tinyimagenet)")
     recipe.add_argument(
         "--lr",
         type=float,
         help="learning rate at the start (default 1e-3 for vgg8, 1e-2 for resnet18 and tinyimagenet)",
     )
-    recipe.add_argument("--momentum", type=float, help="of sgd (default 0.9)")
-    recipe.add_argument("--weight-decay", type=float, help="default 0; 5e-4 for tinyimagenet")
-    recipe.add_argument("--schedule", choices=SCHEDULES, help="of the learning rate (default cosine)")
+    recipe.add_argument("--momentum", type=float, help="momentum of sgd (default 0.9)")
+    recipe.add_argument("--weight-decay", type=float, help="weight decay (default 0; 5e-4 for tinyimagenet)")
+    recipe.add_argument("--schedule", choices=SCHEDULES, help="course of the learning rate (default cosine)")
     recipe.add_argument(
-        "--accumulate", type=int, metavar="K", help="micro-batches a step, each on its own chip (default 1)"
+        "--accumulate", type=int, metavar="K", help="micro-batches per step, each on its own chip (default 1)"
     )
     recipe.add_argument(
-        "--validation", type=float, default=0.1, help="share of the training set kept for selection (default 0.1)"
+        "--validation",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of the training images that chooses the best epoch (default 0.1)",
     )
     recipe.add_argument(
-        "--augment", choices=("auto", "none"), default="auto", help="auto (default): crop and flip for CIFAR"
+        "--augment", choices=("auto", "none"), default="auto", help="auto (default) crops and flips CIFAR images"
     )
-    recipe.add_argument("--seed", type=int, default=0)
+    recipe.add_argument("--seed", type=int, default=0, help="seed of weights, data order and chips (default 0)")
 
-    speed = parser.add_argument_group("speed", "torchrun shares a training among processes, all on the same chips")
-    speed.add_argument("--device", help="cpu or cuda (default cpu)")
-    speed.add_argument("--precision", choices=PRECISIONS, help="of the training forward (default float32)")
-    speed.add_argument("--channels-last", action="store_true", default=None, help="channels innermost in memory")
+    speed = parser.add_argument_group("speed", "Run under torchrun, one training is shared by several processes.")
+    speed.add_argument("--device", metavar="TORCH_DEVICE", help="cpu or cuda (default cpu)")
+    speed.add_argument("--precision", choices=PRECISIONS, help="precision of the training forward (default float32)")
+    speed.add_argument(
+        "--channels-last", action="store_true", default=None, help="channels innermost in memory, often faster"
+    )
     speed.add_argument("--compile", action="store_true", help="run the model through torch.compile")
     speed.add_argument(
-        "--chip-per-rank", action="store_true", help="under torchrun: each rank programs chips of its own"
+        "--chip-per-rank", action="store_true", help="under torchrun: every rank programs its own chip per step"
     )
 
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--resume", action="store_true", help="continue a run that was stopped, from OUT.state, if there is one"
+        "--resume", action="store_true", help="continue a stopped training from its *.state file, if there is one"
     )
     output.add_argument(
         "--save-every",
         type=float,
         default=60.0,
         metavar="S",
-        help="seconds between saves of OUT.state within an epoch; one follows each, too (default 60)",
+        help="seconds between saves of the state (default 60); it is also saved after each epoch",
     )
-    output.add_argument("--no-state", action="store_true", help="keep no OUT.state; the run cannot be resumed")
-    output.add_argument("--tensorboard", metavar="DIR", help="write TensorBoard's event files there")
+    output.add_argument("--no-state", action="store_true", help="write no *.state file; the training cannot be resumed")
+    output.add_argument("--tensorboard", metavar="DIR", help="folder for TensorBoard event files")
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """The paper's recipe with what the options change."""
+    """The paper's recipe, changed by the options."""
     given = {name: getattr(arguments, name) for name in RECIPE if getattr(arguments, name) is not None}
     return Recipe.paper(arguments.model, arguments.dataset, **given)
 
 
 def fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of `fit` that the options give. The log and the state lie beside the checkpoint."""
+    """The arguments of `fit`, from the options. The log and the state lie beside the checkpoint."""
     out: Path = arguments.out
     return {
         "recipe": recipe_of(arguments),

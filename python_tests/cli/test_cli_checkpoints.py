@@ -115,7 +115,7 @@ def test_a_table_in_microsiemens_from_the_shell(write, evaluated, tmp_path, caps
     (report,) = evaluated(write(), "--table", str(table), *options)
     assert device_in(report)["level_mean"] == pytest.approx([0, 1.2, 2.2, 3])
     assert main(["evaluate", write(), *FEW, *options]) == 1
-    assert "--unit, --g-min, --g-max: must be left out without --table" in capsys.readouterr().err
+    assert "--unit, --g-min, --g-max: need --table" in capsys.readouterr().err
 
 
 def test_without_noise_in_training_the_default_device(write, evaluated):
@@ -148,7 +148,7 @@ def test_trained_at_a_measured_table_s_own_deviations(monkeypatch, tmp_path, tab
 def test_another_data_set_is_taken_as_asked_and_said(write, capsys):
     path = write(dataset="mnist")
     assert main(["evaluate", path, *FEW, "--dataset", "digits"]) == 0
-    assert capsys.readouterr().err.startswith("note: net was trained on mnist, and is evaluated on digits\n")
+    assert capsys.readouterr().err.startswith("note: net was trained on mnist and is evaluated on digits\n")
 
 
 def test_the_data_set_trained_on_is_looked_for(write, capsys):
@@ -159,7 +159,7 @@ def test_the_data_set_trained_on_is_looked_for(write, capsys):
 @pytest.mark.parametrize("dataset", [None, "my own"])
 def test_a_data_set_that_nobody_names_is_not_guessed(write, capsys, dataset):
     assert main(["evaluate", write(dataset=dataset), *FEW]) == 1
-    assert "--dataset: must be given where the checkpoints do not name one" in capsys.readouterr().err
+    assert "--dataset: must be given unless the checkpoints name one" in capsys.readouterr().err
 
 
 def test_relative_to_says_nothing_of_measured_deviations(write, capsys, table):
@@ -175,7 +175,7 @@ def test_a_sweep_is_over_one_device_that_all_were_trained_for(write, capsys):
     assert main(["sweep", plain, noisy, also, *sweep]) == 0
     assert "M = 4" in capsys.readouterr().out
     assert main(["sweep", noisy, other, *sweep]) == 1
-    assert "checkpoint: must be trained for one device, or --preset" in capsys.readouterr().err
+    assert "checkpoint: must all be trained for the same device" in capsys.readouterr().err
     assert main(["sweep", noisy, other, *sweep, "--preset", "rram1"]) == 0
 
 

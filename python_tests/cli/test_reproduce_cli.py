@@ -36,7 +36,7 @@ def test_a_dry_run_lists_the_cells_with_a_time_measured_here_and_leaves_nothing(
         "vgg8-digits, control, sigma 0.1, seed 0",
         "vgg8-digits, irs, sigma 0.1, seed 0",
     ]
-    assert re.match(r"3 cells, of which 0 are finished; about \S+.* of work left on this machine", summary)
+    assert re.match(r"3 networks, 0 finished; about \S+.* left on this machine", summary)
     assert not (tmp_path / "out").exists()
 
 
@@ -46,9 +46,7 @@ def test_a_dry_run_marks_what_is_finished_and_counts_only_the_rest(tmp_path, cap
     assert reproduce("convergence", *DIGITS, "--seeds", 2, "--jobs", 2, "--dry-run", "--out", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.endswith("(finished)") for line in lines[:-1]] == [True] + [False] * 7
-    assert (
-        "8 cells, of which 1 are finished; about 7:00 of work left on this machine, about 3:30 with 2 jobs" in lines[-1]
-    )
+    assert "8 networks, 1 finished; about 7:00 left on this machine, or 3:30 with 2 jobs" in lines[-1]
 
 
 def test_shards_are_disjoint_and_together_the_grid(tmp_path, capsys, a_minute_each):

@@ -363,7 +363,7 @@ def test_a_damaged_file_that_comes_first_is_named(little):
 
 def test_the_command(little, server, capsys, monkeypatch):
     assert main(["fetch", "cifar10", "--data-dir", str(little)]) == 0
-    assert "cifar10: downloaded, checksum as published" in capsys.readouterr().out
+    assert "cifar10: downloaded, checksum correct" in capsys.readouterr().out
     monkeypatch.setenv("NFT_EXT_DATA", str(little))
     assert main(["fetch", "cifar10"]) == 0 and "already there" in capsys.readouterr().out
     server.files.clear()

@@ -243,4 +243,4 @@ def test_evaluate_resumes_and_says_what_differs(checkpoints, tmp_path, capsys):
     assert main([*command, "--sigma", "0.2"]) == 1
     assert "sigma: 0.1 in the file, 0.2 now" in capsys.readouterr().err
     assert main([*command, "--sigma", "0.1", "0.2"]) == 1
-    assert "--resume: must come with one --sigma" in capsys.readouterr().err
+    assert "--resume: needs a single --sigma" in capsys.readouterr().err

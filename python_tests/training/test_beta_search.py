@@ -211,7 +211,7 @@ def test_the_papers_beta_is_the_default_where_there_is_one(arguments, beta):
     "arguments, words",
     [
         (["--method", "irs", "--beta", "paper"], "panel: must be one of"),
-        (["--method", "noise", "--base", "ovf"], "base: must be left out but for correctnet"),
+        (["--method", "noise", "--base", "ovf"], "--base: needs --method correctnet"),
         (["--method", "ovf", "-o", "detla=0.1"], "did you mean 'delta'"),
         (["--method", "noise", "--beta", "search"], "method: must have a beta to search"),
     ],
