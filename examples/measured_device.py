@@ -1,4 +1,6 @@
-"""A measured device: from a table of levels to the accuracy of a network.  python examples/measured_device.py [TABLE.csv]"""
+"""A measured device: from a table of levels to the accuracy of a network.  python examples/measured_device.py
+[TABLE.csv]
+"""
 
 import sys
 import tempfile

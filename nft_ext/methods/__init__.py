@@ -1,8 +1,8 @@
 """Training methods: vanilla, noise injection, censored noise, CorrectNet's regularizer, Negative Feedback Training
 (OVF, IRS) and its control.
 
-Each method is one small object, usable in anybody's own loop (see `Method`) and by `nft_ext.fit`. docs/reference/methods.md
-lists them with their equations, and shows how to add one.
+Each method is one small object, usable in anybody's own loop (see `Method`) and by `nft_ext.fit`.
+docs/reference/methods.md lists them with their equations, and shows how to add one.
 """
 
 from __future__ import annotations

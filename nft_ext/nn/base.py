@@ -211,7 +211,8 @@ def check_noisy(model: nn.Module) -> dict[str, NoisyLayer]:
 
 
 def as_kind(kind: type[nn.Module], layer: nn.Module) -> nn.Module:
-    """`layer` as one of `kind`: a new object with the same parameters, buffers, hooks and settings; no constructor runs.
+    """`layer` as one of `kind`: a new object with the same parameters, buffers, hooks and settings; no constructor
+    runs.
 
     Buffers that are added to it are not added to `layer`.
     """

@@ -25,7 +25,7 @@ def test_a_whole_model_that_0_2_pickled_is_read_and_runs_on_the_same_chip():
     """The file: nft_ext 0.2, `convert` of Conv2d(1, 2, 3), Flatten, Linear(8, 3) after torch.manual_seed(0),
     torch.save.
     """
-    model = torch.load(FILES / "whole_model_0.2.pt", weights_only=False)
+    model = torch.load(FILES / "0.2" / "whole_model.pt", weights_only=False)
     assert isinstance(model[0], nft.NoisyConv2d) and isinstance(model[2], nft.NoisyLinear)
     x = torch.arange(16.0).reshape(1, 1, 4, 4) / 16
     with torch.no_grad(), nft.chips(model, seed=0, draws=[3]):
