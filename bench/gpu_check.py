@@ -1,10 +1,9 @@
-"""Everything a CUDA machine can prove about this package, in one command: python bench/gpu_check.py --out DIR
-[--minutes 8].
+"""Builds, tests and measures nft_ext on a CUDA machine: python bench/gpu_check.py --out DIR [--minutes 8]
 
-Builds the package with CUDA where it is not built, then runs the stages below, each in its own process and within its
-own time. DIR/gpu_check.json is written after every stage, so an interrupted run keeps what it had; DIR/logs holds the
-stages' output; a short table ends the output. Exit status: 0 proved, 1 a correctness stage failed or did not end, 2 no
-CUDA machine or bad options.
+Builds the package with CUDA if needed. Then each stage runs in its own process and within its own time.
+DIR/gpu_check.json is written after every stage, so an interrupted run keeps its results. DIR/logs holds the output of
+the stages. A short table ends the output. Exit status: 0 all correct, 1 a correctness stage failed or did not end, 2
+no CUDA machine or bad options.
 """
 
 from __future__ import annotations
@@ -21,32 +20,32 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-if not __package__:  # started as a file: its own folder must not be where modules are looked for
-    sys.path[0] = str(ROOT)
+if not __package__:  # started as a file: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench.gpu import report, stages, targets
 from bench.gpu.child import NOT_HERE_STATUS
 from bench.gpu.stages import FAILED, LATE, NOT_RUN, PASSED, Outcome, Stage
 
-# Seconds kept for a stage, which together are the default minutes, and at most. After a build of 100 s each gets about
-# what it takes on an H100, except that the last two may stop short of their least important cases.
+ROOT = Path(__file__).resolve().parents[1]
+# Least and most seconds per stage. The least ones add up to the default minutes. After a build of 100 s each stage has
+# enough for an H100, except that the last two may omit their least important cases.
 STAGES = (
     Stage("build", "the package with its CUDA library", 150, 240, True),
-    Stage("facts", "device, driver, versions, what the library holds", 6, 40, True),
+    Stage("facts", "GPU, driver, versions, architectures of the library", 6, 40, True),
     Stage("identity", "chips on CUDA equal the CPU's, bit for bit", 15, 60, True),
     Stage("marked", "pytest -m cuda", 70, 120, True),
     Stage("memcheck", "compute-sanitizer, memory accesses", 30, 60, True),
     Stage("racecheck", "compute-sanitizer, races in shared memory", 30, 60, True),
     Stage("ceilings", "copy bandwidth, product rates", 10, 30, False, True),
-    Stage("one_pass", "products with weights generated on the way, beside programmed first", 15, 60, False, True),
+    Stage("one_pass", "one-pass products against library products", 15, 60, False, True),
     Stage("sampler", "programming ResNet-18's layers", 20, 50, False, True),
-    Stage("layers", "convolution and linear layers, several rows a chip", 20, 60, False, True),
-    Stage("gradients", "dL/dx of layers with regenerated weights, few rows a chip", 14, 45, False, True),
+    Stage("layers", "convolution and linear layers, several rows per chip", 20, 60, False, True),
+    Stage("gradients", "dL/dx of layers, weights programmed again, few rows per chip", 14, 45, False, True),
     Stage("network", "ResNet-18's forward at 1, 8, 32, 128 images", 40, 100, False, True),
     Stage("training", "an OVF training step, its time and memory", 60, 120, False, True),
 )
-MARGIN = 6.0  # seconds that a measuring stage is told to stop before its time is up
+MARGIN = 6.0  # seconds by which a measuring stage ends before its time is up
 BUILD = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
 WHAT_TO_DO = (
     "run it on a machine with an NVIDIA GPU of compute capability 8.0 or later, its driver, the CUDA toolkit's nvcc "
@@ -55,7 +54,7 @@ WHAT_TO_DO = (
 
 
 def why_no_cuda() -> str | None:
-    """Why this machine cannot run the check, in a clause; None where it can."""
+    """Why this machine cannot run the check, as a clause; None if it can."""
     try:
         import torch
     except ImportError as error:
@@ -68,7 +67,7 @@ def why_no_cuda() -> str | None:
 
 
 def is_built() -> bool:
-    """Whether both libraries lie beside the package, for this Python, and no older than what they are made of."""
+    """Whether both libraries exist for this Python and are not older than their sources."""
     package = ROOT / "nft_ext"
     made = [package / "_C.so", package / "_C_cuda.so", *package.glob(f"_core.{sys.implementation.cache_tag}*.so")]
     if len(made) < 3 or not all(p.exists() for p in made):
@@ -78,7 +77,7 @@ def is_built() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """For the stages: the toolkit's programs on PATH, this checkout first among modules, CUDA asked of the build."""
+    """The stages' environment: the toolkit on PATH, this checkout first among modules, a build with CUDA."""
     modules = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     found = dict(os.environ) | {"NFT_EXT_CUDA": "1", "PYTHONPATH": modules}
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
@@ -88,7 +87,7 @@ def environment() -> dict[str, str]:
 
 
 class Runner:
-    """Runs a stage in a process, and reads what became of it."""
+    """Runs a stage in a process and returns its outcome."""
 
     def __init__(self, out: Path, outcomes: dict[str, Outcome]) -> None:
         self.logs, self.outcomes = out / "logs", outcomes
@@ -128,7 +127,7 @@ class Runner:
 
 
 def ended(status: int | None, tail: str, seconds: float, found: Any) -> Outcome:
-    """The outcome of a stage's process: status None where its time ran out; whatever it saved is kept in any case."""
+    """The outcome of a stage's process, with its saved results. status is None after a timeout."""
     if status is None:
         return Outcome(
             LATE, why=f"ended after {seconds:.0f} s" + ("; what it had is kept" if found else ""), found=found
@@ -151,10 +150,12 @@ def options(argv: list[str] | None) -> argparse.Namespace:
         epilog="stages: " + "; ".join(f"{s.name}: {s.what}" for s in STAGES),
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for gpu_check.json and the logs; made if missing"
+        "--out", type=Path, required=True, metavar="DIR", help="folder for gpu_check.json and logs; created if missing"
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything together (default 8)")
-    parser.add_argument("--skip", default="", metavar="STAGE,...", help="stages to leave out; the table says so")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time for all stages together (default 8)")
+    parser.add_argument(
+        "--skip", default="", metavar="STAGE,...", help="stages to skip; the table shows them as skipped"
+    )
     found = parser.parse_args(argv)
     found.skip = {name.strip() for name in found.skip.split(",") if name.strip()}
     unknown = found.skip - {s.name for s in STAGES}
@@ -168,7 +169,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def revision() -> str | None:
-    """The checkout's commit; NFT_EXT_COMMIT says it of a copy that is no checkout."""
+    """The checkout's commit; for a copy without git, NFT_EXT_COMMIT."""
     found = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["git", "rev-parse", "HEAD"]

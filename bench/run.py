@@ -1,6 +1,4 @@
-"""Runs benchmarks: python bench/run.py [--list] [--only PATTERN] [--out FILE] [--rounds N] [--no-compile] [--precision
-P].
-"""
+"""Benchmarks nft_ext against plain PyTorch: python bench/run.py [--list] [--only PATTERN] [--out FILE] ..."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # started as a file: its own folder must not be where modules are looked for
+if not __package__:  # started as a file: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
@@ -22,34 +20,34 @@ from nft_ext._common.progress import Progress
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench/run.py", description="nft_ext against plain PyTorch at its best.")
-    parser.add_argument("--list", action="store_true", help="print the cases and their variants, run nothing")
-    parser.add_argument("--only", metavar="PATTERN", help="names, parts of names or globs; commas separate several")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write everything measured as JSON")
-    parser.add_argument(
-        "--rounds", metavar="N", type=int, help="interleaved rounds a case (default: the case's own, 9 to 15)"
+    parser = argparse.ArgumentParser(
+        prog="bench/run.py", description="Benchmarks nft_ext against the best plain PyTorch."
     )
+    parser.add_argument("--list", action="store_true", help="list the cases and their variants without running them")
+    parser.add_argument("--only", metavar="PATTERN", help="names, parts of names or globs, separated by commas")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write all results as JSON")
     parser.add_argument(
-        "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes to compile"
+        "--rounds", metavar="N", type=int, help="interleaved rounds per case (default: 9 to 15, set by the case)"
     )
+    parser.add_argument("--no-compile", action="store_true", help="skip compiled variants: compiling takes minutes")
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16"),
-        help="leave out the other: bf16 takes minutes a call on processors without it",
+        help="run only this precision: bf16 takes minutes per call on processors without it",
     )
     parser.add_argument("--threads", metavar="N", type=int, help="threads of torch and of nft_ext (default: torch's)")
     parser.add_argument(
         "--malloc",
         choices=("default", "keep"),
         default="default",
-        help="keep: glibc keeps freed memory, so nobody pays for page clearing (default: the system's behaviour)",
+        help="keep: glibc keeps freed memory, which avoids page clearing (default: as the system does)",
     )
     options = parser.parse_args(argv)
     for name in ("rounds", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name}: must be an integer >= 1; got {getattr(options, name)}")
     if options.out is not None and not options.out.resolve().parent.is_dir():
-        parser.error(f"--out: must lie in a folder that exists; got {options.out}")
+        parser.error(f"--out: must lie in an existing folder; got {options.out}")
     return options
 
 
@@ -67,7 +65,7 @@ def _print_list(chosen: list[Case], reports: list[str], options: argparse.Namesp
         for variant in _variants(case, options):
             print(f"    {variant.name}")
     for name in reports:
-        print(f"{name}: the machine's limits, the sampler's distance to them and where its time goes")
+        print(f"{name}: the machine's limits, the sampler's distance from them and the time of its parts")
     for target in registry.TARGETS:
         if any(target.case == c.name for c in chosen):
             print(f"target: {target.case}: {target.rule}, >= {target.at_least:g}x")
@@ -78,8 +76,7 @@ def _run_case(case: Case, options: argparse.Namespace, title: str) -> measure.Me
     rounds = options.rounds or case.rounds
     if not options.no_compile:
         torch.compiler.reset()
-        # All variants of a case compile the same source lines, more than torch allows by default; beyond that it runs
-        # eager code.
+        # All variants of a case compile the same source lines. Beyond torch's default limit it would run eager code.
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
     with Progress(len(variants) + rounds, title, "steps") as progress:

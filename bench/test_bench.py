@@ -1,8 +1,8 @@
-"""The eager variants of every case for pytest-benchmark (pyproject.toml skips benchmarks, hence the -o):
+"""The eager variants of all cases for pytest-benchmark (pyproject.toml skips benchmarks, hence -o):
 
     python -m pytest -o addopts= bench/test_bench.py --benchmark-only [-k "resnet18-1 and nft"] [--benchmark-json FILE]
 
-One process, but not interleaved: bench/run.py is the measurement to quote, this one tracks changes.
+Rounds are not interleaved: quote bench/run.py, and track changes with this one.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from bench.cpu.sampler import SAMPLING
 from bench.harness import autocast, baselines, checks
 from bench.harness.case import Case, Ready, Variant, Work
 
-FORWARD_ROWS, BACKWARD_ROWS = 1, 128  # Monte Carlo at few images a chip; training
+FORWARD_ROWS, BACKWARD_ROWS = 1, 128  # Monte Carlo at few images per chip; training
 ROUNDS = 11
-SCORES = 2048  # outputs a statistical check looks at
+SCORES = 2048  # outputs per statistical check
 SAME_CHIP = {"fp32": 1e-4, "bf16": 5e-3}  # see _check_backward
 
 
@@ -59,7 +59,7 @@ SHAPES = (
     Shape("conv2d-512x4", (512, 512, 3, 1, 4)),  # layer4: many weights, few places
     Shape("linear-8192x1024", (8192, 1024)),  # VGG-8, fc1
 )
-TINY = (Shape("conv2d-8x4", (8, 8, 3, 1, 4)), Shape("linear-8x8", (8, 8)))  # nothing but the cost of a call
+TINY = (Shape("conv2d-8x4", (8, 8, 3, 1, 4)), Shape("linear-8x8", (8, 8)))  # the cost of a call
 
 
 class Trial:
@@ -98,7 +98,7 @@ class Trial:
 
 
 def _check_noise(trial: Trial) -> str | None:
-    """All channels of as many chips as it takes; with or without gradients, as the caller is."""
+    """Scores of all channels of several chips, with or without gradients like the caller."""
     chips = -(-SCORES // trial.plain.weight.shape[0])
     scores = []
     for _ in range(chips):
@@ -130,7 +130,7 @@ def _check_backward(trial: Trial, quiet: Trial | None) -> str | None:
     y, dx, dw = trial.forward_backward()
     y = y.detach()
     clean = y if trial.plain.bias is None else y - trial.plain.bias.detach()
-    # y - bias is linear in x, so <dx, x> = <dy, y - bias> (here dy = y), if the backward used the forward's chip; under
+    # y - bias is linear in x, so <dx, x> = <dy, y - bias> (here dy = y) if the backward used the forward's chip. With
     # another one it loses the noise's share of |y|^2, more than a percent.
     lost = abs(float((dx.double() * trial.x.double()).sum() / (y.double() * clean.double()).sum()) - 1)
     return checks.first(

@@ -1,17 +1,17 @@
-"""Report `limits`: how far the sampler is from what this machine can do, and where its time goes.
+"""Report `limits`: the sampler's distance from the limits of this machine, and the time of its parts.
 
-The pieces are told apart by switching them off, one core, data within its second-level cache, as the slope between two
-sizes (a call's own cost drops out). The sampler writes to the layers' scratch memory here: a product with no rows.
+The parts are measured by switching them off, on one core, with data in its second-level cache. The slope between two
+sizes removes the cost of a call. The sampler writes to the layers' scratch memory, by a product with no rows.
 
     load codes, store       noise off, codes kept
-    normals                 one normal a weight, less the above: Philox, Box-Muller, and their scaling by the device's table
-    load, quantize, store   one normal a weight from weights whose step is foreseen, less the normals
-    Philox                  what stuck-at faults add to a device: one word a weight (and a comparison, so slightly too much)
-    abs-max                 the step; only where it cannot be foreseen (csrc/cpu/foreseen.h), so in no account of repeated calls
+    normals                 one normal per weight, minus the line above: Philox, Box-Muller, scaling by the table
+    load, quantize, store   one normal per weight with a cached step, minus the normals
+    Philox                  the extra time of stuck-at faults: one word per weight, and a comparison
+    abs-max                 the step, without its cache (csrc/cpu/torch/abs_max_cache.h)
 
-Limits: the time of the normals alone, shared perfectly by all threads, and the time to read every weight and write
-every result once at the bandwidth of a large copy. What remains after the pieces is threads waiting for each other and
-data that does not fit the caches; what a fresh result costs more than scratch memory is mostly page clearing.
+Limits: the time of the normals, divided by the threads, and the time to read every weight and write every result once
+at the bandwidth of a large copy. The rest is threads that wait for each other, and data beyond the caches. A fresh
+result costs more than scratch memory mostly because of page clearing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nft_ext.ops import operators
 SMALL, LARGE = (
     1 << 15,
     1 << 17,
-)  # weights; the smaller are enough for codes by products, the larger with their result one megabyte
+)  # weights; the larger size and its result take one megabyte
 COPY_BYTES = 64 << 20
 STUCK = 1e-6  # so rare that nothing else changes
 
@@ -65,7 +65,7 @@ def _pieces(n: int) -> dict[str, Run]:
 
 
 def _slopes(small: dict[str, Run], large: dict[str, Run], sizes: tuple[int, int], rounds: int) -> dict[str, float]:
-    """Nanoseconds an element, by name."""
+    """Nanoseconds per element, by name."""
     timings = measure.interleaved([*small.values(), *large.values()], rounds)
     per_name = zip(small, timings, timings[len(small) :])
     return {
@@ -75,7 +75,7 @@ def _slopes(small: dict[str, Run], large: dict[str, Run], sizes: tuple[int, int]
 
 
 def _per_core(rounds: int) -> dict[str, float]:
-    """ns a weight on one core."""
+    """ns per weight on one core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -95,7 +95,7 @@ def _per_core(rounds: int) -> dict[str, float]:
 
 
 def _per_isa(rounds: int) -> dict[str, float]:
-    """ns a normal on one core, by instruction set (nft_ext._core.normals: Philox and Box-Muller alone)."""
+    """ns per normal on one core, by instruction set (nft_ext._core.normals: Philox and Box-Muller alone)."""
     row = np.array([0, 1], np.int64)
     sizes = (1 << 12, 1 << 14)  # small results: no page is cleared
 
@@ -160,7 +160,7 @@ def _account(
 
 
 def report(rounds: int) -> dict[str, Any]:
-    """All of it; JSON-able."""
+    """All figures, as JSON types."""
     threads = torch.get_num_threads()
     weights = sum(w.numel() for w in sampler.weights())
     core, isa, whole = _per_core(rounds), _per_isa(rounds), _whole(rounds)
@@ -177,8 +177,8 @@ def report(rounds: int) -> dict[str, Any]:
 def text(found: dict[str, Any]) -> str:
     lines = [
         f"copy bandwidth (read + write, {found['threads']} threads): {found['copy_bytes_per_second'] / 1e9:.1f} GB/s",
-        "ns a normal, one core: " + ", ".join(f"{k} {v:.2f}" for k, v in found["ns_a_normal_one_core"].items()),
-        "ns a weight, one core: " + ", ".join(f"{k} {v:.2f}" for k, v in found["ns_a_weight_one_core"].items()),
+        "ns per normal, one core: " + ", ".join(f"{k} {v:.2f}" for k, v in found["ns_a_normal_one_core"].items()),
+        "ns per weight, one core: " + ", ".join(f"{k} {v:.2f}" for k, v in found["ns_a_weight_one_core"].items()),
     ]
     for kind, a in found["sampler"].items():
         limits = ", ".join(f"{k} {v:.2f}" for k, v in a["limits_ms"].items())

@@ -21,13 +21,11 @@ ROUNDS = {1: 15, 8: 15, 128: 9}
 FOLDED = "folded batch-norm"
 FUSED = "fused epilogue"
 CHANNELS_LAST = "channels last"
-CALLS = 32  # whose spread tells whether a compiled network is as noisy as the eager one
+CALLS = 32  # their spread shows whether a compiled network has the noise of the eager one
 
 
 class Batch(NamedTuple):
-    """Images, and whether their channels are last in memory: what both sides' convolutions are fastest with, where
-    images are many.
-    """
+    """The images, for many images with channels last: the fastest layout for both sides."""
 
     images: int
     channels_last: bool = False
@@ -78,9 +76,7 @@ def _ours(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
 
 
 def _fused(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
-    """nft.fuse: batch-norm, residual additions and ReLUs in the products' epilogues. Right where the unfused network,
-    which is checked itself, gives the same logits on the same chip.
-    """
+    """nft.fuse. Right if the unfused network, which is checked too, gives the same logits on the same chip."""
     model = nft.convert(network(), SAMPLING[draws])
     fused = nft.fuse(model)
     run, unfused = _forward(fused, batch, precision), _forward(model, batch, precision)
@@ -114,8 +110,10 @@ def _by_hand(batch: Batch, precision: str, draws: str, mode: str, cached: bool) 
 
 
 def _folded(batch: Batch, precision: str, draws: str, mode: str) -> Ready:
-    """Plain PyTorch's counterpart of nft.fuse: batch-norm folded into the noisy weights. Right where the network with
-    its batch-norms, which is checked itself, gives the same logits under the same seed."""
+    """Plain PyTorch's counterpart of nft.fuse: batch-norm folded into the noisy weights.
+
+    Right if the network with batch-norms, which is checked too, gives the same logits with the same seed.
+    """
     model, whole = (baselines.by_hand(network(), draws, cached=True, functional=mode == "compile") for _ in range(2))
     run, unfolded = _forward(baselines.fold_norms(model), batch, precision), _forward(whole, batch, precision)
 
@@ -141,7 +139,7 @@ def _ready(
     run = _forward(baselines.compiled(model), batch, precision)
 
     def check_compiled() -> str | None:
-        # The compiled graph draws from torch's own generator: equal to eager under the same seed, where it draws in the
+        # The compiled graph uses torch's generator: equal to eager with the same seed if it draws in the
         # same order, which not every version of torch does. Compiled before the eager check, whose hooks would
         # otherwise be part of the graph.
         torch.manual_seed(5)
@@ -163,7 +161,7 @@ def _same_without_noise(
 
 @contextlib.contextmanager
 def _silenced(model: nn.Module) -> Iterator[None]:
-    """Inside, no weight is noisy; the steps of layers by hand, which only scale their noise, are zero."""
+    """Turns all noise off inside. Layers by hand get a step of zero, which scales only their noise."""
     if nft.noisy_layers(model):
         with nft.noise(model, enabled=False):
             yield
@@ -180,8 +178,9 @@ def _silenced(model: nn.Module) -> Iterator[None]:
 
 
 def _as_noisy(run: Callable[[], Tensor], eager: Callable[[], Tensor]) -> str | None:
-    """Means and spread over calls of image 0's logits are eager's, within five standard errors; the spread counts as
-    two independent logits', of ten.
+    """Checks mean and spread of image 0's logits over calls against eager, within five standard errors.
+
+    Ten logits count as two independent ones for the spread.
     """
     found, expected = (torch.stack([f()[0].double() for _ in range(CALLS)]) for f in (run, eager))
     off = (found.mean(0) - expected.mean(0)).abs() / (expected.std(0) * math.sqrt(2 / CALLS))
@@ -251,9 +250,7 @@ def _case(images: int) -> Case:
             variants.append(variant("torch", draws, precision, _by_hand, draws, "eager", True, cached=True))
             folded = functools.partial(variant, "torch", draws, precision, _folded, draws)
             variants.append(folded("eager", cached=True, note=FOLDED))
-            if (
-                draws == "one" or images == 1
-            ):  # a target compares with one a device at 1 image; compiling takes its time
+            if draws == "one" or images == 1:  # only what a target needs: compiling takes long
                 variants.append(
                     variant("torch", draws, precision, _by_hand, draws, "compile", True, cached=True, mode="compile")
                 )
@@ -261,9 +258,9 @@ def _case(images: int) -> Case:
     variants.append(variant("nft", "one", "fp32", _ours, "one", "compile", mode="compile"))
     if images == 1:
         variants.append(variant("nft", "one", "fp32", _fused, "one", "compile", mode="compile", note=FUSED))
-    for draws in ("one", "device"):  # as it is usually written: quantizing at every forward
-        variants.append(variant("torch", draws, "fp32", _by_hand, draws, "eager", False))
-    if images > 1:  # one image is slower so, on either side
+    # The usual code: it quantizes in every forward.
+    variants.extend(variant("torch", draws, "fp32", _by_hand, draws, "eager", False) for draws in ("one", "device"))
+    if images > 1:  # with one image, channels last is slower on both sides
         variants.append(variant("torch", "none", "fp32", _plain, last=True))
         variants.append(variant("nft", "one", "fp32", _ours, "one", "eager", cached=True, last=True))
         variants.append(variant("nft", "one", "fp32", _fused, "one", "eager", cached=True, note=FUSED, last=True))

@@ -34,7 +34,7 @@ def weights() -> list[Tensor]:
 
 @functools.cache
 def kept() -> list[tuple[Tensor, float]]:
-    """(W_d, step) of each weight: what plain PyTorch keeps while weights do not change."""
+    """(W_d, step) per weight, which plain PyTorch can keep while weights do not change."""
     return [(baselines.quantized(w, baselines.step_of(w)), float(baselines.step_of(w))) for w in weights()]
 
 
@@ -78,9 +78,7 @@ def _program(draws: str) -> Ready:
 
 
 def _program_new(draws: str) -> Ready:
-    """The same with the largest entry of every weight changed before each call, as training changes it: the step is
-    found first.
-    """
+    """As `ours`, but the largest entry of every weight changes before each call, as in training."""
     nvm, numbers = SAMPLING[draws], itertools.count()
     changing = [w.clone() for w in weights()]
     places = [w.view(-1).numpy()[at : at + 1] for w in changing for at in [int(w.abs().argmax())]]
@@ -99,7 +97,7 @@ def _program_new(draws: str) -> Ready:
 
 
 def _program_cached(draws: str, dtype: torch.dtype, precision: str) -> Ready:
-    """What a layer does at inference: its codes and step are kept."""
+    """A layer at inference: codes and step are kept."""
     layers = list(nft.noisy_layers(nft.convert(network(), SAMPLING[draws])).values())
 
     @torch.no_grad()
@@ -129,12 +127,12 @@ def _by_hand_cached(draws: str) -> Ready:
 
 
 def _stacked() -> Ready:
-    """randn of [M / K, *shape] and a product, as most would write it."""
+    """randn of [M / K, *shape] and a product, the usual code."""
     return _ready(lambda i: baselines.sample_stacked(weights()[i]))
 
 
 def _threads() -> Ready:
-    """A generator a thread: no plain use of torch any more, shown for orientation."""
+    """One generator per thread, for orientation: no plain use of torch."""
     sampler = baselines.ThreadedSampler(torch.get_num_threads())
     return _ready(lambda i: sampler(*kept()[i]))
 

@@ -1,1 +1,1 @@
-"""The parts of bench/gpu_check.py: its stages, each a process of its own, and what they share."""
+"""The stages of bench/gpu_check.py, one process each, and their shared code."""

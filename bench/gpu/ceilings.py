@@ -1,5 +1,6 @@
-"""Stage `ceilings`: what this device reaches, measured: a large copy, and large products of random numbers, in bfloat16
-and in float32 with TF32 allowed (faster than float32 proper, so a floor for both).
+"""Stage `ceilings`: measures this GPU's bandwidth of a large copy and its rates of large products.
+
+Products are in bfloat16 and in float32 with TF32, whose rate bounds float32 too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def highest_clock() -> float | None:
-    """Hz of the multiprocessors at most, read from nvidia-smi; None where it does not say."""
+    """The highest clock of the multiprocessors in Hz, from nvidia-smi; None if unknown."""
     command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits", "-i", "0"]
     try:
         return 1e6 * float(

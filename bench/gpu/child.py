@@ -1,7 +1,7 @@
 """Runs one stage in this process: python -m bench.gpu.child NAME --out FILE --seconds S --known FILE.
 
-A stage is a module of bench.gpu with `run(task)`. It saves what it found with `task.save`, as often as it likes, and
-raises where something is wrong; `NotHere` where the machine lacks a tool it needs.
+A stage is a module of bench.gpu with `run(task)`. It saves its results with `task.save`, once or several times. It
+raises `NotHere` if the machine lacks a tool, and another exception if a result is wrong.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ NOT_HERE_STATUS = 3
 
 
 class NotHere(Exception):
-    """The machine lacks what the stage needs; the message says what and how to get it."""
+    """The machine lacks a tool; the message names it and how to get it."""
 
 
 class Wrong(Exception):
-    """A result is wrong; the message says which and how."""
+    """A result is wrong; the message names it."""
 
 
 class Task:
-    """What a stage is given: its time, what earlier stages found, and where to save."""
+    """A stage's time, the results of earlier stages, and the file for its own."""
 
     def __init__(self, out: Path, seconds: float, known: dict[str, Any]) -> None:
         self.out, self.known = out, known
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds until the stage should be done by itself."""
+        """Seconds until the stage should end by itself."""
         return self._end - time.monotonic()
 
     def save(self, found: Any) -> None:
         stages.write_json(self.out, found)
 
     def found_by(self, stage: str) -> Any:
-        """What an earlier stage found.
+        """The results of an earlier stage.
 
         Raises:
-            NotHere: it found nothing.
+            NotHere: it has none.
         """
         if self.known.get(stage) is None:
-            raise NotHere(f"needs what the stage {stage} finds, and that found nothing")
+            raise NotHere(f"needs the results of the stage {stage}, which has none")
         return self.known[stage]
 
 

@@ -1,4 +1,4 @@
-"""Stage `facts`: the device, the driver, the versions, and what the compiled library holds."""
+"""Stage `facts`: the GPU, the driver, the versions, and the architectures in the compiled library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.gpu.child import Task, Wrong
 
 
 def output_of(*command: str) -> str | None:
-    """What a command prints; None where it is missing or fails."""
+    """The output of a command; None if it is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -21,7 +21,7 @@ def output_of(*command: str) -> str | None:
 
 
 def architectures(library: Path) -> list[str] | None:
-    """Machine code and PTX in a library, as cuobjdump lists them; None without that tool."""
+    """Machine code and PTX in a library, listed by cuobjdump; None without that tool."""
     listed = output_of("cuobjdump", "-lelf", "-lptx", str(library)) if shutil.which("cuobjdump") else None
     return None if listed is None else sorted(set(re.findall(r"\.(sm_\w+\.(?:cubin|ptx))", listed)))
 
@@ -59,4 +59,4 @@ def run(task: Task) -> None:
     }
     task.save(found)
     if found["nft_ext"]["cuda_off"] is not None:
-        raise Wrong(f"nft_ext does not serve CUDA here: {found['nft_ext']['cuda_off']}")
+        raise Wrong(f"nft_ext cannot use CUDA: {found['nft_ext']['cuda_off']}")

@@ -1,8 +1,7 @@
-"""The floor of a measured call: the least time that its bytes and its operations take on this device.
+"""The floor of a measured call: the least time that its bytes and operations take on this GPU.
 
-Ceilings are measured on the device (bench/gpu/ceilings.py): bytes a second of a large copy, operations a second of a
-large product. Only the rate at which instructions are issued is computed: multiprocessors x 128 lanes x the highest
-clock.
+The stage `ceilings` measures bytes per second of a large copy and operations per second of a large product. The issue
+rate of instructions is computed: multiprocessors x 128 lanes x the highest clock.
 """
 
 from __future__ import annotations
@@ -10,17 +9,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-LANES = 128  # a multiprocessor's: four schedulers of 32, on compute capability 8.0 and 9.0 alike
+LANES = 128  # per multiprocessor: four schedulers of 32, for compute capabilities 8.0 and 9.0
 # One weight with one normal of its own. A Philox call (10 rounds of two wide products, four exclusive ors, two key
 # steps) for four weights: 20; half a Box-Muller pair (logarithm, square root, sine and cosine, 70 together): 35; code,
-# table, sign, scale, address and store: 5. With one normal a device, the first two for each of the M / K devices.
+# table, sign, scale, address and store: 5. With one normal per device, the first two for each of the M / K devices.
 NORMAL_INSTRUCTIONS, WEIGHT_INSTRUCTIONS = 55, 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Ceilings:
-    """What the device reached: bytes/s of a copy (read + written), FLOP/s of a product by precision, instructions/s of
-    all lanes (None where the clock is not known).
+    """Rates of the GPU: bytes/s of a copy (read + written), FLOP/s by precision, instructions/s of all lanes.
+
+    instructions_per_second is None if the clock is unknown.
     """
 
     bytes_per_second: float
@@ -29,7 +29,7 @@ class Ceilings:
 
     @classmethod
     def of(cls, found: dict[str, Any]) -> Ceilings:
-        """From what the ceilings stage saved."""
+        """From the results of the stage `ceilings`."""
         return cls(
             found["copy_bytes_per_second"], dict(found["flops_per_second"]), found.get("instructions_per_second")
         )
@@ -37,7 +37,7 @@ class Ceilings:
 
 @dataclasses.dataclass(frozen=True)
 class Floor:
-    """Seconds at least, by cause."""
+    """Least seconds, by cause."""
 
     bytes: float
     operations: float
@@ -53,12 +53,12 @@ class Floor:
 
 
 def issue_rate(multiprocessors: int, clock_hz: float | None) -> float | None:
-    """Lane-instructions a second of the whole device; None where the clock is not known."""
+    """Lane instructions per second of the whole GPU; None if the clock is unknown."""
     return None if not clock_hz else multiprocessors * LANES * clock_hz
 
 
 def sampling_instructions(weights: int, normals: int) -> float:
-    """Of programming `weights` weights with `normals` normals in all, by counting."""
+    """Counted instructions for programming `weights` weights with `normals` normals in total."""
     return float(WEIGHT_INSTRUCTIONS * weights + NORMAL_INSTRUCTIONS * normals)
 
 

@@ -1,10 +1,9 @@
-"""Stage `gradients`: dL/dx of single layers with the weights of the forward's chips, few rows a chip, 1 and 8 chips a
-call.
+"""Stage `gradients`: dL/dx of single layers on the forward's chips, few rows per chip, 1 and 8 chips per call.
 
-Ours keeps no noisy weights and programs the chips again from their key. Where NFT_EXT_ONE_PASS says always, it does so
-inside the product (csrc/cuda/fused/gradient.h). "programmed" is our usual way: sampler into memory, then the library's
-product. Plain PyTorch kept the forward's weights, all chips' stacked along the outputs: it multiplies, and draws
-nothing. One graph replays each: none is slower in it.
+Ours keeps no noisy weights and programs the chips again from their key: in the product if NFT_EXT_ONE_PASS is "always"
+(csrc/cuda/one_pass/gradient.h). "programmed" samples into memory and uses a library product. Plain PyTorch keeps the
+forward's weights, with all chips stacked along the outputs, so it only multiplies. Each is timed as a CUDA graph, which
+is slower for none.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from nft_ext.ops import build_info
 from nft_ext.ops.functional import Crossbar
 
 MOST_ROWS = 256  # per chip
-ROUNDING = 2.0  # of what checks.close allows: the sum over chips rounds once more
+ROUNDING = 2.0  # times the tolerance of checks.close: the sum over chips rounds once more
 STREAM = 7
 
 
 def work(point: Point, draws: str, precision: str) -> Work:
-    """Every chip's grad read, the weight read once (codes of two bytes), dL/dx, summed over chips, written once."""
+    """Reads every chip's grad and the weight once (two-byte codes); writes dL/dx, summed over chips, once."""
     activations, weight, products = point.shape.counts(point.images)
     x = layers.images(point, precision).numel()
     return Work(
@@ -50,7 +49,7 @@ def input_gradient(p: nn.Conv2d | nn.Linear, grad: Tensor, x: Tensor, weight: Te
 
 
 class Problem:
-    """A layer's operands on the device: x, the chips' key, and grad [S * B, out, ...] chip-major."""
+    """A layer's operands on the GPU: x, the chips' key, and grad [S * B, out, ...] chip-major."""
 
     def __init__(self, point: Point, draws: str, precision: str) -> None:
         self.point, self.p, self.x = point, layers.layer(point.shape), layers.images(point, precision)
@@ -82,7 +81,7 @@ class Problem:
         )[0]
 
     def stacked_grad(self) -> Tensor:
-        """[B, S * out, ...], as one layer with all chips' outputs has it."""
+        """[B, S * out, ...], for one layer with the outputs of all chips."""
         by_chip = self.grad.unflatten(0, (self.point.chips, self.point.images))
         return by_chip.transpose(0, 1).flatten(1, 2).contiguous(memory_format=self.layout)
 
@@ -91,7 +90,7 @@ class Problem:
         return chips.contiguous(memory_format=self.layout) if chips.dim() == 4 else chips
 
     def check(self, call: Callable[[], Tensor], run: Callable[[], Tensor]) -> str | None:
-        """The gradient of these very chips: of `call` with exact float32 products, and of `run`, as it is timed."""
+        """Checks the gradient on the same chips: of `call` with exact float32 products, and of `run` as timed."""
         weights = self.chips(self.x.dtype).double()
         expected = torch.stack(
             [
@@ -102,7 +101,7 @@ class Problem:
         precision = "bf16" if self.x.dtype == torch.bfloat16 else "fp32"
         linear = isinstance(self.p, nn.Linear)
         library = torch.backends.cuda.matmul if linear else torch.backends.cudnn
-        # The library's float32 products may be done in TF32 while timed: then they are as exact as bfloat16's.
+        # While timed, the library may use TF32 for float32: then bfloat16's tolerance applies.
         allowed = "bf16" if library.allow_tf32 else precision
         factors = dict.fromkeys(checks.WINOGRAD, 1.0) if linear else checks.WINOGRAD
         with timing.exact_float32():
@@ -133,7 +132,7 @@ def variants(point: Point) -> list[Variant]:
         for draws in ("one", "device"):
             for family, way in (("nft", "ours"), ("nft programmed", "programmed"), ("torch", "kept")):
                 if way == "kept" and draws == "device":
-                    continue  # what was kept was drawn in the forward, however many normals that took
+                    continue  # kept weights cost the same for any number of normals
                 make = functools.partial(ready, point, draws, precision, way)
                 found.append(Variant(family, draws, make, work(point, draws, precision), precision, "graph", True))
     return found

@@ -1,5 +1,6 @@
-"""Stage `identity`: chips on CUDA are the CPU's, bit for bit: every device model of
-python_tests/support/every_device.py.
+"""Stage `identity`: chips on CUDA equal those on the CPU bit for bit, for many device models.
+
+The device models are those of python_tests/support/every_device.py.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def bits(t: Tensor) -> Tensor:
 
 
 def differences(nvm: nft.NVMDevice, weight: Tensor, key: Tensor, stream: int) -> Iterator[str]:
-    """What differs between CUDA and the CPU, in words; nothing where all is equal."""
+    """Descriptions of the differences between CUDA and the CPU."""
     there, on = weight.cuda(), key.cuda()
     ops, m = torch.ops.nft_ext, nvm.weight_bits
     step = ops.weight_step(weight, m)
@@ -75,9 +76,9 @@ def run(task: Task) -> None:
                 "compared": compared,
                 "wrong": wrong,
                 "devices": len(DEVICES),
-                "summary": f"{compared} cases of {len(DEVICES)} device models, float32, bfloat16, float16: equal to the CPU"
-                if not wrong
-                else f"{len(wrong)} differences in {compared} cases",
+                "summary": f"{len(wrong)} differences in {compared} cases"
+                if wrong
+                else f"{compared} cases of {len(DEVICES)} device models, float32, bfloat16, float16: equal to the CPU",
             }
         )
     if wrong:

@@ -1,8 +1,7 @@
-"""Stage `layers`: single layers of real networks at several rows a chip, 1 and 8 chips a call, forward without
-gradients.
+"""Stage `layers`: forwards of single layers without gradients, several rows per chip, 1 and 8 chips per call.
 
-Ours takes the products that NFT_EXT_ONE_PASS asks for (auto where it is not set), and replays one graph, in which it is
-never slower. Plain PyTorch multiplies all chips at once: their weights stacked along the outputs are one larger layer.
+Ours follows NFT_EXT_ONE_PASS (default auto) and replays a CUDA graph, which is never slower. Plain PyTorch multiplies
+all chips at once: their weights, stacked along the outputs, are one larger layer.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from bench.harness.case import Ready, Variant, Work
 from nft_ext.ops import build_info
 from nft_ext.ops.functional import Crossbar, conv2d_product, linear_product
 
-# (shape, images): 16 rows a chip at one image of conv2d-512x4, 64 of conv2d-256x8, 1024 of conv2d-64x32
+# (shape, images): 16 rows per chip at one image of conv2d-512x4, 64 of conv2d-256x8, 1024 of conv2d-64x32
 SIZES = {"linear-8192x1024": (1, 32, 256), "conv2d-512x4": (1, 16), "conv2d-256x8": (1, 4), "conv2d-64x32": (1,)}
 CHIPS = (1, 8)
 ELEMENT = {"bf16": 2, "fp32": 4}  # bytes
@@ -48,9 +47,7 @@ class Point:
         return f"{self.shape.name}, {self.rows} rows, {self.chips} chip{'s' if self.chips > 1 else ''}"
 
     def work(self, draws: str, precision: str) -> Work:
-        """x read, the weight read once (codes of two bytes), every chip's y written; noisy weights need not touch
-        memory.
-        """
+        """Reads x and the weight once (two-byte codes), writes every chip's y. Noisy weights need no memory."""
         activations, weight, products = self.shape.counts(self.images)
         x = self.images * (
             self.shape.sizes[0] if self.shape.is_linear else self.shape.sizes[0] * self.shape.sizes[4] ** 2
@@ -67,14 +64,14 @@ def layer(shape: Shape) -> nn.Conv2d | nn.Linear:
 
 
 def images(point: Point, precision: str) -> Tensor:
-    """x in the memory format that suits plain PyTorch."""
+    """x in the fastest memory format for plain PyTorch."""
     torch.manual_seed(1)
     x = point.shape.input(point.images).cuda().to(plain.DTYPES[precision])
     return x.to(memory_format=torch.channels_last) if precision == "bf16" and x.dim() == 4 else x
 
 
 def scores(shape: Shape, x: Tensor, y: Tensor) -> Tensor:
-    """One score a chip and output channel, at one place of image 0: independent standard normals. y [S, out, ...] of
+    """One score per chip and output channel, at one place of image 0: independent standard normals. y [S, out, ...] of
     image 0.
     """
     p = layer(shape)
@@ -123,7 +120,7 @@ def ours(point: Point, draws: str, precision: str, mode: str) -> Ready:
         return conv2d_product(x, p.bias, bar, p.stride, p.padding, p.dilation, p.groups, True)
 
     def call() -> Tensor:
-        # Another chip in each call, as the checks want: the draws move on, on the device.
+        # The checks need another chip in each call: increment the draws on the GPU.
         key[:, 1].add_(point.chips)
         return product(bar)
 
@@ -144,7 +141,7 @@ def ours(point: Point, draws: str, precision: str, mode: str) -> Ready:
 
 
 def stacked(point: Point, draws: str, precision: str, mode: str) -> Ready:
-    """Plain PyTorch: all chips' weights in place along the outputs, one product."""
+    """Plain PyTorch: all chips' weights stacked along the outputs, one product."""
     p, x, dtype = layer(point.shape), images(point, precision), plain.DTYPES[precision]
     step = baselines.step_of(p.weight)
     channels_last = precision == "bf16"
@@ -173,7 +170,7 @@ def variants(point: Point) -> list[Variant]:
     found = []
     for precision in ("bf16", "fp32"):
 
-        def add(family: str, draws: str, mode: str, make: Callable[..., Ready]) -> None:
+        def add(family: str, draws: str, mode: str, make: Callable[..., Ready], precision: str = precision) -> None:
             make = functools.partial(make, point, draws, precision, mode)
             found.append(Variant(family, draws, make, point.work(draws, precision), precision, mode, True))
 
@@ -181,9 +178,9 @@ def variants(point: Point) -> list[Variant]:
             add("nft", draws, "graph", ours)
             for mode in ("eager", "graph"):
                 add("torch", draws, mode, stacked)
-        if point.chips == 1:  # without noise all chips are one
+        if point.chips == 1:  # without noise all chips are equal
             add("torch", "none", "graph", stacked)
-        if precision == "bf16" and point.chips > 1:  # compiling takes its time
+        if precision == "bf16" and point.chips > 1:  # compiling takes long
             add("torch", "one", "compiled graph", stacked)
     return found
 

@@ -1,4 +1,4 @@
-"""Stage `marked`: pytest -m cuda, on the test files that have such tests."""
+"""Stage `marked`: pytest -m cuda, on the test files with such tests."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bench.gpu.child import Task, Wrong
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = 5
-LAST_SECONDS = 5.0  # kept from the slow tests for what comes after them
+LAST_SECONDS = 5.0  # seconds kept for the end of the stage
 
 
 def files(folder: Path) -> list[Path]:
-    """Test files that mention the marker: collecting the others would only take time."""
+    """Test files that name the marker: collecting the others would cost time."""
     return sorted(p for p in folder.rglob("test_*.py") if re.search(r"\bmark\.cuda\b", p.read_text(encoding="utf-8")))
 
 
 def results(report: Path) -> dict[str, Any]:
-    """Counts, failed tests and reasons of skips from a JUnit file."""
+    """Counts, failed tests and skip reasons from a JUnit file."""
     cases = list(xml.parse(report).getroot().iter("testcase"))
     failed, skipped = {}, {}
     for case in cases:
@@ -42,8 +42,8 @@ def summary(found: dict[str, Any]) -> str:
 
 
 def pytest(marks: str, report: Path, seconds: float | None = None) -> int | None:
-    """Runs the tests with these marks; pytest's status, None where the seconds did not suffice."""
-    # Set before the process starts: cuBLAS needs it to be deterministic, and tests ask for that.
+    """Runs the tests with these marks. Returns pytest's status, or None after a timeout."""
+    # Set before the process starts: cuBLAS needs it for deterministic tests.
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     command = [
         sys.executable,
@@ -64,7 +64,7 @@ def pytest(marks: str, report: Path, seconds: float | None = None) -> int | None
 
 
 def joined(first: dict[str, Any], second: dict[str, Any] | None) -> dict[str, Any]:
-    """Both runs' results; second: the slow tests', None where their time ran out."""
+    """Joins the results of the quick and the slow tests; `second` is None if the slow tests timed out."""
     if second is None:
         return first | {"summary": first["summary"] + "; no time was left for the slow ones"}
     found = {
@@ -76,7 +76,7 @@ def joined(first: dict[str, Any], second: dict[str, Any] | None) -> dict[str, An
 
 
 def run(task: Task) -> None:
-    """The quick tests, then the slow ones as far as the time goes."""
+    """The quick tests, then slow ones while time remains."""
     report = task.out.with_suffix(".xml")
     status = pytest("cuda and not slow", report)
     if not report.exists():

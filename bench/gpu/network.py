@@ -1,5 +1,6 @@
-"""Stage `network`: ResNet-18's forward at 32 x 32 without gradients, a new chip in every call, at 1, 8, 32 and 128
-images.
+"""Stage `network`: ResNet-18's forward at 32 x 32 without gradients, at 1, 8, 32 and 128 images.
+
+Every call uses a new chip.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
 from nft_ext.ops import build_info
 
 CASES = ((128, "bf16"), (1, "bf16"), (128, "fp32"), (32, "bf16"), (8, "bf16"), (1, "fp32"))  # the most important first
-WHOLLY = (1, 128)  # at other numbers of images only what may be the fastest is timed
+WHOLLY = (1, 128)  # for other numbers of images only the likely fastest are timed
 ELEMENT = {"bf16": 2, "fp32": 4}
-PRECISION = {"bf16": "bfloat16", "fp32": "float32"}  # MonteCarloGraph's names: what it programs weights in
-CALLS = 128  # whose spread tells whether a compiled network is as noisy as the eager one
+PRECISION = {"bf16": "bfloat16", "fp32": "float32"}  # MonteCarloGraph's names for the type of programmed weights
+CALLS = 128  # their spread shows whether a compiled network has the noise of the eager one
 Forward = Callable[[], Tensor]
 
 
@@ -61,7 +62,7 @@ def plain_network(draws: str, precision: str, functional: bool, wholesale: bool)
 
 @functools.cache
 def compiled_network(draws: str, precision: str) -> Callable[[Tensor], Tensor]:
-    # For every number of images anew: the second one would otherwise be compiled for all of them, and run slower.
+    # Per number of images: otherwise the second one is compiled for all numbers, and is slower.
     return torch.compile(plain_network(draws, precision, True, False), dynamic=False)
 
 
@@ -74,13 +75,13 @@ def forward(model: Callable[[Tensor], Tensor], x: Tensor) -> Forward:
 
 
 def noise_of_layers(model: nn.Module, layers: list[nn.Module], x: Tensor, precision: str) -> str | None:
-    """Every layer carries its noise."""
+    """Checks that every layer has its noise."""
     found = checks.layer_scores(layers, forward(model, x))
     return checks.standard_normal(f"outputs of {len(layers)} layers", found, precision)
 
 
 def a_logit(run: Forward) -> Tensor:
-    """One logit, CALLS times."""
+    """One logit in CALLS calls."""
     return torch.stack([run()[0, 0].double().clone() for _ in range(CALLS)])
 
 
@@ -91,7 +92,7 @@ def eager_logit(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def as_noisy(what: str, run: Forward, model: nn.Module, x: Tensor) -> str | None:
-    """Mean and spread over calls of one logit are those of `model` itself, within five standard errors."""
+    """Checks mean and spread of one logit over calls against `model`, within five standard errors."""
     found, expected = a_logit(run), eager_logit(model, x)
     error = float(expected.std()) / math.sqrt(CALLS / 2)
     ratio = float(found.std() / expected.std())
@@ -103,14 +104,14 @@ def as_noisy(what: str, run: Forward, model: nn.Module, x: Tensor) -> str | None
 
 
 def as_unfused(model: nn.Module, unfused: nn.Module, x: Tensor, precision: str) -> str | None:
-    """The same logits on the same chip: what a fused layer gives has passed its epilogue, and shows no noise alone."""
+    """Checks the logits on the same chip: after an epilogue, a layer's noise cannot be checked alone."""
     with nft.chips(model, seed=6), nft.chips(unfused, seed=6), timing.exact_float32():
         found, expected = forward(model, x)(), forward(unfused, x)()
     return checks.close("logits with fused epilogues", found, expected, precision, checks.WINOGRAD_DEEP[precision])
 
 
 def as_eager(graph: MonteCarloGraph, model: nn.Module, x: Tensor) -> str | None:
-    """A replay's logits are those of `model` itself on the same chip; both as timed, where float32 may be TF32."""
+    """Checks a replay's logits against `model` on the same chip, both as timed (float32 may be TF32)."""
     graph.key.copy_(nft.noise_key(6, 0, device=x.device))
     with nft.chips(model, seed=6):
         expected = forward(model, x)()
@@ -171,7 +172,7 @@ def variants(count: int, precision: str) -> list[Variant]:
     found = []
 
     def add(family: str, draws: str, mode: str, make: Callable[..., Ready], *options: bool, note: str = "") -> None:
-        # Codes of two bytes, and every product's input and output once; noisy weights need not touch memory.
+        # Two-byte codes, and every product's input and output once. Noisy weights need no memory.
         work = Work(
             flops=2.0 * products * count,
             normals=baselines.NORMALS[draws] * weights,
@@ -200,7 +201,7 @@ def variants(count: int, precision: str) -> list[Variant]:
 
 def run(task: Task) -> None:
     ceilings = Ceilings.of(task.found_by("ceilings"))
-    torch._dynamo.config.recompile_limit = 64  # beyond it torch would time eager in silence
+    torch._dynamo.config.recompile_limit = 64  # beyond it torch silently runs eager code
     cases: list[dict[str, Any]] = []
 
     def save(cases: list[dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
-"""Stage `one_pass`: products with weights generated on the way, beside weights that are programmed first.
+"""Stage `one_pass`: one-pass products against library products of weights that are programmed first.
 
-Each way is timed in a process of its own (bench/gpu/one_pass_times.py), whose NFT_EXT_ONE_PASS chooses it. The bounds
-found are the evidence for the constants of csrc/cuda/one_pass.h; nothing reads them.
+Each kind is timed in its own process (bench/gpu/one_pass_times.py) with its value of NFT_EXT_ONE_PASS. The bounds
+justify the constants of csrc/cuda/torch/one_pass_switch.h; nothing reads them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 
 def paired(always: Sequence[Row], never: Sequence[Row]) -> list[dict[str, Any]]:
-    """The points that have both times: "one_pass_s" and "programmed_s" in place of "seconds"."""
+    """The points with both times: "one_pass_s" and "programmed_s" in place of "seconds"."""
 
     def place(point: Row) -> tuple:
         return point["direction"], point["dtype"], tuple(point["shape"]), point["columns"]
@@ -38,8 +38,9 @@ def paired(always: Sequence[Row], never: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def best_bound(points: Sequence[Row]) -> int:
-    """The number of columns per chip up to which one pass is to be taken, so that the geometric mean of all points'
-    times is least; of several numbers that do equally well, the smallest. 0: never.
+    """The bound on columns per chip for one-pass products that minimizes the geometric mean of all times.
+
+    Of several equally good bounds, the smallest. 0: never.
     """
 
     def cost(bound: int) -> float:
@@ -66,10 +67,10 @@ def summary(found: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def times(rule: str, task: Task, seconds: float) -> list[dict[str, Any]]:
-    """What a child process measures under this rule.
+    """The times that a child process measures with this rule.
 
     Raises:
-        Wrong: it saved nothing.
+        Wrong: it saved none.
     """
     saved, known = (task.out.with_suffix(f".{rule}.{what}.json") for what in ("found", "known"))
     stages.write_json(known, {})

@@ -1,6 +1,4 @@
-"""Times products the way that NFT_EXT_ONE_PASS asks for. Stage `one_pass` runs this once per rule, in processes of
-their own.
-"""
+"""Times products with the present NFT_EXT_ONE_PASS. Stage `one_pass` starts one process per value."""
 
 from __future__ import annotations
 
@@ -20,14 +18,13 @@ from nft_ext.ops.keys import noise_key
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DIRECTIONS = ("forward", "input_gradient")
 COLUMNS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048)  # per chip
-# (outputs, inputs, kernel, side of the image): a wide linear layer, and the middle and the last convolutions of a
-# ResNet-18.
+# (outputs, inputs, kernel, side of the image): a wide linear layer, middle and last convolutions of ResNet-18.
 SHAPES = ((1024, 1024, None, 1), (128, 128, 3, 8), (512, 512, 3, 4))
 ROUNDS, CALLS = 7, 5
 
 
 def product(shape: tuple, images: int, direction: str, dtype: torch.dtype) -> Callable[[], Any]:
-    """One call of the operator, forward or for the gradient of its input, on one chip."""
+    """One call of the operator on one chip: forward, or the gradient of its input."""
     outputs, inputs, kernel, side = shape
     nvm, size = NVMDevice(), () if kernel is None else (kernel, kernel)
     weight = torch.randn(outputs, inputs, *size, device="cuda")
@@ -37,7 +34,7 @@ def product(shape: tuple, images: int, direction: str, dtype: torch.dtype) -> Ca
     bar = Crossbar(weight, codes, step, table, key, 1, nvm.operator_spec())
     image = () if kernel is None else (side, side)
     x, grad = (torch.randn(images, channels, *image, device="cuda", dtype=dtype) for channels in (inputs, outputs))
-    if kernel is not None and dtype != torch.float32:  # the layout that the tensor cores want
+    if kernel is not None and dtype != torch.float32:  # the layout for tensor cores
         x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     convolution = () if kernel is None else ([1, 1], [kernel // 2] * 2, [1, 1], 1)
     ops = operators.ops
@@ -50,7 +47,7 @@ def product(shape: tuple, images: int, direction: str, dtype: torch.dtype) -> Ca
 
 
 def seconds_per_call(call: Callable[[], Any]) -> float:
-    """The median over several replays of a CUDA graph of some calls, so that the host's part is not measured."""
+    """The median over replays of a CUDA graph of several calls, which excludes host time."""
     replay = timing.graphed(lambda: [call() for _ in range(CALLS)])
     return (
         statistics.median([timing.timed(replay, 1) for _ in range(ROUNDS + 1)][1:]) / CALLS
@@ -58,7 +55,7 @@ def seconds_per_call(call: Callable[[], Any]) -> float:
 
 
 def points() -> Iterator[tuple[str, str, int, int]]:
-    """(direction, type, number of the shape, columns per chip) of every time that is taken."""
+    """(direction, type, number of the shape, columns per chip) of every time."""
     for direction in DIRECTIONS:
         for dtype in DTYPES:
             for number, shape in enumerate(SHAPES):

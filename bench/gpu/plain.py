@@ -1,10 +1,8 @@
-"""The best plain PyTorch for the noise model on CUDA. Semantics as in bench/harness/baselines.py, from which it takes
-the formulas.
+"""The best plain PyTorch for the noise model on CUDA. The formulas are those of bench/harness/baselines.py.
 
-What differs from the CPU: nothing may be read back to the host, bfloat16 noise is drawn in bfloat16, launches cost more
-than arithmetic, so all layers' noise is drawn into one piece of memory where the model is not compiled ("wholesale":
-one normal_ and one addcmul for the network instead of two launches a layer), and memory formats are those that the
-tensor cores want.
+Differences from the CPU: nothing is read back to the host, bfloat16 noise is drawn in bfloat16, and memory formats suit
+tensor cores. Launches cost more than arithmetic. So an uncompiled model draws all layers' noise at once ("wholesale"):
+one normal_ and one addcmul per network instead of two launches per layer.
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ from torch import Tensor, nn
 from bench.harness import baselines
 from bench.harness.baselines import DEVICE_SD, NORMALS, PLACES, WEIGHT_SD
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of what lies between layers
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # activations
 
 
 def in_memory_order(weight: Tensor, channels_last: bool) -> Tensor:
-    """The weight flat, in the order of the memory format it will be used in."""
+    """The weight, flat, in the order of its later memory format."""
     return (weight.permute(0, 2, 3, 1) if channels_last and weight.dim() == 4 else weight).reshape(-1)
 
 
@@ -52,7 +50,7 @@ class Wholesale:
             start += w.numel()
 
     def program(self) -> list[Tensor]:
-        """In place; launches only."""
+        """Programs the weights in place."""
         self.memory.normal_()
         if self.draws == "device":
             for place in PLACES[1:]:
@@ -61,7 +59,7 @@ class Wholesale:
         return self.chips
 
     def functional(self) -> Tensor:
-        """The same for torch.compile, which fuses it into one pass: the chips, flat."""
+        """The chips, flat, for torch.compile, which makes one loop of it."""
         noise = torch.randn_like(self.w_d)
         for place in PLACES[1:] if self.draws == "device" else ():
             noise = noise + torch.randn_like(self.w_d) * place
@@ -69,9 +67,7 @@ class Wholesale:
 
 
 class Layer(baselines.ByHand):
-    """A layer with noise on its weight, for inference in one dtype. wholesale: its chip is a view that somebody else
-    fills.
-    """
+    """A layer with noise on its weight, for inference in one dtype. wholesale: its chip is a view filled elsewhere."""
 
     def __init__(
         self, plain: nn.Conv2d | nn.Linear, draws: str, dtype: torch.dtype, channels_last: bool, functional: bool
@@ -101,7 +97,7 @@ class Layer(baselines.ByHand):
 
 
 class TrainedLayer(nn.Module):
-    """A layer with straight-through noise whose sigma is a tensor: a compiled graph serves all of them."""
+    """A layer with straight-through noise. Sigma is a tensor, so one compiled graph serves all sigmas."""
 
     def __init__(self, plain: nn.Conv2d | nn.Linear, draws: str, scale: Tensor) -> None:
         super().__init__()
@@ -137,7 +133,7 @@ def replaced(model: nn.Module, make) -> nn.Module:
 def network(
     model: nn.Module, draws: str, precision: str, *, functional: bool = False, wholesale: bool = False
 ) -> nn.Module:
-    """`model` (on CUDA, eval mode) with noise as a user would write it for speed; bfloat16 in channels_last."""
+    """`model` (on CUDA, eval mode) with noise, written for speed; bfloat16 uses channels_last."""
     channels_last, dtype = precision == "bf16", DTYPES[precision]
     noisy = replaced(model, lambda plain: Layer(plain, draws, dtype, channels_last, functional))
     if wholesale and draws != "none":

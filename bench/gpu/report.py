@@ -1,4 +1,4 @@
-"""The table that bench/gpu_check.py prints last. It shows what was measured, and for the rest says why it was not."""
+"""The final table of bench/gpu_check.py: measured results, and the reasons for missing ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def stage_lines(wanted: Sequence[Stage], outcomes: Mapping[str, Outcome]) -> list[str]:
-    """One line a stage: what it is, how it ended, and in a word why or what it found."""
+    """One line per stage: its purpose, its state, and the reason or a summary."""
     lines = []
     for stage in wanted:
         outcome = outcomes.get(stage.name, Outcome(stages.NOT_RUN))
@@ -46,8 +46,7 @@ def stage_lines(wanted: Sequence[Stage], outcomes: Mapping[str, Outcome]) -> lis
 
 
 def case_lines(case: Mapping[str, Any]) -> list[str]:
-    """A measured case: our fastest and the fastest PyTorch a precision and number of draws; only right results have
-    times.
+    """A measured case: our fastest and the fastest PyTorch per precision and number of normals, if right.
 
     case: {"name", "rows": [{"variant", "median_s", "floor_s", ...}], "compared": [{"what", "ours", "ours_s", "against",
     "against_s", "ratio", "floor_s", "bound_by"}], "failures": [..], "unmeasured": [..]}.
@@ -75,7 +74,7 @@ def case_lines(case: Mapping[str, Any]) -> list[str]:
 
 
 def target_lines(targets: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line a target: reached, NOT REACHED, or not measured and why; with the measured value."""
+    """One line per target: reached, NOT REACHED, or not measured and why; with the measured value."""
     lines = []
     for t in targets:
         if t["value"] is None:

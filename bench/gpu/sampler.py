@@ -1,6 +1,7 @@
-"""Stage `sampler`: programming the crossbars of four ResNet-18s, more than the second-level cache holds, against the
-floor and against plain PyTorch. cached: steps and codes (ours), or the quantized weight (PyTorch), are kept from an
-earlier call.
+"""Stage `sampler`: programming the crossbars of four ResNet-18s against the floor and against plain PyTorch.
+
+The weights exceed the second-level cache. cached: steps and codes (ours) or the quantized weight (PyTorch) are kept
+from an earlier call.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def weights() -> list[Tensor]:
 
 
 def check(sample: Sample, precision: str) -> str | None:
-    """Every weight's chip has the noise that it should; and another call another chip."""
+    """Checks the noise of every weight, and that another call gives another chip."""
     for i, (chip, w) in enumerate(zip(sample(), weights(), strict=True)):
         found = checks.standard_normal(f"weight {i}", checks.weight_scores(chip.reshape(w.shape), w), precision)
         if found:
@@ -48,9 +49,7 @@ def ready(sample: Sample, precision: str, mode: str) -> Ready:
 
 
 def ours(draws: str, precision: str, mode: str, cached: bool, together: bool) -> Ready:
-    """Layer by layer as a forward programs them, or all in one launch; the key stands on the device, as in a captured
-    step.
-    """
+    """Layer by layer as in a forward, or all in one launch. The key is on the GPU, as in a captured step."""
     ops, nvm, dtype = torch.ops.nft_ext, NVM[draws], plain.DTYPES[precision]
     table, key = torch.from_numpy(nvm.operator_table()).cuda(), nft.noise_key(0, 1, device="cuda")
     spec, kept = nvm.operator_spec(), [(None, None)] * len(weights())
@@ -99,7 +98,7 @@ def wholesale(draws: str, precision: str, mode: str) -> Ready:
 
 
 def anew(draws: str, precision: str, mode: str) -> Ready:
-    """As in training, from the float weights: abs-max, quantization, noise."""
+    """As in training: abs-max, quantization and noise from the float weights."""
 
     def one(w: Tensor) -> Tensor:
         step = baselines.step_of(w)
@@ -125,7 +124,7 @@ def variants() -> list[Variant]:
         note: str = "",
     ) -> None:
         out = 2 if precision == "bf16" else 4
-        # Read: our codes of two bytes, or the kept weight in the result's precision; or the float weight. Written: the
+        # Read: our two-byte codes, the kept weight in the result's precision, or the float weight. Written: the
         # chip.
         read = 4 if not cached else 2 if family == "nft" else out
         work = Work(normals=n * baselines.NORMALS[draws], bytes=float(n * (read + out)))

@@ -1,6 +1,4 @@
-"""Stages `memcheck` and `racecheck`: NVIDIA's compute-sanitizer on small shapes (bench/gpu/small.py), this package's
-kernels.
-"""
+"""Stages `memcheck` and `racecheck`: NVIDIA's compute-sanitizer on this package's kernels (bench/gpu/small.py)."""
 
 from __future__ import annotations
 
@@ -22,18 +20,17 @@ REFUSED = (
     r"Target application terminated before first instrumented API call)"
 )
 BROKEN = "Internal Sanitizer Error"
-# racecheck itself fails in the library's gradients of convolutions (cuDNN's and torch's own), which it was not asked to
-# look at.
+# racecheck fails in the library's gradients of convolutions (cuDNN and torch), which are not under test.
 OPTIONS = {"memcheck": [], "racecheck": [ONLY_OURS]}
 KEPT = 12  # lines of the first findings
-SHARE = 0.7  # of the stage's time for the script's cases; starting and ending take the rest
+SHARE = 0.7  # share of the stage's time for the cases; start and end need the rest
 
 
 def tool() -> str:
     """The path of compute-sanitizer: on PATH, or in the toolkit's folder.
 
     Raises:
-        NotHere: it is in neither.
+        NotHere: not found.
     """
     folder = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
     found = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), str(folder)]))
@@ -43,31 +40,33 @@ def tool() -> str:
 
 
 def verdict(kind: str, text: str, status: int) -> dict[str, Any]:
-    """What a run found.
+    """The result of a run.
 
     Raises:
-        NotHere: the tool does not serve this machine. Wrong: an error or hazard; or the tool itself failed, or the
-            script did not come to its end, which is no proof either.
+        NotHere: the tool does not support this machine.
+        Wrong: an error or hazard was found, the tool failed, or the script did not end.
     """
     counts = [int(n) for n in re.findall(SUMMARY[kind], text)]
     findings = [line for line in text.splitlines() if line.startswith("=========")]
     if (refused := re.search(REFUSED, text)) is not None and not any(counts):
-        raise NotHere(f"compute-sanitizer does not serve this machine: {refused.group(1)}")
+        raise NotHere(f"compute-sanitizer does not support this machine: {refused.group(1)}")
     shown = " ".join(line.strip("= ") for line in findings[:KEPT])
     if BROKEN in text:  # which its summary counts as a finding
         raise Wrong(f"compute-sanitizer itself failed: {shown}")
     if any(counts):
         raise Wrong(f"{kind} reports {sum(counts)}: {shown}")
     if status != 0 or not counts or LAST_LINE not in text:
-        raise Wrong(f"the script did not come to its end under {kind} (status {status}): {text.strip()[-500:]}")
+        raise Wrong(f"the script did not end under {kind} (status {status}): {text.strip()[-500:]}")
     ran = next(line for line in reversed(text.splitlines()) if LAST_LINE in line).strip()
     what = "hazard" if kind == "racecheck" else "error"
     return {"findings": 0, "summary": f"no {what} in this package's kernels; {ran}"}
 
 
 def only_ours(help_text: str) -> list[str]:
-    """Options that keep the tool to this package's kernels, whose mangled names hold its namespace; versions spell
-    them differently. None where it has neither: all kernels are checked, and the libraries' with them."""
+    """Options that restrict the tool to this package's kernels, by their namespace. Versions spell them differently.
+
+    Empty if the tool has neither option: it then checks all kernels, including the libraries'.
+    """
     return next(([option, "kns=nft"] for option in ("--kernel-name", "--kernel-regex") if option in help_text), [])
 
 
@@ -88,7 +87,7 @@ def run_tool(kind: str, task: Task) -> None:
         f"{SHARE * task.left():.0f}",
         *OPTIONS[kind],
     ]
-    # Each tensor gets memory of its own, so that an access past its end is past an allocation. Products are this
+    # Each tensor gets its own allocation, so that an access past its end is found. Products are this
     # package's.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "NFT_EXT_ONE_PASS": "always"}
     done = subprocess.run(command, cwd=ROOT, env=environment, **output)

@@ -1,9 +1,9 @@
-"""Every operator on small, awkward shapes, for the sanitizers: NFT_EXT_ONE_PASS=always python -m bench.gpu.small
-[SECONDS [only-ours]].
+"""Every operator on small, awkward shapes, for the sanitizers:
+
+    NFT_EXT_ONE_PASS=always python -m bench.gpu.small [SECONDS [only-ours]]
 
 Sizes end inside a block, a warp and a tile; several chips; every path, dtype and memory format; forward and backward.
-Under a sanitizer every call is slow: kinds of cases come in turns, and when the seconds are over, what is left is
-counted, not run.
+A sanitizer makes every call slow. So kinds of cases alternate, and after SECONDS the remaining cases are only counted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def finish(*tensors: torch.Tensor) -> None:
 
 
 def fused_conv(nvm, key, shared, x, weight, stride=1, padding=0, dilation=1, groups=1) -> None:
-    """A convolution and the gradient of its input, without those of the weight and the bias, which are the library's."""
+    """A convolution and the gradient of its input. The library computes those of weight and bias."""
     from nft_ext.ops.operators import ops
 
     geometry = [[v, v] if isinstance(v, int) else list(v) for v in (stride, padding, dilation)]
@@ -50,9 +50,10 @@ def fused_conv(nvm, key, shared, x, weight, stride=1, padding=0, dilation=1, gro
 
 
 def cases(only_ours: bool = False) -> list[list[Case]]:
-    """Programmed weights one layer at a time, all layers at once, channels last, linear layers, convolutions,
-    epilogues.
-    only_ours: of convolutions and their gradients those that are done by a kernel of this package."""
+    """Programmed weights (per layer, all layers at once, channels last), linear layers, convolutions, epilogues.
+
+    only_ours: only convolutions and gradients that a kernel of this package computes.
+    """
     import nft_ext as nft
     from nft_ext.ops.operators import can_be_channels_last
 
@@ -77,7 +78,7 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
         finish(*torch.ops.nft_ext.program_many(weights, [None] * 5, [], tables, key, list(range(5)), specs, [], dtype))
 
     @torch.no_grad()
-    def channels_last(nvm, dtype, key):  # and what follows a product of the library's
+    def channels_last(nvm, dtype, key):  # the epilogue of a library product
         weights = [
             torch.randn(*s, device="cuda") for s in ((8, 3, 3, 3), (5, 64, 3, 3), (3, 1024, 2, 1), (16, 7, 7, 7))
         ]
@@ -136,7 +137,7 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
         finish(y, *torch.autograd.grad(y.float().sum(), (leaf, weight)))
 
     @torch.no_grad()
-    def epilogue(nvm, dtype, key, shared, sizes, layout):  # a residual and a ReLU inside a product
+    def epilogue(nvm, dtype, key, shared, sizes, layout):  # residual and ReLU in the epilogue
         (rows, channels, *side), (out, kernel), options = sizes
         weight = torch.randn(out, channels // options.get("groups", 1), *kernel, device="cuda")
         x = (
@@ -163,7 +164,7 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
 
 
 def in_turns(kinds: Sequence[Sequence[Case]]) -> Iterator[Case]:
-    """One of each kind after the other, each kind shuffled: an early end leaves out no kind as a whole."""
+    """Alternates between the kinds, each kind shuffled: an early end omits no kind completely."""
     shuffled = [random.Random(0).sample(kind, len(kind)) for kind in kinds]
     for together in itertools.zip_longest(*shuffled):
         yield from (case for case in together if case is not None)

@@ -1,8 +1,7 @@
-"""How the stages of bench/gpu_check.py run: each in its own process, within its own time, its result kept at once.
+"""Runs the stages of bench/gpu_check.py, each in its own process with its own time.
 
-A process a stage, because a kernel that reads past its memory leaves CUDA unusable for the rest of its process, and one
-that hangs can only be killed. A stage writes what it found to a file as it goes, so a stage that is killed keeps what
-it had.
+After a bad memory access of a kernel, CUDA is unusable in that process, and a hanging kernel can only be killed. Hence
+one process per stage. A stage writes its results to a file while it runs, so a killed stage keeps them.
 """
 
 from __future__ import annotations
@@ -18,26 +17,26 @@ from pathlib import Path
 from typing import Any
 
 PASSED, FAILED, LATE, NOT_RUN, SKIPPED = "passed", "failed", "out of time", "not run", "skipped"
-SHORTEST_BOX = 5.0  # seconds; with less left a stage is not started
+SHORTEST_BOX = 5.0  # seconds; with less time left a stage is not started
 GRACE = 3.0  # seconds between asking a late stage to end and ending it
-KEPT_OUTPUT = 4000  # characters of a failed stage's output that its error keeps
+KEPT_OUTPUT = 4000  # characters of a failed stage's output in its error
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage: what it proves or measures, and how long it may take."""
+    """One stage: its purpose and its time."""
 
     name: str
     what: str
     least: float  # seconds that earlier stages leave for it
-    most: float  # seconds it gets where there is time
+    most: float  # seconds it gets if there is time
     correctness: bool  # whether its failure makes the exit status 1
-    measures: bool = False  # whether it is told to stop by itself before its time is up
+    measures: bool = False  # whether it stops by itself before its time is up
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of a stage. found: whatever the stage saved; why: in words, where it did not pass."""
+    """The outcome of a stage. found: its saved results. why: the reason if it did not pass."""
 
     state: str
     seconds: float = 0.0
@@ -49,8 +48,9 @@ class Outcome:
 
 
 def box(stage: Stage, later: Sequence[Stage], left: float) -> float:
-    """Seconds `stage` may take of the `left`: at most its `most`, and so that the `later` stages keep their `least`;
-    its own `least` comes before theirs. 0 where too little is left to start it.
+    """Seconds for `stage` out of `left`: at most its `most`, while `later` stages keep their `least`.
+
+    Its own `least` has priority. 0 if too little time is left to start it.
     """
     wanted = min(stage.most, left - sum(s.least for s in later))
     given = min(left, max(wanted, stage.least))
@@ -58,24 +58,22 @@ def box(stage: Stage, later: Sequence[Stage], left: float) -> float:
 
 
 def unproven(stages: Sequence[Stage], outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Names of the correctness stages that failed or did not come to their end. One that was skipped on request, or
-    whose tool
-    is not on the machine, is not among them: its state says so in the table."""
+    """Names of the correctness stages that failed or did not end.
+
+    A stage that was skipped on request, or whose tool is missing, is not among them; the table shows its state.
+    """
     return [s.name for s in stages if s.correctness and outcomes[s.name].state in (FAILED, LATE)]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: a reader, or an interrupt, never sees half a file.
-
-    The package has a function of the same name, but this module runs before the package is built.
-    """
+    """Writes JSON atomically. The package has the same function, but this module runs before it is built."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(part, path)
 
 
 def read_json(path: Path) -> Any:
-    """What a stage saved; None where it saved nothing."""
+    """The saved results of a stage; None without any."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -85,8 +83,9 @@ def read_json(path: Path) -> Any:
 def run_process(
     command: Sequence[str], seconds: float, log: Path, cwd: Path, environment: Mapping[str, str]
 ) -> tuple[int | None, str]:
-    """(exit status, end of the output) of a command; None for one that ran past `seconds`, and then it and all that it
-    started are gone. The whole output goes to `log`.
+    """(exit status, end of the output) of a command. The whole output goes to `log`.
+
+    The status is None after a timeout; the command and its child processes have then been ended.
     """
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -108,7 +107,7 @@ def run_process(
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends what is left of a process's session: first asked, then not."""
+    """Ends the remaining processes of a session: SIGTERM, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -130,10 +129,10 @@ def run_stages(
     say: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Outcome]:
-    """Runs the stages in order, saving after each; a stage that raises has failed, and the next one runs all the same.
+    """Runs the stages in order and saves after each. A stage that raises has failed; the next one still runs.
 
-    run(stage, seconds) gives a stage's outcome; save(outcomes so far) keeps it. A build that failed ends it: whatever
-    ran then would be something else than the sources.
+    run(stage, seconds) returns a stage's outcome; save(outcomes so far) stores them. A failed build ends the run: later
+    stages would test libraries of other sources.
     """
     end = clock() + 60 * minutes
     outcomes: dict[str, Outcome] = {}

@@ -1,4 +1,4 @@
-"""The figures to reach, and whether what was measured reaches them. A target without a measured value has none."""
+"""Targets, and whether the measured values reach them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.gpu.stages import Outcome
 
-MOST_ROWS = 256  # a chip, up to which the product with weights generated on the way should win
+MOST_ROWS = 256  # rows per chip up to which the one-pass product should win
 
 
 def _cases(outcomes: Mapping[str, Outcome], stage: str) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def _pairs(case: Mapping[str, Any], against: str, precision: str = "bf16", ours:
 
 
 def _target(rule: str, found: list[tuple[float, str]], limit: float, at_least: bool = True) -> dict[str, Any]:
-    """Judged by the worst of the values found."""
+    """Judged by the worst value."""
     if not found:
         return {"rule": rule, "value": None, "reached": None, "what": "", "why": "nothing right stands on both sides"}
     value, what = (min if at_least else max)(found)
@@ -35,7 +35,7 @@ def _target(rule: str, found: list[tuple[float, str]], limit: float, at_least: b
 
 
 def judged(outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
-    """Every target: {"rule", "value", "reached", "what", "why"}."""
+    """All targets: {"rule", "value", "reached", "what", "why"}."""
     sampled = [
         (row["times_the_floor"], row["variant"])
         for case in _cases(outcomes, "sampler")
@@ -63,17 +63,17 @@ def judged(outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
     return [
         _target("sampler, bf16: at most 1.3 times its floor", [min(sampled)] if sampled else [], 1.3, at_least=False),
         _target(
-            f"layers to {MOST_ROWS} rows a chip, bf16: >= 1.3x PyTorch with one normal a weight, the worst",
+            f"layers to {MOST_ROWS} rows per chip, bf16: >= 1.3x PyTorch with one normal per weight, the worst",
             layers("one"),
             1.3,
         ),
         _target(
-            f"layers to {MOST_ROWS} rows a chip, bf16: >= 3x PyTorch with one normal a device, the worst",
+            f"layers to {MOST_ROWS} rows per chip, bf16: >= 3x PyTorch with one normal per device, the worst",
             layers("device"),
             3.0,
         ),
         _target(
-            "ResNet-18, 128 images, bf16: >= 2x PyTorch with one normal a weight",
+            "ResNet-18, 128 images, bf16: >= 2x PyTorch with one normal per weight",
             of("network", "resnet18-128-bf16", "one"),
             2.0,
         ),
@@ -82,6 +82,6 @@ def judged(outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
             of("network", "resnet18-128-bf16", "none"),
             0.9,
         ),
-        _target("OVF step, bf16: >= 1.5x PyTorch with one normal a weight", of("training", "ovf-step", "one"), 1.5),
+        _target("OVF step, bf16: >= 1.5x PyTorch with one normal per weight", of("training", "ovf-step", "one"), 1.5),
         _target("OVF step, bf16: at most 0.6 times PyTorch's peak memory", shares, 0.6, at_least=False),
     ]

@@ -1,9 +1,8 @@
-"""Timing on CUDA: interleaved rounds, CUDA events, medians; and the comparisons that may be drawn from them.
+"""Timing on CUDA: interleaved rounds, CUDA events, medians, and comparisons.
 
-A variant is built, checked, and only then timed, in turns with the others of its case, each round in another order.
-What a call
-costs includes the gaps that the host leaves between launches: this is what a user waits for. A graph variant replays
-one CUDA graph a call, so that it has none.
+Each variant is built, then checked, then timed. Variants of a case alternate, in another order in each round. Times
+include the host's gaps between launches, because a user waits for them. A graph variant replays one CUDA graph per
+call and has no gaps.
 """
 
 from __future__ import annotations
@@ -26,13 +25,12 @@ SAMPLE_SECONDS = 0.01  # a timing holds as many calls as fill this
 MOST_CALLS = 100
 ROUNDS, FEWEST_ROUNDS = 9, 5
 MODES = ("eager", "graph", "programmed graph", "compile", "compiled graph")
-# Whose times stand against whose: one normal a weight is the same distribution as one a device where devices are
-# Gaussian.
+# Pairs to compare. For Gaussian devices, one normal per weight and one per device give the same distribution.
 COMPARED = (("one", "one"), ("one", "device"), ("device", "device"), ("one", "none"))
 
 
 def graphed(run: Callable[[], Any]) -> Callable[[], Any]:
-    """`run` as one CUDA graph: replays it and gives its results, which the next replay overwrites."""
+    """`run` as one CUDA graph. The next replay overwrites the results."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -53,9 +51,7 @@ def graphed(run: Callable[[], Any]) -> Callable[[], Any]:
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Inside, float32 products keep float32's precision. For checks; while timing, torch's defaults hold for both sides
-    (cuDNN may use TF32).
-    """
+    """Turns TF32 off inside, for checks. Timing uses torch's defaults for both sides: cuDNN may use TF32."""
     backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [b.allow_tf32 for b in backends]
     for b in backends:
@@ -68,7 +64,7 @@ def exact_float32() -> Iterator[None]:
 
 
 def timed(run: Callable[[], Any], calls: int) -> float:
-    """Seconds a call, between two events on the current stream."""
+    """Seconds per call, between two events on the current stream."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(calls):
@@ -79,7 +75,7 @@ def timed(run: Callable[[], Any], calls: int) -> float:
 
 
 def interleaved(runs: Sequence[Callable[[], Any]], left: Callable[[], float], rounds: int = ROUNDS) -> list[Timing]:
-    """Times `runs` in turns; fewer rounds, but at least FEWEST_ROUNDS, where left() seconds are none."""
+    """Times `runs` alternately, until left() seconds are over but for at least FEWEST_ROUNDS rounds."""
     for run in runs:
         run()
     torch.cuda.synchronize()
@@ -117,9 +113,10 @@ def measure_case(
     task: Task,
     early: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Builds, checks and times the variants; JSON-able. A variant that is wrong, or that does not run, gets no time;
-    one for which no time is left is named as unmeasured. Compiling may outlast the stage: `early` is given the case as
-    it is before the first variant that is compiled.
+    """Builds, checks and times the variants; returns JSON types.
+
+    A variant that is wrong or fails gets no time. A variant without time left is named as unmeasured. Compiling may
+    outlast the stage, so `early` gets the case before the first variant is compiled.
     """
     rows: list[Row] = []
     runs: list[Callable[[], Any]] = []
@@ -151,7 +148,7 @@ def measure_case(
             ready = variant.make()
             failure = ready.check()
             torch.cuda.synchronize()
-        except Exception as error:  # a variant that breaks must not cost the others their measurement
+        except Exception as error:  # one failing variant must not stop the others
             failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         rows.append(Row(variant, failure))
         if failure is None:
@@ -176,15 +173,16 @@ def row_record(row: Row, ceilings: Ceilings) -> dict[str, Any]:
 
 
 def compared(rows: Sequence[Row], ceilings: Ceilings) -> list[dict[str, Any]]:
-    """Our fastest against the fastest PyTorch of the same precision, all modes, nothing wrong on either side; the
-    variants that compute everything anew in each call (cached=False) stand against each other only.
+    """Our fastest against the fastest PyTorch of the same precision, over all modes, right results only.
+
+    Variants that recompute everything in each call (cached=False) are compared only with each other.
     """
     found = []
     for precision in ("bf16", "fp32"):
         for cached in (True, False):
             for ours_draws, their_draws in COMPARED:
                 same = {"precision": precision, "mode": MODES}
-                # Plain layers keep nothing and compute nothing anew: they stand against both.
+                # Plain layers have nothing to cache: they are compared with both.
                 theirs = (
                     same
                     | {"family": "torch", "draws": their_draws}

@@ -1,5 +1,6 @@
-"""Stage `training`: one OVF step (N = 3 feedbacks) of ResNet-18 at 128 images: forward, backward, SGD; time and peak
-memory.
+"""Stage `training`: time and peak memory of an OVF step (N = 3 feedbacks) of ResNet-18 at 128 images.
+
+A step is forward, backward and SGD.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from nft_ext.ops import build_info
 
 CASES = {"bf16": "ovf-step", "fp32": "ovf-step-fp32"}
 IMAGES, FEEDBACKS, BETA, RATE = 128, 3, 1e-3, 1e-3
-# Of a gradient's norm: it jumps where rounding turns the sign before a ReLU. Errors of 2e-5 of each layer's largest
-# output, cuDNN's in float32, move it by 9 %, of 1e-3, bfloat16's, by 60 %; another chip by 150 % (CPU, 8 and 32
-# images).
+# Share of a gradient's norm: it jumps if rounding changes a sign before a ReLU. On the CPU with 8 and 32 images, errors
+# of 2e-5 of each layer's largest output (cuDNN, float32) change it by 9 %, errors of 1e-3 (bfloat16) by 60 %, and
+# another chip by 150 %.
 GRADIENT = {"fp32": 0.25, "bf16": 0.9}
 METHOD = nft.methods.OVF(sigma=baselines.SIGMA, beta=BETA, feedbacks=FEEDBACKS)
 
@@ -64,7 +65,7 @@ class Step:
         return loss.detach()
 
     def peak_bytes(self) -> int:
-        """Of device memory during a step: the model's own, and what the step takes on top."""
+        """GPU memory during a step: the model's, and the additional peak."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -110,12 +111,12 @@ def plain_step(draws: str, precision: str, compiled: bool = False) -> Step:
 
 @functools.cache
 def compiled_step(family: str, draws: str, precision: str) -> Step:
-    """One for all modes: compiling takes its time."""
+    """One compiled step for all modes, because compiling takes long."""
     return (our_step if family == "nft" else plain_step)(draws, precision, compiled=True)
 
 
 def check(step: Step, quiet: Callable[[], Step] | None) -> str | None:
-    """The loss without noise is plain PyTorch's, and so are its gradients; with noise every parameter still gets one."""
+    """Checks loss and gradients without noise against plain PyTorch, and that noise leaves all gradients finite."""
     if quiet is not None:
         found, expected = quiet(), plain_step("none", step.precision)
         losses = []
@@ -155,12 +156,12 @@ def ready(
 
 
 def variants(precision: str, peaks: dict[str, int]) -> list[Variant]:
-    """What is compiled comes last; with one normal a device only what is fastest."""
+    """Compiled variants come last. With one normal per device, only the fastest ones."""
     weights, activations, products = counts()
     forwards, found = FEEDBACKS + 1, []
 
     def add(family: str, draws: str, mode: str) -> None:
-        # Three products and their operands a forward, once each; the weights and their gradients once.
+        # Per forward, three products and their operands once; the weights and their gradients once.
         element = 2 if precision == "bf16" else 4
         work = Work(
             flops=6.0 * products * IMAGES * forwards,
@@ -187,7 +188,7 @@ def variants(precision: str, peaks: dict[str, int]) -> list[Variant]:
 
 
 def memory_of(peaks: dict[str, int]) -> list[dict[str, Any]]:
-    """Ours against plain PyTorch's, one normal a weight, where both are known."""
+    """Ours against plain PyTorch, one normal per weight, if both are known."""
     return [
         {"precision": p, "ours_bytes": peaks[f"nft one {p} eager"], "against_bytes": peaks[f"torch one {p} eager"]}
         for p in CASES

@@ -1,1 +1,1 @@
-"""What every benchmark shares: cases, measuring, checking results, the table."""
+"""Shared code of the benchmarks: cases, timing, checks of results, tables."""

@@ -1,18 +1,19 @@
-"""The best plain PyTorch for the noise model: what our kernels are compared with.
+"""The best plain PyTorch for the noise model, to compare our kernels with.
 
-Semantics are those of nft_ext (Eq. 4 and 5, sigma relative to the maximal conductance): step, code, sign, noise on zero
-weights too, straight-through gradients. A symmetric error makes the sign immaterial and rounding is symmetric, so
-W_d = round(W / s) * s on the signed weight and W_p = W_d + s * noise need no abs, no sign and no clamp.
+The model is that of nft_ext (Eq. 4 and 5, sigma relative to the maximal conductance): step, code, sign, noise on zero
+weights too, straight-through gradients. Error and rounding are symmetric, so signed weights need no abs, sign or clamp:
+W_d = round(W / s) * s and W_p = W_d + s * noise.
 
-Each choice was tried against its alternatives on two AVX-512 cores: aminmax (one pass) against abs().amax() (3x) and
-vector_norm (15x); normal_(0, sd) in place against randn, torch.normal and alpha=; reused memory against fresh results
-(page clearing); devices summed in place against randn([M / K, *shape]) with a product; compiled graphs with torch's own
-generator (fallback_random) against inductor's, which is slower on the CPU.
+Each choice was the fastest on two AVX-512 cores: aminmax (one pass) against abs().amax() (3x) and vector_norm (15x);
+normal_(0, sd) in place against randn, torch.normal and alpha=; reused memory against fresh results (page clearing);
+devices summed in place against randn([M / K, *shape]) with a product; compiled graphs with torch's own generator
+(fallback_random) against inductor's.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,11 +41,11 @@ def quantized(weight: Tensor, step: Tensor) -> Tensor:
     return torch.div(weight, step).round_().mul_(step)
 
 
-# ---- eager: in place, with as few passes as torch allows
+# ---- eager: in place, with the fewest loops that torch allows
 
 
 class Scratch:
-    """Grow-only memory: the chip of the next layer overwrites that of the last."""
+    """Memory that only grows. The chip of each layer overwrites the previous one."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, Tensor] = {}
@@ -77,15 +78,13 @@ def sample(weight: Tensor, draws: str, scratch: Scratch) -> Tensor:
 
 
 def sample_cached(w_d: Tensor, step: float, draws: str, scratch: Scratch, scale: Tensor | None = None) -> Tensor:
-    """W_p from the kept W_d; where a `scale` of each channel is in W_d, the noise gets it too. Valid until the next
-    call.
-    """
+    """W_p from the kept W_d, valid until the next call. `scale` per channel, if W_d has it, also scales the noise."""
     chip = noise_(scratch.like(1, w_d), step, draws, scratch.like(2, w_d) if draws == "device" else None)
     return chip.add_(w_d) if scale is None else torch.addcmul(w_d, chip, scale, out=chip)
 
 
 def sample_stacked(weight: Tensor) -> Tensor:
-    """W_p, one normal a device, as most would write it: randn of [M / K, *shape], then the places."""
+    """W_p with one normal per device, the usual code: randn of [M / K, *shape], then the sum over devices."""
     step = step_of(weight)
     w_d = quantized(weight, step)
     z = torch.randn(len(PLACES), weight.numel())
@@ -94,7 +93,7 @@ def sample_stacked(weight: Tensor) -> Tensor:
 
 
 class ThreadedSampler:
-    """W_p with a generator a thread: more than plain use of torch, shown for orientation."""
+    """W_p with one generator per thread, for orientation: no plain use of torch."""
 
     def __init__(self, threads: int) -> None:
         self.pool = ThreadPoolExecutor(threads)
@@ -111,7 +110,7 @@ class ThreadedSampler:
         return chip.add_(w_d)
 
 
-# ---- functional: for autograd, and for torch.compile, which fuses the passes itself
+# ---- functional: for autograd and for torch.compile, which merges the loops
 
 
 def noisy(w_d: Tensor, step: Tensor, draws: str) -> Tensor:
@@ -124,7 +123,7 @@ def noisy(w_d: Tensor, step: Tensor, draws: str) -> Tensor:
 
 
 class StraightThrough(torch.autograd.Function):
-    """W -> W_p, gradient unchanged. The product keeps W_p for its backward, as torch does."""
+    """W -> W_p, gradient unchanged. As usual in torch, the product keeps W_p for its backward."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, draws: str, in_place: bool) -> Tensor:
@@ -143,7 +142,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class ByHand(nn.Module):
-    """A Conv2d or Linear with noise on its weight, as a user of plain PyTorch would write it for speed.
+    """A Conv2d or Linear with noise on its weight, in plain PyTorch written for speed.
 
     draws: "one", "device", or "none" (then W_d is used). cached: keep W_d (inference). functional: for torch.compile.
     """
@@ -162,9 +161,7 @@ class ByHand(nn.Module):
         self.register_buffer("shift", None)
 
     def fold(self, norm: nn.BatchNorm2d) -> None:
-        """Does what `norm`, which follows a layer without a bias, does in eval mode: scales W_d and noise, adds its
-        shift.
-        """
+        """Folds `norm` in eval mode into a layer without bias: scales W_d and noise, adds the shift."""
         scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
         self.shift = norm.bias.detach() - norm.running_mean * scale
         self.scale = scale.view(-1, 1, 1, 1)
@@ -192,7 +189,7 @@ class ByHand(nn.Module):
 
 
 def by_hand(model: nn.Module, draws: str, *, cached: bool = False, functional: bool = False) -> nn.Module:
-    """A copy of `model` (a network or a single layer) with ByHand layers, all on one scratch memory."""
+    """A copy of `model` (a network or a layer) with ByHand layers that share one scratch memory."""
     scratch = Scratch()
 
     def convert(module: nn.Module) -> nn.Module:
@@ -206,10 +203,10 @@ def by_hand(model: nn.Module, draws: str, *, cached: bool = False, functional: b
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
-    """In place, for inference of cached ByHand layers: each batch-norm that follows one is folded into it."""
+    """Folds batch-norms into their cached ByHand layers in place, for inference."""
     for parent in model.modules():
         children = list(parent.named_children())
-        for (_, layer), (name, norm) in zip(children, children[1:]):
+        for (_, layer), (name, norm) in itertools.pairwise(children):
             if isinstance(layer, ByHand) and layer.plain.bias is None and isinstance(norm, nn.BatchNorm2d):
                 layer.fold(norm)
                 setattr(parent, name, nn.Identity())
@@ -217,5 +214,5 @@ def fold_norms(model: nn.Module) -> nn.Module:
 
 
 def compiled(function: Callable) -> Callable:
-    """torch.compile with the settings that are fastest here."""
+    """torch.compile with the fastest settings."""
     return torch.compile(function, options=COMPILE_OPTIONS)

@@ -1,4 +1,4 @@
-"""What a benchmark is made of: cases, their variants, and the targets set for them."""
+"""Cases of benchmarks, their variants and targets."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any, NamedTuple
 DRAWS = {
     "none": "noise-free",
     "one": "one normal",
-    "device": "one a device",
-}  # normals drawn for each weight: 0, 1, M / K
+    "device": "one per device",
+}  # normals per weight: 0, 1, M / K
 
 
 class Ready(NamedTuple):
-    """A variant that can run: built, compiled, its data in place."""
+    """A variant, ready to run: built, compiled, with its data."""
 
-    run: Callable[[], Any]  # one call, what is timed
-    check: Callable[[], str | None]  # None where the results are right, else what is wrong with them
+    run: Callable[[], Any]  # one call; this is timed
+    check: Callable[[], str | None]  # None if the results are right, else the error
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one call has to do, whoever does it: the divisor of the rates."""
+    """The work of one call, for all variants: the numerator of the rates."""
 
     flops: float = 0.0  # of the products, a multiply-add counts 2
     normals: int = 0  # normal numbers that enter the result
-    bytes: float = 0.0  # operands and results, each once; intermediates not counted
+    bytes: float = 0.0  # operands and results once each, without intermediates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Variant:
     precision: str = "fp32"  # "fp32" or "bf16" (autocast)
     mode: str = "eager"  # "eager", "compile", "threads"; on CUDA also "graph", "compiled graph"
     cached: bool = False  # abs-max and codes kept from an earlier call
-    note: str = ""  # tells apart variants that are equal in all else
+    note: str = ""  # distinguishes variants that are equal otherwise
 
     @property
     def name(self) -> str:
@@ -50,13 +50,13 @@ class Variant:
         return ", ".join(parts + ([self.note] if self.note else []))
 
     def matches(self, wanted: dict[str, Any]) -> bool:
-        """Whether every wanted attribute has the wanted value, or one of them where a tuple is given."""
+        """Whether every attribute has the wanted value, or one of a tuple of values."""
         return all(getattr(self, k) in (v if isinstance(v, tuple) else (v,)) for k, v in wanted.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Variants that do the same work and are timed in turns."""
+    """Variants that do the same work and are timed alternately."""
 
     name: str
     shape: str
@@ -68,7 +68,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A ratio that must be reached: fastest of `against` over fastest of `ours`."""
+    """A ratio to reach: fastest time of `against` over fastest time of `ours`."""
 
     case: str
     rule: str

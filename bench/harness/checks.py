@@ -1,7 +1,7 @@
-"""Whether a variant's results are right. No speed is shown for one that fails here.
+"""Checks of a variant's results. A variant that fails has no speed.
 
-Statistical rules are set at five standard errors: one false alarm in some two million looks. Each returns None, or a
-sentence that says what is wrong.
+Statistical checks allow five standard errors: one false alarm in about two million checks. Each check returns None or a
+sentence with the error.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ from torch import Tensor, nn
 from bench.harness import baselines
 
 ERRORS = 5.0
-# Rounding: of the result, relative to its largest entry; and of the noise's std (bfloat16 rounds W_p and y).
+# Rounding of the result, relative to its largest entry, and of the noise's std (bfloat16 rounds W_p and y).
 TOLERANCE = {"fp32": 2e-5, "bf16": 3e-2}
 STD_SLACK = {"fp32": 1e-4, "bf16": 2e-2}
-# Times TOLERANCE, for what may be the library's float32 convolution: cuDNN takes small kernels apart into sums and
-# differences (Winograd), off by up to 1.2e-4 of the largest entry on an H100. Of a layer; of a network, where it adds
-# up.
+# Factors of TOLERANCE for convolutions: cuDNN's Winograd algorithm is off by up to 1.2e-4 of the largest entry on an
+# H100. The first is for a layer, the second for a network.
 WINOGRAD = {"fp32": 2.0**-12 / TOLERANCE["fp32"], "bf16": 1.0}
 WINOGRAD_DEEP = WINOGRAD | {"fp32": 2.0**-11 / TOLERANCE["fp32"]}
 
 
 def equal(what: str, found: Tensor, expected: Tensor) -> str | None:
-    """Bit for bit."""
+    """Checks equality bit for bit."""
     if found.shape == expected.shape and torch.equal(found, expected):
         return None
     return f"{what} differs from plain PyTorch's"
 
 
 def close(what: str, found: Tensor, expected: Tensor, precision: str, factor: float = 1.0) -> str | None:
-    """Within `factor` times the rounding of the precision, relative to the largest entry."""
+    """Checks the error against `factor` times the rounding of the precision, relative to the largest entry."""
     found, expected = found.detach().double(), expected.detach().double()
     if found.shape != expected.shape:
         return f"{what} has the shape {list(found.shape)}, not {list(expected.shape)}"
@@ -43,14 +42,14 @@ def close(what: str, found: Tensor, expected: Tensor, precision: str, factor: fl
 
 
 def alike(what: str, found: Tensor, expected: Tensor, share: float) -> str | None:
-    """Their difference's norm is at most `share` of the expected one's."""
+    """Checks that the norm of the difference is at most `share` of the expected norm."""
     found, expected = found.detach().double(), expected.detach().double()
     error = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
     return None if error <= share else f"{what} is off by {error:.2g} of its norm (allowed {share:g})"
 
 
 def standard_normal(what: str, z: Tensor, precision: str = "fp32") -> str | None:
-    """Mean 0 and std 1 of independent scores z."""
+    """Checks mean 0 and std 1 of independent scores z."""
     z = z.detach().double().reshape(-1)
     n = z.numel()
     mean, std = float(z.mean()), float(z.std())
@@ -62,7 +61,7 @@ def standard_normal(what: str, z: Tensor, precision: str = "fp32") -> str | None
 
 
 def weight_scores(chip: Tensor, weight: Tensor) -> Tensor:
-    """(W_p - W_d) / (s std): independent standard normals where W_p is right."""
+    """(W_p - W_d) / (s std): independent standard normals if W_p is right."""
     step = baselines.step_of(weight)
     return (chip.double() - baselines.quantized(weight, step).double()) / (baselines.WEIGHT_SD * float(step))
 
@@ -78,9 +77,9 @@ def product(plain: nn.Conv2d | nn.Linear, x: Tensor, weight: Tensor, bias: Tenso
 
 
 def output_scores(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """One score an output channel, at one image and one place of y = layer(x): the channels' weights are independent,
-    so these are independent standard normals. The noise's variance at an output is (s std)^2 times the sum of x^2 it
-    sees.
+    """One score per output channel, at one image and place of y = layer(x): independent standard normals.
+
+    The noise's variance at an output is (s std)^2 times the sum of its inputs' x^2.
     """
     plain = plain_of(layer)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -97,7 +96,7 @@ def output_scores(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def layer_scores(layers: list[nn.Module], call) -> Tensor:
-    """`output_scores` of all `layers` over one forward `call()` of their model: every layer must carry its noise."""
+    """`output_scores` of all `layers` in one forward `call()` of their model: every layer must have its noise."""
     scores: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda m, args, y: scores.append(output_scores(m, args[0], y))) for layer in layers
@@ -111,5 +110,5 @@ def layer_scores(layers: list[nn.Module], call) -> Tensor:
 
 
 def first(*failures: str | None) -> str | None:
-    """The first thing that is wrong."""
+    """The first error."""
     return next((f for f in failures if f), None)

@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""Describes the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _cpu_model() -> str:
 
 
 def header() -> dict[str, Any]:
-    """Machine, versions, instruction sets and threads; JSON-able."""
+    """Machine, versions, instruction sets and threads, as JSON types."""
     facts = nft_ext.info()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -51,7 +51,7 @@ def header() -> dict[str, Any]:
 
 
 def record(out: Path, study: str, found: dict[str, Any]) -> None:
-    """Writes what the module bench.studies.`study` found: with the machine, and the command that finds it again."""
+    """Writes the results of the module bench.studies.`study`, with the machine and the command."""
     out.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", f"bench.studies.{study}", *sys.argv[1:]])
     write_json(out, {"machine": header(), "command": command, **found})
@@ -59,15 +59,15 @@ def record(out: Path, study: str, found: dict[str, Any]) -> None:
 
 def text(facts: dict[str, Any]) -> str:
     return (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, load {facts['load_at_start']:g} at the start"
-        f"  ({facts['system']}, {facts['date']})\n"
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
+        f"load {facts['load_at_start']:g} at the start  ({facts['system']}, {facts['date']})\n"
         f"nft_ext {facts['nft_ext']} [{facts['nft_ext_instruction_set']}, {facts['nft_ext_compiler']}], "
         f"torch {facts['torch']} [{facts['torch_instruction_set']}], Python {facts['python']}, memory {facts['malloc']}"
     )
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory: no variant then pays for the kernel's page clearing.
+    """Makes glibc keep freed memory, so that no variant pays for page clearing.
 
     Raises:
         OSError: not glibc.

@@ -1,4 +1,4 @@
-"""Timing in interleaved rounds, and the ratios that may be drawn from it."""
+"""Timing in interleaved rounds, and ratios of times."""
 
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ from typing import Any, NamedTuple
 
 from bench.harness.case import Case, Ready, Target, Variant
 
-SAMPLE_SECONDS = (
-    0.05  # a timing holds as many calls as fill this: work goes on for long, and threads take a while to wake
-)
+SAMPLE_SECONDS = 0.05  # least duration of a timing: threads take a while to wake
 MOST_CALLS = 1000
-WAKE_SECONDS = (
-    0.1  # shorter calls are preceded by an untimed one: a single-threaded neighbour leaves the other core asleep
-)
-MUCH_CONTENTION = 0.1  # above this share another program was in the way
-CONTENDED = "not comparable: something waited for a core in {:.0f} % of the time; stop what else runs here"
+WAKE_SECONDS = 0.1  # shorter calls follow an untimed one: a single-threaded neighbour leaves the other core asleep
+MUCH_CONTENTION = 0.1  # above this share another program was running
+CONTENDED = "not comparable: a thread waited for a core in {:.0f} % of the time; stop other programs"
 
 
 @dataclasses.dataclass
 class Timing:
-    """Seconds a call of one variant, one entry a round."""
+    """Seconds per call of one variant, one entry per round."""
 
     seconds: list[float]
-    calls: int  # calls a timing
+    calls: int  # calls per timing
     page_faults: float  # a call
 
     @property
@@ -37,14 +33,14 @@ class Timing:
         return statistics.median(self.seconds)
 
     def quantile(self, q: float) -> float:
-        """Nearest entry of the sorted times."""
+        """The nearest entry of the sorted times."""
         ordered = sorted(self.seconds)
         return ordered[round(q * (len(ordered) - 1))]
 
 
 @dataclasses.dataclass
 class Row:
-    """One variant's outcome; `failure` is what its check found, and then nothing else is shown."""
+    """One variant's outcome. `failure` is the error of its check; then there are no times."""
 
     variant: Variant
     failure: str | None
@@ -65,13 +61,13 @@ def _timed(run: Callable[[], Any], calls: int) -> float:
 def interleaved(
     runs: Sequence[Callable[[], Any]], rounds: int, tick: Callable[[], None] = lambda: None
 ) -> list[Timing]:
-    """Times `runs` in turns, `rounds` times, each round in another order: what slows the machine for a while slows all.
+    """Times `runs` alternately, in another order in each round, so that disturbances affect all of them.
 
     tick is called after each round.
     """
     for run in runs:
         run()
-    # Calls of a second or so need no second warm-up: the first one showed how long they take.
+    # Calls of about a second need no second warm-up.
     expected = [max(_timed(run, 1), 1e-7) for run in runs]
     calls = [max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / s))) for s in expected]
     seconds: list[list[float]] = [[] for _ in runs]
@@ -96,7 +92,7 @@ def interleaved(
 
 
 class Contention:
-    """Context manager: the share of its time in which something that could run waited for a core (Linux; else None)."""
+    """Context manager: the share of time in which a runnable thread waited for a core (Linux; else None)."""
 
     share: float | None = None
 
@@ -118,7 +114,7 @@ class Contention:
 
 
 def warning(contention: float | None) -> str | None:
-    """What to say about times taken under this contention; None where they are good."""
+    """The warning for times with this contention; None if they are good."""
     return CONTENDED.format(100 * contention) if contention is not None and contention > MUCH_CONTENTION else None
 
 
@@ -128,7 +124,7 @@ class Measured(NamedTuple):
 
 
 def measure(variants: Sequence[Variant], rounds: int, tick: Callable[[str], None] = lambda note: None) -> Measured:
-    """Builds, checks and times variants. One that is wrong, or does not even run, gets no timing.
+    """Builds, checks and times variants. A variant that is wrong or fails gets no times.
 
     tick(note) is called before each variant is built and after each round.
     """
@@ -139,7 +135,7 @@ def measure(variants: Sequence[Variant], rounds: int, tick: Callable[[str], None
         try:
             ready: Ready = variant.make()
             failure = ready.check()
-        except Exception as error:  # a variant that breaks must not cost the others their measurement
+        except Exception as error:  # one failing variant must not stop the others
             failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         rows.append(Row(variant, failure))
         if failure is None:
@@ -157,7 +153,7 @@ def measure(variants: Sequence[Variant], rounds: int, tick: Callable[[str], None
 
 @dataclasses.dataclass
 class Ratio:
-    """How many times faster `ours` is than `against`."""
+    """The ratio of the times of `against` and `ours`."""
 
     of_medians: float
     of_rounds: float  # median of the per-round ratios
@@ -165,7 +161,7 @@ class Ratio:
 
 
 def ratio(ours: Row, against: Row) -> Ratio | None:
-    """None unless both results are right."""
+    """The ratio, or None unless both results are right."""
     if ours.timing is None or against.timing is None or ours.failure or against.failure:
         return None
     rounds = [b / a for a, b in zip(ours.timing.seconds, against.timing.seconds)]
@@ -179,16 +175,14 @@ def fastest(rows: Sequence[Row], wanted: dict[str, Any]) -> Row | None:
 
 
 def best_torch(case: Case, rows: Sequence[Row], row: Row, draws: str) -> Row | None:
-    """The PyTorch variant that `row` is compared with: the fastest with these draws that is equal in `case.alike`."""
+    """The PyTorch variant to compare `row` with: the fastest with these draws and equal `case.alike`."""
     wanted = {"family": "torch", "draws": draws, "mode": ("eager", "compile")}
     return fastest(rows, wanted | {name: getattr(row.variant, name) for name in case.alike})
 
 
 @dataclasses.dataclass
 class Verdict:
-    """A target and what was found: reached is None where it cannot be said, so also where another program was in the
-    way.
-    """
+    """A target and its result. reached is None if unknown, for example because another program was running."""
 
     target: Target
     reached: bool | None
@@ -198,7 +192,7 @@ class Verdict:
 
 
 def judge(target: Target, measured: Measured) -> Verdict:
-    """Reached or not; no ratio where our result failed its check or nothing right stands against it."""
+    """Judges a target. There is no ratio without right results on both sides."""
     rows = measured.rows
     wrong = [r for r in rows if r.failure and r.variant.matches(target.ours)]
     ours, against = fastest(rows, target.ours), fastest(rows, target.against)

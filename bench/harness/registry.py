@@ -1,4 +1,4 @@
-"""Every case and every target, in the order in which they run."""
+"""All cases and targets, in their order."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ _DEVICE = {"family": "torch", "draws": "device"} | _EITHER
 _OURS = {"family": "nft", "draws": "one", "precision": "fp32"}
 _FRESH, _NEW = {"cached": False, "note": ""}, {"cached": False, "note": sampler.NEW}
 
-# Ours is the exact one-normal path in float32. For Gaussian devices it is the same distribution as one normal a device
-# (a test holds the two paths against each other), hence the comparison with both ways of writing it in PyTorch.
+# Ours is the exact one-normal path in float32. For Gaussian devices one normal per device has the same distribution (a
+# test compares them). Hence both PyTorch versions are compared.
 TARGETS = (
-    Target("sampler", "quantize and sample, one normal a weight", _OURS | _FRESH, _ONE | {"cached": False}, 7.0),
-    Target("sampler", "quantize and sample, one normal a device", _OURS | _FRESH, _DEVICE | {"cached": False}, 20.0),
-    # The same where nothing of an earlier call is of use: PyTorch keeps nothing either.
-    Target("sampler", "weights new at each call, one normal a weight", _OURS | _NEW, _ONE | {"cached": False}, 7.0),
-    Target("sampler", "weights new at each call, one normal a device", _OURS | _NEW, _DEVICE | {"cached": False}, 20.0),
-    # PyTorch at its best: the faster of fp32 and bf16, of eager and compiled, of kept and fresh codes.
-    Target("resnet18-1", "1 image, one normal a weight", _OURS, _ONE, 4.0),
-    Target("resnet18-1", "1 image, one normal a device", _OURS, _DEVICE, 10.0),
+    Target("sampler", "quantize and sample, one normal per weight", _OURS | _FRESH, _ONE | {"cached": False}, 7.0),
+    Target("sampler", "quantize and sample, one normal per device", _OURS | _FRESH, _DEVICE | {"cached": False}, 20.0),
+    # Here earlier calls do not help: PyTorch caches nothing either.
+    Target("sampler", "weights new at each call, one normal per weight", _OURS | _NEW, _ONE | {"cached": False}, 7.0),
+    Target(
+        "sampler", "weights new at each call, one normal per device", _OURS | _NEW, _DEVICE | {"cached": False}, 20.0
+    ),
+    # The fastest PyTorch among fp32 and bf16, eager and compiled, kept and fresh codes.
+    Target("resnet18-1", "1 image, one normal per weight", _OURS, _ONE, 4.0),
+    Target("resnet18-1", "1 image, one normal per device", _OURS, _DEVICE, 10.0),
     Target("resnet18-128", "128 images in fp32, never slower", _OURS, _ONE | {"precision": "fp32"}, 1.0),
 )
 
-REPORTS = ("limits",)  # bench/cpu/limits.py: not a comparison, but the machine's limits and the distance to them
+REPORTS = ("limits",)  # bench/cpu/limits.py: the distance to the machine's limits, no comparison
 
 
 def cases() -> list[Case]:
@@ -35,8 +37,7 @@ def cases() -> list[Case]:
 
 
 def select(pattern: str | None) -> tuple[list[Case], list[str]]:
-    """Cases and reports that `pattern` names, or else whose name holds it or matches it as a glob; commas separate
-    several.
+    """Cases and reports whose names equal, contain or match `pattern` (a glob); commas separate several patterns.
 
     Raises:
         ValueError: nothing matches.

@@ -9,7 +9,7 @@ from typing import Any
 from bench.harness.case import DRAWS, Case
 from bench.harness.measure import Ratio, Row, Verdict, best_torch, ratio
 
-COMPARED = {"one": "vs 1 normal", "device": "vs 1/device"}  # with the best PyTorch that draws so
+COMPARED = {"one": "vs 1 normal", "device": "vs 1/device"}  # against the best PyTorch with these draws
 
 
 def _seconds(value: float) -> str:
@@ -28,7 +28,7 @@ def _rate(case: Case, row: Row) -> str:
 
 
 def text(case: Case, rows: Sequence[Row]) -> str:
-    """The case's table: a line a variant, fastest first; no ratio for a result that is wrong."""
+    """The case's table: one line per variant, fastest first; no ratio for wrong results."""
     rounds = max((len(r.timing.seconds) for r in rows if r.timing), default=0)
     width = max(len(r.variant.name) for r in rows) + 2
     lines = [

@@ -1,1 +1,1 @@
-"""Studies: questions answered once, with their own commands."""
+"""Studies: each answers one question, with its own command."""

@@ -1,9 +1,7 @@
-"""How often the 95 % intervals of Monte Carlo evaluations hold the truth: python -m bench.studies.coverage [--out FILE]
-[--recorded NPZ].
+"""How often do 95 % intervals of evaluations contain the truth? python -m bench.studies.coverage [--out FILE]
 
-Ten thousand evaluations a setting, each through the product's own slices, estimators and stopping rule
-(nft_ext/montecarlo: slices, strata, stopping, slice_statistic); only the network is replaced by a population with known
-figures.
+Each setting has ten thousand evaluations, with the slices, estimators and stopping rule of nft_ext/montecarlo. A
+population with known figures replaces the network.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ EVALUATIONS = 10_000
 
 @dataclass(frozen=True)
 class Setting:
-    """runs chips with slices of at most n images; or with a target half-width as many as it takes, at most `most`."""
+    """`runs` chips with slices of at most n images; with a target half-width, as many as needed up to `most`."""
 
     name: str
     population: Synthetic | Recorded
@@ -42,7 +40,7 @@ class Setting:
 
 @dataclass
 class Outcome:
-    """Of one evaluation: intervals and figures."""
+    """Intervals and figures of one evaluation."""
 
     runs: int
     accuracy: tuple[float, float]
@@ -54,7 +52,7 @@ class Outcome:
 
 
 class _Evaluation:
-    """One evaluation: its chips come as they are asked for, as from a collector."""
+    """One evaluation. It draws chips on request, like a collector."""
 
     def __init__(self, population: Synthetic | Recorded, n: int, number: int):
         self.population, self.random = population, np.random.default_rng(number)
@@ -110,7 +108,7 @@ def study(setting: Setting, evaluations: int = EVALUATIONS) -> dict:
     held = np.mean([o.accuracy[0] <= truth["accuracy"] <= o.accuracy[1] for o in outcomes])
     runs = np.array([o.runs for o in outcomes])
     means = np.array([o.mean for o in outcomes])
-    # By design too wide while the slices of an evaluation make less than two tilings.
+    # With less than two tilings the intervals are too wide by design.
     conservative = float(np.mean([o.conservative for o in outcomes]))
     result = {
         "name": setting.name,
@@ -140,9 +138,7 @@ def study(setting: Setting, evaluations: int = EVALUATIONS) -> dict:
 
 
 def synthetic_settings() -> list[Setting]:
-    """Accuracies from 60 to 98 %, chips from equal to very different, whole and incomplete tilings, with and without a
-    target.
-    """
+    """Accuracies of 60 to 98 %, equal to very different chips, whole and incomplete tilings, with or without target."""
     strong, weak = Synthetic(1000, 0.8, 0.3), Synthetic(1000, 0.6, 0.1)
     high, high_strong = Synthetic(1000, 0.98, 0.3), Synthetic(1000, 0.98, 0.6)
     equal, few, odd = Synthetic(1000, 0.9, 0.0), Synthetic(360, 0.9, 0.3), Synthetic(997, 0.85, 0.2)
@@ -179,7 +175,7 @@ def synthetic_settings() -> list[Setting]:
 
 
 def recorded_settings(correct: np.ndarray) -> list[Setting]:
-    """The same questions of a real network's matrix bool [C, I]."""
+    """The settings for a real network's matrix bool [C, I]."""
     population = Recorded(correct)
     half = 0.3 * population.truth["std"]
     sizes = (population.images // 20, population.images // 10, population.images // 4)
@@ -194,28 +190,29 @@ def recorded_settings(correct: np.ndarray) -> list[Setting]:
 
 
 def line(result: dict) -> str:
-    """One row for people."""
+    """One row of the table."""
     mark = "" if result["within_band"] else "  OUTSIDE"
     cautious = " (conservative)" if result["conservative_share"] > 0.5 else ""
     ekl = f"  EKL {100 * result['ekl_coverage']:.2f} %" if "ekl_coverage" in result else ""
     return (
-        f"{result['name']:42s} accuracy {100 * result['accuracy']:.2f} %, chip std {100 * result['chip_std']:.2f}, n {result['n']}, "
-        f"R {result['runs_mean']:.0f}, tilings {result['tilings_mean']:.2f}: {100 * result['coverage']:.2f} %{cautious}{ekl}{mark}"
+        f"{result['name']:42s} accuracy {100 * result['accuracy']:.2f} %, chip std {100 * result['chip_std']:.2f}, "
+        f"n {result['n']}, R {result['runs_mean']:.0f}, tilings {result['tilings_mean']:.2f}: "
+        f"{100 * result['coverage']:.2f} %{cautious}{ekl}{mark}"
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
-    parser.add_argument("--jobs", type=int, default=1, help="processes, each with settings of its own (default 1)")
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="evaluations per setting")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes (default 1)")
     parser.add_argument(
-        "--recorded", type=Path, metavar="NPZ", help="a matrix that python -m bench.studies.record_chips wrote"
+        "--recorded", type=Path, metavar="NPZ", help="resample this matrix of bench.studies.record_chips"
     )
     parser.add_argument(
         "--only",
         nargs="+",
         metavar="TEXT",
-        help="settings whose name holds one of these; the others stay as --out has them",
+        help="run only settings whose names contain one of these; --out keeps its other results",
     )
     parser.add_argument("--out", type=Path, metavar="JSON")
     arguments = parser.parse_args()
@@ -229,7 +226,7 @@ def main() -> int:
         settings = [setting for setting in settings if any(text in setting.name for text in arguments.only)]
         if not settings:
             parser.error(
-                f"--only: must hold a part of a setting's name ({'; '.join(names)}); got {' '.join(arguments.only)}"
+                f"--only: must contain a part of a setting's name ({'; '.join(names)}); got {' '.join(arguments.only)}"
             )
     results = []
     with ProcessPoolExecutor(arguments.jobs) as pool:

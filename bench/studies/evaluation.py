@@ -1,26 +1,24 @@
-"""The confidence of 200 whole-set runs, and what it costs: python -m bench.studies.evaluation CHECKPOINT --full
-REPORT.json ... --out FILE.
+"""The cost of the confidence of 200 whole-set runs: python -m bench.studies.evaluation CHECKPOINT --full REPORT ...
 
-The half-width to reach is that of a report of 200 whole-set runs (nft-ext evaluate CHECKPOINT --runs 200 --out DIR).
-Where a report has fewer, it is t(199) std / sqrt(200) with the std of six tilings of slices (3,750 chips on MNIST): a
-few dozen runs may miss the rare bad chips that make most of it. What the formula promises, for the size of slice that
-was chosen, takes X2 from those six tilings too: the 24 chips of a pilot are too few where bad chips are rare. In
-interleaved rounds, each with other chips:
+The target half-width is that of a report of 200 whole-set runs (nft-ext evaluate CHECKPOINT --runs 200 --out DIR). For
+reports with fewer runs it is t(199) std / sqrt(200), with the std of six tilings of slices (3,750 chips on MNIST): few
+runs may miss the rare bad chips that dominate the std. X2 in the formula comes from these six tilings too, because the
+24 chips of a pilot are too few. Interleaved rounds, each with other chips, time:
 
-  plain        one whole-set run as a straightforward PyTorch loop does it: rebuild the model, load the checkpoint, add torch.normal
-               noise to every weight (one normal a weight, the exact std, no quantizer), all images in batches of 128
-  plain slice  a chip of our estimator in plain PyTorch: weights kept, noise drawn in place, one slice of images
+  plain        one whole-set run in a simple PyTorch loop: rebuild the model, load the checkpoint, add torch.normal
+               noise to every weight (one normal per weight, the exact std, no quantizer), images in batches of 128
+  plain slice  one chip of our estimator in plain PyTorch: weights kept, noise drawn in place, one slice of images
   nft          one whole-set run of monte_carlo
-  nft target   monte_carlo, protocol "stratified", until its 95 % half-width is that of the 200 runs, pilot and all
+  nft target   monte_carlo, protocol "stratified", until its 95 % half-width is that of the 200 runs, with its pilot
 
-Everything that passes through the network is counted, pilots, probes and padding too. 200 plain runs are extrapolated
-from the median of the timed ones. Chips and images of the target are means over the rounds, for a stop depends on the
-chips drawn; times are medians.
+All passed images are counted, including pilots, probes and padding. The time of 200 plain runs is 200 times the median.
+Chips and images of the target are means over the rounds, because they depend on the chips. Times are medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import tempfile
 import time
@@ -41,14 +39,14 @@ from nft_ext.training import load_model
 
 RUNS = 200
 LEAST_RUNS = 50
-TILINGS, SLICE = 6, 16  # of the evaluation that gives the std and X2
+TILINGS, SLICE = 6, 16  # seed of the evaluation for the std and X2
 PLAIN_BATCH = 128
-STD = 0.7776  # of the weight noise at M = 8, K = 2, in units of sigma max|W|
+STD = 0.7776  # std of the weight noise at M = 8, K = 2, in units of sigma max|W|
 SLICES_TIMED = 50
 
 
 class Plain:
-    """What a user would write. checkpoint: a state_dict file of torch.save. build(): the network, untrained."""
+    """Typical user code. checkpoint: a state_dict file of torch.save. build(): the untrained network."""
 
     def __init__(self, build: Callable[[], nn.Module], checkpoint: Path, sigma: float, images: Tensor, labels: Tensor):
         self.build, self.checkpoint, self.sigma, self.images, self.labels = build, checkpoint, sigma, images, labels
@@ -93,7 +91,7 @@ class Plain:
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time, and what `call` returned."""
+    """The wall time and the result of `call`."""
     started = time.perf_counter()
     found = call()
     return time.perf_counter() - started, found
@@ -130,16 +128,22 @@ def study(
         accuracy: dict[str, list[float]] = {name: [] for name in times}
         reports: list[MonteCarloReport] = []
         all_passed: list[int] = []
-        for round_ in range(rounds + 1):  # the first warms up
+        for round_ in range(rounds + 1):  # the first one warms up
             passed[0] = 0
             target_time, report = seconds(
-                lambda: nft.monte_carlo(
-                    noisy, (images, labels), protocol="stratified", target_ci=target, seed=seed + round_, progress=False
+                functools.partial(
+                    nft.monte_carlo,
+                    noisy,
+                    (images, labels),
+                    protocol="stratified",
+                    target_ci=target,
+                    seed=seed + round_,
+                    progress=False,
                 )
             )
             evaluated, n = passed[0], report.slice_images
             whole_time, whole = seconds(plain.whole)
-            slice_time, sliced = seconds(lambda: plain.slices(n, SLICES_TIMED))
+            slice_time, sliced = seconds(functools.partial(plain.slices, n, SLICES_TIMED))
             nft_time, ours = seconds(
                 lambda: nft.monte_carlo(noisy, (images, labels), runs=2, seed=seed, progress=False)
             )
@@ -198,16 +202,17 @@ def study(
 
 def text(result: dict[str, Any]) -> str:
     """One sigma's figures."""
-    full, ours = result["full"], result["stratified"]
+    full, ours, promised = result["full"], result["stratified"], result["images_factor_promised"]
     chips, sizes = mean(one["runs"] for one in ours), sorted({one["slice_images"] for one in ours})
     return (
-        f"sigma {result['sigma']:g}: {full['runs']} whole-set runs {100 * full['mean']:.2f} %, chip std {100 * result['std']:.2f}, of 200 "
-        f"+- {100 * result['ci95_of_200']:.3f}; stratified {100 * mean(one['mean'] for one in ours):.2f} %, {chips:.0f} chips x "
+        f"sigma {result['sigma']:g}: {full['runs']} whole-set runs {100 * full['mean']:.2f} %, "
+        f"chip std {100 * result['std']:.2f}, of 200 +- {100 * result['ci95_of_200']:.3f}; "
+        f"stratified {100 * mean(one['mean'] for one in ours):.2f} %, {chips:.0f} chips x "
         f"{' or '.join(map(str, sizes))} images (mean of {len(ours)} evaluations)\n"
-        f"  images {result['images_factor']:.0f}x fewer ({result['images_factor_all']:.0f}x with pilot, probes and padding); the formula "
-        f"promises {result['images_factor_promised']:.0f}x: {100 * result['images_factor'] / result['images_factor_promised']:.0f} %\n"
-        f"  time {result['wall_factor']:.0f}x less than 200 plain runs = {result['engine_factor_whole_sets']:.2f}x engine on whole sets x "
-        f"{result['estimator_wall_factor']:.0f}x estimator\n"
+        f"  images {result['images_factor']:.0f}x fewer ({result['images_factor_all']:.0f}x with pilot, probes and "
+        f"padding); the formula promises {promised:.0f}x: {100 * result['images_factor'] / promised:.0f} %\n"
+        f"  time {result['wall_factor']:.0f}x less than 200 plain runs = {result['engine_factor_whole_sets']:.2f}x "
+        f"engine on whole sets x {result['estimator_wall_factor']:.0f}x estimator\n"
         f"  plain PyTorch with our estimator: {result['plain_with_our_estimator_factor']:.0f}x less; the engine is "
         f"{result['engine_factor_slices']:.2f}x faster than that"
     )
@@ -215,13 +220,13 @@ def text(result: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a VGG-8 that nft-ext train wrote")
+    parser.add_argument("checkpoint", type=Path, help="a VGG-8 checkpoint of nft-ext train")
     parser.add_argument("--full", type=Path, nargs="+", required=True, metavar="JSON", help="reports of whole-set runs")
     parser.add_argument("--dataset", default="mnist", choices=nft.data.NAMES)
     parser.add_argument("--data-dir", metavar="DIR")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the chips of the first stratified evaluation; the next ones count on"
+        "--seed", type=int, default=0, help="seed of the first stratified evaluation; each further one adds 1"
     )
     parser.add_argument("--out", type=Path, metavar="JSON")
     arguments = parser.parse_args()
@@ -231,8 +236,8 @@ def main() -> int:
     for path, report in zip(arguments.full, reports, strict=True):
         if report.runs < LEAST_RUNS or report.slice_images is not None or report.images != len(test):
             sys.exit(
-                f"--full: must be reports of at least {LEAST_RUNS} runs on all {len(test)} images; got {path}: {report.runs} runs x "
-                f"{report.slice_images or report.images} images"
+                f"--full: must be reports of at least {LEAST_RUNS} runs on all {len(test)} images; "
+                f"got {path}: {report.runs} runs x {report.slice_images or report.images} images"
             )
     results: list[dict[str, Any]] = []
     with Contention() as contention:

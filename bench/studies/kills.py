@@ -1,10 +1,9 @@
-"""Kills evaluations at random moments; nothing may be lost: python bench/studies/kills.py [--kills N] [--runs R] [--out
-FILE].
+"""Kills evaluations at random moments; nothing may be lost: python bench/studies/kills.py [--kills N] [--runs R]
 
-A child process evaluates a small network on real digits with monte_carlo(resume=...) and is killed (SIGKILL) after a
-random time, again and again, until it ends by itself; then the next evaluation begins, until N kills are done. After
-every kill all lines that were in the file must still be there; every evaluation's report must be the uninterrupted
-one's, bit for bit, and its file must hold every draw once. Exit status 1 if not.
+A child process evaluates a small network on real digits with monte_carlo(resume=...). It is killed (SIGKILL) after a
+random time and restarted until it ends by itself. Then the next evaluation begins, until N kills are done. After every
+kill the file must keep all its lines. Every report must equal the uninterrupted one bit for bit, and its file must hold
+every draw once. Otherwise the exit status is 1.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # started as a file: its own folder must not be where modules are looked for
+if not __package__:  # started as a file: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
@@ -33,7 +32,7 @@ from nft_ext._common.progress import Progress
 
 
 class Evaluation:
-    """One evaluation, run in a child process so that it can be killed."""
+    """One evaluation, in a child process that can be killed."""
 
     def __init__(self, runs: int):
         torch.manual_seed(0)
@@ -43,7 +42,7 @@ class Evaluation:
         self.data = tuple(torch.stack([torch.as_tensor(item[i]) for item in images]) for i in range(2))
 
     def start(self, journal: Path, report: Path) -> int:
-        """The child's process id. Forking spares each child the imports; torch runs on one thread, so that is safe."""
+        """Starts a child and returns its process id. A fork saves the imports; with one torch thread it is safe."""
         child = os.fork()
         if child:
             return child
@@ -58,7 +57,7 @@ class Evaluation:
 
 
 def wait(child: int, seconds: float) -> bool:
-    """Whether the child ended by itself; killed otherwise. Raises RuntimeError if it failed."""
+    """Whether the child ended by itself; otherwise it is killed. Raises RuntimeError if it failed."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -68,7 +67,7 @@ def wait(child: int, seconds: float) -> bool:
             return True
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1] == 0  # it may have ended in between
+    return os.waitpid(child, 0)[1] == 0  # it may have just ended
 
 
 def figures(report: Path) -> dict[str, Any]:
@@ -76,17 +75,17 @@ def figures(report: Path) -> dict[str, Any]:
 
 
 def draws_of(journal: Path) -> list[int]:
-    """Of the whole lines of the file."""
+    """The draws in the complete lines of the file."""
     lines = journal.read_bytes().split(b"\n")[1:-1] if journal.exists() else []
     return [json.loads(line)["draw"] for line in lines]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench/studies/kills.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100, metavar="N")
-    parser.add_argument("--runs", type=int, default=200, metavar="R", help="chips an evaluation")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the outcome as JSON")
+    parser.add_argument("--kills", type=int, default=100, metavar="N", help="number of kills")
+    parser.add_argument("--runs", type=int, default=200, metavar="R", help="chips per evaluation")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     facts = machine.header()
@@ -109,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         while outcome["kills"] < options.kills:
             journal, report = (folder / f"{outcome['evaluations']}.{kind}" for kind in ("jsonl", "json"))
             before: list[int] = []
-            # The last evaluation is let through once its kills are done.
+            # After the last kill the evaluation may end.
             while not wait(
                 evaluation.start(journal, report),
                 moments.uniform(0, span / 2) if outcome["kills"] < options.kills else 600,

@@ -1,4 +1,4 @@
-"""Does the loader keep up? Images a second of batches and augmentation against those of the training step.
+"""Is the loader fast enough? Images per second of loading and augmentation against the training step.
 
 python bench/studies/loader.py [--model vgg8] [--width 1] [--method noise] [--shape 3,32,32] [--device cuda]
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-if not __package__:  # started as a file: its own folder must not be where modules are looked for
+if not __package__:  # started as a file: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
@@ -30,7 +30,7 @@ from nft_ext.training.step import Gradient
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Images a second, medians over the batches measured: taken from memory, also augmented, and trained on."""
+    """Images per second (medians over batches): loaded, loaded and augmented, and trained on."""
 
     batches: float
     augmented: float
@@ -38,7 +38,7 @@ class Rates:
 
     @property
     def share(self) -> float:
-        """The loader's part of the time of a step that loads, augments and trains."""
+        """The loader's share of the time of a step that loads, augments and trains."""
         return (1 / self.augmented) / (1 / self.augmented + 1 / self.step)
 
     def text(self) -> str:
@@ -81,12 +81,12 @@ def measure(
     plain = _rate(lambda chosen: load(chosen, None), indices, seconds, device)
     augmented = _rate(lambda chosen: load(chosen, augment), indices, seconds, device)
     trained = _rate(train, indices, seconds, device)
-    # The step takes its images too: what is left is the training alone.
+    # The step loads its images too: subtract that.
     return Rates(plain, augmented, 1 / max(1 / trained - 1 / plain, 1e-12))
 
 
 def _rate(work: Callable[[Tensor], None], indices: list[Tensor], seconds: float, device: torch.device) -> float:
-    """Images a second: the median over single batches, after one that is not timed."""
+    """Images per second: the median over batches, after an untimed one."""
     work(indices[0])
     rates: list[float] = []
     end = time.perf_counter() + seconds
@@ -110,11 +110,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", choices=models.NAMES, default="vgg8")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--method", choices=("vanilla", "noise", "ovf", "irs"), default="noise")
-    parser.add_argument("--shape", default="3,32,32", metavar="C,H,W", help="of an image (default 3,32,32)")
+    parser.add_argument("--shape", default="3,32,32", metavar="C,H,W", help="shape of an image (default 3,32,32)")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--images", type=int, default=10000, help="held in memory (default 10000)")
+    parser.add_argument("--images", type=int, default=10000, help="images in memory (default 10000)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each of the three rates (default 5)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds for each of the three rates (default 5)")
     options = parser.parse_args(argv)
     shape = [int(n) for n in options.shape.split(",")]
     given = {"sigma": 0.1, "beta": 1e-3}

@@ -1,6 +1,4 @@
-"""Chips and images with known figures, to evaluate ten thousand times: synthetic, or a recorded matrix of who was
-right.
-"""
+"""Populations of chips and images with known figures: synthetic, or a recorded matrix of right answers."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from numpy import ndarray
 from scipy.special import ndtr
 from scipy.stats import norm
 
-GRID = 400  # quantiles of the chip factor, and of the noise of an image, that the true figures are integrals over
+GRID = 400  # quantiles of the chip factor and of an image's noise, for the integrals of the true figures
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Synthetic:
 
     @functools.cached_property
     def mu(self) -> ndarray:
-        """What makes image i easy, [I]."""
+        """mu_i [I]: how easy each image is."""
         spread = np.random.default_rng(self.images).normal(0, 1.5, self.images)
         low, high = -20.0, 20.0
         while high - low > 1e-12:
@@ -61,7 +59,7 @@ class Synthetic:
         return {"accuracy": float(rate.mean()), "ekl": loss / GRID / float(rate.mean()), "std": float(std)}
 
     def sums(self, random: np.random.Generator, images: ndarray, counted: ndarray) -> tuple[ndarray, ndarray]:
-        """Right images and their loss, [R] each, of R fresh chips on the images [R, n] that count."""
+        """Right images and their loss, [R] each, of R new chips on the images [R, n]."""
         g = random.standard_normal(len(images)) if not self.skewed else 1 - random.standard_exponential(len(images))
         margin = (self.mu[images] + self.tau * g[:, None]).astype(np.float32)
         margin -= random.standard_normal(images.shape, dtype=np.float32)
@@ -71,7 +69,7 @@ class Synthetic:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """The chips and images of a real network, `correct` bool [C, I]: a chip is a row drawn with replacement."""
+    """A real network's chips and images, `correct` bool [C, I]: a chip is a row, drawn with replacement."""
 
     correct: ndarray
 

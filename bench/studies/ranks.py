@@ -1,8 +1,7 @@
-"""How much faster two processes are than one, a thread each: python -m bench.studies.ranks CHECKPOINT [--out FILE].
+"""How much faster are two processes than one? python -m bench.studies.ranks CHECKPOINT [--out FILE]
 
-Times the evaluation alone (`report.seconds`, not Python's start), in interleaved rounds under torchrun, by both
-protocols. Beside it the machine's own limit: two processes that know nothing of each other, each doing the whole
-evaluation at the same time.
+Each process has one thread. Times are `report.seconds` of the evaluation, in interleaved rounds under torchrun, for
+both protocols. The limit of the machine is shown beside: two independent processes, each with the whole evaluation.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PROTOCOLS = {
 
 
 def evaluate(checkpoint: Path, ranks: int, options: list[str]) -> MonteCarloReport:
-    """One evaluation by `ranks` processes with a thread each."""
+    """One evaluation by `ranks` processes with one thread each."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -55,14 +54,14 @@ def evaluate(checkpoint: Path, ranks: int, options: list[str]) -> MonteCarloRepo
 
 
 def apart(checkpoint: Path, options: list[str]) -> float:
-    """Seconds of two evaluations at once, each by a process of its own; the longer one."""
+    """The longer time of two simultaneous evaluations in separate processes."""
     with ThreadPoolExecutor(2) as pool:
         return max(report.seconds for report in pool.map(lambda _: evaluate(checkpoint, 1, options), range(2)))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a network that nft-ext train wrote")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of nft-ext train")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data-dir", metavar="DIR")
     parser.add_argument("--rounds", type=int, default=3)
@@ -90,8 +89,8 @@ def main() -> int:
                 "same_figures": len(figures) == 1,
             }
             print(
-                f"{name:20s} 1 process {median(seconds[1]):.2f} s, 2 processes {median(seconds[2]):.2f} s: {speedup:.2f}x; "
-                f"two apart {limit:.2f}x"
+                f"{name:20s} 1 process {median(seconds[1]):.2f} s, 2 processes {median(seconds[2]):.2f} s: "
+                f"{speedup:.2f}x; two independent {limit:.2f}x"
                 f"{'' if len(figures) == 1 else '   FIGURES DIFFER'}",
                 flush=True,
             )

@@ -1,7 +1,6 @@
-"""Trains a small VGG-8 on digits and records which chip is right on which test image: python -m
-bench.studies.record_chips OUT.npz.
+"""Records which chips of a small VGG-8 classify which test images right: python -m bench.studies.record_chips OUT.npz
 
-The matrix is the population that `bench.studies.coverage --recorded` resamples. About ten minutes on a core.
+`bench.studies.coverage --recorded` resamples this matrix. The network is trained on digits. Ten minutes on a core.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from nft_ext import data
 
 
 def record(model: torch.nn.Module, chips: int, seed: int) -> np.ndarray:
-    """Right or wrong, bool [chips, I], of chips 0 .. chips - 1 of `seed` on the test images."""
+    """Right answers, bool [chips, I], of chips 0 .. chips - 1 of `seed` on the test images."""
     test = data.load("digits", None)[1]
     inputs, labels = test.images, test.labels
     rows = []
@@ -36,7 +35,7 @@ def main() -> int:
     parser.add_argument("--chips", type=int, default=2000)
     parser.add_argument("--width", type=float, default=0.125)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--checkpoint", type=Path, help="a trained network instead of training one")
+    parser.add_argument("--checkpoint", type=Path, help="use this network instead of training one")
     arguments = parser.parse_args()
     if arguments.checkpoint is not None:
         plain = nft.training.load_model(arguments.checkpoint)[0]

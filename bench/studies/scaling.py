@@ -1,7 +1,6 @@
-"""The cost model against whole evaluations, and what it says of large ones: python -m bench.studies.scaling [CHECKPOINT
---out FILE].
+"""Is the cost model right? python -m bench.studies.scaling [CHECKPOINT --out FILE]
 
-With a checkpoint: estimates each of a few evaluations (`nft.estimate_cost`), runs it, and compares; the bar is 20 %.
+With a checkpoint: estimates several evaluations (`nft.estimate_cost`), runs them and compares; 20 % error is allowed.
 Without: prints GPU hours for the paper's Figure 3, computed from counted products and the rates in ASSUMED.
 """
 
@@ -24,7 +23,7 @@ from nft_ext.reproduce.panels import PANELS, SIGMAS
 from nft_ext.training import load_model
 
 BAR = 0.2
-# Name -> arguments of monte_carlo: both protocols, one and many chips a pass, a fixed number and a target.
+# Name -> arguments of monte_carlo: both protocols, one and many chips per pass, a fixed number and a target.
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "whole sets": {"runs": 6},
     "slices of 16, 800 chips": {"protocol": "stratified", "slice_images": 16, "runs": 800},
@@ -35,13 +34,13 @@ EVALUATIONS: dict[str, dict[str, Any]] = {
 
 
 def check(model: nn.Module, data, options: dict[str, Any]) -> dict[str, Any]:
-    """Estimated, then measured: seconds of both, and measured over estimated. The slices are those of the estimate."""
+    """Estimated and measured seconds, and their ratio. The evaluation uses the slices of the estimate."""
     estimate = nft.estimate_cost(model, data, **options)
     sliced = {} if estimate.slice_images is None else {"slice_images": estimate.slice_images}
     began = time.perf_counter()
     report = nft.monte_carlo(model, data, progress=False, **(options | sliced))
     seconds = time.perf_counter() - began
-    # Where the target decided, the time of the chips it took in the end: the model is of time, not of the variance.
+    # With a target, scale to the chips that were needed: the model predicts time, not variance.
     expected = estimate.seconds_of(report.runs) - (estimate.preparing if sliced else 0.0)
     return {
         "estimate": estimate.to_dict(),
@@ -57,11 +56,11 @@ def check(model: nn.Module, data, options: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Assumed:
-    """Rates of one GPU that the extrapolation rests on: stated, not measured.
+    """Assumed rates of one GPU for the extrapolation (not measured).
 
     products: FLOP/s reached by 32 x 32 networks in bfloat16, of some 10^15 at peak. step: seconds a training step costs
     beside its products (launches, optimizer). weights: weights programmed a second (docs of the design: 11 M in about
-    20 us). chip: seconds a pass of an evaluation costs beside its products, captured in a graph.
+    20 us). chip: seconds per pass of an evaluation costs beside its products, captured in a graph.
     """
 
     products: float = 1e14
@@ -74,7 +73,7 @@ ASSUMED = Assumed()
 TRAIN_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet": 100_000}
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "tinyimagenet": 200}
 EPOCHS, BATCH, TEST, RUNS = 200, 128, 10_000, 200
-# Forwards with gradients a training step, and networks of a panel (one a sigma for those that train with noise).
+# Forwards with gradients a training step, and networks of a panel (one per sigma for those that train with noise).
 METHODS = {
     "vanilla": (1, 1),
     "noise": (1, len(SIGMAS) - 1),
@@ -138,7 +137,7 @@ def on_paper() -> str:
     rows, total = [], {"training": 0.0, "full": 0.0, "stratified": 0.0}
     found = figure3()
     lines = [
-        "| panel | training, GPU hours | 200 whole sets a point, GPU hours | stratified, GPU hours |",
+        "| panel | training, GPU hours | 200 whole sets per point, GPU hours | stratified, GPU hours |",
         "|---|---|---|---|",
     ]
     for panel, t in found.items():
@@ -167,7 +166,7 @@ def on_paper() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="a network that nft-ext train wrote")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="a checkpoint of nft-ext train")
     parser.add_argument("--sigma", type=float, default=0.3)
     parser.add_argument("--dataset", default="mnist", choices=nft.data.NAMES)
     parser.add_argument("--data-dir", metavar="DIR")
@@ -183,7 +182,8 @@ def main() -> int:
         for name, options in EVALUATIONS.items():
             found = results[name] = check(model, (test.images, test.labels), options)
             print(
-                f"{name:26s} expected {found['expected_seconds']:6.1f} s, took {found['seconds']:6.1f} s: {found['ratio']:.2f}"
+                f"{name:26s} expected {found['expected_seconds']:6.1f} s, took {found['seconds']:6.1f} s: "
+                f"{found['ratio']:.2f}"
                 f"{'' if abs(found['ratio'] - 1) <= BAR else '   OUTSIDE'}",
                 flush=True,
             )

@@ -1,9 +1,8 @@
-"""Do antithetic chips or a control variate lower the variance of the mean accuracy? python -m
-bench.studies.variance_reduction [--out JSON].
+"""Do antithetic chips or a control variate lower the variance? python -m bench.studies.variance_reduction [--out JSON]
 
-On small VGG-8 networks on digits, in plain PyTorch with the product's programmed weights: chip z and chip -z, whose
-weights are 2 W_d - W_p since the noise is symmetric, each on all test images; and the first-order change of the clean
-loss, sum_w dL/dW (W_p - W_d), as a control variate: its mean over chips is 0.
+Small VGG-8 networks on digits, in plain PyTorch with weights from program_weights. Antithetic: chip z and chip -z, with
+weights 2 W_d - W_p, each on all test images. Control variate: the first-order change of the noise-free loss,
+sum_w dL/dW (W_p - W_d), whose mean over chips is 0.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def study(plain: nn.Module, sigma: float, chips: int) -> dict[str, float]:
         "chip_std": float(np.sqrt(by_chip)),
         "pair_correlation": correlation,
         "correlation_standard_error": (1 - correlation**2) / np.sqrt(chips),
-        # Variance of the mean of as many plain chips, over that of the pairs.
+        # Variance of the mean of as many independent chips over that of the pairs.
         "antithetic_gain": 1 / (1 + correlation),
         "control_correlation": with_control,
         "control_gain": 1 / (1 - with_control**2),
@@ -79,10 +78,11 @@ def main() -> int:
             result = {"trained": name} | study(plain, sigma, arguments.pairs)
             results.append(result)
             print(
-                f"{name:8s} sigma {sigma:g}: accuracy {100 * result['accuracy']:.2f} %, chip std {100 * result['chip_std']:.2f}; "
-                f"z and -z: correlation {result['pair_correlation']:+.2f} +- {result['correlation_standard_error']:.2f}, variance "
-                f"/ {result['antithetic_gain']:.2f}; control: correlation {result['control_correlation']:+.2f}, variance "
-                f"/ {result['control_gain']:.2f}",
+                f"{name:8s} sigma {sigma:g}: accuracy {100 * result['accuracy']:.2f} %, "
+                f"chip std {100 * result['chip_std']:.2f}; z and -z: correlation {result['pair_correlation']:+.2f} "
+                f"+- {result['correlation_standard_error']:.2f}, variance / {result['antithetic_gain']:.2f}; "
+                f"control: correlation {result['control_correlation']:+.2f}, "
+                f"variance / {result['control_gain']:.2f}",
                 flush=True,
             )
     if arguments.out is not None:

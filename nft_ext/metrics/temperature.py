@@ -108,7 +108,7 @@ def _checked(logits: Any, labels: Any) -> Tensor:
     if not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
         fail(
             "logits",
-            "and labels must be tensors",
+            "must be a tensor, and labels too",
             f"{type(logits).__name__} and {type(labels).__name__}",
             TypeError,
         )

@@ -78,7 +78,7 @@ def check_key(key: Any, device: torch.device) -> None:
     if key.dim() != 2 or key.shape[1] != 2 or key.shape[0] == 0:
         fail("key", "must have the shape [S, 2] with S >= 1", list(key.shape))
     if key.device != device:
-        fail("key", f"must be on the weight's device {device}", str(key.device))
+        fail("key", f"must be on the weight's torch device {device}", str(key.device))
 
 
 def check_operands(x: Any, weight: Tensor, bias: Tensor | None, chips: int, shared: bool) -> Tensor:
@@ -86,7 +86,7 @@ def check_operands(x: Any, weight: Tensor, bias: Tensor | None, chips: int, shar
     check_tensor("x", x)
     x = in_autocast(x)
     if x.device != weight.device:
-        fail("x", f"must be on the weight's device {weight.device}", str(x.device))
+        fail("x", f"must be on the weight's torch device {weight.device}", str(x.device))
     if x.dtype == torch.float16 and x.device.type == "cpu":
         fail("x", "must be float32 or bfloat16 on the CPU", str(x.dtype), TypeError)
     if bias is not None:
@@ -94,7 +94,7 @@ def check_operands(x: Any, weight: Tensor, bias: Tensor | None, chips: int, shar
         if bias.shape != weight.shape[:1]:
             fail("bias", f"must have the shape [{weight.shape[0]}]", list(bias.shape))
         if bias.device != weight.device:
-            fail("bias", f"must be on the weight's device {weight.device}", str(bias.device))
+            fail("bias", f"must be on the weight's torch device {weight.device}", str(bias.device))
     if not shared and x.dim() > 1 and x.shape[0] % chips:
         fail("x", f"dim 0 must be a multiple of the {chips} chips of the key (chip-major)", x.shape[0])
     return x
@@ -111,7 +111,7 @@ def check_epilogue(e: Epilogue, x: Tensor, weight: Tensor, shape: list[int]) -> 
         if value.shape != weight.shape[:1]:
             fail(argument, f"must have the shape [{weight.shape[0]}]", list(value.shape))
         if value.device != weight.device:
-            fail(argument, f"must be on the weight's device {weight.device}", str(value.device))
+            fail(argument, f"must be on the weight's torch device {weight.device}", str(value.device))
     if e.residual is not None:
         check_tensor("residual", e.residual)
         if e.residual.dtype != x.dtype:
@@ -119,7 +119,7 @@ def check_epilogue(e: Epilogue, x: Tensor, weight: Tensor, shape: list[int]) -> 
         if list(e.residual.shape) != shape:
             fail("residual", f"must have the result's shape {shape}", list(e.residual.shape))
         if e.residual.device != weight.device:
-            fail("residual", f"must be on the weight's device {weight.device}", str(e.residual.device))
+            fail("residual", f"must be on the weight's torch device {weight.device}", str(e.residual.device))
 
 
 def apply_epilogue(y: Tensor, e: Epilogue) -> Tensor:

@@ -1,7 +1,7 @@
-"""Training: `fit` runs a method over data and keeps the best epoch, `search_beta` the best of four runs; checkpoints
-hold what they found.
+"""Training: `fit` keeps the best epoch of one training, `search_beta` the best of one training per beta.
 
-A run can be killed and continued (`fit(state=...)`), and shared among processes by torchrun.
+`save`, `load` and `load_model` write and read checkpoints. A killed training continues (`fit(state=...)`), and
+torchrun shares one training among several processes.
 """
 
 from nft_ext.training.beta_search import BetaSearch, search_beta

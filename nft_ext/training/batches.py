@@ -1,7 +1,8 @@
-"""Random access to a data set in batches, checked when it is handed over."""
+"""Batches of a data set, taken by index. The data set is checked at construction."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,17 +13,19 @@ from nft_ext._common.checks import fail
 
 
 class Batches:
-    """A data set from which any batch can be taken by index.
+    """A data set that gives any batch by index.
+
+    Data in memory is checked once, as a whole. Labels of other data are checked batch by batch.
 
     Args:
         argument: the caller's name of the data set, for error messages.
-        data: an ImageSet (`.images [n, C, H, W]`, `.labels [n]`), a TensorDataset or a pair of two tensors,
-            taken by slicing; or any map-style Dataset of (image, label) items, collated item by item.
+        data: in memory, sliced: an ImageSet (`.images [n, C, H, W]`, `.labels [n]`), a TensorDataset or a pair of
+            tensors. Otherwise, collated item by item: a map-style Dataset of (image, label) items.
 
     Raises:
-        TypeError: not such a data set.
-        ValueError: empty, lengths that differ, images that are NaN or infinite, labels negative or no integers
-            (all of it only for data in memory; otherwise labels are checked batch by batch).
+        TypeError: data is none of these.
+        ValueError: data is empty, images and labels differ in number, images are NaN or infinite, or labels are
+            negative or not integers.
     """
 
     def __init__(self, argument: str, data: Any) -> None:
@@ -30,12 +33,12 @@ class Batches:
         self.tensors = _in_memory(data)
         self.items = data
         if self.tensors is None and not _is_map_style(data):
-            rule = "must be a map-style Dataset or a pair of tensors (fit makes its own batches)"
+            rule = "must be a map-style Dataset or a pair of tensors, not a loader: fit makes the batches"
             fail(argument, rule, type(data).__name__, kind=TypeError)
         if self.tensors is not None:
             images, labels = self.tensors
             if len(images) != len(labels):
-                fail(argument, "must hold one label an image", f"{len(images)} images, {len(labels)} labels")
+                fail(argument, "must hold one label per image", f"{len(images)} images, {len(labels)} labels")
             if not images.isfinite().all():
                 fail(argument, "must hold finite images", "NaN or inf")
         if len(self) == 0:
@@ -54,7 +57,7 @@ class Batches:
         return images, self._checked_labels(labels).long()
 
     def check_classes(self, classes: int) -> None:
-        """Refuses labels the model has no logit for (data in memory at once, other data as it is read)."""
+        """Refuses labels >= `classes`: now for data in memory, batch by batch for other data."""
         self.classes = classes
         if self.tensors is not None:
             self._checked_labels(self.tensors[1])
@@ -63,7 +66,7 @@ class Batches:
 
     def _checked_labels(self, labels: Tensor) -> Tensor:
         if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
-            fail(self.argument, "labels must be integers, one an image", f"{labels.dtype} {list(labels.shape)}")
+            fail(self.argument, "labels must be integers, one per image", f"{labels.dtype} {list(labels.shape)}")
         if labels.min() < 0:
             fail(self.argument, "labels must be >= 0", int(labels.min()))
         if self.classes is not None and labels.max() >= self.classes:
@@ -72,9 +75,9 @@ class Batches:
 
 
 def permuted(n: int, batch_size: int, generator: torch.Generator, least: int = 2) -> list[Tensor]:
-    """The indices 0..n-1 in a random order, in batches of `batch_size`.
+    """The indices 0..n-1 in random order, in batches of `batch_size`.
 
-    Fewer than `least` images left over join the batch before them: batch statistics of one image can be undefined.
+    A last batch of fewer than `least` images joins the batch before it: batch statistics of one image can be undefined.
     """
     batches = list(torch.randperm(n, generator=generator).split(batch_size))
     if len(batches) > 1 and len(batches[-1]) < least:
@@ -83,19 +86,24 @@ def permuted(n: int, batch_size: int, generator: torch.Generator, least: int = 2
 
 
 def micro_batches(indices: Tensor, count: int) -> list[Tensor]:
-    """`indices` in `count` nearly equal parts, in fewer where a part would have less than two images."""
+    """`indices` in `count` nearly equal parts, or in fewer so that each part has at least two images."""
     return list(indices.tensor_split(max(1, min(count, len(indices) // 2))))
 
 
 def _in_memory(data: Any) -> tuple[Tensor, Tensor] | None:
+    pair: Sequence[Any]
     if isinstance(data, TensorDataset):
         pair = data.tensors
     elif isinstance(data, (tuple, list)):
-        pair = tuple(data)
+        pair = data
     else:
         pair = (getattr(data, "images", None), getattr(data, "labels", None))
-    in_memory = len(pair) == 2 and all(isinstance(tensor, Tensor) and tensor.dim() > 0 for tensor in pair)
-    return pair if in_memory else None
+    if len(pair) != 2:
+        return None
+    images, labels = pair
+    if isinstance(images, Tensor) and isinstance(labels, Tensor) and images.dim() > 0 and labels.dim() > 0:
+        return images, labels
+    return None
 
 
 def _is_map_style(data: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The paper's choice of beta: one training a value, judged on the validation split."""
+"""The paper's choice of beta: one training per value, compared on the validation images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nft_ext.training.fitting import fit
 from nft_ext.training.history import History, NonFiniteLoss
 
 BETAS = (1e-1, 1e-2, 1e-3, 1e-4)  # the four steps of arXiv 2305.14561
-PATHS = ("checkpoint", "log", "state", "tensorboard")  # options of `fit` that name a file or folder of one run
+PATHS = ("checkpoint", "log", "state", "tensorboard")  # arguments of `fit` that name a file or folder
 
 
 @dataclass
@@ -27,9 +27,9 @@ class BetaSearch:
     """The outcome of `search_beta`.
 
     Attributes:
-        histories: the finished run of each beta, in the order searched.
-        diverged: what stopped a run whose loss became NaN or infinite, by beta; its best epoch does not take part.
-        interrupted: stopped by Ctrl-C; betas that were not finished are in neither.
+        histories: beta -> finished training, in the order searched.
+        diverged: beta -> error message, for trainings whose loss became NaN or infinite. They cannot be chosen.
+        interrupted: True after Ctrl-C. Unfinished betas are in neither dict.
     """
 
     histories: dict[float, History] = field(default_factory=dict)
@@ -38,28 +38,28 @@ class BetaSearch:
 
     @property
     def beta(self) -> float | None:
-        """The beta whose best epoch validates best; None before a run has finished.
+        """The chosen beta, None if no training has finished.
 
-        Highest validation accuracy, at equal accuracy the lowest validation cross-entropy, then the first.
+        The highest validation accuracy wins, then the lowest validation cross-entropy, then the first in order.
         """
         return max(self.histories, key=lambda beta: _rank(self.histories[beta]), default=None)
 
     @property
     def best(self) -> History | None:
-        """The run of that beta."""
+        """The training of the chosen beta."""
         return None if self.beta is None else self.histories[self.beta]
 
     def to_dict(self) -> dict[str, Any]:
-        """The chosen beta and the best epoch of each, JSON-able."""
+        """The chosen beta and the best epoch of every beta, JSON-able."""
         runs = {str(beta): history.best for beta, history in self.histories.items()}
         diverged = {str(beta): message for beta, message in self.diverged.items()}
         return {"beta": self.beta, "runs": runs, "diverged": diverged, "interrupted": self.interrupted}
 
     def __str__(self) -> str:
-        """One line a beta."""
+        """One line per beta."""
         lines = ["beta     validation accuracy   validation loss   epoch"]
         for beta, history in self.histories.items():
-            best, mark = history.best, "  <- chosen" if beta == self.beta else ""
+            best, mark = _best_row(history), "  <- chosen" if beta == self.beta else ""
             figures = f"{100 * best['val_accuracy']:17.2f} %   {best['val_loss']:15.4f}   {best['epoch']:5d}"
             lines.append(f"{beta:<8g} {figures}{mark}")
         lines += [f"{beta:<8g} diverged" for beta in self.diverged]
@@ -76,21 +76,25 @@ def search_beta(
     checkpoint: str | PathLike | None = None,
     **options: Any,
 ) -> BetaSearch:
-    """Trains `model` once for each beta, from the same weights with the same seed, and keeps the best on `validation`.
+    """Trains `model` once per beta and keeps the beta that is best on `validation`.
 
-    No test set is seen. Ctrl-C ends the search; what was finished is returned. With `state`, the same call continues
-    it: finished runs return at once.
+    All trainings begin with the same weights and the same seed. The search sees no test set. Ctrl-C ends the search and
+    returns the finished trainings. With `state`, the same call continues the search without repeating them.
 
     Args:
-        model, train, validation: as `fit` takes them.
-        method: OVF or IRS, or CorrectNet around one; its own beta plays no part.
-        betas: the values, each once.
-        checkpoint: file for the weights of the best run so far; those of each run go beside it, "-beta0.1" in the name.
-        options: all others of `fit`. Files that it names (log, state, tensorboard) get each run's beta in their names.
+        model, train, validation: as for `fit`.
+        method: OVF or IRS, or CorrectNet around one. Its own beta is ignored.
+        betas: the values to try, each once.
+        checkpoint: file for the weights of the best training so far. The file of each training lies beside it, with
+            for example "-beta0.1" in its name.
+        options: other arguments of `fit`. The paths log, state and tensorboard get the beta in their names, too.
+
+    Returns:
+        The trainings and the chosen beta.
 
     Raises:
-        ValueError: a method without beta, betas negative, doubled or none; what `fit` raises for bad arguments.
-        NonFiniteLoss: every run diverged.
+        ValueError: the method has no beta; betas are empty, negative or repeated; what `fit` raises for bad arguments.
+        NonFiniteLoss: every training diverged.
     """
     betas = tuple(number(f"betas[{n}]", beta, low=0.0) for n, beta in enumerate(betas))
     if not betas or len(set(betas)) < len(betas):
@@ -99,7 +103,7 @@ def search_beta(
     target = None if checkpoint is None else check_writable_target("checkpoint", checkpoint)
     found, failure = BetaSearch(), None
     for beta, candidate in runs.items():
-        paths = {
+        paths: dict[str, Any] = {
             name: beside(path, beta)
             for name, path in (options | {"checkpoint": target}).items()
             if name in PATHS and path is not None
@@ -113,7 +117,7 @@ def search_beta(
             found.interrupted = True
             break
         found.histories[beta] = history
-        if target is not None and found.beta == beta and is_main():  # on other ranks the file may not be there yet
+        if target is not None and found.beta == beta and is_main():  # the first rank wrote the file
             write_atomically(target, Path(paths["checkpoint"]).read_bytes())
     if failure is not None and len(found.diverged) == len(betas):
         raise failure
@@ -121,25 +125,32 @@ def search_beta(
 
 
 def with_beta(method: Method, beta: float) -> Method:
-    """`method` with another beta; of CorrectNet, that of its base.
+    """`method` with another beta. For CorrectNet, the beta of its base changes.
 
     Raises:
-        ValueError: a method without beta.
+        ValueError: the method has no beta.
     """
-    names = {f.name for f in dataclasses.fields(method)}  # type: ignore[arg-type]
+    options: Any = method  # any dataclass with a field "beta", also one of the user's
+    names = {field.name for field in dataclasses.fields(options)}
     if "beta" in names:
-        return dataclasses.replace(method, beta=beta)  # type: ignore[type-var]
+        return dataclasses.replace(options, beta=beta)
     if "base" in names:
-        return dataclasses.replace(method, base=with_beta(method.base, beta))  # type: ignore[attr-defined, type-var]
-    fail("method", "must have a beta to search (ovf, irs)", method.name)
+        return dataclasses.replace(options, base=with_beta(options.base, beta))
+    return fail("method", "must have a beta to search (ovf, irs)", method.name)
 
 
 def beside(path: str | PathLike, beta: float) -> Path:
-    """The path of one run's file: "out.safetensors" -> "out-beta0.1.safetensors"."""
+    """The file name of one training: "out.safetensors" -> "out-beta0.1.safetensors"."""
     path = Path(path)
     return path.with_name(f"{path.stem}-beta{beta:g}{path.suffix}")
 
 
 def _rank(history: History) -> tuple[float, float]:
-    best = history.best
+    best = _best_row(history)
     return best["val_accuracy"], -best["val_loss"]
+
+
+def _best_row(history: History) -> dict[str, Any]:
+    best = history.best
+    assert best is not None, "a finished training has at least one epoch"
+    return best

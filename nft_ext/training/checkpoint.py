@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors for the weights, JSON for the rest, never pickle; written whole or not at all."""
+"""Checkpoints: weights and JSON metadata in one safetensors file, never pickle. A write is atomic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXPECTED = "a checkpoint written by nft_ext (safetensors with nft_ext's metadata
 
 
 def save(path: str | PathLike, model: nn.Module | Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes weights and metadata to `path`, replacing an older file only once the new one is on the disk.
+    """Writes weights and metadata to `path`. An older file is replaced only when the new one is complete.
 
     Args:
         path: file to write, by convention `*.safetensors`.
@@ -28,9 +28,9 @@ def save(path: str | PathLike, model: nn.Module | Mapping[str, Tensor], meta: Ma
             `nft_ext.models.build`: name, num_classes, in_channels, width.
 
     Raises:
-        ValueError: a state entry that is no tensor, meta that is not JSON, a path that is a folder.
+        ValueError: a state entry is not a tensor, meta is not JSON-able, or path is a folder.
         FileNotFoundError: the folder of `path` does not exist.
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     target = check_writable_target("path", path)
     state = model.state_dict() if isinstance(model, nn.Module) else dict(model)
@@ -44,26 +44,26 @@ def load(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state_dict (on the CPU) and the metadata of the checkpoint at `path`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is short, corrupt, or no nft_ext checkpoint.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is short, corrupt, or not an nft_ext checkpoint.
     """
     return read_tensors("path", path, FORMAT, EXPECTED)
 
 
 def load_model(path: str | PathLike) -> tuple[nn.Module, dict[str, Any]]:
-    """The plain model of the checkpoint at `path`, rebuilt by `nft_ext.models.build`, in eval mode, and the metadata.
+    """The plain model (in eval mode) and the metadata of the checkpoint at `path`.
 
-    `NVMDevice.described` rebuilds the device that it was trained for from `meta["device"]`, which is None or missing
-    for none.
+    `nft_ext.models.build` rebuilds the model. `NVMDevice.described(meta["device"])` rebuilds the device that it was
+    trained for; without a device, `meta["device"]` is None or missing.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`; also if the metadata name no built-in model, or the weights do not fit
-            it.
+        FileNotFoundError, ValueError: as `load`. Also if the metadata name no built-in model, or if the weights do not
+            fit it.
     """
     state, meta = load(path)
     description = meta.get("model")
     if not isinstance(description, dict) or "name" not in description:
-        rule = 'must describe its model, meta["model"], to be rebuilt (load gives the bare weights)'
+        rule = 'must describe its model in meta["model"]; nft_ext.load reads weights without one'
         fail("path", rule, str(path))
     model = models.build(**description)
     try:
@@ -74,7 +74,7 @@ def load_model(path: str | PathLike) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def describe_model(model: nn.Module) -> dict[str, Any] | None:
-    """The arguments `nft_ext.models.build` makes `model` from, None for a model that is not of nft_ext."""
+    """The arguments of `nft_ext.models.build` that rebuild `model`, None if nft_ext did not build it."""
     name = type(model).__name__.lower()
     if not type(model).__module__.startswith(models.__name__ + ".") or name not in models.NAMES:
         return None

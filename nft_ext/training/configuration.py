@@ -1,4 +1,4 @@
-"""What a run's outcome follows from, as JSON."""
+"""The configuration that determines the result of a training, as JSON."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def configuration(
     augment: Callable[[Tensor], Tensor] | None,
     **others: Any,
 ) -> dict[str, Any]:
-    """Everything but the weights the run begins with; a run continues under the same configuration only.
+    """Everything that determines the result, except the initial weights. A state continues only under the same one.
 
-    Data in memory is told by its SHA-256, other data by its type and length, `augment` by its name.
+    The SHA-256 identifies data in memory. Type and length identify other data. Its name identifies `augment`.
     """
     return {
         "method": method.config(),
@@ -45,12 +45,12 @@ def configuration(
 
 
 def environment() -> dict[str, Any]:
-    """What the last bits of the sums depend on, beside the configuration."""
+    """Versions and machine settings that can change the last bits of a result."""
     return versions() | {"threads": torch.get_num_threads(), "instruction_set": info()["instruction_set"]}
 
 
 def fingerprint(data: Batches) -> dict[str, Any]:
-    """Says which images these are, as far as that can be told."""
+    """Identifies a data set, by its content if it is in memory."""
     if data.tensors is None:
         return {"images": len(data), "type": type(data.items).__name__}
     return {"images": len(data), "sha256": tensor_hash((None, tensor) for tensor in data.tensors)}
@@ -61,6 +61,6 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _name(augment: Callable) -> str:
-    # A repr tells the options of an object, if somebody wrote it one; else it tells an address, another each time.
+    # A custom repr shows the object's options. The default repr shows an address, which changes from run to run.
     text = repr(augment)
     return getattr(augment, "__qualname__", type(augment).__qualname__) if " at 0x" in text else text

@@ -1,4 +1,4 @@
-"""Tensors and JSON in one safetensors file with a checksum: what checkpoints and states of runs are kept in."""
+"""One safetensors file with tensors, JSON and a checksum: the format of checkpoints and training states."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from nft_ext._common.tensor_hash import tensor_hash
 
 
 def write_tensors(path: str | PathLike, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], format: str) -> None:
-    """Writes the file whole or not at all; `format` is the text that `read_tensors` asks for.
+    """Writes the file atomically.
+
+    Args:
+        format: names the kind of file; `read_tensors` checks it.
 
     Raises:
-        ValueError: meta that is not JSON.
-        OSError: it cannot be written; an older file stays.
+        ValueError: meta is not JSON-able.
+        OSError: the file cannot be written. An older file stays as it was.
     """
-    # Cloned, because safetensors refuses tied weights.
+    # Cloned because safetensors refuses tensors that share memory.
     kept = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     try:
         text = json.dumps(dict(meta), allow_nan=False)
@@ -40,10 +43,13 @@ def read_tensors(
     """The tensors (on the CPU) and the metadata of a file of that format.
 
     Args:
-        argument: the caller's name of the path; expected: what the file should have been; both for error messages.
+        argument: the caller's name of the path, for error messages.
+        path: the file.
+        format: the kind of file that is required.
+        expected: the kind of file in words, for error messages.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is short, corrupt, or of another format.
     """
     source = Path(path)
@@ -52,7 +58,7 @@ def read_tensors(
     try:
         with safe_open(source, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not iterable)
     except SafetensorError as error:
         size = source.stat().st_size
         fail(argument, f"must name {expected}; this file is short or corrupt ({error})", f"{source}, {size} bytes")
@@ -64,5 +70,5 @@ def read_tensors(
 
 
 def _hash(tensors: Mapping[str, Tensor], meta: str) -> str:
-    # safetensors has no checksum of its own: a flipped bit would pass for a weight.
+    # safetensors has no checksum: a flipped bit would go unnoticed.
     return tensor_hash(sorted(tensors.items()), meta)

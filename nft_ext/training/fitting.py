@@ -1,4 +1,4 @@
-"""`fit`: trains a plain model by any method, and keeps the epoch that validates best, or the last."""
+"""`fit`: trains a plain model with any method and keeps the best or the last epoch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nft_ext.training.loop import Loop
 from nft_ext.training.outputs import Outputs
 from nft_ext.training.randomness import own_randomness
 from nft_ext.training.ranks import Ranks
-from nft_ext.training.recipe import Recipe
+from nft_ext.training.recipe import Recipe, with_memory_format
 from nft_ext.training.selection import KEEP
 from nft_ext.training.state import StateFile
 from nft_ext.training.step import Gradient
@@ -58,70 +58,69 @@ def fit(
 ) -> History:
     """Trains a copy of `model` and returns the plain backbone of the best epoch.
 
-    The best epoch is the one with the highest validation accuracy, at equal accuracy the lowest validation
-    cross-entropy, then the earliest. It is measured after each epoch on `validation_chips` chips at the
-    method's sigma, the same ones each time, from the "selection" key domain: no chip of the training or of
-    an evaluation is among them. A method without noise (vanilla) is selected by its plain accuracy. No test
-    set is seen.
+    **Best epoch.** After each epoch, `validation_chips` chips at the method's sigma measure the accuracy on
+    `validation`. The highest accuracy wins, then the lowest cross-entropy, then the earliest epoch. These chips are the
+    same after every epoch. They are in the "selection" key domain, so no training and no evaluation uses them. A method
+    without noise is judged by its plain accuracy. `fit` sees no test set.
 
-    Everything random (batch order, noise, classifiers, augmentation) follows from `seed` and the step; torch's
-    global generators (of the CPU and of the device used) are put back as they were. On the CPU, the same seed and
-    thread count give the same weights bit for bit. On CUDA some of torch's kernels add in an order of their own.
+    **Randomness.** Batch order, noise, classifiers and augmentation follow from `seed` and the step. torch's global
+    generators are restored at the end. On the CPU, equal seeds and thread counts give the same weights bit for bit.
+    On CUDA, some torch kernels add in varying order.
 
-    With `state`, a run that was killed at any moment, called again with the same arguments, continues from its last
-    save and ends as if it had never stopped (bit for bit under the conditions above, and as far as data and augment
-    draw from torch's generators only); a run that is over returns at once. The model's initial weights matter to the
-    first call only.
+    **Resuming.** With `state`, call `fit` again with the same arguments: a killed training continues from its last save
+    and ends as if it had never stopped. This holds bit for bit under the conditions above, if data and augmentation
+    draw only from torch's generators. A finished training returns at once. Only the first call uses `model`'s weights.
 
-    Under torchrun all ranks call `fit` with the same arguments. Each takes its share of every batch, gradients
-    are added, all end with the same weights; the first rank writes the files. All ranks use the same chips, those
-    that one process would use: without BatchNorm and augmentation the run is that of one process up to rounding.
-    BatchNorm normalises by the statistics of each rank's share; running statistics are averaged.
+    **Several processes.** Under torchrun all ranks call `fit` with the same arguments. Each takes its share of every
+    batch, and the gradients are summed, so all ranks have the same weights. The first rank writes the files. All ranks
+    use the same chips as a single process. Without BatchNorm and augmentation the result equals that of one process, up
+    to rounding. BatchNorm normalises over each rank's share and averages the running statistics.
 
-    Ctrl-C ends the training and returns what was reached, `History.interrupted` set.
+    Ctrl-C ends the training. The history so far is returned, with `History.interrupted` set.
 
     Args:
-        model: a plain module, `[B, C, H, W] -> [B, classes]`; not changed.
+        model: a plain module, `[B, C, H, W] -> [B, classes]`. It stays unchanged.
         method: a `nft_ext.methods` object.
         train, validation: an ImageSet, a map-style Dataset of (image, label), or a pair of tensors.
         recipe: epochs, batch size, optimizer, precision, ...; None: `Recipe()`. See also `Recipe.paper`.
-        nvm: the device model, its sigma replaced by the method's; None: `NVMDevice()`.
-        device: where to train; None: where the model is.
-        augment: maps a batch of images `[B, C, H, W]` to another, drawing from torch's generator.
-        validation_chips: chips an epoch is judged on, in float32 whatever the recipe's precision.
-        keep: "best", the epoch chosen as above, or "last": the weights of the last epoch that ended, however it
-            validates.
-        compile: run the training forward and backward through torch.compile (the model, not the step; the
-            validation stays eager).
-        chip_per_rank: under torchrun, each rank programs chips of its own.
-        progress: True shows it, None on a terminal only, False never.
+        nvm: the device model; its sigma is replaced by the method's. None: `NVMDevice()`.
+        device: torch device to train on. None: the model's.
+        augment: maps a batch of images `[B, C, H, W]` to another one, with torch's generators.
+        validation_chips: number of chips that judge an epoch, always in float32.
+        keep: "best": return the best epoch. "last": return the last epoch that ended.
+        compile: run the model's training forward and backward through torch.compile. Validation stays eager.
+        chip_per_rank: under torchrun, every rank programs its own chips.
+        progress: True: show progress. None: on a terminal only. False: never.
         log: CSV file, rewritten after each epoch.
-        tensorboard: folder for TensorBoard's event files (needs the package tensorboard).
+        tensorboard: folder for TensorBoard event files. Needs the package tensorboard.
         checkpoint: file for the best epoch's weights, rewritten at each better epoch.
-        meta: entries added to the checkpoint's metadata: model (arguments of `nft_ext.models.build`, None for
-            another model), method, device, recipe, seed, validation_chips, versions, epoch, validation, and dataset,
-            the first part of an ImageSet's name.
-        state: file to keep the run's state in, and to continue from where it exists.
-        resume: False: begin anew although there is a state.
-        save_every: seconds from one save of the state within an epoch to the next; it is also saved after each
-            epoch. 0: after every step.
-        changes: attributes of the recipe to set otherwise, for example `epochs=20, lr=1e-2`.
+        meta: further entries of the checkpoint's metadata. `fit` itself writes model (arguments of
+            `nft_ext.models.build`, None for another model), method, device, recipe, seed, validation_chips, versions,
+            epoch, validation and dataset (the first part of an ImageSet's name).
+        state: file for the state of the training. `fit` continues from it if it exists.
+        resume: False: begin anew even if the state exists.
+        save_every: seconds between saves of the state within an epoch; 0 saves after every step. The state is also
+            saved after each epoch.
+        changes: changed attributes of the recipe, for example `epochs=20, lr=1e-2`.
+
+    Returns:
+        The plain model of the best epoch, and one row of figures per epoch.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: bad arguments, a state of another configuration (the message
-            shows the difference) or corrupt; before any training.
-        ImportError: tensorboard is asked for and not installed.
+        TypeError, ValueError, FileNotFoundError: before any training, a bad argument, or a state that is corrupt or has
+            another configuration (the message shows the difference).
+        ImportError: `tensorboard` is given but the package is not installed.
         NonFiniteLoss: the loss became NaN or infinite; its `.history` holds the last good weights.
-        OSError: a file could not be written; it is named, and an older one is kept.
+        OSError: a file could not be written. The message names it, and an older file is kept.
     """
     recipe = _checked_recipe(recipe).replace(**changes)
     module("model", model)
     if not isinstance(method, Method):
-        fail("method", "must be a method of nft_ext.methods", type(method).__name__, kind=TypeError)
+        fail("method", "must be an object of nft_ext.methods", type(method).__name__, kind=TypeError)
     integer("seed", seed, 0)
     integer("validation_chips", validation_chips, 1)
     one_of("keep", keep, KEEP)
-    # Left out of the usual run's description: states and checkpoints written before there was a choice stay valid.
+    # "best" is not recorded, so states and checkpoints from before this option stay valid.
     kept = {} if keep == "best" else {"keep": keep}
     parameter = next(model.parameters(), None)
     if parameter is None:
@@ -148,7 +147,7 @@ def fit(
             **(meta or {}),
         }
         outputs = Outputs(log, checkpoint, tensorboard, notes) if ranks.first else Outputs(None, None, None, notes)
-        prepared = method.prepare(model, nvm).to(device, memory_format=recipe.memory_format)
+        prepared = with_memory_format(method.prepare(model, nvm).to(device), recipe.memory_format)
         keeper = None
         if state is not None or ranks.size > 1:
             run = configuration(
@@ -169,7 +168,7 @@ def fit(
             ranks.agree_with_first("fit", run | {"state": None if state is None else str(state)})
             ranks.share_weights(prepared)
             keeper = None if state is None else StateFile(state, run, resume, save_every, writes=ranks.first)
-        history = History(method.finish(prepared).to(memory_format=torch.contiguous_format).eval())
+        history = History(with_memory_format(method.finish(prepared), torch.contiguous_format).eval())
         _check_fit(history.model, train, validation, device)
         if compile:
             prepared.compile()
@@ -186,28 +185,28 @@ def _checked_recipe(recipe: Recipe | None) -> Recipe:
 
 
 def _check_shares(recipe: Recipe, train: Batches, ranks: Ranks) -> None:
-    """Every rank gets the same number of images, at least two, of each batch."""
+    """Refuses sizes that do not give every rank the same number of images per batch, at least two."""
     if ranks.size == 1:
         return
     if recipe.batch_size % ranks.size or recipe.batch_size < 2 * ranks.size:
         fail(
             "batch_size",
-            f"must be a multiple of the number of ranks, {ranks.size}, and at least twice it",
+            f"must be a multiple of the number of ranks, {ranks.size}, with at least two images per rank",
             recipe.batch_size,
         )
     if len(train) < 2 * ranks.size:
-        fail("train", f"must hold at least two images a rank, {2 * ranks.size}", len(train))
+        fail("train", f"must hold at least two images per rank, {2 * ranks.size}", len(train))
 
 
 def _check_fit(plain: nn.Module, train: Batches, validation: Batches, device: torch.device) -> None:
-    """One image through the plain model: do images, labels and model belong together?"""
+    """Runs one image through the plain model and refuses images or labels that do not fit it."""
     for data in (train, validation):
         image, _ = data.take(torch.tensor([0]))
         try:
             with torch.no_grad():
                 logits = logits_of(plain(image.to(device)))
         except RuntimeError as error:
-            fail(data.argument, f"must hold images the model takes ({error})", f"shape {list(image.shape[1:])}")
+            fail(data.argument, f"must hold images that the model accepts ({error})", f"shape {list(image.shape[1:])}")
         if logits.dim() != 2:
             fail("model", "must give logits [B, classes]", f"shape {list(logits.shape)}")
         data.check_classes(logits.shape[1])

@@ -1,4 +1,4 @@
-"""What a training run leaves: the plain model of the best epoch and a row of figures an epoch."""
+"""The result of a training: the plain model of the best epoch and one row of figures per epoch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ class History:
     """The outcome of `fit`.
 
     Attributes:
-        model: the plain backbone, in eval mode, with the weights of the best epoch (see `fit`); if the run
-            was interrupted before a first epoch ended, with the weights it had reached.
-        rows: one dict an epoch: epoch (from 1), lr (of its last step), train_loss (mean over its images),
-            val_accuracy and val_loss (what the best epoch is chosen by), val_clean (accuracy with the noise
-            off), seconds.
-        best_epoch: the epoch of `model`; None if none ended.
-        interrupted: stopped by Ctrl-C.
-        seconds: wall-clock time of the whole run, with what earlier processes of a resumed run saved of theirs.
+        model: the plain backbone in eval mode, with the weights of the best epoch (see `fit`). If no epoch ended
+            before an interrupt, it has the weights at the interrupt.
+        rows: one dict per epoch: epoch (from 1), lr (of its last step), train_loss (mean over its images),
+            val_accuracy and val_loss (these choose the best epoch), val_clean (accuracy with the noise off), seconds.
+        best_epoch: the epoch of `model`, None if no epoch ended.
+        interrupted: True after Ctrl-C.
+        seconds: wall-clock time in s. For a resumed training it includes the saved time of earlier processes.
     """
 
     model: nn.Module = field(repr=False)
@@ -40,13 +39,14 @@ class History:
         return None if self.best_epoch is None else self.rows[self.best_epoch - 1]
 
     def __str__(self) -> str:
-        """A line an epoch, the best one marked, accuracies in %."""
+        """One line per epoch, accuracies in %. An asterisk marks the best epoch."""
         lines = ["  epoch        lr  train loss  val accuracy  val loss  noise off       s"]
         for row in self.rows:
             mark = "*" if row["epoch"] == self.best_epoch else " "
             lines.append(
-                f"{mark} {row['epoch']:5d}  {row['lr']:8.2e}  {row['train_loss']:10.4f}  {100 * row['val_accuracy']:12.2f}  "
-                f"{row['val_loss']:8.4f}  {100 * row['val_clean']:9.2f}  {row['seconds']:6.1f}"
+                f"{mark} {row['epoch']:5d}  {row['lr']:8.2e}  {row['train_loss']:10.4f}  "
+                f"{100 * row['val_accuracy']:12.2f}  {row['val_loss']:8.4f}  {100 * row['val_clean']:9.2f}  "
+                f"{row['seconds']:6.1f}"
             )
         end = "interrupted" if self.interrupted else "done"
         lines.append(
@@ -56,7 +56,7 @@ class History:
         return "\n".join(lines)
 
     def to_csv(self, path: str | PathLike) -> None:
-        """Writes the rows as CSV, whole or not at all.
+        """Writes the rows as CSV, atomically.
 
         Raises:
             OSError: the folder is missing or not writable.
@@ -65,10 +65,10 @@ class History:
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The training loss, or the weights, became NaN or infinite; `message` says where.
+    """The training loss or a weight became NaN or infinite; the message names the epoch.
 
     Attributes:
-        history: what was reached before; its model holds the best epoch's weights, or those the run began with.
+        history: the epochs before. Its model has the weights of the best epoch, or the initial weights.
     """
 
     def __init__(self, message: str, history: History) -> None:

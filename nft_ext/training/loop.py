@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, a validation after each, the best epoch kept, the state saved on the way."""
+"""The training loop: steps, a validation after each epoch, selection of the best epoch, saves of the state."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from nft_ext.training.batches import Batches, permuted
 from nft_ext.training.history import History, NonFiniteLoss
 from nft_ext.training.outputs import Outputs
 from nft_ext.training.randomness import seed_at, seed_torch
+from nft_ext.training.recipe import with_memory_format
 from nft_ext.training.selection import Validation, validate
 from nft_ext.training.state import StateFile, pack_optimizer, under, unpack_optimizer
 from nft_ext.training.step import DivergedWeights, Gradient, finite_weights
 
-STEPS_A_CHECK = 32  # on CUDA, reading the loss waits for the device: look only now and then
+STEPS_PER_CHECK = 32  # on CUDA, reading the loss waits for the GPU, so it is checked only every so many steps
 
 
 class Loop:
-    """One training under way: `epoch` epochs are over, and `step` steps of the next."""
+    """One training in progress. `epoch` epochs are complete, and `step` steps of the next one."""
 
     def __init__(
         self,
@@ -42,12 +43,12 @@ class Loop:
         self.optimizer = self.recipe.build_optimizer(self.prepared.parameters())
         self.best: Validation | None = None
         self.epoch = self.step = 0
-        self.total = torch.zeros((), device=self.device)  # summed loss of the epoch's images so far
-        self.epoch_seconds = 0.0  # spent on this epoch, up to `_resumed`
+        self.total = torch.zeros((), device=self.device)  # loss summed over the images of the epoch so far
+        self.epoch_seconds = 0.0  # spent on this epoch before `_resumed`
         self._resumed = time.monotonic()
 
     def run(self, progress: bool | None, outputs: Outputs, state: StateFile | None) -> None:
-        """Trains from where the state stands, filling the history as epochs end."""
+        """Trains from the saved state, or from the start, and adds each epoch to the history."""
         start = time.monotonic()
         saved = None if state is None else state.read()
         if saved is not None:
@@ -75,7 +76,7 @@ class Loop:
             outputs.close()
 
     def _batches(self) -> list[Tensor]:
-        """The epoch's batches of indices, the same ones whenever the epoch is begun or continued."""
+        """The epoch's batches of indices. They follow from seed and epoch, so a continued epoch has the same ones."""
         order = torch.Generator().manual_seed(seed_at(self.seed, "order", self.epoch))
         return permuted(len(self.gradient.data), self.recipe.batch_size, order, least=2 * self.ranks.size)
 
@@ -89,7 +90,7 @@ class Loop:
                 group["lr"] = self.recipe.learning_rate(first + index, steps)
             loss = self.gradient(batches[index], first + index)
             self.total += loss * self._used(batches[index])
-            if self.device.type == "cpu" or index % STEPS_A_CHECK == 0 or index == len(batches) - 1:
+            if self.device.type == "cpu" or index % STEPS_PER_CHECK == 0 or index == len(batches) - 1:
                 self._check_finite(self.total)
             self.optimizer.step()
             self.step = index + 1
@@ -119,7 +120,7 @@ class Loop:
 
     def _validate(self) -> Validation:
         seed_torch(seed_at(self.seed, "validation", self.epoch), self.device)
-        # The contexts of a validation hang hooks on the model, which a graph compiled without them would not see.
+        # The validation contexts add hooks to the model. A graph compiled without them would skip the hooks.
         eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         with finite_weights(self.prepared), eager:
             found = validate(
@@ -135,7 +136,7 @@ class Loop:
         return found
 
     def save(self, state: StateFile | None) -> None:
-        """Writes what `restore` needs; a run that is over keeps the best weights alone."""
+        """Writes the state that `restore` reads. A finished training stores only the best weights."""
         if state is None or not state.writes:
             return
         tensors = {}
@@ -163,7 +164,7 @@ class Loop:
         )
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Puts the run where it was when `save` wrote these."""
+        """Restores the training to the moment of `save`."""
         self.epoch, self.step = facts["epoch"], facts["step"]
         self.history.rows, self.history.best_epoch = facts["rows"], facts["best_epoch"]
         self.history.seconds, self.epoch_seconds = facts["seconds"], facts["epoch_seconds"]
@@ -176,7 +177,7 @@ class Loop:
             self.total = tensors["total"].to(self.device)
 
     def _plain(self) -> nn.Module:
-        return self.method.finish(self.prepared).to(memory_format=torch.contiguous_format).eval()
+        return with_memory_format(self.method.finish(self.prepared), torch.contiguous_format).eval()
 
     def _check_finite(self, loss: Tensor) -> None:
         if not bool(loss.isfinite()):
@@ -184,9 +185,9 @@ class Loop:
 
     def _diverged(self, what: str) -> NonFiniteLoss:
         best = self.history.best_epoch
-        kept = "the weights the run began with" if best is None else f"the weights of epoch {best}"
+        kept = "the initial weights" if best is None else f"the weights of epoch {best}"
         message = (
-            f"{what} became NaN or infinite in epoch {self.epoch + 1} (learning rate {self.recipe.lr:g}); "
-            f"{kept} are kept in this error's .history.model; a smaller lr usually helps"
+            f"{what} became NaN or infinite in epoch {self.epoch + 1} (lr {self.recipe.lr:g}); "
+            f"{kept} are kept in this error's .history.model. A smaller lr usually helps."
         )
         return NonFiniteLoss(message, self.history)

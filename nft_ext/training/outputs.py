@@ -1,4 +1,4 @@
-"""What a run writes for its user as epochs end: the CSV log, TensorBoard's events, the best epoch's checkpoint."""
+"""Files written after each epoch: the CSV log, TensorBoard's events, the best epoch's checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nft_ext.training.history import COLUMNS, History
 
 
 class Outputs:
-    """The files of one run; written by the first rank alone, the others make one without paths.
+    """The files of one training. Only the first rank writes; the other ranks pass None for all paths.
 
     Args:
         log: CSV file, rewritten after each epoch.
@@ -21,8 +21,8 @@ class Outputs:
         notes: metadata of the checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: a path that cannot be written.
-        ImportError: tensorboard is asked for and not installed.
+        ValueError, FileNotFoundError: a path cannot be written.
+        ImportError: `tensorboard` is given but the package is not installed.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Outputs:
         self._writer = None
 
     def begin(self, history: History) -> None:
-        """Brings the files to what `history` holds already: a kill may have come between them and the state."""
+        """Rewrites the files from `history`: a kill can leave them older or newer than the state."""
         if self._writer_class is not None:
             self._writer = self._writer_class(str(self._folder), purge_step=len(history.rows) + 1)
         if history.rows:
             self.write(history, better=True)
 
     def epoch(self, history: History, better: bool) -> None:
-        """Writes the row of the epoch that ended; better: it is the best so far."""
+        """Writes the row of the last epoch; `better` means that it is the best so far."""
         if self._writer is not None:
             row = history.rows[-1]
             for name in COLUMNS[1:]:
@@ -57,20 +57,21 @@ class Outputs:
         self.write(history, better)
 
     def write(self, history: History, better: bool) -> None:
-        """Log, and checkpoint if there is a better one."""
+        """Writes the log, and the checkpoint if the epoch is better."""
         if better and self.checkpoint is not None:
-            save(self.checkpoint, history.model, self.notes | {"epoch": history.best_epoch, "validation": history.best})
+            meta = {**self.notes, "epoch": history.best_epoch, "validation": history.best}
+            save(self.checkpoint, history.model, meta)
         if self.log is not None:
             history.to_csv(self.log)
 
     def close(self) -> None:
-        """Ends TensorBoard's file."""
+        """Closes TensorBoard's file."""
         if self._writer is not None:
             self._writer.close()
 
 
 def summary_writer() -> type:
-    """TensorBoard's writer.
+    """The class of TensorBoard's writer.
 
     Raises:
         ImportError: tensorboard is not installed.

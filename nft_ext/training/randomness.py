@@ -1,8 +1,8 @@
-"""Where the randomness of a run comes from: every number follows from the run's seed and the place in the run.
+"""Randomness of a training: every random number follows from the seed and the position (epoch, step, rank).
 
-No generator lives from one step to the next, so a run can be continued at any step, and the chips of a step are the
-same for any number of ranks. (torch's CPU generator takes 32 bits of a seed: of 100,000 steps about one pair shares a
-chip.)
+No generator state passes from one step to the next. So a training can continue at any step, and the chips of a step do
+not depend on the number of ranks. torch's CPU generator uses only 32 bits of a seed: among 100,000 steps, about one
+pair shares a chip.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 
 
 def seed_at(seed: int, purpose: str, *place: int) -> int:
-    """A seed of 63 bits for a purpose ("order", "data", "chip", ...) at a place (epoch, step, part, rank)."""
+    """A 63-bit seed for a purpose ("order", "data", "chip", ...) at a position (epoch, step, part, rank)."""
     text = " ".join([str(seed), purpose, *map(str, place)])
     return int.from_bytes(hashlib.blake2s(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def seed_torch(value: int, device: torch.device) -> None:
-    """Starts torch's generators of the CPU and of `device` from `value`; those of other devices are left alone."""
+    """Seeds torch's generators of the CPU and of `device`. Generators of other devices stay as they are."""
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -30,7 +30,7 @@ def seed_torch(value: int, device: torch.device) -> None:
 
 @contextmanager
 def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch's generators of the CPU and of `device` start from `seed`; after, they are as before."""
+    """Seeds torch's generators of the CPU and of `device`, and restores them at the end."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_torch(seed, device)
         yield

@@ -1,7 +1,7 @@
-"""The processes that train one model together, as torchrun starts them (gloo on the CPU, nccl on CUDA).
+"""Processes that train one model together, as torchrun starts them (gloo on the CPU, nccl on CUDA).
 
-Each rank computes the gradient of its share of a batch; the shares are added by hand after the backward, in one
-all_reduce. DistributedDataParallel's wrapper is not used: it expects one forward a backward, OVF has N + 1.
+Each rank computes the gradient of its share of a batch. One all_reduce after the backward adds these gradients.
+DistributedDataParallel expects one forward per backward, but OVF has N + 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nft_ext._common.differences import differences, listed
 
 
 def place(device: torch.device) -> torch.device:
-    """`device`, where it says no more than "cuda" the one that torchrun means for this process."""
+    """`device`; "cuda" without an index becomes the GPU of this process."""
     if device.type != "cuda" or device.index is not None:
         return device
     several = processes.size() > 1
@@ -30,14 +30,14 @@ def place(device: torch.device) -> torch.device:
 
 
 def joined(device: torch.device) -> Ranks:
-    """This process among those of the process group; under torchrun a group is made where there is none.
+    """This process as a rank of the process group. Under torchrun, a missing group is created.
 
-    It stays until the process ends: a second group over torchrun's store would find the addresses of the first.
+    The group lives until the process ends: a second one would find the first one's addresses in torchrun's store.
 
     Raises:
-        ValueError: WORLD_SIZE says that there are others, and the way to them is not there.
+        ValueError: WORLD_SIZE is above 1, but MASTER_ADDR or another variable of torchrun is missing.
     """
-    if not dist.is_available() or processes.size() == 1 and not processes.grouped():
+    if not dist.is_available() or (processes.size() == 1 and not processes.grouped()):
         return Ranks(0, 1, device)
     if not processes.grouped():
         processes.check_address("WORLD_SIZE", ", or be unset to train in this process alone")
@@ -55,7 +55,7 @@ def _leave() -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this is. With one process nothing is sent, and every sum is what it was."""
+    """The number of this process and the number of processes. A single process sends nothing."""
 
     rank: int
     size: int
@@ -67,9 +67,9 @@ class Ranks:
         return self.rank == 0
 
     def share(self, indices: Tensor) -> Tensor:
-        """This rank's part of a step's `indices [B]`: `[B // size]`, the B % size last ones going to nobody.
+        """This rank's part of a step's `indices [B]`: `[B // size]`. The last B % size indices are dropped.
 
-        Equal parts, so that all ranks take the same numbers from torch's generator in a forward.
+        Equal parts make all ranks draw the same random numbers in a forward.
         """
         each = len(indices) // self.size
         return indices[self.rank * each : (self.rank + 1) * each]
@@ -81,10 +81,10 @@ class Ranks:
         return values
 
     def add_gradients(self, model: nn.Module, loss: Tensor) -> None:
-        """Sums gradients and the scalar `loss` over the ranks and averages floating buffers (BatchNorm's running
-        statistics), in place. All go in one buffer, so every rank ends with the same bits.
+        """Sums gradients and the scalar `loss` over the ranks, in place.
 
-        A parameter without gradient on any rank keeps none.
+        Averages floating-point buffers (BatchNorm's running statistics). One all_reduce carries everything, so every
+        rank gets the same bits. A parameter without a gradient on every rank keeps None.
         """
         if self.size == 1:
             return
@@ -100,7 +100,7 @@ class Ranks:
         dist.all_reduce(flat)
         *gradients, counts, total = _split(flat, [*gradients, *buffers, found, loss])
         gradients, averages = gradients[: len(parameters)], gradients[len(parameters) :]
-        # Reading the counts waits for the device; a rank that has every gradient knows them.
+        # Reading the counts waits for the GPU. A rank that has every gradient need not read them.
         missing = any(p.grad is None for p in parameters)
         used = counts.tolist() if missing else [1.0] * len(parameters)
         with torch.no_grad():
@@ -111,7 +111,7 @@ class Ranks:
             loss.copy_(total)
 
     def share_weights(self, model: nn.Module) -> None:
-        """Gives every rank the parameters and persistent buffers of the first."""
+        """Copies the first rank's parameters and persistent buffers to every rank."""
         if self.size > 1:
             with torch.no_grad():
                 for tensor in (*model.parameters(), *_persistent_buffers(model)):
@@ -120,10 +120,10 @@ class Ranks:
                     tensor.copy_(whole)
 
     def agree_with_first(self, argument: str, facts: Mapping[str, Any]) -> None:
-        """Refuses, on every rank, JSON-able `facts` that are not the same on all.
+        """Refuses, on every rank, JSON-able `facts` that differ between ranks.
 
         Raises:
-            ValueError: they differ on some rank.
+            ValueError: the facts differ between ranks.
         """
         if self.size == 1:
             return
@@ -140,12 +140,12 @@ class Ranks:
             found = listed(
                 differences(json.loads(bytes(first.tolist())), json.loads(json.dumps(facts))), "there", "here"
             )
-            what = f"here {found} (there: rank 0)" if found else f"other ones on rank {', '.join(map(str, others))}"
+            what = f"here {found} (there: rank 0)" if found else f"others on rank {', '.join(map(str, others))}"
             fail(argument, "must be the same on every rank", what)
 
 
 def _persistent_buffers(model: nn.Module) -> list[Tensor]:
-    # Tables and keys of noisy layers are buffers too, but no state.
+    # Tables and keys of noisy layers are buffers, too, but not in the state_dict.
     kept = model.state_dict(keep_vars=True)
     return [buffer for name, buffer in model.named_buffers() if name in kept]
 

@@ -1,4 +1,4 @@
-"""How the weights are stepped: optimizer, learning rate schedule, epochs, batches and precision."""
+"""The training recipe: optimizer, learning rate schedule, epochs, batches and precision."""
 
 from __future__ import annotations
 
@@ -23,24 +23,28 @@ PAPER_RATES = {"vgg8": 1e-3, "resnet18": 1e-2}  # Adam's, by model
 TINY_IMAGENET = "tinyimagenet"
 
 
+def with_memory_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """`model` itself, its 4-D parameters and buffers moved into `memory_format`."""
+    return model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]  # missing in torch's stubs
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights are stepped; the defaults are the paper's for VGG-8.
+    """Optimizer, schedule, epochs, batches and precision. The defaults are the paper's for VGG-8.
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images an optimizer step, on all ranks and in all micro-batches together.
+        batch_size: images per optimizer step, over all ranks and micro-batches.
         optimizer: "adam" or "sgd" (with `momentum`).
         lr: the learning rate at the start.
         weight_decay: L2 penalty of the optimizer.
         schedule: "cosine" (to 0, stepped every batch) or "constant".
-        precision: "float32", or "bfloat16" for training under autocast; weights, noise, optimizer and validation
-            stay float32. Faster on processors that multiply bfloat16 (`nft-ext info`); `fit` warns on a CPU that is
-            many times slower.
-        accumulate: micro-batches a step. Each is a forward and a backward on a chip of its own, with its own
-            batch statistics; without BatchNorm and noise the step is that of the whole batch, up to rounding.
-        channels_last: images, in training and validation, and the weights of plain layers have the channels innermost
-            in memory. Noisy layers' weights stay row-major, as their noise is counted; their results follow the images.
+        precision: "float32", or "bfloat16" for training under autocast. Weights, noise, optimizer and validation stay
+            float32. bfloat16 is faster on processors that multiply it (`nft-ext info`); on other CPUs `fit` warns.
+        accumulate: micro-batches per step. Each has its own chip and batch statistics. Without BatchNorm and noise the
+            step equals that of the whole batch, up to rounding.
+        channels_last: store images and the weights of plain layers with channels innermost. Weights of noisy layers
+            stay row-major, the order of their noise.
 
     Raises:
         ValueError: a number out of range, an unknown optimizer, schedule or precision.
@@ -64,34 +68,34 @@ class Recipe:
         (ResNet-18); on Tiny ImageNet SGD at 1e-2, momentum 0.9, weight decay 5e-4.
 
         Args:
-            model: "vgg8", "resnet18", or such a network.
-            dataset: a name of `nft_ext.data.NAMES`, or "tinyimagenet".
-            changes: attributes to set otherwise.
+            model: "vgg8", "resnet18", or a network of one of these classes.
+            dataset: a name of `nft_ext.data.NAMES`.
+            changes: changed attributes.
 
         Raises:
-            ValueError: the paper trains no such model or data set.
-            TypeError: changes name no attribute.
+            ValueError: the paper does not train this model or data set.
+            TypeError: a name in `changes` is not an attribute.
         """
         name = model if isinstance(model, str) else type(model).__name__.lower()
         if name not in PAPER_RATES:
-            fail("model", f"must be one the paper trains, {' or '.join(PAPER_RATES)}", name)
+            fail("model", f"must be a network of the paper, {' or '.join(PAPER_RATES)}", name)
         known = (*(n for n in data.NAMES if n != TINY_IMAGENET), TINY_IMAGENET)
         one_of("dataset", dataset, known)
         tiny = {"optimizer": "sgd", "lr": 1e-2, "momentum": 0.9, "weight_decay": 5e-4}
         return cls().replace(**(tiny if dataset == TINY_IMAGENET else {"lr": PAPER_RATES[name]}) | changes)
 
     def replace(self, **changes: Any) -> Recipe:
-        """The same with some attributes set otherwise.
+        """A copy with changed attributes.
 
         Raises:
-            TypeError: no such attribute. ValueError: a bad value.
+            TypeError: a name is not an attribute.
+            ValueError: a value is out of range.
         """
         names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
-                fail(
-                    "recipe", f"must be changed in {', '.join(names)}{did_you_mean(name, names)}", name, kind=TypeError
-                )
+                rule = f"has the attributes {', '.join(names)}{did_you_mean(name, names)}"
+                fail("recipe", rule, name, kind=TypeError)
         return dataclasses.replace(self, **changes)
 
     def __post_init__(self) -> None:
@@ -110,26 +114,26 @@ class Recipe:
             fail("channels_last", "must be True or False", self.channels_last, kind=TypeError)
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Adam or SGD over `parameters`; momentum is SGD's only."""
+        """Adam, or SGD with momentum, over `parameters`."""
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """The rate of step 0 .. steps-1; cosine falls from lr to 0 step by step, not epoch by epoch."""
+        """The learning rate of `step`, 0 .. steps-1. The cosine falls from lr to 0 with every step."""
         return self.lr * 0.5 * (1.0 + math.cos(math.pi * step / steps)) if self.schedule == "cosine" else self.lr
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
-        """The precision of a training forward on `device`."""
+        """The context that sets the precision of a training forward on `device`."""
         return autocast(self.precision, device)
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How images [B, C, H, W] and plain layers' 4-D weights lie in memory."""
+        """Memory format of images [B, C, H, W] and of the 4-D weights of plain layers."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """A batch of inputs [B, ...] as the model is to see it: images [B, C, H, W] in `memory_format`."""
+        """`x` [B, ...] for the model: images [B, C, H, W] in `memory_format`, other inputs unchanged."""
         if x.dim() != 4:
             return x
         return layout.channels_last(x) if self.channels_last else x.contiguous()

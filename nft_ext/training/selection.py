@@ -1,4 +1,4 @@
-"""The figures an epoch is chosen by: accuracy on validation images, on a few chips nobody trains or tests on."""
+"""Validation of an epoch: accuracy over a few chips that neither training nor evaluation uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nft_ext.training.batches import Batches
 from nft_ext.training.ranks import Ranks
 from nft_ext.training.recipe import Recipe
 
-KEEP = ("best", "last")  # epochs whose weights a training may end with
+KEEP = ("best", "last")  # the epoch whose weights `fit` returns
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,18 @@ class Validation:
 def validate(
     model: nn.Module, data: Batches, *, noisy: bool, draws: int, seed: int, recipe: Recipe, ranks: Ranks
 ) -> Validation:
-    """`Validation` of a prepared model, on chips `0 .. draws-1` of `seed` in the "selection" key domain.
+    """The figures of a prepared model on chips `0 .. draws-1` of `seed`, in the "selection" key domain.
 
-    The chips are the same ones every epoch, so epochs are compared on common random numbers.
+    Every epoch is measured on the same chips, so epochs are compared on common random numbers.
 
     Args:
-        noisy: whether the model has noisy layers; if not, one plain pass says all.
-        recipe: whose batch size and layout are used.
-        ranks: the processes that deal the batches among them; each gets the whole result.
+        model: the prepared model.
+        data: the validation images.
+        noisy: whether the model has noisy layers. Otherwise one plain pass suffices.
+        draws: number of chips.
+        seed: seed of the chips.
+        recipe: gives batch size and memory format.
+        ranks: the processes that share the batches. Every rank gets the whole result.
     """
     if not noisy:
         accuracy, loss = _figures(model, data, 1, recipe, ranks)
@@ -53,15 +57,15 @@ def validate(
 
 
 @torch.no_grad()
-def _figures(model: nn.Module, data: Batches, chips_a_pass: int, recipe: Recipe, ranks: Ranks) -> tuple[float, float]:
+def _figures(model: nn.Module, data: Batches, chips_per_pass: int, recipe: Recipe, ranks: Ranks) -> tuple[float, float]:
     model.eval()
     right, loss = 0, 0.0
     for indices in torch.arange(len(data)).split(recipe.batch_size)[ranks.rank :: ranks.size]:
         x, target = data.take(indices)
-        target = target.to(ranks.device).repeat(chips_a_pass)  # [S*B], chip-major as the output is
+        target = target.to(ranks.device).repeat(chips_per_pass)  # [S*B], chip-major as the output is
         logits = logits_of(model(recipe.laid_out(x.to(ranks.device)))).float()
         right += int((logits.argmax(dim=1) == target).sum())
         loss += float(cross_entropy(logits, target, reduction="sum"))
     right, loss = ranks.add(torch.tensor([right, loss], dtype=torch.float64, device=ranks.device)).tolist()
-    seen = chips_a_pass * len(data)
+    seen = chips_per_pass * len(data)
     return right / seen, loss / seen

@@ -1,7 +1,7 @@
-"""The state of a run on the disk: what it takes to continue after a kill at any moment, bit for bit.
+"""The saved state of a training. A killed training continues from it, bit for bit.
 
-One safetensors file with its JSON inside, replaced as a whole: tensors and figures cannot be of different steps. No
-generator is in it, because randomness follows from seed and step (`randomness.py`).
+The state is one safetensors file, replaced atomically, so tensors and figures always belong to the same step. It holds
+no random generator: randomness follows from seed and step (`randomness.py`).
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from nft_ext.training.configuration import environment
 from nft_ext.training.container import read_tensors, write_tensors
 
 FORMAT = "nft_ext training state 1"
-EXPECTED = "the state of a training run, written by fit"
+EXPECTED = "the state of a training, written by fit"
 
 
 class StateFile:
-    """Where a run keeps its state.
+    """The file with the state of one training.
 
     Args:
-        path: the file; by convention `*.safetensors`.
-        configuration: what the run must be continued under.
-        resume: continue from the file where it exists; False: begin anew, and replace it.
-        every: seconds from one save within an epoch to the next; 0 saves after every step.
-        writes: whether this process writes the file (the first rank does).
+        path: the file, by convention `*.state`.
+        configuration: the configuration; a saved state must have the same one.
+        resume: True: continue from the file if it exists. False: begin anew and replace it.
+        every: seconds between saves within an epoch; 0 saves after every step.
+        writes: whether this process writes the file. Only the first rank does.
 
     Raises:
-        ValueError, FileNotFoundError: a path that cannot be written, every negative.
+        ValueError, FileNotFoundError: the path cannot be written, or `every` is negative.
     """
 
     def __init__(
         self, path: str | PathLike, configuration: Mapping[str, Any], resume: bool, every: float, writes: bool
     ) -> None:
         self.path = check_writable_target("state", path)
-        self.configuration = json.loads(json.dumps(configuration))  # as it will be read back
+        self.configuration = json.loads(json.dumps(configuration))  # as JSON returns it
         self.resume = resume
         self.every = number("save_every", every, low=0.0)
         self.writes = writes
@@ -53,10 +53,10 @@ class StateFile:
             remove_leftovers(self.path)
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and facts of the last save, None where the run begins.
+        """Tensors and figures of the last save, None for a new training.
 
         Raises:
-            ValueError: the file is short, corrupt, no state, or that of a run under another configuration.
+            ValueError: the file is short, corrupt, not a state, or has another configuration.
         """
         if not (self.resume and self.path.exists()):
             return None
@@ -65,13 +65,13 @@ class StateFile:
         if differing:
             fail(
                 "state",
-                "must be of a run under the same configuration (another file or resume=False begins anew)",
+                "must have the same configuration; use another file, or resume=False to begin anew",
                 f"{self.path}, which differs in {differing}",
             )
         differing = listed(differences(meta["environment"], environment()), "there", "here")
         if differing:
             warnings.warn(
-                f"state: {self.path} was written under another environment, so the last bits may differ: {differing}",
+                f"state: {self.path} was written in another environment; the last bits may differ: {differing}",
                 stacklevel=2,
             )
         return tensors, meta["facts"]
@@ -84,7 +84,7 @@ class StateFile:
         """Replaces the file.
 
         Raises:
-            OSError: it cannot be written; the older state stays.
+            OSError: the file cannot be written. The older state stays.
         """
         if not self.writes:
             return
@@ -94,13 +94,13 @@ class StateFile:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors as "PARAMETER.NAME" (its numbers follow from the recipe)."""
+    """The optimizer's tensors as "PARAMETER.NAME". Its numbers follow from the recipe."""
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": v for i, entry in state.items() for name, v in entry.items() if isinstance(v, Tensor)}
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse of `pack_optimizer`."""
+    """Loads the tensors of `pack_optimizer` into the optimizer."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, entry = name.split(".", 1)

@@ -1,4 +1,4 @@
-"""One optimizer step's gradient: micro-batches, precision, chips and ranks."""
+"""The gradient of one optimizer step, over micro-batches, chips and ranks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from nft_ext.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Gradient:
-    """Computes gradients of the mean loss over a batch; all that is random in it follows from seed and step.
+    """Computes the gradient of the mean loss over a batch. Its randomness follows from seed and step.
 
     Attributes:
-        seed: the run's. All ranks must have the same one, so that they share chips.
-        chip_per_rank: every rank programs chips of its own; False: all ranks use the same chip in a forward.
+        prepared: the model, prepared by `method`.
+        seed: the seed of the training, equal on all ranks.
+        chip_per_rank: True: every rank programs its own chips. False: all ranks use the same chip in a forward.
     """
 
     prepared: nn.Module
@@ -35,11 +36,11 @@ class Gradient:
     chip_per_rank: bool
 
     def __call__(self, indices: Tensor, step: int) -> Tensor:
-        """The mean loss over `indices [B]`, a scalar on the device; its gradient is left in the parameters.
+        """The mean loss over `indices [B]`, a scalar on the torch device. Sets the parameters' gradients.
 
         Args:
-            indices: images of the step, those of all ranks.
-            step: number of the step in the run, from 0.
+            indices: images of the step, for all ranks.
+            step: number of the step in the training, from 0.
 
         Raises:
             DivergedWeights: a weight is NaN or infinite.
@@ -52,9 +53,8 @@ class Gradient:
         for part, chosen in enumerate(micro_batches(share, self.recipe.accumulate)):
             x, target = self._images(chosen, step, part)
             self._choose_chip(step, part)
-            with finite_weights(self.prepared):
-                with self.recipe.autocast(self.ranks.device):
-                    loss = self.method.loss(self.prepared, x, target) * (len(chosen) / used)
+            with finite_weights(self.prepared), self.recipe.autocast(self.ranks.device):
+                loss = self.method.loss(self.prepared, x, target) * (len(chosen) / used)
             loss.backward()
             total += loss.detach()
         self.ranks.add_gradients(self.prepared, total)
@@ -80,7 +80,7 @@ class DivergedWeights(ArithmeticError):
 
 @contextmanager
 def finite_weights(model: nn.Module) -> Iterator[None]:
-    """Noisy layers refuse NaN weights; inside, such a refusal is a `DivergedWeights`."""
+    """Turns a layer's refusal of NaN or infinite weights into `DivergedWeights`."""
     try:
         yield
     except (RuntimeError, ValueError) as error:

@@ -123,7 +123,7 @@ def test_targets_are_judged_by_the_worst_and_only_where_something_was_measured()
     (few,) = [t for r, t in by_rule.items() if r.startswith("layers") and "1.3x" in r]
     assert few["value"] == pytest.approx(1.1) and few["reached"] is False and few["what"].startswith("b, ")
     for rule, t in by_rule.items():
-        if rule.startswith(("OVF", "sampler")) or "a device" in rule:
+        if rule.startswith(("OVF", "sampler")) or "per device" in rule:
             assert t["value"] is None and t["reached"] is None, rule
 
 
@@ -138,7 +138,7 @@ def test_the_sampler_and_the_memory_are_judged_from_above():
             {"sampler": Outcome(PASSED, found={"cases": [sampler]}), "training": Outcome(PASSED, found=memory)}
         )
     }
-    assert found["OVF step, bf16: >= 1.5x PyTorch with one normal a weight"]["value"] == pytest.approx(3.0)
+    assert found["OVF step, bf16: >= 1.5x PyTorch with one normal per weight"]["value"] == pytest.approx(3.0)
     assert found["sampler, bf16: at most 1.3 times its floor"]["reached"] is True
     (share,) = [t for r, t in found.items() if "peak memory" in r]
     assert share["value"] == pytest.approx(0.7) and share["reached"] is False

@@ -90,11 +90,11 @@ def test_what_a_sanitizer_says(kind):
         sanitize.verdict(kind, RAN + FOUND[kind], 0)
     with pytest.raises(Wrong, match=f"compute-sanitizer itself failed: {sanitize.BROKEN}: a reason"):
         sanitize.verdict(kind, f"========= {sanitize.BROKEN}: a reason\n" + FOUND[kind], 1)
-    with pytest.raises(Wrong, match="did not come to its end"):
+    with pytest.raises(Wrong, match="did not end under"):
         sanitize.verdict(kind, "Traceback: boom\n" + FINE[kind], 1)
-    with pytest.raises(Wrong, match="did not come to its end"):
+    with pytest.raises(Wrong, match="did not end under"):
         sanitize.verdict(kind, RAN, 0)
-    with pytest.raises(NotHere, match="does not serve this machine: Device not supported"):
+    with pytest.raises(NotHere, match="does not support this machine: Device not supported"):
         sanitize.verdict(kind, "========= Error: Device not supported\n", 1)
 
 

@@ -94,7 +94,7 @@ def test_evaluate_takes_a_measured_table(checkpoint, tmp_path, capsys):
     [
         (["--runs", "1"], ["runs", "1"]),
         (["--sigma", "-0.1"], ["sigma", "-0.1"]),
-        (["--target-ci", "0"], ["target_ci", "above 0"]),
+        (["--target-ci", "0"], ["target_ci", "> 0"]),
         (["--device-bits", "3"], ["weight_bits", "8"]),
         (["--dataset", "mnist", "--data-dir", "/no/such/folder"], ["/no/such/folder"]),
         (["--table", "/no/such/table.csv"], ["/no/such/table.csv"]),

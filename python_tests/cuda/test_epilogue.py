@@ -47,7 +47,7 @@ def test_any_part_of_an_epilogue_may_be_left_out(name, subset):
 def test_an_epilogue_on_another_device_is_refused_by_name(part):
     run, _, _ = epilogues.case("library", device="cuda")
     value = epilogues.parts_for(run())[part].cpu()
-    with pytest.raises(ValueError, match=f"{part}: must be on the weight's device cuda:0; got cpu"):
+    with pytest.raises(ValueError, match=f"{part}: must be on the weight's torch device cuda:0; got cpu"):
         run(**{part: value})
 
 

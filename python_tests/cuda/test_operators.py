@@ -280,10 +280,10 @@ def test_a_moved_model_keeps_its_chips():
 
 
 MIXED = {
-    "x": ("x: must be on the weight's device cuda:0; got cpu", dict(x="cpu")),
-    "bias": ("bias: must be on the weight's device cuda:0; got cpu", dict(bias="cpu")),
-    "key": ("key: must be on the weight's device cuda:0; got cpu", dict(key="cpu")),
-    "weight": ("x: must be on the weight's device cpu; got cuda:0", dict(weight="cpu", key="cpu")),
+    "x": ("x: must be on the weight's torch device cuda:0; got cpu", dict(x="cpu")),
+    "bias": ("bias: must be on the weight's torch device cuda:0; got cpu", dict(bias="cpu")),
+    "key": ("key: must be on the weight's torch device cuda:0; got cpu", dict(key="cpu")),
+    "weight": ("x: must be on the weight's torch device cpu; got cuda:0", dict(weight="cpu", key="cpu")),
 }
 
 

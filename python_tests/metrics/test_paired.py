@@ -106,7 +106,7 @@ def test_pairs_that_differ_by_nothing_or_by_a_constant():
     "a, b, words",
     [
         ([1.0], [1.0], r"a: must have shape \[n\] with at least 2"),
-        ([1.0, 2.0], [1.0, 2.0, 3.0], "b: must have one value for each of the 2 of a; got 3 values"),
+        ([1.0, 2.0], [1.0, 2.0, 3.0], "b: must have as many values as a, 2; got 3 values"),
         ([[1.0, 2.0]], [1.0, 2.0], r"a: must have shape \[n\]; got shape \[1, 2\]"),
         ([1.0, math.nan], [1.0, 2.0], r"a: must be finite; got nan at \[1\]"),
         ([1.0, 2.0], ["x", "y"], "b: must be numbers"),

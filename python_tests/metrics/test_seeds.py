@@ -148,7 +148,7 @@ def test_the_absolute_criterion_looks_at_the_clean_accuracy():
         (lambda: compare_methods([0.5], [0.5, 0.6], shared_seeds=False), "a: must have shape .* at least 2"),
         (
             lambda: compare_methods([0.5, 0.6, 0.7], [0.5, 0.6], shared_seeds=True),
-            "b: must have one value for each of the 3",
+            "b: must have as many values as a, 3",
         ),
         (lambda: clopper_pearson(3, 2), r"count: must be an integer in 0..2; got 3"),
         (lambda: clopper_pearson(1, 2, 1.0), "confidence: must be > 0 and < 1"),

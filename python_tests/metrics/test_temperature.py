@@ -64,12 +64,12 @@ def test_no_minimum_inside_ends_at_a_limit():
     [
         ([[1.0]], torch.zeros(1), TypeError, "logits: must be a tensor"),
         (torch.zeros(3), torch.zeros(3).long(), ValueError, r"logits: must have shape \[n, C\]"),
-        (torch.zeros(3, 2), torch.zeros(2).long(), ValueError, "labels: must be one integer for each of the 3 images"),
+        (torch.zeros(3, 2), torch.zeros(2).long(), ValueError, "labels: must be one integer per image, shape \\[3\\]"),
         (
             torch.zeros(3, 2),
             torch.tensor([0, 1, 2]),
             ValueError,
-            "labels: must lie in 0..1, the logits' classes; got 2",
+            "labels: must lie in 0..1, one logit per class; got 2",
         ),
         (torch.full((3, 2), math.nan), torch.zeros(3).long(), ValueError, "logits: must be finite"),
     ],

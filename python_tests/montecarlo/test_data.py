@@ -63,8 +63,8 @@ def test_a_loader_is_read_once():
         ((INPUTS, LABELS[:, None]), ValueError, r"shape \[n\]; got \[6, 1\]"),
         ((INPUTS, LABELS - 1), ValueError, "labels must be >= 0; got -1"),
         ((INPUTS.where(INPUTS > 5, torch.nan), LABELS), ValueError, "inputs must be finite; got .* 2 of 6"),
-        ((INPUTS.numpy(), LABELS.numpy()), TypeError, "pair must be of two tensors; got ndarray"),
-        (np.zeros((3, 4)), TypeError, "each item must be a pair"),
+        ((INPUTS.numpy(), LABELS.numpy()), TypeError, "pair of two tensors; got ndarray"),
+        (np.zeros((3, 4)), TypeError, "must have items"),
         (7, TypeError, "DataLoader, a map-style Dataset or a pair of tensors; got int"),
     ],
 )

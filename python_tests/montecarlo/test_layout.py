@@ -114,6 +114,6 @@ def test_a_journal_notes_the_layout(tmp_path):
     model.flatten = lambda y: y.view(len(y), -1)
     report = nft.monte_carlo(model, data(), runs=3, progress=False, resume=path)
     assert any(
-        "chips.jsonl was begun with channels_last true, now false: chips of the two may differ by rounding" in note
+        "chips.jsonl was begun with channels_last True, now False: chips of the two may differ by rounding" in note
         for note in report.notes
     )

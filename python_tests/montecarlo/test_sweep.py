@@ -166,7 +166,7 @@ def test_an_interrupt_before_any_point_is_passed_on(models, data, monkeypatch):
 @pytest.mark.parametrize(
     "change, kind, words",
     [
-        (dict(sigmas=[]), ValueError, "sigmas: must name at least one value"),
+        (dict(sigmas=[]), ValueError, "sigmas: must hold at least one value"),
         (dict(sigmas=[0.1, 0.1]), ValueError, "sigmas: .* each once"),
         (dict(sigmas=[-0.1]), ValueError, "sigmas: .*got -0.1"),
         (dict(models={}), ValueError, "models: must name at least one"),
@@ -176,7 +176,7 @@ def test_an_interrupt_before_any_point_is_passed_on(models, data, monkeypatch):
         (
             dict(devices={"m": nft.NVMDevice(), "s": nft.NVMDevice(relative_to="spacing")}),
             ValueError,
-            "devices: must mean the same by",
+            "devices: must have the same unit",
         ),
         (dict(sigma=0.1), ValueError, "sigma: must be given as sigmas"),
         (dict(protocol="some"), ValueError, "protocol: "),

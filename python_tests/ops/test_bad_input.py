@@ -46,7 +46,7 @@ CALLS = {
     "x elsewhere": (
         lambda: linear(torch.empty(4, 6, device="meta")),
         ValueError,
-        "x: must be on the weight's device cpu; got meta",
+        "x: must be on the weight's torch device cpu; got meta",
     ),
     "x sparse": (
         lambda: linear(torch.eye(6).to_sparse()),
@@ -105,7 +105,7 @@ CALLS = {
     "bias elsewhere": (
         lambda: linear(bias=torch.empty(3, device="meta")),
         ValueError,
-        "bias: must be on the weight's device cpu; got meta",
+        "bias: must be on the weight's torch device cpu; got meta",
     ),
     # geometry
     "stride": (lambda: conv(stride=0), ValueError, "stride: must be an integer >= 1; got 0"),
@@ -139,7 +139,7 @@ CALLS = {
     "key elsewhere": (
         lambda: linear(key=KEY.to("meta")),
         ValueError,
-        "key: must be on the weight's device cpu; got meta",
+        "key: must be on the weight's torch device cpu; got meta",
     ),
     "stream": (lambda: linear(stream=2**32), ValueError, "stream: must be an integer in 0..4294967295; got 4294967296"),
     "dtype": (

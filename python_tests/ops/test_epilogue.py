@@ -169,7 +169,7 @@ def test_opcheck_conv2d(layout, epilogue):
         ("scale", torch.ones(6, dtype=torch.float16), "scale: must be float32; got torch.float16"),
         ("shift", torch.ones(6, 1), r"shift: must have the shape \[6\]; got \[6, 1\]"),
         ("shift", 1.0, "shift: must be a torch.Tensor; got float"),
-        ("shift", torch.ones(6, device="meta"), "shift: must be on the weight's device cpu; got meta"),
+        ("shift", torch.ones(6, device="meta"), "shift: must be on the weight's torch device cpu; got meta"),
         (
             "residual",
             torch.ones(2, 6, 5, 1),
@@ -180,7 +180,11 @@ def test_opcheck_conv2d(layout, epilogue):
             torch.ones(2, 6, 5, 4).bfloat16(),
             "residual: must have the result's dtype torch.float32; got torch.bfloat16",
         ),
-        ("residual", torch.ones(2, 6, 5, 4, device="meta"), "residual: must be on the weight's device cpu; got meta"),
+        (
+            "residual",
+            torch.ones(2, 6, 5, 4, device="meta"),
+            "residual: must be on the weight's torch device cpu; got meta",
+        ),
         ("relu", 1, "relu: must be True or False; got 1"),
     ],
 )

@@ -194,7 +194,7 @@ def test_a_nan_loss_stops_and_keeps_the_best_epoch(net, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS[:2], ids=lambda m: m.name)
 def test_weights_that_blow_up_stop_the_run(net, method):
-    with pytest.raises(nft.training.NonFiniteLoss, match="epoch 1 .*weights the run began with are kept") as error:
+    with pytest.raises(nft.training.NonFiniteLoss, match="epoch 1 .*the initial weights are kept") as error:
         run(net, method, optimizer="sgd", lr=1e38)
     assert same_weights(error.value.history.model, net)
 
@@ -281,16 +281,16 @@ def test_a_compiled_model_trains_alike(net, method):
         ({"keep": "first"}, "keep: must be one of best, last; got first"),
         ({"log": "/nowhere/at/all/log.csv"}, "log: must lie in an existing folder"),
         ({"checkpoint": "/nowhere/at/all/best.safetensors"}, "checkpoint: must lie in an existing folder"),
-        ({"method": "ovf"}, "method: must be a method of nft_ext.methods; got str"),
+        ({"method": "ovf"}, "method: must be an object of nft_ext.methods; got str"),
         ({"train": (TRAIN[0][:0], TRAIN[1][:0])}, "train: must hold at least one image"),
         ({"train": (TRAIN[0], TRAIN[1] + 1)}, "train: labels must lie in 0..2, the model's classes; got 3"),
         ({"validation": (TRAIN[0], TRAIN[1] - 1)}, "validation: labels must be >= 0; got -1"),
         ({"validation": (TRAIN[0], TRAIN[1].float())}, "validation: labels must be integers"),
-        ({"train": (TRAIN[0], TRAIN[1][:9])}, "train: must hold one label an image"),
+        ({"train": (TRAIN[0], TRAIN[1][:9])}, "train: must hold one label per image"),
         ({"train": (TRAIN[0] * math.inf, TRAIN[1])}, "train: must hold finite images"),
         (
             {"train": (TRAIN[0].repeat(1, 2, 1, 1), TRAIN[1])},
-            r"train: must hold images the model takes .*got shape \[2, 8, 8\]",
+            r"train: must hold images that the model accepts .*got shape \[2, 8, 8\]",
         ),
         ({"train": iter(())}, "train: must be a map-style Dataset"),
     ],

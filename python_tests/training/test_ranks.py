@@ -108,10 +108,13 @@ def test_only_the_first_rank_writes(ranks):
 def test_ranks_refuse_what_cannot_be_shared(ranks):
     for rank in (0, 1):
         size, seed, images = ranks[rank]["refused"]
-        assert size == "batch_size: must be a multiple of the number of ranks, 2, and at least twice it; got 15"
-        here = ("other ones on rank 1", "here seed: 0 there, 1 here (there: rank 0)")[rank]
+        assert (
+            size
+            == "batch_size: must be a multiple of the number of ranks, 2, with at least two images per rank; got 15"
+        )
+        here = ("others on rank 1", "here seed: 0 there, 1 here (there: rank 0)")[rank]
         assert seed == f"fit: must be the same on every rank; got {here}"
-        assert images.startswith("train: must hold at least two images a rank, 4; got 3")
+        assert images.startswith("train: must hold at least two images per rank, 4; got 3")
 
 
 @pytest.mark.slow

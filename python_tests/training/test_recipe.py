@@ -37,7 +37,7 @@ def test_the_papers_recipes():
         (
             lambda: Recipe.paper("lenet", "mnist"),
             ValueError,
-            "model: must be one the paper trains, vgg8 or resnet18; got",
+            "model: must be a network of the paper, vgg8 or resnet18; got",
         ),
         (
             lambda: Recipe.paper("vgg8", "imagenet"),
@@ -51,7 +51,7 @@ def test_the_papers_recipes():
         ),
         (lambda: Recipe(accumulate=0), ValueError, "accumulate: must be an integer >= 1; got 0"),
         (lambda: Recipe(channels_last=1), TypeError, "channels_last: must be True or False; got 1"),
-        (lambda: run(learning_rate=1.0), TypeError, "recipe: must be changed in epochs, .*; got learning_rate"),
+        (lambda: run(learning_rate=1.0), TypeError, "recipe: has the attributes epochs, .*; got learning_rate"),
         (lambda: run(batchsize=8), TypeError, r"\(did you mean 'batch_size'\?\); got batchsize"),
         (lambda: run(recipe={"lr": 1.0}), TypeError, "recipe: must be a nft_ext.training.Recipe; got dict"),
     ],

@@ -189,7 +189,7 @@ def test_a_stop_around_the_rename_changes_nothing(tmp_path, monkeypatch, moment)
 def test_another_configuration_is_refused_and_the_difference_shown(tmp_path, options, words):
     run(augment=jitter, state=tmp_path / "state", epochs=3)
     before = (tmp_path / "state").read_bytes()
-    with pytest.raises(ValueError, match="state: must be of a run under the same configuration.*" + words):
+    with pytest.raises(ValueError, match="state: must have the same configuration.*" + words):
         run(**{"augment": jitter, "state": tmp_path / "state"} | options)
     assert (tmp_path / "state").read_bytes() == before
 
@@ -209,7 +209,7 @@ def test_a_corrupt_state_is_named(tmp_path, content):
     whole = bytearray(path.read_bytes())
     whole[-5] ^= 1
     path.write_bytes(bytes(whole) if content is None else content)
-    with pytest.raises(ValueError, match="state: must name the state of a training run.*corrupt.*state"):
+    with pytest.raises(ValueError, match="state: must name the state of a training.*corrupt.*state"):
         run(augment=jitter, state=path, epochs=1)
 
 
@@ -238,7 +238,7 @@ def test_another_environment_gets_a_warning(tmp_path):
         torch.set_num_threads(1)
         run(augment=jitter, state=tmp_path / "state", epochs=1)
         torch.set_num_threads(2)
-        with pytest.warns(UserWarning, match="written under another environment.*threads: 1 there, 2 here"):
+        with pytest.warns(UserWarning, match="written in another environment.*threads: 1 there, 2 here"):
             run(augment=jitter, state=tmp_path / "state", epochs=1)
     finally:
         torch.set_num_threads(threads)
