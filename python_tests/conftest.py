@@ -1,4 +1,6 @@
-"""What several test files need: the skip where there is no CUDA device, and memory that shows what nobody wrote."""
+"""What several test files need: the skip where there is no CUDA device, memory that shows what nobody wrote, torch's
+threads, few images.
+"""
 
 import os
 
@@ -6,10 +8,14 @@ import pytest
 import torch
 
 import nft_ext as nft
+from nft_ext import data
 
 WORKSPACE = (
     "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then demands, only with a workspace of fixed size
 )
+
+
+torch.set_num_threads(1)  # the tests' tensors are small: more threads would mostly wait for each other
 
 
 def pytest_runtest_setup(item):
@@ -47,7 +53,22 @@ def poisoned_memory_and_exact_float32(monkeypatch):
 
 @pytest.fixture
 def threads():
-    """torch.set_num_threads; the number is as it was afterwards."""
+    """torch.set_num_threads; afterwards the number is as it was."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads(threads):
+    """For operators, which divide their work among torch's threads."""
+    threads(2)
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """data.load gives every eighth image only, for tests of what is done with them."""
+    real = data.load
+    monkeypatch.setattr(
+        data, "load", lambda *which: tuple(part.subset(range(0, len(part), 8)) for part in real(*which))
+    )

@@ -11,6 +11,7 @@ from nft_ext.training import load_model
 TINY = demo.SETTINGS["digits"].replace(width=0.0625, epochs=1, runs=2, sigmas=(0.0, 0.3))
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_every_method_is_trained_measured_and_written(tmp_path, capsys):
     assert demo.Demo(TINY, None, tmp_path).run()
     results = json.loads((tmp_path / "results.json").read_text())
@@ -28,6 +29,7 @@ def test_every_method_is_trained_measured_and_written(tmp_path, capsys):
         assert name in table
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_an_interrupt_keeps_what_was_finished(tmp_path, capsys, monkeypatch):
     real, calls = demo.fit, []
 

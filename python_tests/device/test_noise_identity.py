@@ -2,17 +2,13 @@
 the weight's strides, and in the plain definition (nft_ext/reference.py).
 """
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 import nft_ext as nft
 from nft_ext import _core, reference
-from support.every_device import DEVICES, KEY, STREAM, chips_of, digest, weights
-from support.paths import importing
+from support.every_device import DEVICES, KEY, STREAM, chips_of, weights
 
 ISAS = nft.info()["instruction_sets"]
 every_device = pytest.mark.parametrize("name", DEVICES)
@@ -106,16 +102,12 @@ def test_any_number_of_threads(name):
 
 
 @pytest.mark.parametrize("name", ["gaussian", "preset", "everything"])
-def test_any_number_of_torch_threads(name):
+def test_any_number_of_torch_threads(name, threads):
     nvm, weight = DEVICES[name], weights(90_001)  # several tasks of 64 chunks
     want = from_core(nvm, weight)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3, 4):
-            torch.set_num_threads(threads)
-            assert same_bits(chips_of(nvm, weight), want)
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2, 3, 4):
+        threads(count)
+        assert same_bits(chips_of(nvm, weight), want)
 
 
 @every_device
@@ -174,43 +166,6 @@ def test_the_products_use_these_weights(name):
     x = torch.zeros(40, 30, requires_grad=True)
     nft.noisy_linear(x, weight, nvm=nvm, key=KEY[1:2], stream=STREAM).backward(torch.eye(40))
     assert same_bits(x.grad + 0.0, programmed[1])
-
-
-# ---- the environment
-
-
-SCRIPT = """
-import torch
-from nft_ext import _core
-from support.every_device import digest
-torch.set_num_threads({threads})
-print(_core.isa(), digest())
-"""
-
-
-def run(isa, threads=1, code=SCRIPT):
-    code = code.format(threads=threads)
-    return subprocess.run(
-        [sys.executable, "-c", code], env=importing(NFT_EXT_CPU_ISA=isa), capture_output=True, text=True, timeout=300
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", ISAS)
-def test_the_environment_variable_changes_the_instruction_set_and_no_bit(isa):
-    result = run(isa, threads=1 + ISAS.index(isa))
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [isa, digest()]
-
-
-@pytest.mark.parametrize("name", ["neon", "AVX2", "sse2"])
-def test_an_unknown_instruction_set_is_an_error_that_names_the_variable(name):
-    code = "import torch, nft_ext; nft_ext.program_weights(torch.ones(3), nft_ext.NVMDevice())"
-    result = run(name, code=code)
-    message = (
-        f"NFT_EXT_CPU_ISA: must be one of the instruction sets this processor can run ({', '.join(ISAS)}); got {name}"
-    )
-    assert result.returncode != 0 and message in result.stderr
 
 
 def test_an_unknown_instruction_set_in_a_call():

@@ -108,15 +108,11 @@ def test_batching_changes_nothing_but_rounding(model, data, options):
     assert report.ece == pytest.approx(one_by_one.ece, rel=1e-4)
 
 
-def test_the_thread_count_changes_nothing_but_rounding(model, data):
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = evaluate(model, data)
-        torch.set_num_threads(2)
-        two = evaluate(model, data)
-    finally:
-        torch.set_num_threads(threads)
+def test_the_thread_count_changes_nothing_but_rounding(model, data, threads):
+    threads(1)
+    one = evaluate(model, data)
+    threads(2)
+    two = evaluate(model, data)
     assert one.accuracy.per_run.tolist() == two.accuracy.per_run.tolist()
     np.testing.assert_allclose(one.ekl.per_run, two.ekl.per_run, rtol=1e-5)
 

@@ -79,6 +79,7 @@ def twice(model, x):
 # ---- one call, the same bits
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("name, runs", [("resnet18", [20]), ("vgg8", [2, 2, 2, 2])])
 @pytest.mark.parametrize("images", [1, 3])
 def test_the_models_are_few_calls_with_the_layers_bits(name, runs, images, calls, layer_by_layer):

@@ -43,6 +43,7 @@ def programmed_often(nvm):
     return weight
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("draws", [7, [7, 8, 9]], ids=["one chip", "three chips"])
 def test_a_right_guess(name, draws):
@@ -71,8 +72,9 @@ def change_values(weight, change):
 
 @pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_wrong_guess(name, change):
+def test_a_wrong_guess(name, change, threads):
     nvm = DEVICES[name]
+    threads(2 if name == "fast" else 1)
     weight = programmed_often(nvm)
     change_values(weight, change)
     for draw in range(50, 50 + CALLS):
@@ -175,7 +177,8 @@ def assert_products_agree(both):
 
 @pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_a_product_with_a_right_guess(kind, name):
+def test_a_product_with_a_right_guess(kind, name, threads):
+    threads(2 if name == "fast" else 1)
     assert_products_agree(convolved_often(kind, name)[1])
 
 

@@ -12,6 +12,7 @@ ops = torch.ops.nft_ext
 NVM = nft.NVMDevice(sigma=0.1)
 PER_DEVICE = nft.NVMDevice(sigma=0.1, sampling="per_device")
 CHIPS = [(1, True), (2, True), (2, False)]  # (chips, shared)
+WANTED = [1, 2, 4, 7]  # gradients of x, weight, bias, all three
 
 
 def bar(weight, chips, nvm=NVM, cached=False):
@@ -38,10 +39,14 @@ def test_program(cached, nvm, needs_grad):
     opcheck(ops.program.default, (weight, *bar(weight, 2, nvm, cached), torch.bfloat16))
 
 
-@pytest.mark.parametrize("needs_grad", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chips, shared", CHIPS)
-@pytest.mark.parametrize("rows", [4, 0])
+@pytest.mark.parametrize(
+    "rows, chips, shared, dtype, needs_grad",
+    [
+        *[(rows, *chips, torch.float32, True) for rows in (4, 0) for chips in CHIPS],
+        (4, 2, True, torch.float32, False),
+        (4, 2, True, torch.bfloat16, True),
+    ],
+)
 def test_noisy_linear(rows, chips, shared, dtype, needs_grad):
     x, weight, bias = torch.randn(6, rows, dtype=dtype).t(), torch.randn(3, 6), torch.randn(3)
     for leaf in (x, weight, bias):
@@ -49,9 +54,14 @@ def test_noisy_linear(rows, chips, shared, dtype, needs_grad):
     opcheck(ops.noisy_linear.default, (x, weight, bias, *bar(weight, chips), shared))
 
 
-@pytest.mark.parametrize("needs_grad", [False, True])
-@pytest.mark.parametrize("chips, shared", CHIPS)
-@pytest.mark.parametrize("layout", IMAGES)
+@pytest.mark.parametrize(
+    "layout, chips, shared, needs_grad",
+    [
+        *[(layout, 2, True, needs_grad) for layout in IMAGES for needs_grad in (False, True)],
+        ("contiguous", 1, True, True),
+        ("channels_last", 2, False, True),
+    ],
+)
 def test_noisy_conv2d(layout, chips, shared, needs_grad):
     x, weight, bias = IMAGES[layout](), torch.randn(6, 2, 3, 3), torch.randn(6)
     for leaf in (x, weight, bias):
@@ -59,8 +69,9 @@ def test_noisy_conv2d(layout, chips, shared, needs_grad):
     opcheck(ops.noisy_conv2d.default, (x, weight, bias, *bar(weight, chips), [1, 2], [1, 2], [1, 1], 2, shared))
 
 
-@pytest.mark.parametrize("wanted", [1, 2, 4, 7])
-@pytest.mark.parametrize("chips, shared", CHIPS)
+@pytest.mark.parametrize(
+    "chips, shared, wanted", [*[(2, True, wanted) for wanted in WANTED], (1, True, 7), (2, False, 7)]
+)
 def test_noisy_linear_backward(chips, shared, wanted):
     x, weight = torch.randn(6, 4).t(), torch.randn(3, 6)
     args = (x, weight, *bar(weight, chips), shared)
@@ -68,9 +79,14 @@ def test_noisy_linear_backward(chips, shared, wanted):
     opcheck(ops.noisy_linear_backward.default, (grad, *args, wanted))
 
 
-@pytest.mark.parametrize("wanted", [1, 2, 4, 7])
-@pytest.mark.parametrize("chips, shared", CHIPS)
-@pytest.mark.parametrize("layout", IMAGES)
+@pytest.mark.parametrize(
+    "layout, chips, shared, wanted",
+    [
+        *[(layout, 2, True, wanted) for layout in IMAGES for wanted in WANTED],
+        ("contiguous", 1, True, 7),
+        ("channels_last", 2, False, 7),
+    ],
+)
 def test_noisy_conv2d_backward(layout, chips, shared, wanted):
     x, weight = IMAGES[layout](), torch.randn(6, 2, 3, 3)
     noise, geometry = bar(weight, chips), ([1, 2], [1, 2], [1, 1], 2)

@@ -24,6 +24,7 @@ def layers():
     return weights, tables, list(range(40, 40 + len(NVM))), [n for nvm in NVM for n in nvm.operator_spec()]
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("given", ["nothing", "steps", "codes"])
 @pytest.mark.parametrize("key", [KEY, KEY[1:2]], ids=["three chips", "one chip"])
@@ -39,6 +40,7 @@ def test_each_layer_is_programmed_as_alone(key, given, dtype):
         assert torch.equal(found, ops.program(w, None, None, table, key, stream, nvm.operator_spec(), dtype))
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_steps_of_all_layers():
     weights, *_ = layers()
     bits = [nvm.weight_bits for nvm in NVM]

@@ -154,7 +154,7 @@ def trained(out, *arguments):
     return load(out)[1]["method"]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("few_digits")
 def test_the_command_searches_and_writes_the_outcome(tmp_path, capsys):
     out = tmp_path / "ovf.safetensors"
     method = trained(out, "--method", "ovf", "--feedbacks", "1", "--beta", "search")
@@ -165,6 +165,7 @@ def test_the_command_searches_and_writes_the_outcome(tmp_path, capsys):
     assert len(list(tmp_path.glob("ovf-beta*.safetensors"))) == 4
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_the_command_passes_options_of_the_method_on(tmp_path):
     out = tmp_path / "out.safetensors"
     method = trained(

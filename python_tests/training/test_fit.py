@@ -255,9 +255,10 @@ def test_cosine_falls_from_lr_to_zero_step_by_step():
     assert Recipe(2, 16, "sgd", 0.1, 0.9, 0.0, "constant").learning_rate(3, 4) == 0.1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", [METHODS[0], METHODS[1], METHODS[3], METHODS[4]], ids=lambda m: m.name)
-def test_a_compiled_model_trains_alike(net, method):
+def test_a_compiled_model_trains_alike(net, method, monkeypatch):
+    """Without inductor, which takes most of the time: it compiles in nn/test_compile.py."""
+    monkeypatch.setattr(nn.Module, "compile", lambda self, real=nn.Module.compile: real(self, backend="aot_eager"))
     # SGD: Adam would blow up the rounding of gradients that are zero (a bias before BatchNorm)
     plain, compiled = (run(net, method, epochs=2, optimizer="sgd", compile=flag) for flag in (False, True))
     assert not nft.noisy_layers(compiled.model)

@@ -232,16 +232,12 @@ def test_bad_options_are_refused(tmp_path, monkeypatch, options, words):
         run(augment=stopping_at(1), **options)
 
 
-def test_another_environment_gets_a_warning(tmp_path):
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+def test_another_environment_gets_a_warning(tmp_path, threads):
+    threads(1)
+    run(augment=jitter, state=tmp_path / "state", epochs=1)
+    threads(2)
+    with pytest.warns(UserWarning, match="written in another environment.*threads: 1 there, 2 here"):
         run(augment=jitter, state=tmp_path / "state", epochs=1)
-        torch.set_num_threads(2)
-        with pytest.warns(UserWarning, match="written in another environment.*threads: 1 there, 2 here"):
-            run(augment=jitter, state=tmp_path / "state", epochs=1)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_old_state(tmp_path):
