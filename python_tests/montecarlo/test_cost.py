@@ -16,6 +16,7 @@ from nft_ext.montecarlo.execution import chip_evaluator
 from nft_ext.montecarlo.execution.cost import Cost, fit, measure, shapes_for
 from nft_ext.montecarlo.execution.pilot import Components, Pilot
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS
+from nft_ext.training.checkpoint import save
 
 TRUE = Cost(overhead=2e-3, chip=3e-3, image=4e-4)
 
@@ -203,8 +204,10 @@ def test_a_range_is_shown_only_where_a_target_decides(model, data):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
+    """An untrained network: only its cost matters."""
     path = tmp_path_factory.mktemp("train") / "noise.safetensors"
-    assert main(["train", str(path), "--method", "noise", "--sigma", "0.1", "--epochs", "1", "--width", "0.0625"]) == 0
+    meta = {"model": {"name": "vgg8", "num_classes": 10, "in_channels": 1, "width": 0.0625}, "dataset": "digits"}
+    save(path, nft.models.build(**meta["model"]), meta)
     return path
 
 
@@ -228,6 +231,8 @@ def test_the_slices_that_were_estimated_are_those_of_the_run(checkpoint, capsys,
         "stratified",
         "--runs",
         "60",
+        "--limit",
+        "80",
         "--estimate",
     ]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
