@@ -1,13 +1,13 @@
-"""Real image data for 32x32 networks, read from published files (design, section 7): `load(name)` -> (train, test).
+"""Image data sets for 32x32 networks, read from published files: `load(name)` -> (train, test).
 
     digits     scikit-learn's 1,797 handwritten digits; no file needed
     mnist      idx files in DIR/MNIST/raw, DIR/mnist or DIR
     cifar10    binary version in DIR/cifar-10-batches-bin, or Python version in DIR/cifar-10-batches-py
     cifar100   binary version in DIR/cifar-100-binary, or Python version in DIR/cifar-100-python
-    tinyimagenet   the tree of JPEG files in DIR/tiny-imagenet-200 (needs Pillow), halved to 32x32
+    tinyimagenet   JPEG files in DIR/tiny-imagenet-200 (needs Pillow), halved to 32x32
 
-DIR is `data_dir`, or else the environment variable NFT_EXT_DATA; `fetch` fills it. What is not there in these files is
-looked for by torchvision, where that is installed. `augment_for(train)` is the paper's augmentation.
+DIR is `data_dir`, or else the environment variable NFT_EXT_DATA. `fetch` downloads the files into it. If files are
+missing and torchvision is installed, torchvision searches for them. `augment_for(train)` is the paper's augmentation.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ NAMES: tuple[str, ...] = ("digits", *_READERS)
 
 
 def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of a built-in data set: images float32 [n, C, 32, 32], normalised, and labels int64 [n].
+    """(train, test) of a built-in data set: normalised images float32 [n, C, 32, 32] and labels int64 [n].
 
     Args:
         name: one of `NAMES`.
-        data_dir: the data folder; default the environment variable NFT_EXT_DATA. `digits` needs none.
+        data_dir: the data folder; None: the environment variable NFT_EXT_DATA. `digits` needs no folder.
 
     Raises:
-        ValueError: an unknown name, no data folder given, or a file that is short or corrupt.
-        FileNotFoundError: the folder or a file is missing; the message says how to get it.
-        ImportError: digits without scikit-learn, tinyimagenet without Pillow.
+        ValueError: the name is unknown, no data folder is given, or a file is short or corrupt.
+        FileNotFoundError: the folder or a file is missing. The message says how to get it.
+        ImportError: digits needs scikit-learn, tinyimagenet needs Pillow.
     """
     one_of("dataset", name, NAMES)
     if name == "digits":

@@ -1,8 +1,7 @@
-"""A cache of decoded images: one .npz file beside the data, whole or absent, used only for the files it was made of."""
+"""A cache of decoded images: one .npz file beside the data, written atomically, valid for unchanged files only."""
 
 from __future__ import annotations
 
-import os
 import warnings
 import zipfile
 import zlib
@@ -16,10 +15,11 @@ KEY = "made_of"
 
 
 def read_cache(path: Path, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays of the cache at `path`; None if there is none, it is of other files, or (with a warning) is damaged.
+    """The arrays of the cache at `path`. None if it is missing, has another key, or (with a warning) is damaged.
 
     Args:
-        key: what the files it was made of look like; another one means they changed.
+        path: the .npz file.
+        key: fingerprint of the files that the cache was made of.
     """
     if not path.is_file():
         return None
@@ -29,17 +29,18 @@ def read_cache(path: Path, key: str) -> dict[str, np.ndarray] | None:
                 return None
             return {name: file[name] for name in file.files if name != KEY}  # zip checks each array's CRC
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        warnings.warn(f"{path}: a damaged cache ({error}); made anew", stacklevel=3)
+        warnings.warn(f"{path}: a damaged cache ({error}); it is rebuilt", stacklevel=3)
         return None
 
 
 def write_cache(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the cache whole or not at all; where that fails (no right to write, disk full) it warns and goes on."""
+    """Writes the cache atomically. A failure, such as a full disk, is only a warning."""
     try:
         with atomic_file(path) as file:
-            np.savez(file, **{KEY: np.array(key)}, **arrays)
+            np.savez(file, allow_pickle=False, **{KEY: np.array(key)}, **arrays)
     except OSError as error:
+        reason = error.strerror or str(error)
         warnings.warn(
-            f"{path}: the cache could not be written ({os.strerror(error.errno)}); the images will be decoded again",
+            f"{path}: the cache could not be written ({reason}); the next load decodes the images again",
             stacklevel=3,
         )

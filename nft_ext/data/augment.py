@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: a random crop of the padded image, and a random horizontal flip, in one gather."""
+"""Augmentation of batches: a random crop of the padded image and a random horizontal flip, in one gather."""
 
 from __future__ import annotations
 
@@ -11,28 +11,26 @@ from nft_ext._common.checks import fail, integer
 from nft_ext.data.image_set import ImageSet
 
 PADDING = 4  # pixels, the paper's for CIFAR
-AUGMENTED = ("cifar10", "cifar100", "tinyimagenet")  # photographs; a mirrored digit is another sign
+AUGMENTED = ("cifar10", "cifar100", "tinyimagenet")  # photographs only: a mirrored digit is no digit
 
 
 class CropFlip:
-    """A batch [B, C, H, W] padded by `padding` on each side, each image cropped back to H x W at a place of its own,
-    and flipped left to right with probability 1/2.
+    """Pads a batch [B, C, H, W], crops each image at a random place and flips it with probability 1/2.
 
-    Output pixel (i, j) of image b is pixel (top_b + i, left_b + j') of the padded image, j' = W-1-j where b is flipped,
-    else j; top_b and left_b uniform on 0 .. 2 padding.
+    Output pixel (i, j) of image b is pixel (top_b + i, left_b + j') of the padded image. j' = W-1-j if b is flipped,
+    else j. top_b and left_b are uniform on 0 .. 2 padding.
+
+    A generator of the CPU draws for every torch device, so a seed gives the same crops everywhere.
 
     Args:
-        padding: pixels, >= 0; 0 leaves the flip alone.
-        fill: what is padded with, one number a channel or one for all: black in the units of the images, (0 - mean) /
-            std for normalised ones. `augment_for` fills it in.
+        padding: pixels per side, >= 0. With 0 only the flip remains.
+        fill: value of the padding, one number per channel or one for all. For normalised images black is
+            (0 - mean) / std. `augment_for` sets it.
         flip: whether to flip.
-        generator: a CPU generator to draw from; default torch's own.
-
-    The draws come from a generator of the CPU wherever the images are, so a seed gives the same crops on every device;
-    3 B numbers travel to the device, asynchronously on CUDA.
+        generator: a CPU generator; None: torch's own.
 
     Raises:
-        ValueError: padding < 0; at the call, images that are not [B, C, H, W] or not of len(fill) channels.
+        ValueError: padding < 0. The call refuses images that are not [B, C, H, W] or do not have len(fill) channels.
     """
 
     def __init__(
@@ -48,16 +46,15 @@ class CropFlip:
         self.generator = generator
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Augmented [B, C, H, W], a new tensor of the same dtype and device."""
+        """Augmented images [B, C, H, W], a new tensor of the same dtype and torch device."""
         channels = self.fill.shape[1]
         if images.dim() != 4 or channels not in (1, images.shape[1]):
             wanted = "C" if channels == 1 else channels
             fail("images", f"must have shape [B, {wanted}, H, W]", f"shape {list(images.shape)}")
         batch = len(images)
-        draw = {"generator": self.generator}
         places = torch.empty(3, batch, dtype=torch.int64)  # top, left, flipped?
-        places[:2] = torch.randint(0, 2 * self.padding + 1, (2, batch), **draw)
-        places[2] = torch.randint(0, 2, (batch,), **draw) if self.flip else 0
+        places[:2] = torch.randint(0, 2 * self.padding + 1, (2, batch), generator=self.generator)
+        places[2] = torch.randint(0, 2, (batch,), generator=self.generator) if self.flip else 0
         return crop_flip(images, self.padding, self.fill, *places.to(images.device, non_blocking=True))
 
     def __repr__(self) -> str:
@@ -65,11 +62,17 @@ class CropFlip:
 
 
 def crop_flip(images: Tensor, padding: int, fill: Tensor, top: Tensor, left: Tensor, flipped: Tensor) -> Tensor:
-    """The crops themselves.
+    """Crops and flips at given places.
 
     Args:
-        images: [B, C, H, W], any dtype. fill: [1, C or 1, 1, 1].
-        top, left: int64 [B], in 0 .. 2 padding. flipped: int64 [B], 0 or 1.
+        images: [B, C, H, W], any dtype.
+        padding: pixels per side.
+        fill: [1, C or 1, 1, 1], value of the padding.
+        top, left: int64 [B], in 0 .. 2 padding.
+        flipped: int64 [B], 0 or 1.
+
+    Returns:
+        [B, C, H, W], in the dtype of `images`.
     """
     batch, channels, height, width = images.shape
     padded = fill.to(images).expand(batch, channels, height + 2 * padding, width + 2 * padding).contiguous()
@@ -83,20 +86,19 @@ def crop_flip(images: Tensor, padding: int, fill: Tensor, top: Tensor, left: Ten
 
 
 def augment_for(train: ImageSet) -> CropFlip | None:
-    """The paper's augmentation of a training set, for `fit(augment=...)`: crop and flip for CIFAR, nothing for digits
-    and MNIST.
+    """The paper's augmentation of a training set, for `fit(augment=...)`.
 
-    The padding is black, as where images are padded before they are normalised. Tiny ImageNet gets the same as CIFAR:
-    the paper does not say.
+    CIFAR gets crop and flip with black padding; digits and MNIST get None. The paper does not describe Tiny ImageNet's
+    augmentation, so it gets CIFAR's.
 
     Args:
-        train: a set of `nft_ext.data.load`; its name up to "/" says which, its mean and std where black is.
+        train: a training set of `nft_ext.data.load`. The part of its name before "/" identifies it.
 
     Raises:
-        TypeError: not an ImageSet.
+        TypeError: train is not an ImageSet.
     """
     if not isinstance(train, ImageSet):
-        fail("train", "must be an ImageSet, as nft_ext.data.load gives", type(train).__name__, TypeError)
+        fail("train", "must be an ImageSet of nft_ext.data.load", type(train).__name__, TypeError)
     if train.name.split("/")[0] not in AUGMENTED:
         return None
     return CropFlip(PADDING, [-mean / std for mean, std in zip(train.mean, train.std)])

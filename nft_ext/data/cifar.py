@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32x32, from the published binary or Python version.
 
-A record of the binary version is 1 label byte (CIFAR-10) or 2 (CIFAR-100: coarse, fine; the fine one is used), then
-3072 pixels: the red, the green and the blue plane, each row by row. `cifar_python` reads the other version; where both
-are there, the binary one is read.
+A record of the binary version has 1 label byte (CIFAR-10) or 2 (CIFAR-100: coarse and fine; we use the fine label).
+Then come 3072 pixels: the red, the green and the blue plane, each row by row. `cifar_python` reads the Python version.
+If both versions are present, the binary one is read.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Archive:
 
     Attributes:
         name: "cifar10" or "cifar100".
-        folder: its folder, inside the data folder.
+        folder: its folder in the data folder.
         label_limits: number of values of each label byte; the last one is the class.
         splits: (file names, records in each file) of "train" and "test".
-        mean, std: per channel, of the training images in units of full scale, as everybody uses.
-        tar, tar_md5: the published archive.
+        mean, std: the usual values per channel of the training images, in units of full scale.
+        tar, tar_md5: name and md5 of the published archive.
         python: the same images in the Python version.
     """
 
@@ -78,8 +78,8 @@ def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is short, too long, damaged, or holds a label out of range; a pickle with more than data in
-            it.
+        ValueError: a file is short, too long or damaged, holds a label out of range, or is a pickle with more than
+            plain data.
     """
     remedy = (
         f"Get it with: nft-ext fetch {archive.name} --data-dir '{data_dir}', or: "
@@ -89,7 +89,7 @@ def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
     pickled = (data_dir / archive.python.folder).is_dir() and not (data_dir / archive.folder).is_dir()
     version = archive.python if pickled else archive
     folder = data_dir / version.folder
-    for files, count in version.splits.values():  # all there, before any is read
+    for files, count in version.splits.values():  # report a missing file before any is read
         for file in files:
             if not (folder / file).is_file():
                 expected = f"{archive.name}'s Python version, {count} images" if pickled else _expected(archive, count)
@@ -103,10 +103,11 @@ def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
         pixels = records[:, label_bytes:].reshape(count, 3, IMAGE_SIZE, IMAGE_SIZE)
         return pixels, records[:, label_bytes - 1].astype(np.int64)
 
-    return tuple(
+    train, test = (
         _read(archive, split, [folder / file for file in files], count, batch)
         for split, (files, count) in version.splits.items()
     )
+    return train, test
 
 
 def _read(
@@ -116,7 +117,7 @@ def _read(
     count: int,
     batch: Callable[[Path, int], tuple[np.ndarray, np.ndarray]],
 ) -> ImageSet:
-    """One split; `batch` gives pixels uint8 [count, 3, 32, 32] and labels int64 [count] of a file."""
+    """One split. `batch` reads pixels uint8 [count, 3, 32, 32] and labels int64 [count] from a file."""
     images = torch.empty(len(paths) * count, 3, IMAGE_SIZE, IMAGE_SIZE)
     labels = torch.empty(len(paths) * count, dtype=torch.int64)
     for k, path in enumerate(paths):
@@ -128,7 +129,7 @@ def _read(
 
 
 def _records(path: Path, archive: Archive, count: int, remedy: str) -> np.ndarray:
-    """uint8 [count, label bytes + 3072], checked."""
+    """The checked records of a file, uint8 [count, label bytes + 3072]."""
     record = len(archive.label_limits) + PIXELS
     data = read_bytes(path, count * record, _expected(archive, count), remedy)
     if len(data) != count * record:

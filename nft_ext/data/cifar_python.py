@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the published Python version: pickled dicts, read by `safe_pickle` only.
+"""CIFAR-10 and CIFAR-100 from the published Python version: pickled dicts, read by `safe_pickle`.
 
 A file holds b"data", uint8 [n, 3072] (the red, green and blue plane of each image, row by row), and the labels as a
 list: b"labels" (CIFAR-10) or b"fine_labels" (CIFAR-100).
@@ -16,15 +16,17 @@ from nft_ext.data.pixels import IMAGE_SIZE
 from nft_ext.data.safe_pickle import PickledArray, Refused, load_pickle
 
 PIXELS = 3 * IMAGE_SIZE * IMAGE_SIZE
-ROOM = 256  # bytes an image that labels and file names may take beside the pixels
+ROOM = 256  # bytes per image for labels and file names
 
 
 @dataclass(frozen=True)
 class PythonVersion:
     """A published archive of pickles.
 
-    folder: its folder, inside the data folder. labels: the key of the class labels.
-    splits: (file names, images in each file) of "train" and "test".
+    Attributes:
+        folder: its folder in the data folder.
+        labels: the key of the class labels.
+        splits: (file names, images in each file) of "train" and "test".
     """
 
     folder: str
@@ -36,15 +38,14 @@ def read_batch(path: Path, labels: str, count: int, classes: int, remedy: str) -
     """(pixels uint8 [count, 3, 32, 32], labels int64 [count]) of one file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no such pickle: damaged, of another content, or one that asks for more than data (none of it is
-            run).
+        FileNotFoundError: the file does not exist.
+        ValueError: the pickle is damaged, has other content, or asks for more than data. It is never executed.
     """
     expected = (
         f"a pickled dict of {count} images of {PIXELS} bytes (data) and as many labels in 0..{classes - 1} "
         f"({labels}), nothing but arrays, lists, dicts and bytes"
     )
-    # In protocol 2, Python 3 writes bytes as UTF-8 text: up to twice as many.
+    # Python 3 writes bytes as UTF-8 text in protocol 2, up to twice as long.
     limit = count * (2 * PIXELS + ROOM) + (1 << 16)
     content = read_bytes(path, limit, expected, remedy)
     if len(content) > limit:

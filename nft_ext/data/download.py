@@ -1,4 +1,4 @@
-"""Downloading one file: resumed after an interruption, checked against its checksum, in place only when whole."""
+"""Downloads one file: resumes after an interruption, verifies the checksum, and only then gives it its name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from nft_ext._common.checks import fail
 from nft_ext._common.progress import Progress
 
-ATTEMPTS = 4  # at each address, while the trouble looks passing
-PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
-TIMEOUT = 30.0  # seconds without a byte
-BLOCK = 1 << 18
+ATTEMPTS = 4  # per address, for temporary errors
+PAUSE = 1.0  # seconds before the second attempt; doubled before each later one
+TIMEOUT = 30.0  # seconds without data
+CHUNK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Remote:
         name: its file name.
         urls: addresses to try, in order.
         md5: its checksum, in hexadecimal.
-        checksum_from: who published the checksum.
-        bytes: its size, where known; nothing larger is kept.
+        checksum_from: publisher of the checksum.
+        bytes: its size if known. A larger file is refused.
     """
 
     name: str
@@ -40,33 +40,36 @@ class Remote:
 
 
 class _Passing(Exception):
-    """Trouble that may be gone at the next attempt."""
+    """A temporary error: another attempt may succeed."""
 
 
 class _Final(Exception):
-    """Trouble that will not be gone at this address."""
+    """A lasting error of this address."""
 
 
 class _Wrong(_Final):
-    """Bytes came, but not those of the file."""
+    """The address sent another file."""
 
 
 def download(remote: Remote, target: Path, *, pause: float = PAUSE, progress: bool | None = None) -> bool:
-    """Puts `remote` at `target`; returns False if it was there already, whole.
+    """Downloads `remote` to `target`.
 
-    Bytes go to TARGET.part. An interrupted download continues there, at the next attempt or call. The file takes its
-    name only once its checksum is right; one with a wrong checksum is deleted.
+    Bytes go to TARGET.part. The next attempt or call continues an interrupted download there. The file gets its name
+    when its checksum is right. A file with a wrong checksum is deleted.
 
     Args:
-        target: the file; its folder exists.
+        remote: the published file.
+        target: the local file, in an existing folder.
         pause: seconds before the second attempt.
-        progress: True, False, or None for a terminal only.
+        progress: True: show progress. None: on a terminal only. False: never.
+
+    Returns:
+        True if the file was downloaded, False if it was already there with the right checksum.
 
     Raises:
-        ConnectionError: no address gave the file: no network, an HTTP error, or an end too early (each address with its
-            reason).
-        ValueError: the same, and at least one gave another file than the published one.
-        OSError: the folder is not writable, the disk is full.
+        ConnectionError: no address sent the file. The message gives a reason per address.
+        ValueError: the same, and at least one address sent another file.
+        OSError: the folder is not writable, or the disk is full.
     """
     if target.is_file() and md5_of(target) == remote.md5:
         return False
@@ -81,28 +84,28 @@ def download(remote: Remote, target: Path, *, pause: float = PAUSE, progress: bo
         os.replace(part, target)
         return True
     reasons = "; ".join(f"{url}: {trouble}" for url, trouble in troubles.items())
-    kept = f" {part} keeps what came; the same command continues there." if part.exists() else ""
-    fail(
+    kept = f" {part} keeps the received bytes; run the same command again to continue." if part.exists() else ""
+    return fail(
         remote.name,
-        "must be downloadable, or put there by hand",
-        f"{reasons}.{kept} By hand: the file with md5 "
-        f"{remote.md5} (published by {remote.checksum_from}) belongs at {target}",
+        "must be downloaded, or copied there by hand",
+        f"{reasons}.{kept} By hand: put the file with md5 "
+        f"{remote.md5} (published by {remote.checksum_from}) at {target}",
         ValueError if any(isinstance(t, _Wrong) for t in troubles.values()) else ConnectionError,
     )
 
 
 def md5_of(path: Path) -> str:
-    """The file's md5, in hexadecimal: against damage, as the publishers give it; it is no defence against forgery."""
+    """The file's md5, in hexadecimal. It detects damage, not forgery; the publishers give no stronger checksum."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def _from(url: str, remote: Remote, part: Path, pause: float, progress: bool | None) -> None:
-    """Fills `part` from one address, checked; raises _Final if that cannot be done."""
-    doubtful = part.exists()  # its beginning may be another file's
+    """Fills `part` from one address and verifies its checksum, or raises _Final."""
+    doubtful = part.exists()  # an older part may belong to another file
     attempt = 1
     while True:
         try:
@@ -123,7 +126,7 @@ def _from(url: str, remote: Remote, part: Path, pause: float, progress: bool | N
 
 
 def _receive(url: str, remote: Remote, part: Path, progress: bool | None) -> None:
-    """Appends to `part` what is missing of it, or writes it from the start where the server does not continue."""
+    """Appends the missing bytes to `part`, or writes it from the start if the server cannot continue."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "nft_ext"} | ({"Range": f"bytes={have}-"} if have else {})
     request = urllib.request.Request(url, headers=headers)
@@ -131,7 +134,7 @@ def _receive(url: str, remote: Remote, part: Path, progress: bool | None) -> Non
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and have:  # nothing follows: whole already (the checksum will tell), or another file
+        if error.code == 416 and have:  # no bytes follow: `part` is complete, or another file; the checksum decides
             return
         trouble = f"HTTP error {error.code} ({error.reason})"
         raise (_Passing if error.code >= 500 or error.code == 429 else _Final)(trouble) from error
@@ -148,16 +151,16 @@ def _receive(url: str, remote: Remote, part: Path, progress: bool | None) -> Non
             bar.update(have / 1e6)
             while True:
                 try:
-                    block = answer.read(BLOCK)
+                    chunk = answer.read(CHUNK_BYTES)
                 except (OSError, http.client.HTTPException) as error:
                     raise _Passing(f"the connection broke after {have} bytes ({error})") from error
-                if not block:
+                if not chunk:
                     break
-                have += len(block)
+                have += len(chunk)
                 if limit is not None and have > limit:
                     break
-                file.write(block)
-                bar.update(len(block) / 1e6)
+                file.write(chunk)
+                bar.update(len(chunk) / 1e6)
     if limit is not None and have > limit:
         part.unlink()
         raise _Wrong(f"more than the {limit} bytes that the file has")

@@ -1,9 +1,8 @@
-"""Fetching the published data sets: where they are, what they must be, and where the readers want them.
+"""Downloads the published data sets, verifies them and stores them where the readers expect them.
 
-The checksums, and who published them: CIFAR's archives by their author (the md5 column of
-www.cs.toronto.edu/~kriz/cifar.html); MNIST's files and Tiny ImageNet's archive by nobody at the source: MNIST's are
-torchvision's, which many others repeat, Tiny ImageNet's is the one that readers of the data set agree on. What MNIST's
-files hold unpacked is checked when they are read as well.
+Sources of the checksums: CIFAR's author publishes them (md5 column of www.cs.toronto.edu/~kriz/cifar.html). MNIST's are
+torchvision's. Tiny ImageNet's is the one that other readers of the data set use, because its authors publish none.
+`mnist` also checks the unpacked files.
 """
 
 from __future__ import annotations
@@ -27,16 +26,19 @@ TINY_FILE = re.compile(
     r"|train/(n\d{8})/images/\2_\d+\.JPEG)"
 )
 TINY_TEXTS = 2  # wnids.txt, val_annotations.txt
-LARGEST_TINY = 4 << 20  # bytes; nothing that the reader wants comes near it
+LARGEST_TINY = 4 << 20  # bytes, far above the largest file of the data set
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from and where it goes.
+    """Addresses and local folder of a data set.
 
-    remotes: its files. folder: where they go, below the data folder.
-    wanted, count: of an archive, which members to unpack and how many there are; None: nothing is unpacked.
-    present: says whether the data folder holds the set.
+    Attributes:
+        remotes: its files.
+        folder: their folder in the data folder.
+        present: says whether the data folder holds the data set.
+        wanted: for an archive, says whether to unpack a member, from its name and size. None: not an archive.
+        count: number of members to unpack.
     """
 
     remotes: tuple[Remote, ...]
@@ -49,25 +51,27 @@ class Source:
 def fetch(
     name: str, data_dir: str | os.PathLike | None = None, *, progress: bool | None = None, pause: float = PAUSE
 ) -> bool:
-    """Downloads, checks and unpacks a data set; returns False if it was there already.
+    """Downloads, verifies and unpacks a data set.
 
-    An interrupted download is continued by the next call. Archives are deleted once unpacked (CIFAR in its binary
-    version).
+    The next call continues an interrupted download. An unpacked archive is deleted. CIFAR comes in its binary version.
 
     Args:
         name: mnist, cifar10, cifar100 or tinyimagenet.
-        data_dir: the data folder, made where it does not exist; default the environment variable NFT_EXT_DATA.
-        progress: True, False, or None for a terminal only. pause: seconds before a second attempt.
+        data_dir: the data folder, created if missing. None: the environment variable NFT_EXT_DATA.
+        progress: True: show progress. None: on a terminal only. False: never.
+        pause: seconds before the second attempt at an address.
+
+    Returns:
+        True if the data set was downloaded, False if it was already there.
 
     Raises:
-        ValueError: an unknown name, no data folder given, a file that is not the published one, sent or in the folder.
-        ConnectionError: no network, or the file is not at any of its addresses; the message names them, with the file
-            to put where.
+        ValueError: the name is unknown, no data folder is given, or a file differs from the published one.
+        ConnectionError: no address sends the file. The message names the addresses, and how to copy the file by hand.
     """
     one_of("dataset", name, SOURCES, " (digits come with scikit-learn)")
     chosen = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT, "")
     if not str(chosen):
-        rule = f"must name the folder to put {name} into, or else the environment variable {ENVIRONMENT} must"
+        rule = f"must name the folder for {name}, or the environment variable {ENVIRONMENT} must"
         fail("data_dir", rule, "nothing")
     folder, source = Path(chosen), SOURCES[name]
     if source.present(folder):
@@ -83,7 +87,7 @@ def fetch(
         fail(
             str(target),
             f"must hold {name} now",
-            "another file that is read first, and is not the published one; remove it",
+            "another file that is read first and is not the published one; remove it",
         )
     return True
 

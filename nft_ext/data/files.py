@@ -1,4 +1,4 @@
-"""Finding and reading data files; a file that cannot be used is named with what was expected and how to get it."""
+"""Finds and reads data files. Errors name the file, the expected content and the command to get it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ ENVIRONMENT = "NFT_EXT_DATA"
 
 
 def bad_file(path: Path, expected: str, found: str, remedy: str, kind: type[Exception] = ValueError) -> NoReturn:
-    """Raise "PATH: must be EXPECTED; got FOUND. REMEDY"."""
+    """Raises `kind` with "PATH: must be EXPECTED; got FOUND. REMEDY"."""
     fail(str(path), f"must be {expected}", f"{found}. {remedy}", kind)
 
 
 def data_folder(data_dir: str | os.PathLike | None, name: str) -> Path:
-    """The folder that holds the data sets: `data_dir`, or else the environment variable NFT_EXT_DATA.
+    """The folder of the data sets: `data_dir`, or else the environment variable NFT_EXT_DATA.
 
     Raises:
-        ValueError: neither is given.
+        ValueError: both are missing.
         FileNotFoundError: the folder does not exist.
     """
     source = "data_dir" if data_dir is not None else ENVIRONMENT
@@ -30,7 +30,7 @@ def data_folder(data_dir: str | os.PathLike | None, name: str) -> Path:
     if not str(folder):
         fail(
             "data_dir",
-            f"must name the folder that holds {name}, or else the environment variable {ENVIRONMENT} must",
+            f"must name the folder that holds {name}, or the environment variable {ENVIRONMENT} must",
             "nothing",
         )
     if not Path(folder).is_dir():
@@ -39,13 +39,13 @@ def data_folder(data_dir: str | os.PathLike | None, name: str) -> Path:
 
 
 def read_bytes(path: Path, size: int, expected: str, remedy: str) -> bytes:
-    """The content of `path`, unpacked if its name ends in .gz; at most one byte more than the expected `size`.
+    """The content of `path`, unpacked if its name ends in .gz, at most `size` + 1 bytes.
 
-    The cap keeps a wrong file from filling the memory; at the right size gzip's own checksum has been verified.
+    The limit protects the memory from a wrong file. At the right size gzip has verified its own checksum.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: unreadable, or not a whole gzip file.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is unreadable, or not a complete gzip file.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:

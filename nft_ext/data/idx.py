@@ -1,4 +1,4 @@
-"""The idx format of MNIST: a big-endian header (magic number, then each dimension), then the bytes, row-major."""
+"""MNIST's idx format: a big-endian header (magic number, dimensions), then the bytes in row-major order."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class IdxFile:
 
     Attributes:
         name: file name without ".gz".
-        what: what it holds, for messages.
+        what: its content in words, for messages.
         shape: its dimensions.
-        content_md5: of the unpacked file; the gzip bytes may differ between copies.
-        gzip_md5: of the published .gz, for whoever fetches it.
+        content_md5: md5 of the unpacked file. The gzip bytes can differ between copies.
+        gzip_md5: md5 of the published .gz.
     """
 
     name: str
@@ -34,7 +34,7 @@ class IdxFile:
 
     @property
     def magic(self) -> int:
-        """0x08 says unsigned bytes; the last byte is the number of dimensions."""
+        """The magic number: 0x08 for unsigned bytes, then the number of dimensions."""
         return 0x0800 | len(self.shape)
 
     @property
@@ -43,7 +43,7 @@ class IdxFile:
 
     @property
     def size(self) -> int:
-        """Bytes, unpacked."""
+        """Bytes of the unpacked file."""
         return self.header_size + math.prod(self.shape)
 
     def expected(self) -> str:
@@ -52,11 +52,11 @@ class IdxFile:
 
 
 def read_idx(path: Path, file: IdxFile, remedy: str) -> np.ndarray:
-    """The content of `path` as uint8 [*file.shape], read-only; warns if it is well-formed but not as published.
+    """The content of `path` as uint8 [*file.shape], read-only. Warns if it differs from the published content.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: bad gzip, wrong magic number, wrong dimensions, too short or too long.
+        FileNotFoundError: the file does not exist.
+        ValueError: the gzip file is damaged, or magic number, dimensions or length are wrong.
     """
     data = read_bytes(path, file.size, file.expected(), remedy)
     if len(data) < file.header_size:
@@ -72,7 +72,7 @@ def read_idx(path: Path, file: IdxFile, remedy: str) -> np.ndarray:
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != file.content_md5:
         warnings.warn(
             f"{path}: right format, but not {file.what} as published (md5 of the unpacked file is not "
-            f"{file.content_md5}): results will not compare with published ones",
+            f"{file.content_md5}). Do not compare results with published ones.",
             stacklevel=2,
         )
     return np.frombuffer(data, np.uint8, offset=file.header_size).reshape(file.shape)

@@ -1,4 +1,4 @@
-"""A labelled set of images, held in memory: what every reader of this folder returns and what users may build."""
+"""A labelled set of images in memory. All readers of this folder return it, and users can build it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from nft_ext._common.checks import fail, integer, number
 
 
 class ImageSet(Dataset):
-    """Images and labels as two tensors; a torch Dataset, so a DataLoader takes it as it is.
+    """Images and labels as two tensors. It is a torch Dataset, so a DataLoader accepts it.
+
+    `set[i]` is (image [C, H, W], label as an int). Slices such as `set.images[a:b]` give whole batches faster.
 
     Args:
         name: for reports and messages, for example "mnist/train".
-        images: float32 [n, C, H, W], already normalised, finite, n >= 1; `nft_ext.models` want 32x32. Kept, not copied.
-        labels: int64 [n], each in 0 .. num_classes - 1. Kept, not copied.
-        num_classes: number of classes; it may exceed the number of classes that occur.
-        mean, std: what was subtracted from each channel and what that was then divided by, C numbers each, in
-            units of full scale (1.0 is white). A record only: nothing is normalised here. Default: 0 and 1.
-
-    `set[i]` is (image [C, H, W], label as an int); whole batches are cheaper as `set.images[a:b]`.
+        images: float32 [n, C, H, W], normalised and finite, n >= 1. `nft_ext.models` need 32x32. Not copied.
+        labels: int64 [n], each in 0 .. num_classes - 1. Not copied.
+        num_classes: number of classes, at least the largest label + 1.
+        mean, std: the normalisation (x - mean) / std of each channel, C numbers each, in units of full scale (1.0 is
+            white). They only record it: the images are not changed. None: 0 and 1.
 
     Raises:
-        TypeError: images or labels not a tensor of the stated dtype.
-        ValueError: wrong shapes, no image, non-finite pixels, a label out of range.
+        TypeError: images or labels are not tensors of these dtypes.
+        ValueError: a shape is wrong, there is no image, a pixel is not finite, or a label is out of range.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ImageSet(Dataset):
         if len(labels) != len(images):
             fail("labels", f"must hold one label for each of the {len(images)} images", f"{len(labels)} labels")
         if images.device != labels.device:
-            fail("labels", f"must be on the device of images ({images.device})", str(labels.device))
+            fail("labels", f"must be on the torch device of images ({images.device})", str(labels.device))
         self.num_classes = integer("num_classes", num_classes, 1)
         _check_labels(labels, self.num_classes)
         _check_finite(images)
@@ -59,7 +59,7 @@ class ImageSet(Dataset):
 
     @property
     def channels(self) -> int:
-        """Number of channels C, 1 for grey images and 3 for colour."""
+        """Number of channels C: 1 for grey images, 3 for colour."""
         return self.images.shape[1]
 
     def __len__(self) -> int:
@@ -69,15 +69,15 @@ class ImageSet(Dataset):
         return self.images[index], int(self.labels[index])
 
     def subset(self, indices: Sequence[int] | torch.Tensor, name: str | None = None) -> ImageSet:
-        """A new set of the images `indices`, in that order; same classes and normalisation. Copies; repeats allowed.
+        """A copy of the images `indices`, in their order, with the same classes and normalisation. Indices may repeat.
 
         Args:
             indices: integers in 0 .. n - 1 (a list, range, array or int tensor), at least one.
-            name: the new set's name; default this set's.
+            name: the new set's name; None: this set's name.
 
         Raises:
-            TypeError: indices that are not integers (a boolean mask: use mask.nonzero()[:, 0]).
-            ValueError: no index, more than one dimension, or an index out of range.
+            TypeError: indices are not integers. For a boolean mask use mask.nonzero()[:, 0].
+            ValueError: indices are empty, have more than one dimension, or are out of range.
         """
         chosen = indices.cpu().numpy() if isinstance(indices, torch.Tensor) else np.asarray(indices)
         if chosen.size == 0:
@@ -130,7 +130,7 @@ def _check_labels(labels: torch.Tensor, num_classes: int) -> None:
 
 
 def _check_finite(images: torch.Tensor) -> None:
-    low, high = images.aminmax()  # both carry a NaN through; no temporary of the images' size
+    low, high = images.aminmax()  # NaN reaches both, and no temporary of the images' size is made
     if not (low.isfinite() and high.isfinite()):
         index = int((~images.isfinite()).nonzero()[0, 0])
         fail("images", "must be finite", f"NaN or infinity in image {index}")

@@ -14,7 +14,7 @@ from nft_ext.data.pixels import IMAGE_SIZE, write_inputs
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist"
 CLASSES = 10
-MEAN, STD = (0.1307,), (0.3081,)  # of the 28x28 training images, as everybody uses; at 32x32 the std is 0.29
+MEAN, STD = (0.1307,), (0.3081,)  # the usual values, of the 28x28 training images; at 32x32 the std is 0.29
 
 FILES = {
     "train": (
@@ -53,14 +53,14 @@ FILES = {
 
 
 def load(data_dir: Path) -> tuple[ImageSet, ImageSet]:
-    """MNIST as (train, test), resized from 28x28 to 32x32; files in DIR/MNIST/raw, DIR/mnist or DIR itself.
+    """MNIST as (train, test), resized from 28x28 to 32x32. The files are in DIR/MNIST/raw, DIR/mnist or DIR.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is short or corrupt.
     """
-    found = {file: _find(data_dir, file) for files in FILES.values() for file in files}  # all there, before any is read
-    return tuple(_read(split, found) for split in FILES)
+    found = {file: _find(data_dir, file) for files in FILES.values() for file in files}  # a missing file fails first
+    return _read("train", found), _read("test", found)
 
 
 def _read(split: str, found: dict[IdxFile, Path]) -> ImageSet:
@@ -81,7 +81,7 @@ def _read(split: str, found: dict[IdxFile, Path]) -> ImageSet:
 
 
 def present(data_dir: Path) -> bool:
-    """Whether all four files are found in `data_dir`, with the published content."""
+    """Whether `data_dir` holds all four files with the published content."""
     try:
         found = {file: _find(data_dir, file) for files in FILES.values() for file in files}
         content = {file: read_bytes(path, file.size, "", "") for file, path in found.items()}
@@ -99,7 +99,7 @@ def _find(data_dir: Path, file: IdxFile) -> Path:
             if path.is_file():
                 return path
     path = folders[0] / f"{file.name}.gz"
-    bad_file(
+    return bad_file(
         path,
         file.expected(),
         f"no such file, here or in {folders[1]} or {folders[2]}, packed or unpacked",

@@ -1,4 +1,4 @@
-"""From stored pixels to network inputs: resized (to 32x32 mostly), float32, normalised."""
+"""Turns stored pixels into network inputs: resized, float32, normalised."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import numpy as np
 import torch
 
 IMAGE_SIZE = 32
-_CHUNK = 2048  # images at a time: the float copy of a chunk is small, so only `out` is ever large
+_CHUNK = 2048  # images at a time, to keep the float copy small
 
 
 def write_inputs(
     out: torch.Tensor, pixels: np.ndarray, full_scale: float, mean: Sequence[float], std: Sequence[float]
 ) -> None:
-    """out = (resize(pixels) / full_scale - mean) / std, channel by channel.
+    """Computes out = (resize(pixels) / full_scale - mean) / std per channel.
 
-    The resize to the size of `out` is bilinear with pixel centres aligned (torch's align_corners=False) and without
-    antialiasing, which only matters when an image shrinks: to half the side it is the mean of two by two pixels, and no
-    built-in set shrinks otherwise.
+    The resize is bilinear with aligned pixel centres (torch's align_corners=False), without antialiasing. Halving an
+    image therefore takes the mean of two by two pixels.
 
     Args:
-        out: float32 [n, C, H, W], written.
+        out: float32 [n, C, H, W], the result.
         pixels: uint8 [n, C, h, w], any strides.
-        full_scale: the stored value that means 1.0 (white).
+        full_scale: the stored value of white (1.0).
         mean, std: C numbers each, in units of full scale.
     """
     shift = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)

@@ -1,8 +1,8 @@
-"""Reading a data set's pickle without running it: an unpickler that admits nothing but arrays, lists, dicts and bytes.
+"""Reads a data set's pickle without executing it. Only arrays, lists, dicts, numbers, text and bytes are admitted.
 
-A pickle is a program: it names callables and calls them. Here it may name only what NumPy's arrays of bytes are written
-with, and each of those names leads to a stand-in of this file, which records what it is given. So neither NumPy nor
-anything else runs on the file's behalf; `PickledArray.bytes` then checks the record and makes the array.
+A pickle is a program that names callables and calls them. Here it may name only the four that NumPy's byte arrays need.
+Each of these names gives a stand-in class of this file, which records its arguments. So the file calls no foreign code.
+`PickledArray.bytes` checks the record and makes the array.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 
 class Refused(ValueError):
-    """The pickle asks for something that is not an array, list, dict or bytes."""
+    """The pickle asks for something that is not plain data."""
 
 
 class PickledArray:
-    """Stands in for an array while it is read: the arguments its pickle gives, unchecked."""
+    """Stands in for an array. Holds the arguments from the pickle, not yet checked."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -29,7 +29,7 @@ class PickledArray:
         """The array, uint8, read-only.
 
         Raises:
-            Refused: it is no whole array of unsigned bytes in C order.
+            Refused: it is not a complete array of unsigned bytes in C order.
         """
         state = getattr(self, "state", None)
         if not (isinstance(state, tuple) and len(state) == 5):
@@ -50,11 +50,11 @@ class _Dtype:
         self.name = name
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and the like: one byte has none."""
+        """Ignores byte order and alignment: single bytes have none."""
 
 
 class _Ndarray:
-    """Stands in for numpy.ndarray, which is named only to be handed to `_reconstruct`."""
+    """Stands in for numpy.ndarray, which a pickle names only as an argument of `_reconstruct`."""
 
     def __setstate__(self, state: Any) -> None:
         raise Refused("numpy.ndarray made directly")
@@ -65,7 +65,7 @@ def _reconstruct(*arguments: Any) -> PickledArray:
 
 
 def _encode(text: Any, codec: Any = None) -> bytes:
-    """How Python 3 writes bytes in the protocol of Python 2: latin-1 text."""
+    """Decodes the latin-1 text that Python 3 writes for bytes in the protocol of Python 2."""
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
         raise Refused(f"_codecs.encode to {codec!r}")
     return text.encode("latin-1")
@@ -90,18 +90,18 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_pickle(content: bytes) -> Any:
-    """What the pickle `content` holds: dicts, lists, tuples, numbers, text, bytes, and arrays as `PickledArray`.
+    """The data of a pickle: dicts, lists, tuples, numbers, text, bytes, and arrays as `PickledArray`.
 
-    Text that Python 2 wrote comes as bytes.
+    Text from Python 2 becomes bytes.
 
     Raises:
-        Refused: it asks for anything else; nothing has been run.
-        ValueError: it is no pickle, or a damaged one.
+        Refused: the pickle asks for something else. Nothing has been executed.
+        ValueError: content is not a pickle, or is damaged.
     """
     try:
         return _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Refused:
         raise
-    # A damaged pickle can fail in any opcode, each with an exception of its own.
+    # A damaged pickle can fail in any opcode, with any kind of exception.
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""Taking a validation set out of a training set: checkpoints are selected on it, never on the test set."""
+"""Splits a validation set off a training set. It chooses the best epoch, so the test set stays unseen."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from nft_ext.data.image_set import ImageSet
 
 
 def split_validation(train: ImageSet, fraction: float = 0.1, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """(training, validation): disjoint, together the whole of `train`, each in its order; copies of the images.
+    """Splits `train` into (training, validation), disjoint, stratified by class and in the original order.
 
-    Stratified: every class gives `fraction` of its images, rounded so that the total is round(fraction * n), but keeps
-    at least one for training (then the total is lower). The choice depends on the labels and `seed` alone, on every
+    Every class gives `fraction` of its images, rounded so that the total is round(fraction * n). Every class keeps at
+    least one image for training, which can lower the total. The choice depends only on labels and `seed`, on every
     machine and with every version of NumPy (its RandomState is frozen).
 
     Args:
         train: n images.
-        fraction: share of the images that validates, in (0, 1).
+        fraction: share of the images for validation, in (0, 1).
         seed: an integer in 0 .. 2^64 - 1.
 
+    Returns:
+        Two ImageSets with copies of the images.
+
     Raises:
-        ValueError: an argument out of range, or too few images to give any for validation.
+        ValueError: an argument is out of range, or no image is left for validation.
     """
     fraction = number("fraction", fraction)
     if not 0.0 < fraction < 1.0:
@@ -42,7 +45,7 @@ def split_validation(train: ImageSet, fraction: float = 0.1, seed: int = 0) -> t
 
 
 def _quotas(counts: np.ndarray, fraction: float) -> np.ndarray:
-    """How many images of each class validate: the largest-remainder rule; ties go to the lower class."""
+    """Validation images per class by the largest-remainder rule. Ties go to the lower class."""
     exact = counts * fraction
     taken = np.floor(exact).astype(np.int64)
     left = round(float(counts.sum()) * fraction) - int(taken.sum())

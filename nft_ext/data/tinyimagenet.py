@@ -1,12 +1,12 @@
 """Tiny ImageNet: 100,000 + 10,000 colour images of 64x64 in 200 classes, from the published tree of JPEG files.
 
     tiny-imagenet-200/wnids.txt                          the 200 classes
-    tiny-imagenet-200/train/WNID/images/WNID_K.JPEG      500 images a class, K = 0..499
+    tiny-imagenet-200/train/WNID/images/WNID_K.JPEG      500 images per class, K = 0..499
     tiny-imagenet-200/val/images/val_K.JPEG              10,000 images
-    tiny-imagenet-200/val/val_annotations.txt            a line an image: name, class, box; tab-separated
+    tiny-imagenet-200/val/val_annotations.txt            one line per image: name, class, box; tab-separated
 
-Test labels are not published, so the published validation images are the test set, as everybody has it. Class c is the
-c-th WNID in alphabetical order, as readers of image folders have it.
+Test labels are not published. As usual, the published validation images are the test set. Class c is the c-th WNID in
+alphabetical order, as in torchvision's ImageFolder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nft_ext.data.image_set import ImageSet
 from nft_ext.data.pixels import IMAGE_SIZE, write_inputs
 
 SIDE = 64  # pixels, as published
-MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # of the training images, as everybody uses
+MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # the usual values, of the training images
 FOLDER = "tiny-imagenet-200"
 CACHE = "nft_ext-cache.npz"
 ZIP, ZIP_MD5 = "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
@@ -35,7 +35,7 @@ URL = f"http://cs231n.stanford.edu/{ZIP}"
 
 @dataclass(frozen=True)
 class Tree:
-    """How many classes, training images a class and test images the tree has."""
+    """Number of classes, of training images per class, and of test images."""
 
     classes: int = 200
     per_class: int = 500
@@ -48,18 +48,18 @@ TREE = Tree()
 def load(data_dir: Path, size: int = IMAGE_SIZE) -> tuple[ImageSet, ImageSet]:
     """Tiny ImageNet as (train, test).
 
-    The JPEGs are decoded once (about a minute on one core) and cached as pixels in tiny-imagenet-200/nft_ext-cache.npz
-    (1.4 GB); the cache is used as long as every file has the name and size it was made of.
+    The first load decodes the JPEG files (about a minute on one core) and caches the pixels in
+    tiny-imagenet-200/nft_ext-cache.npz (1.4 GB). The cache is valid while no file changes its name or size.
 
     Args:
         data_dir: the folder that holds tiny-imagenet-200.
-        size: side of the images, 32 (each pixel the mean of two by two; what `nft_ext.models` take) or 64 (as
-            published). In memory, as float32: 1.4 GB at 32, 5.4 GB at 64.
+        size: side of the images: 32 (means of two by two pixels, for `nft_ext.models`) or 64 (as published). They take
+            1.4 GB or 5.4 GB of memory.
 
     Raises:
-        ValueError: size is neither, a text file does not hold what it should, an image is damaged or of another size.
+        ValueError: size is neither 32 nor 64, a text file has other content, or an image is damaged or of another size.
         FileNotFoundError: a file is missing.
-        ImportError: no Pillow, where images have to be decoded.
+        ImportError: the images must be decoded and Pillow is not installed.
     """
     if integer("size", size, 1) not in (IMAGE_SIZE, SIDE):
         fail("size", f"must be {IMAGE_SIZE} or {SIDE}", size)
@@ -80,11 +80,11 @@ def load(data_dir: Path, size: int = IMAGE_SIZE) -> tuple[ImageSet, ImageSet]:
         images = torch.empty(len(pixels), 3, size, size)
         write_inputs(images, pixels, 255.0, MEAN, STD)
         sets.append(ImageSet(f"tinyimagenet/{split}", images, torch.from_numpy(labels), TREE.classes, MEAN, STD))
-    return tuple(sets)
+    return sets[0], sets[1]
 
 
 def present(data_dir: Path) -> bool:
-    """Whether the tree in `data_dir` has all its files (their content is not looked at)."""
+    """Whether `data_dir` has all files of the data set. The images are not opened."""
     try:
         _fingerprint(data_dir / FOLDER, _files(data_dir / FOLDER, ""), "")
     except (FileNotFoundError, ValueError):
@@ -93,7 +93,7 @@ def present(data_dir: Path) -> bool:
 
 
 def _files(root: Path, remedy: str) -> dict[str, list[tuple[str, int]]]:
-    """(path below `root`, class) of every image of "train" and "test", as the text files and the layout say."""
+    """(path relative to `root`, class) of every image of "train" and "test", from the text files."""
     what = f"the list of Tiny ImageNet's classes ({TREE.classes} different words)"
     wnids = _lines(root / "wnids.txt", what, remedy)
     if len(set(wnids)) != TREE.classes or len(wnids) != TREE.classes or not all(w.isalnum() for w in wnids):
@@ -128,7 +128,7 @@ def _lines(path: Path, what: str, remedy: str) -> list[str]:
 
 
 def _fingerprint(root: Path, files: dict[str, list[tuple[str, int]]], remedy: str) -> str:
-    """A hash of every image's name, class and size in bytes; finds out which image is missing."""
+    """A hash over name, class and size in bytes of every image. Refuses a missing image."""
     digest = hashlib.sha256(b"nft_ext tinyimagenet 1\n")
     for split, entries in files.items():
         for name, label in entries:
@@ -154,7 +154,7 @@ def _decode(root: Path, files: dict[str, list[tuple[str, int]]], remedy: str) ->
                 what = f"a JPEG image of {SIDE}x{SIDE} pixels"
                 try:
                     with Image.open(root / name, formats=["JPEG"]) as image:
-                        if image.size != (SIDE, SIDE):  # known from the header: no other size is decoded
+                        if image.size != (SIDE, SIDE):  # known from the header, before decoding
                             bad_file(root / name, what, f"{image.size[0]}x{image.size[1]}", remedy)
                         pixels[k] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
                 except (OSError, SyntaxError) as error:

@@ -1,4 +1,4 @@
-"""The same data sets from torchvision, where that is installed and has them in files of its own. Never required."""
+"""The same data sets read by torchvision, if it is installed. Never required."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _KNOWN = {
 
 
 def from_torchvision(dataset: Any, split: str = "train") -> ImageSet:
-    """A torchvision MNIST, CIFAR10 or CIFAR100 as `nft_ext.data.load` would give it; its own transforms play no part.
+    """A torchvision MNIST, CIFAR10 or CIFAR100 as `nft_ext.data.load` gives it. Its transforms are ignored.
 
     Args:
         dataset: holds `.data`, uint8 [n, H, W] or [n, H, W, 3], and `.targets` [n].
         split: "train" or "test", for the name.
 
     Raises:
-        TypeError: another kind of data set.
-        ValueError: its pixels or labels are not what that data set has.
+        TypeError: dataset is of another class.
+        ValueError: its pixels or labels do not fit the class.
     """
     kinds = {kind: name for name, (kind, *_) in _KNOWN.items()}
     name = kinds.get(type(dataset).__name__)
@@ -51,12 +51,12 @@ def from_torchvision(dataset: Any, split: str = "train") -> ImageSet:
 
 
 def load_torchvision(name: str, folder: Path) -> tuple[ImageSet, ImageSet] | None:
-    """(train, test) as torchvision finds them in `folder`; None without torchvision, or where it finds nothing."""
+    """(train, test) that torchvision finds in `folder`. None if it finds nothing or is not installed."""
     if name not in _KNOWN:
         return None
     try:
-        from torchvision import datasets
-    # Beside a torch of another build it fails with a RuntimeError or an OSError, not an ImportError.
+        from torchvision import datasets  # pyright: ignore[reportMissingImports]  # optional
+    # With a torch of another build the import raises RuntimeError or OSError, not ImportError.
     except Exception:
         return None
     kind = getattr(datasets, _KNOWN[name][0])

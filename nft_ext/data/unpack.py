@@ -1,4 +1,4 @@
-"""Unpacking a downloaded archive: only the files that are expected, all or none, nowhere but below one folder."""
+"""Unpacks a downloaded archive: only expected files, all or none, only into one folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from nft_ext._common.checks import fail
 from nft_ext._common.progress import Progress
@@ -20,18 +20,21 @@ from nft_ext._common.progress import Progress
 def unpack(
     archive: Path, folder: Path, wanted: Callable[[str, int], bool], count: int, progress: bool | None = None
 ) -> None:
-    """Unpacks the wanted members of a .tar.gz or .zip into `folder`; all others are passed over.
+    """Unpacks the wanted members of a .tar.gz or .zip into `folder` and skips the others.
 
-    They are unpacked aside and moved to their places when all are there.
+    The members go into a temporary folder first. They are moved when all are complete. Names that could leave `folder`
+    (absolute, with ".." or a backslash) are skipped.
 
     Args:
-        wanted: says of a member's name and size in bytes whether it is one. It is asked about regular files only, and
-            never about a name that is absolute, holds ".." or a backslash: those cannot leave `folder`.
-        count: how many there are.
+        archive: the file.
+        folder: an existing folder.
+        wanted: says whether to unpack a regular file, from its name and its size in bytes.
+        count: number of wanted members.
+        progress: True: show progress. None: on a terminal only. False: never.
 
     Raises:
-        ValueError: a damaged archive, one with fewer or more wanted members, or with one of them twice.
-        OSError: the folder is not writable, the disk is full.
+        ValueError: the archive is damaged, has more or fewer wanted members, or has one of them twice.
+        OSError: the folder is not writable, or the disk is full.
     """
     aside = Path(tempfile.mkdtemp(dir=folder, prefix=f".{archive.name}."))
     try:
@@ -54,7 +57,7 @@ def unpack(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(aside / name, folder / name)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        fail(str(archive), "must be a whole archive", str(error))
+        fail(str(archive), "must be a complete archive", str(error))
     finally:
         shutil.rmtree(aside)
 
@@ -69,9 +72,13 @@ Member = tuple[str, int, Callable[[], IO[bytes]]]
 
 @contextmanager
 def _tar_members(archive: Path) -> Iterator[Iterator[Member]]:
-    """(name, size, opener) of the regular files; links and devices are none."""
+    """(name, size, opener) of the regular files, without links and devices."""
     with tarfile.open(archive, "r:*") as file:
-        yield ((m.name.removeprefix("./"), m.size, lambda m=m: file.extractfile(m)) for m in file if m.isreg())
+        yield (
+            (m.name.removeprefix("./"), m.size, lambda m=m: cast(IO[bytes], file.extractfile(m)))
+            for m in file
+            if m.isreg()
+        )
 
 
 @contextmanager

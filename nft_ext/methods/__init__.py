@@ -1,8 +1,8 @@
-"""Training methods: vanilla, noise injection, censored noise, CorrectNet's regularizer, Negative Feedback Training
-(OVF, IRS) and its control.
+"""Training methods: vanilla, noise injection, censored noise, CorrectNet, Negative Feedback Training (OVF, IRS) and its
+control.
 
-Each method is one small object, usable in anybody's own loop (see `Method`) and by `nft_ext.fit`.
-docs/reference/methods.md lists them with their equations, and shows how to add one.
+Each method is one small object, for your own loop (see `Method`) and for `nft_ext.fit`. docs/reference/methods.md
+lists them with their equations, and shows how to add one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nft_ext.methods.vanilla import Vanilla
 
 for _kind in (Vanilla, NoiseInjection, ScaledLogits, OVF, IRS, Censored, CorrectNet):
     register(_kind)
-NAMES = names()  # the built-in ones, in this order
+NAMES = names()  # the built-in methods, in this order
 
 __all__ = [
     "BETAS",

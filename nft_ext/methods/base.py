@@ -1,11 +1,11 @@
-"""What every training method offers: how a model is prepared, what a step's loss is, what remains at the end."""
+"""The base class of training methods: prepare a model, compute the loss of a step, return the plain model."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -15,34 +15,37 @@ from nft_ext.nn.conversion import convert, restore
 
 
 class Method(ABC):
-    """A training method; subclasses are frozen dataclasses whose fields are its options.
+    """A training method. Subclasses are frozen dataclasses; their fields are the method's options.
 
-    In anybody's own loop:
+    In your own loop:
 
         prepared = method.prepare(model, nvm)
         loss = method.loss(prepared, x, target); loss.backward(); optimizer.step()
         plain = method.finish(prepared)
 
     Attributes:
-        name: the method's name, as `methods.build` takes it.
-        sigma: the device sigma trained (and selected) at, in the device model's own convention; None: trained
-            without noise.
+        name: the method's name, for `methods.build`.
+        sigma: device sigma of training and validation, in the unit of the device model. None: training without noise.
     """
 
     name: ClassVar[str]
-    sigma: float | None
+    # Any, because each subclass narrows it: float, None or a property.
+    sigma: Any
 
     def config(self) -> dict[str, Any]:
-        """The name and every option, JSON-able; `methods.build(**config)` makes the method again."""
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        """The name and every option, JSON-able. `methods.build(**config)` rebuilds the method."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self))}
         return {"name": self.name} | {k: v.config() if isinstance(v, Method) else v for k, v in options.items()}
 
     def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> nn.Module:
-        """A copy of the plain `model`, ready for `loss`: every layer noisy at the method's sigma.
+        """A copy of the plain `model` with noisy layers at the method's sigma, for `loss`.
 
         Args:
-            model: a plain module, `[B, C, H, W] -> [B, classes]`; not changed.
-            nvm: the device model, its sigma replaced by the method's; None: `NVMDevice()`.
+            model: a plain module, `[B, C, H, W] -> [B, classes]`. It stays unchanged.
+            nvm: the device model; its sigma is replaced by the method's. None: `NVMDevice()`.
+
+        Returns:
+            The prepared model. Without a sigma it is a plain copy.
         """
         if self.sigma is None:
             return copy.deepcopy(model)
@@ -53,23 +56,23 @@ class Method(ABC):
         """The scalar loss of one step.
 
         Args:
-            model: what `prepare` gave.
-            x: `[B, C, H, W]`.
+            model: the prepared model.
+            x: `[B, C, H, W]`, a batch of images.
             target: `[B]`, int64 labels.
         """
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """A plain copy of the prepared model: no noise, no helpers, the state_dict keys of the plain model."""
+        """A plain copy of the prepared model, with the state_dict keys of the original model."""
         return copy.deepcopy(model) if self.sigma is None else restore(model)
 
     def backbone(self, model: nn.Module) -> nn.Module:
-        """The part of the prepared model that `finish` keeps; not a copy."""
+        """The part of the prepared model that `finish` copies. This is not a copy."""
         return model
 
     def control(self, model: nn.Module | None = None) -> Method:
-        """See `methods.control_of`, which also says when `model` is needed.
+        """See `methods.control_of`.
 
         Raises:
-            ValueError: a method without feedback.
+            ValueError: the method has no feedback.
         """
         fail("method", "must have feedback (ovf, irs) to have a control", self.name)

@@ -1,4 +1,4 @@
-"""Keeping BatchNorm's running statistics still during the feedback forwards."""
+"""Freezes BatchNorm's running statistics during the feedback forwards."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 @contextmanager
 def frozen_statistics(model: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Inside, normalisation layers in training mode use batch statistics but leave the running ones alone.
+    """Inside, normalisation layers in training mode use batch statistics and do not update the running statistics.
 
-    The evaluated network runs at the backbone's sigma; statistics gathered at a feedback's larger sigma would
-    describe other activations. Layers in eval mode are not touched.
+    Running statistics must describe the activations at the backbone's sigma, because the network is evaluated there.
+    Layers in eval mode do not change.
     """
     tracking = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
     for module in tracking if enabled else ():

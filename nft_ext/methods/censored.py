@@ -1,6 +1,6 @@
-"""Censored Gaussian injection: training noise whose upper, lower or both tails are cut off.
+"""Censored Gaussian noise injection: training noise with the upper tail, the lower tail or both cut off.
 
-The right-censored kind is that of Yan et al., "Improving Realistic Worst-Case Performance of NVCiM DNN Accelerators
+Right-censored noise is from Yan et al., "Improving Realistic Worst-Case Performance of NVCiM DNN Accelerators
 through Training with Right-Censored Gaussian Noise", ICCAD 2023.
 """
 
@@ -26,23 +26,25 @@ SIDES = ("right", "left", "both")
 
 @dataclass(frozen=True)
 class Censored(Method):
-    """Cross-entropy of one forward a step with `W_d + dW`, `dW = max|W| * sigma * min(z, c)`, z ~ N(0, 1) a weight.
+    """Cross-entropy of one forward per step with `W_d + dW`, `dW = max|W| * sigma * min(z, c)`.
 
-    The noise is on the signed weight, after quantization, and one normal a weight: plain PyTorch on a z drawn by
-    the compiled sampler. Selection and evaluation run on the ordinary chips of the device model. dW is in units of
-    max|W|, whereas a device's sigma is in its own convention: at 8-bit weights on 2-bit devices, relative to the
-    maximal conductance, chips have a std of 0.7776 sigma max|W|, so `noise_sigma=0.7776 * sigma` trains at theirs.
+    z ~ N(0, 1) is one normal per weight. The noise is added to the signed weight after quantization. Validation and
+    evaluation use ordinary chips of the device model.
+
+    dW is in units of max|W|, but a device's sigma is in the unit of its `relative_to`. For 8-bit weights on 2-bit
+    devices and `relative_to="max"`, chips have a standard deviation of 0.7776 sigma max|W|. Set
+    `noise_sigma=0.7776 * sigma` to train at this deviation.
 
     Args:
-        sigma: device sigma selected at, in the device model's convention, and the sigma of dW unless `noise_sigma`
-            is given.
-        c: where z is cut, in standard deviations. 1 is our choice; it is a value to be searched for.
+        sigma: device sigma of the validation, in the unit of the device model. Also the sigma of dW if `noise_sigma`
+            is None.
+        c: cut of z, in standard deviations. The default 1 is our choice; search for the best value.
         side: "right": min(z, c); "left": max(z, -c); "both": min(max(z, -c), c).
-        mean_corrected: subtract the mean that cutting leaves, `E[min(z, c)] * sigma * max|W|`.
+        mean_corrected: subtract the mean of the cut noise, `E[min(z, c)] * sigma * max|W|`.
         noise_sigma: sigma of dW; None: `sigma`.
 
     Raises:
-        ValueError: sigma or noise_sigma negative or not finite, c not positive, an unknown side.
+        ValueError: sigma or noise_sigma is negative or not finite, c is not positive, or side is unknown.
     """
 
     name: ClassVar[str] = "censored"
@@ -62,7 +64,10 @@ class Censored(Method):
             number("noise_sigma", self.noise_sigma, low=0.0)
 
     def mean(self) -> float:
-        """Mean of the cut z: right `c Q(c) - phi(c)` (phi density, Q upper tail), left its negative, both 0."""
+        """Mean of the cut z.
+
+        For "right" it is `c Q(c) - phi(c)`, phi the density and Q the upper tail. "left": its negative. "both": 0.
+        """
         density = math.exp(-0.5 * self.c**2) / math.sqrt(2.0 * math.pi)
         tail = 0.5 * math.erfc(self.c / math.sqrt(2.0))
         return {"right": 1.0, "left": -1.0, "both": 0.0}[self.side] * (self.c * tail - density)
@@ -75,7 +80,7 @@ class Censored(Method):
         return sigma * (cut - self.mean() if self.mean_corrected else cut)
 
     def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> nn.Module:
-        """A noisy copy of `model`, each layer able to run with the cut noise."""
+        """A noisy copy of `model` whose layers can inject the cut noise."""
         return with_injection(super().prepare(model, nvm), self.noise)
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""The control: noise injection with the logits scaled as feedback training scales them, and no feedback.
+"""The control of feedback training: noise injection with the same logit factor, but no feedback.
 
-The factor a_b = 1/(N+1) of Eq. 1-3 is a temperature inside the cross-entropy, and by itself changes the
-accuracy under noise and the EKL a great deal. A gain over plain noise injection therefore says nothing about
-feedback; a gain over this control does.
+The factor a_b = 1/(N+1) of Eq. 1-3 acts as a temperature of the cross-entropy. It changes accuracy under noise and EKL
+a lot by itself. So only a gain over this control, not over plain noise injection, shows an effect of the feedback.
 """
 
 from __future__ import annotations
@@ -19,16 +18,19 @@ from nft_ext.methods.base import Method
 
 
 def control_of(method: Method, model: nn.Module | None = None) -> Method:
-    """The control of a method with feedback: the same sigma and logit factor `a_b`, beta = 0, no feedback forwards.
+    """The control of a method with feedback: same sigma and logit factor `a_b`, but no feedback (beta = 0).
 
-    To be trained from the same weights, with the same seed, epochs and learning rate.
+    Train it from the same weights with the same seed, epochs and learning rate.
 
     Args:
-        method: OVF or IRS, or CorrectNet around one (its control keeps the regularizer).
-        model: the plain model; needed where N follows from it (IRS with neither points nor feedbacks).
+        method: OVF or IRS, or CorrectNet around one. CorrectNet's control keeps the regularizer.
+        model: the plain model. IRS without points and feedbacks needs it to find N.
+
+    Returns:
+        The control, a method.
 
     Raises:
-        ValueError: a method without feedback; IRS whose N is not known without the model.
+        ValueError: the method has no feedback, or IRS needs `model` to find N.
     """
     return method.control(model)
 
@@ -38,12 +40,12 @@ class ScaledLogits(Method):
     """Noise injection on `O = a_b * O_backbone`: OVF or IRS with N feedbacks at beta = 0 (Eq. 1-3).
 
     Args:
-        sigma: device sigma, in the device model's convention.
-        feedbacks: N of the method this is the control of.
-        a_b: its factor on the backbone's logits; None: `1/(N+1)`.
+        sigma: device sigma, in the unit of the device model.
+        feedbacks: N of the method with feedback.
+        a_b: factor on the backbone's logits; None: `1/(N+1)`.
 
     Raises:
-        ValueError: sigma negative or not finite, feedbacks < 1, a_b not positive.
+        ValueError: sigma is negative or not finite, feedbacks < 1, or a_b is not positive.
     """
 
     name: ClassVar[str] = "control"

@@ -1,4 +1,4 @@
-"""CorrectNet's regularizer (arXiv 2211.14917): matrices close to orthogonal, so that no direction amplifies errors."""
+"""CorrectNet's regularizer (arXiv 2211.14917): it keeps weight matrices near orthogonal, so they amplify no errors."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ def orthogonality(weight: Tensor, diagonal: float) -> Tensor:
     """`sum ||W^T W - lambda I||_F^2` over the matrices W of a weight, a scalar.
 
     Args:
-        weight: [out, in / groups, kh, kw], each kernel [kh, kw] a matrix of its own; or [out, in], one matrix.
+        weight: [out, in / groups, kh, kw] (one matrix per kernel [kh, kw]), or [out, in] (one matrix).
         diagonal: lambda.
+
+    Returns:
+        The penalty, in float32 under any autocast.
     """
-    with torch.autocast(weight.device.type, enabled=False):  # the products in float32 whatever the model's precision
+    with torch.autocast(weight.device.type, enabled=False):
         matrices = weight.flatten(0, 1) if weight.dim() == 4 else weight.unsqueeze(0)  # [n, rows, columns]
         count, rows, columns = matrices.shape
-        # W W^T has the eigenvalues of W^T W but for zeros, each of which adds lambda^2: take the smaller of the two.
+        # W W^T and W^T W share their nonzero eigenvalues, and each zero adds lambda^2: compute the smaller matrix.
         gram = matrices.mT @ matrices if columns <= rows else matrices @ matrices.mT
         gram = gram - diagonal * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         return gram.square().sum() + count * max(0, columns - rows) * diagonal**2
@@ -36,20 +39,20 @@ def orthogonality(weight: Tensor, diagonal: float) -> Tensor:
 class CorrectNet(Method):
     """The loss of another method plus `strength * sum ||W^T W - lambda I||_F^2` over convolutions and linear layers.
 
-    The noise-free weights are regularized. The sum is over every kernel, so the loss itself is large (thousands of
-    nats) and says little: read validation figures instead.
+    The penalty uses the noise-free weights. It sums over every kernel, so the training loss is large (thousands of
+    nats). Judge a training by its validation figures.
 
     Args:
-        base: the method that is regularized: an object, its name where it needs no options, or its `config()`.
-        strength: beta of the formula; CorrectNet's 5e-4.
-        diagonal: lambda of the formula; CorrectNet's 1.
+        base: the regularized method: an object, its `config()`, or its name if it needs no options.
+        strength: the paper's beta; 5e-4 as there.
+        diagonal: the paper's lambda; 1 as there.
 
     Raises:
-        ValueError: strength or diagonal negative or not finite, a base that is no method.
+        ValueError: strength or diagonal is negative or not finite, or base is not a method.
     """
 
     name: ClassVar[str] = "correctnet"
-    base: Method | Mapping[str, Any] | str = Vanilla()
+    base: Method | Mapping[str, Any] | str = Vanilla()  # noqa: RUF009 (frozen, so it may be shared)
     strength: float = 5e-4
     diagonal: float = 1.0
 
@@ -64,37 +67,44 @@ class CorrectNet(Method):
         object.__setattr__(self, "base", base)
 
     @property
-    def sigma(self) -> float | None:  # type: ignore[override]
-        """The base's."""
-        return self.base.sigma
+    def _method(self) -> Method:
+        """The base as a method object."""
+        assert isinstance(self.base, Method), "made so in __post_init__"
+        return self.base
+
+    @property
+    def sigma(self) -> float | None:
+        """The base's sigma."""
+        return self._method.sigma
 
     def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> nn.Module:
-        """As the base prepares it."""
-        return self.base.prepare(model, nvm)
+        """The model that the base prepares."""
+        return self._method.prepare(model, nvm)
 
     def penalty(self, model: nn.Module) -> Tensor:
-        """`sum ||W^T W - lambda I||_F^2` over the part of a prepared model that stays, a scalar.
+        """`sum ||W^T W - lambda I||_F^2` over the backbone of a prepared model, a scalar.
 
         Raises:
-            ValueError: no convolution and no linear layer.
+            ValueError: the model has no convolution and no linear layer.
         """
-        layers = [m for m in self.base.backbone(model).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        layers = [m for m in self._method.backbone(model).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         if not layers:
             fail("model", "must hold a Conv2d or Linear for correctnet to regularize", type(model).__name__)
-        return sum(orthogonality(layer.weight, self.diagonal) for layer in layers)
+        first, *others = (orthogonality(layer.weight, self.diagonal) for layer in layers)
+        return sum(others, start=first)
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """The base's loss plus the regularizer, a scalar."""
-        return self.base.loss(model, x, target) + self.strength * self.penalty(model)
+        return self._method.loss(model, x, target) + self.strength * self.penalty(model)
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """As the base finishes it."""
-        return self.base.finish(model)
+        """The plain model that the base returns."""
+        return self._method.finish(model)
 
     def backbone(self, model: nn.Module) -> nn.Module:
-        """The base's."""
-        return self.base.backbone(model)
+        """The base's backbone."""
+        return self._method.backbone(model)
 
     def control(self, model: nn.Module | None = None) -> Method:
-        """The regularizer around the base's control."""
-        return replace(self, base=self.base.control(model))
+        """CorrectNet around the base's control."""
+        return replace(self, base=self._method.control(model))

@@ -1,13 +1,14 @@
-"""Noisy layers that can compute with weight noise of a method's own, in plain PyTorch, in place of the device's.
+"""Noisy layers that can use a method's own weight noise instead of the device's, in plain PyTorch.
 
-While a loss is taken inside `injecting`, such a layer uses `W_d + max|W| * noise(z)`; everywhere else (selection,
-evaluation) it is the ordinary noisy layer it derives from.
+Inside `injecting`, such a layer computes with `W_d + max|W| * noise(z)`. Elsewhere, as in validation and evaluation, it
+is an ordinary noisy layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,10 @@ from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
 from nft_ext.ops.functional import program_weights
 from nft_ext.ops.keys import fresh_key
 
-# Noise in units of max|W| from standard normals: z [*weight.shape] -> [*weight.shape].
+# Standard normals z [*weight.shape] -> noise in units of max|W| [*weight.shape].
 Noise = Callable[[Tensor], Tensor]
 
-_NORMAL = NVMDevice(weight_bits=1, device_bits=1, sigma=1.0, relative_to="spacing")  # programs 1 to 1 + z
+_NORMAL = NVMDevice(weight_bits=1, device_bits=1, sigma=1.0, relative_to="spacing")  # programs a weight of 1 to 1 + z
 
 
 class _Injected(NoisyLayer):
@@ -30,16 +31,16 @@ class _Injected(NoisyLayer):
     injecting = False
 
     def injected_weight(self) -> Tensor:
-        """`W_d + max|W| * noise(z)`, [*weight.shape], z from the key in force; gradients pass straight through to W.
+        """`W_d + max|W| * noise(z)`, [*weight.shape], with z from the layer's key. Its gradient is W's.
 
         Raises:
-            ValueError: several chips in one pass.
+            ValueError: the key holds several chips.
         """
         weight, key = self.weight, self._key
         if key is None:
             key = fresh_key(weight)
         if key.shape[0] != 1:
-            fail("key", "must hold one chip where a method injects noise of its own", list(key.shape))
+            fail("key", "must hold one chip, because the method injects its own noise", list(key.shape))
         with torch.no_grad():
             z = program_weights(torch.ones_like(weight), _NORMAL, stream=self.stream, key=key)[0] - 1.0
             target = program_weights(weight, self.nvm, stream=self.stream, key=key, enabled=False)[0]
@@ -48,7 +49,7 @@ class _Injected(NoisyLayer):
 
 
 class InjectedConv2d(_Injected, NoisyConv2d):
-    """NoisyConv2d, see the module."""
+    """NoisyConv2d that can inject noise."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.injecting and self.noise_enabled):
@@ -57,7 +58,7 @@ class InjectedConv2d(_Injected, NoisyConv2d):
 
 
 class InjectedLinear(_Injected, NoisyLinear):
-    """NoisyLinear, see the module."""
+    """NoisyLinear that can inject noise."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.injecting and self.noise_enabled):
@@ -70,15 +71,15 @@ _ORDINARY = {injected: ordinary for ordinary, injected in _INJECTED.items()}
 
 
 def with_injection(model: nn.Module, noise: Noise) -> nn.Module:
-    """`model` itself, its noisy layers able to inject `noise`."""
+    """`model` itself. Its noisy layers can now inject `noise`."""
     for layer in noisy_layers(model).values():
         layer.__class__ = _INJECTED[type(layer)]
-        layer.noise = noise
+        cast(_Injected, layer).noise = noise
     return model
 
 
 def without_injection(model: nn.Module) -> nn.Module:
-    """`model` itself, its layers ordinary noisy ones again."""
+    """`model` itself, with ordinary noisy layers again."""
     for layer in _injected_layers(model):
         del layer.noise
         layer.__class__ = _ORDINARY[type(layer)]
@@ -87,7 +88,7 @@ def without_injection(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def injecting(model: nn.Module) -> Iterator[None]:
-    """Inside, forwards run with the injected noise."""
+    """Inside, forwards use the injected noise."""
     layers = _injected_layers(model)
     for layer in layers:
         layer.injecting = True

@@ -1,11 +1,11 @@
-"""IRS, intermediate representation snapshots: classifiers on intermediate features are the negative feedback."""
+"""IRS, intermediate representation snapshots: classifiers on intermediate features give the negative feedback."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -32,23 +32,23 @@ class IRS(Method):
     """Cross-entropy of Eq. 1-3 with `Out_n` a classifier on the n-th snapshot, shallowest first.
 
     Args:
-        sigma: device sigma, in the device model's convention.
+        sigma: device sigma, in the unit of the device model.
         beta: weight of the feedback.
-        points: module names whose 4-D outputs are tapped, shallowest first, each alone (pooled to 4) or with its pooled
-            size (None: the largest that gives a classifier at most 2304 inputs); None: found in the model, see
-            `methods.snapshot_points_of`.
-        gammas: feedback weights: None for `gamma_n = 10^(1-n)`, the shallowest weighs most; a number in place of 10; a
-            callable gamma(n, N), with feedbacks or points given; or gamma_1 .. gamma_N.
-        noisy_classifiers: the classifiers' weights sit on devices too; False: plain float classifiers (an ablation).
-        input_shape: (C, H, W) of an image; None: (channels of the first convolution, 32, 32). Only the sizes
-            of the classifiers are read from it.
-        feedbacks: N, where the points are found in the model: so many of them; None: its default set.
-        reversed_decay: gamma_N .. gamma_1 in place of gamma_1 .. gamma_N (an ablation): the deepest weighs most.
+        points: names of the tapped modules, shallowest first. Each has a 4-D output, pooled to 4 x 4. A pair (name,
+            size) sets the pooled size; size None: the largest with at most 2304 classifier inputs. None: the model's
+            own points, see `methods.snapshot_points_of`.
+        gammas: feedback weights. None: `gamma_n = 10^(1-n)`, the shallowest weighs most. A number replaces 10. Or a
+            callable gamma(n, N), with feedbacks or points given. Or the list gamma_1 .. gamma_N.
+        noisy_classifiers: True: the classifiers' weights sit on devices, too. False: plain classifiers (an ablation).
+        input_shape: (C, H, W) of an image, used only to find the classifiers' sizes. None: (channels of the first
+            convolution, 32, 32).
+        feedbacks: N, the number of the model's own points to use. None: its default points.
+        reversed_decay: use gamma_N .. gamma_1, so the deepest weighs most (an ablation).
         a_b, a_f: shares of backbone and feedback in Eq. 1-3; None: `1/(N+1)`.
 
     Raises:
-        ValueError: sigma, beta or a gamma negative or not finite, feedbacks < 1, a_b not positive, a_f negative; from
-            `prepare` also unknown or unfit snapshot points and gammas not N long.
+        ValueError: sigma, beta or a gamma is negative or not finite, feedbacks < 1, a_b is not positive, or a_f is
+            negative. `prepare` also refuses unsuitable snapshot points and gammas that are not N long.
     """
 
     name: ClassVar[str] = "irs"
@@ -83,18 +83,23 @@ class IRS(Method):
         """See `methods.control_of`.
 
         Raises:
-            ValueError: the number of feedbacks is not known without `model`.
+            ValueError: N follows from the model, and `model` is None.
         """
-        if self.points is None and self.feedbacks is None and model is None:
-            fail("model", "must be given to the control of an irs with neither points nor feedbacks", model)
-        feedbacks = len(self._points(model)) if self.feedbacks is None else self.feedbacks
+        if self.feedbacks is not None:
+            feedbacks = self.feedbacks
+        elif self.points is not None:
+            feedbacks = len(self.points)
+        elif model is not None:
+            feedbacks = len(self._points(model))
+        else:
+            fail("model", "must be given to the control of an irs without points and feedbacks", model)
         return ScaledLogits(self.sigma, feedbacks, self.a_b)
 
     def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> SnapshotModel:
-        """The noisy copy of `model` with one classifier a snapshot point, newly drawn from torch's generator.
+        """A noisy copy of `model` with one new classifier per snapshot point, drawn from torch's generator.
 
-        Backbone layers keep the streams they have in the plain model; the classifiers are converted as
-        `snapshots.0.fc1`, ..., so no two layers share a stream.
+        The backbone's layers keep the random streams of the plain model. The classifiers are named `snapshots.0.fc1`
+        and so on, so no two layers share a stream.
         """
         points = self._points(model)
         self._weights(len(points))
@@ -102,26 +107,27 @@ class IRS(Method):
         names, classifiers = build_classifiers(copy.deepcopy(model), points, self.input_shape, by_depth=found)
         nvm = (nvm or NVMDevice()).replace(sigma=self.sigma)
         if self.noisy_classifiers:
-            classifiers = convert(nn.ModuleDict({"snapshots": classifiers}), nvm)["snapshots"]
+            holder = convert(nn.ModuleDict({"snapshots": classifiers}), nvm)
+            classifiers = cast(nn.ModuleList, holder.get_submodule("snapshots"))
         return SnapshotModel(convert(model, nvm), names, classifiers)
 
-    def _points(self, model: nn.Module | None) -> Sequence[Point]:
-        return snapshot_points_of(model, self.feedbacks) if self.points is None else self.points
+    def _points(self, model: nn.Module) -> Sequence[Point]:
+        return snapshot_points_of(model, self.feedbacks) if self.points is None else checked_points(self.points)
 
     def _weights(self, feedbacks: int) -> tuple[float, ...]:
-        checked_gammas(self.gammas, feedbacks)
-        return feedback_weights(self.gammas, feedbacks, gammas_shallowest_first_in_weight, self.reversed_decay)
+        gammas = checked_gammas(self.gammas, feedbacks)
+        return feedback_weights(gammas, feedbacks, gammas_shallowest_first_in_weight, self.reversed_decay)
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of the total output of one forward and its snapshots, a scalar."""
+        """Cross-entropy of the total output of one forward with its snapshots, a scalar."""
         backbone, feedbacks = model(x, feedback=True)
         output = total_output(backbone, feedbacks, self.beta, self._weights(len(feedbacks)), self.a_b, self.a_f)
         return cross_entropy(output, target)
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """The plain backbone alone; snapshots and classifiers are gone."""
-        return remove_taps(restore(model.backbone))
+        """The plain backbone, without snapshots and classifiers."""
+        return remove_taps(restore(self.backbone(model)))
 
     def backbone(self, model: nn.Module) -> nn.Module:
-        """The backbone in the prepared model, also where a wrapper (DistributedDataParallel) stands around that."""
+        """The backbone of the prepared model, also inside a wrapper such as DistributedDataParallel."""
         return next(m for m in model.modules() if isinstance(m, SnapshotModel)).backbone

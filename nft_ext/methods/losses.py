@@ -1,7 +1,7 @@
-"""The total output of Negative Feedback Training (Eq. 1-3) and its schedules of feedback weights.
+"""The total output of Negative Feedback Training (Eq. 1-3 of arXiv 2305.14561) and its feedback weights.
 
-The feedback outputs are subtracted from the backbone's before the softmax, so a step that would make the
-(noisier, or shallower) feedback outputs confident is damped: the feedback is negative.
+The noisier or shallower feedback outputs are subtracted from the backbone's logits before the softmax. This damps
+steps that would make the feedback outputs confident.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nft_ext._common.checks import boolean, fail, number
 
-# None: powers of 10; a number: powers of it; gamma(n, N); or gamma_1 .. gamma_N themselves.
+# None: powers of 10. A number: powers of it. Or gamma(n, N), or the list gamma_1 .. gamma_N.
 Gammas = None | float | Callable[[int, int], float] | Sequence[float]
 
 
@@ -32,12 +32,12 @@ def total_output(
     Args:
         backbone: `[B, classes]`, the backbone's logits.
         feedbacks: N >= 1 tensors `[B, classes]`, `Out_1 .. Out_N`.
-        beta: weight of all the feedback.
+        beta: weight of the sum of all feedback.
         gammas: N weights, `gamma_1 .. gamma_N`.
         a_b, a_f: shares of backbone and feedback; None: `1/(N+1)`, the paper's.
 
     Returns:
-        `[B, classes]`, the logits the cross-entropy is taken on.
+        `[B, classes]`, the logits for the cross-entropy.
     """
     share = 1.0 / (len(feedbacks) + 1)
     feedback = torch.zeros_like(backbone)
@@ -57,33 +57,34 @@ def gammas_shallowest_first_in_weight(feedbacks: int, base: float = 10.0) -> tup
 
 
 def checked_gammas(gammas: Gammas, feedbacks: int | None = None) -> float | tuple[float, ...] | None:
-    """`gammas` as a method keeps it, JSON-able: None, the base of the powers, or gamma_1 .. gamma_N.
+    """`gammas` in JSON-able form: None, the base of the powers, or gamma_1 .. gamma_N.
 
     Args:
-        gammas: as the methods take it; a callable is asked at once, so it needs N.
-        feedbacks: N where it is known already.
+        gammas: the option of a method. A callable is called at once, so it needs N.
+        feedbacks: N, None if not known yet.
 
     Raises:
-        ValueError: empty, not N long, a weight negative or not finite, a base that is not > 0, a callable without N.
+        ValueError: gammas are empty or not N long, a weight is negative or not finite, a base is not > 0, or a
+            callable comes without N.
     """
     if gammas is None:
         return None
     if isinstance(gammas, numbers.Real):
         base = number("gammas", gammas)
         if base <= 0.0:
-            fail("gammas", "must be > 0 where it is one number, the base of the powers", base)
+            fail("gammas", "must be > 0 as a single number, the base of the powers", base)
         return base
     if callable(gammas):
         if feedbacks is None:
-            fail("gammas", "must come with N (feedbacks or points) where it is a callable", "neither")
+            fail("gammas", "must come with feedbacks or points if it is a callable", "neither")
         gammas = [gammas(n, feedbacks) for n in range(1, feedbacks + 1)]
     if not isinstance(gammas, Iterable):
         fail("gammas", "must be a number, a callable gamma(n, N), or a list", gammas)
     checked = tuple(number(f"gammas[{n}]", gamma, low=0.0) for n, gamma in enumerate(gammas))
     if not checked:
-        fail("gammas", "must hold one weight a feedback, at least one", gammas)
+        fail("gammas", "must hold one weight per feedback, at least one", gammas)
     if feedbacks is not None and len(checked) != feedbacks:
-        fail("gammas", f"must hold one weight a feedback, {feedbacks}", len(checked))
+        fail("gammas", f"must hold one weight per feedback, {feedbacks}", len(checked))
     return checked
 
 
@@ -93,10 +94,16 @@ def feedback_weights(
     schedule: Callable[..., tuple[float, ...]],
     reversed_decay: bool = False,
 ) -> tuple[float, ...]:
-    """`gamma_1 .. gamma_N` of a method: its own list or powers by its schedule, the other way round if asked for.
+    """`gamma_1 .. gamma_N` of a method.
+
+    Args:
+        gammas: from `checked_gammas`. None or a number is the base of `schedule`.
+        feedbacks: N.
+        schedule: maps (N, base) to the weights.
+        reversed_decay: reverse the weights.
 
     Raises:
-        ValueError: powers beyond the range of a float.
+        ValueError: a power exceeds the range of a float.
     """
     try:
         weights = gammas if isinstance(gammas, tuple) else schedule(feedbacks, 10.0 if gammas is None else gammas)
@@ -106,10 +113,10 @@ def feedback_weights(
 
 
 def check_feedback_options(method: Any) -> None:
-    """Refuses what OVF and IRS both refuse: sigma or beta negative, shares out of range, reversed_decay not a bool.
+    """Checks the options that OVF and IRS share: sigma, beta, a_b, a_f and reversed_decay.
 
     Raises:
-        ValueError: names the option.
+        ValueError: one of them is out of range.
     """
     number("sigma", method.sigma, low=0.0)
     number("beta", method.beta, low=0.0)

@@ -1,4 +1,4 @@
-"""Noise injection: every training forward runs on a freshly programmed chip."""
+"""Noise injection: every training forward runs on a new chip."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from nft_ext.methods.base import Method
 
 @dataclass(frozen=True)
 class NoiseInjection(Method):
-    """Cross-entropy of one noisy forward a step, a new chip each time.
+    """Cross-entropy of one noisy forward per step, each on a new chip.
 
     Args:
-        sigma: device sigma, in the device model's convention.
-        logit_scale: factor on the logits inside the cross-entropy, an inverse temperature. 1 is the usual
-            noise injection; see `ScaledLogits` for why it matters.
+        sigma: device sigma, in the unit of the device model.
+        logit_scale: factor on the logits in the cross-entropy, an inverse temperature. 1 is the usual noise injection.
 
     Raises:
-        ValueError: sigma negative or not finite, logit_scale not positive.
+        ValueError: sigma is negative or not finite, or logit_scale is not positive.
     """
 
     name: ClassVar[str] = "noise"

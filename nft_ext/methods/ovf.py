@@ -1,11 +1,11 @@
-"""OVF, oriented variational forward: the same weights, run again at larger sigma, are the negative feedback."""
+"""OVF, oriented variational forward: further forwards at larger sigma give the negative feedback."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -32,30 +32,28 @@ from nft_ext.ops.keys import fresh_key
 class OVF(Method):
     """Cross-entropy of Eq. 1-3 with `Out_n` a forward at `sigma_n = max(0, sigma + n * delta)`, n = 1..N.
 
-    Each of the N + 1 forwards runs on an independent chip, the larger sigma reaches every noisy layer, and
-    gradients flow through all of them. sigma_n does not accumulate over batches, as Algorithm 1 is printed.
+    Each of the N + 1 forwards runs on its own chip, and gradients flow through all of them. The larger sigma applies to
+    every noisy layer. Unlike the printed Algorithm 1, sigma_n starts anew in every batch.
 
     Args:
-        sigma: device sigma of the backbone's forward, in the device model's convention.
+        sigma: device sigma of the backbone's forward, in the unit of the device model.
         beta: weight of the feedback.
         feedbacks: N.
-        delta: step of sigma from one feedback to the next; negative: ever less noise (the ablation "reversed delta
-            sigma").
-        gammas: feedback weights: None for `gamma_n = 10^(n-N)`, the noisiest weighs most; a number in place of 10; a
-            callable gamma(n, N); or gamma_1 .. gamma_N.
-        feedback_updates_statistics: let the feedback forwards, too, move BatchNorm's running statistics, as
-            the published code does. Either way each forward normalises by the statistics of its own batch.
-        reversed_decay: gamma_N .. gamma_1 in place of gamma_1 .. gamma_N (an ablation): the noisiest weighs least.
+        delta: step of sigma from one feedback to the next. A negative delta lowers the noise (the ablation "reversed
+            delta sigma").
+        gammas: feedback weights. None: `gamma_n = 10^(n-N)`, the noisiest weighs most. A number replaces 10. Or a
+            callable gamma(n, N), or the list gamma_1 .. gamma_N.
+        feedback_updates_statistics: feedback forwards update BatchNorm's running statistics, too, as in the published
+            code. In any case, each forward normalises by the statistics of its own batch.
+        reversed_decay: use gamma_N .. gamma_1, so the noisiest weighs least (an ablation).
         a_b, a_f: shares of backbone and feedback in Eq. 1-3; None: `1/(N+1)`.
-        shared_z: the N + 1 forwards of a step take the same normals z, each scaled by its sigma: one chip, ever
-            noisier.
-        published_variant: sigma_n reaches the first and the last noisy layer only (stem and classifier), the others
-            stay at sigma: what the published code does to its ResNet-18, where the larger sigma is set on the model
-            object alone.
+        shared_z: all N + 1 forwards of a step use the same normals z, each scaled by its own sigma.
+        published_variant: only the first and the last noisy layer get sigma_n. The published code does this to its
+            ResNet-18, because it sets the larger sigma on the model object, not on the residual blocks.
 
     Raises:
-        ValueError: sigma, beta or a gamma negative or not finite, feedbacks < 1, gammas not N long, a_b not positive,
-            a_f negative.
+        ValueError: sigma, beta or a gamma is negative or not finite, feedbacks < 1, gammas are not N long, a_b is not
+            positive, or a_f is negative.
     """
 
     name: ClassVar[str] = "ovf"
@@ -81,15 +79,16 @@ class OVF(Method):
         self.weights()
 
     def sigmas(self) -> tuple[float, ...]:
-        """`sigma_1 .. sigma_N`, those of the feedback forwards."""
+        """`sigma_1 .. sigma_N` of the feedback forwards."""
         return tuple(max(0.0, self.sigma + n * self.delta) for n in range(1, self.feedbacks + 1))
 
     def weights(self) -> tuple[float, ...]:
-        """`gamma_1 .. gamma_N` in force."""
-        return feedback_weights(self.gammas, self.feedbacks, gammas_noisiest_first_in_weight, self.reversed_decay)
+        """`gamma_1 .. gamma_N`, after reversal if asked for."""
+        gammas = cast("float | tuple[float, ...] | None", self.gammas)  # __post_init__ made it so
+        return feedback_weights(gammas, self.feedbacks, gammas_noisiest_first_in_weight, self.reversed_decay)
 
     def control(self, model: nn.Module | None = None) -> ScaledLogits:
-        """See `methods.control_of`; the model is not needed."""
+        """See `methods.control_of`. `model` is not used."""
         return ScaledLogits(self.sigma, self.feedbacks, self.a_b)
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -102,7 +101,7 @@ class OVF(Method):
         return cross_entropy(output, target)
 
     def _chip(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        """With shared_z, one key of the training domain for all forwards of the step."""
+        """With shared_z, a context that gives all forwards of the step one key."""
         if not self.shared_z:
             return contextlib.nullcontext()
         first = next(iter(noisy_layers(model).values()))
@@ -114,7 +113,7 @@ class OVF(Method):
             layers = list(noisy_layers(model).values())
             reached = layers[:1] + layers[1:][-1:]
         with warnings.catch_warnings(), contextlib.ExitStack() as contexts:
-            # the feedback's sigma lies beyond the paper's range by design
+            # The feedback sigma exceeds the paper's range on purpose.
             warnings.filterwarnings("ignore", message="sigma: the paper's range")
             for module in reached:
                 contexts.enter_context(noise(module, sigma=sigma))

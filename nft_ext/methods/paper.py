@@ -1,10 +1,10 @@
-"""The feedback weights beta that the paper trained with, by network and data set."""
+"""The paper's feedback weights beta, by network and data set."""
 
 from __future__ import annotations
 
 from nft_ext._common.checks import one_of
 
-# arXiv 2305.14561: one beta a method, network and data set.
+# arXiv 2305.14561: one beta per method, network and data set.
 BETAS: dict[str, dict[str, float]] = {
     "ovf": {
         "vgg8-mnist": 1e-3,
@@ -29,7 +29,7 @@ def paper_beta(method: str, panel: str) -> float:
     """The paper's beta of "ovf" or "irs" for a panel "NETWORK-DATASET", for example "vgg8-mnist".
 
     Raises:
-        ValueError: an unknown method or panel (the near ones are given).
+        ValueError: the method or the panel is unknown. The message suggests near names.
     """
     betas = BETAS[one_of("method", method, BETAS)]
     return betas[one_of("panel", panel, betas)]

@@ -1,4 +1,4 @@
-"""IRS's snapshot points: which modules are tapped, by name or found in the model."""
+"""Snapshot points of IRS: the tapped modules, given by name or found in the model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import nn
 
 from nft_ext._common.checks import did_you_mean, fail, integer
 
-# (module name, side its output is pooled to; None: by its channels, see `side_for`)
+# (module name, side that its output is pooled to; None: `side_for` its channels)
 Point = tuple[str, int | None]
 
 DEFAULT_POOLED_SIZE = 4
-FEATURES = 2304  # what a classifier of the paper reads at most: 64*6*6, 128*4*4, 256*3*3
+FEATURES = 2304  # most inputs of the paper's classifiers: 64*6*6, 128*4*4, 256*3*3
 
-# A stem's last module: the first of these names that the model has, among its children.
+# The last module of a stem is the first of these names among the model's children.
 _STEM_ENDS = ("maxpool", "relu1", "relu", "act1", "bn1", "conv1")
 _EMBEDDINGS = ("embedder", "embeddings")
 
@@ -26,10 +26,10 @@ def side_for(channels: int) -> int:
 
 
 def checked_points(points: Sequence[str | Point]) -> tuple[Point, ...]:
-    """Snapshot points as (module name, pooled size); a bare name is pooled to 4.
+    """Snapshot points as (module name, pooled size). A name alone is pooled to 4.
 
     Raises:
-        ValueError: empty, a name twice, or a size below 1.
+        ValueError: points are empty, a name occurs twice, or a size is below 1.
     """
     pairs = [(p, DEFAULT_POOLED_SIZE) if isinstance(p, str) else p for p in points]
     for pair in pairs:
@@ -45,10 +45,10 @@ def checked_points(points: Sequence[str | Point]) -> tuple[Point, ...]:
 
 
 def check_names(model: nn.Module, points: Sequence[Point]) -> None:
-    """Refuses names that `model` does not have, giving the near ones.
+    """Refuses names that are not modules of `model`.
 
     Raises:
-        ValueError: an unknown module name.
+        ValueError: a module name is unknown. The message suggests near names.
     """
     modules = dict(model.named_modules())
     for name, _ in points:
@@ -57,31 +57,32 @@ def check_names(model: nn.Module, points: Sequence[Point]) -> None:
 
 
 def snapshot_points_of(model: nn.Module, feedbacks: int | None = None) -> tuple[Point, ...]:
-    """The snapshot points of a model whose structure is known.
+    """The snapshot points of a model with a known structure.
 
-    - a model with `snapshot_points` (and `further_snapshot_points`): those;
-    - `layer1`, `layer2`, ... side by side (torchvision's ResNets and their kin): the stem's end (`maxpool`, else
-      `relu`, ...) and every layer but the last;
-    - `encoder.stages.N` beside an `embedder` (transformers' ResNets and their kin): the embedder and every stage
-      but the last.
+    - A model with `snapshot_points` (and `further_snapshot_points`): these.
+    - `layer1`, `layer2`, ... side by side, as in torchvision's ResNets: the end of the stem (`maxpool`, else `relu`,
+      ...) and every layer except the last.
+    - `encoder.stages.N` beside an `embedder`, as in transformers' ResNets: the embedder and every stage except the
+      last.
 
-    The last layer or stage is left out as the backbone's own output follows it; it comes first among the further
-    points, then the blocks within the layers, shallowest first.
+    The last layer or stage is no default point, because the backbone's own output follows it. It is the first further
+    point. Then follow the residual blocks within the layers, shallowest first.
 
     Args:
-        model: any module; wrappers around such a model are looked through.
-        feedbacks: N; None: the default set. The first N of default and further points; a model runs them in another
-            order, and `IRS` sorts them by depth.
+        model: any module, also with a wrapper around such a model.
+        feedbacks: N: the first N of default and further points. None: the default points. `IRS` sorts them by depth.
+
+    Returns:
+        Pairs (module name, pooled size).
 
     Raises:
-        ValueError: an unknown structure, or fewer than N points.
+        ValueError: the structure is unknown, or the model has fewer than N points.
     """
     found = _own_points(model) or _layered(model) or _staged(model)
     if found is None:
         fail(
             "points",
-            "must be given for a model without snapshot_points or a known structure (layer1, layer2, ... or "
-            "encoder.stages)",
+            "must be given for a model without snapshot_points, layer1, layer2, ... or encoder.stages",
             type(model).__name__,
         )
     default, further = found
@@ -97,7 +98,7 @@ Found = tuple[tuple[Point, ...], tuple[Point, ...]] | None
 
 def _own_points(model: nn.Module) -> Found:
     points = getattr(model, "snapshot_points", None)
-    return points and (checked_points(points), tuple(getattr(model, "further_snapshot_points", ())))
+    return (checked_points(points), tuple(getattr(model, "further_snapshot_points", ()))) if points else None
 
 
 def _layered(model: nn.Module) -> Found:
@@ -125,7 +126,7 @@ def _default_and_further(stem: str, stages: dict[str, nn.Module]) -> Found:
     *inner, last = stages
     blocks = []
     for name, stage in stages.items():
-        held = getattr(stage, "layers", stage)  # transformers' stages keep their blocks in `layers`
+        held = getattr(stage, "layers", stage)  # a stage of transformers keeps its residual blocks in `layers`
         if isinstance(held, (nn.Sequential, nn.ModuleList)):
             path = name if held is stage else f"{name}.layers"
             blocks += [f"{path}.{n}" for n in range(len(held) - 1)]  # the last block's output is the stage's

@@ -1,4 +1,4 @@
-"""Methods by name, as checkpoints and the command line know them."""
+"""Methods by name, for checkpoints and the command line."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Kind = TypeVar("Kind", bound=type[Method])
 
 
 def register(kind: Kind) -> Kind:
-    """Class decorator: `build` finds the method under its `name` from here on.
+    """Class decorator that makes a method known to `build` under its `name`.
 
     Args:
         kind: a class derived from `Method`.
 
     Raises:
-        ValueError: another class has that name.
+        ValueError: another class has this name.
     """
-    if _METHODS.get(kind.name, kind).__qualname__ != kind.__qualname__:  # the same class again: a module read twice
-        fail("name", "must not be another method's", kind.name)
+    if _METHODS.get(kind.name, kind).__qualname__ != kind.__qualname__:  # the same class again: a reloaded module
+        fail("name", "must not be the name of another method", kind.name)
     _METHODS[kind.name] = kind
     return kind
 
@@ -36,7 +36,7 @@ def options_of(name: str) -> dict[str, inspect.Parameter]:
     """The options that the method called `name` takes.
 
     Raises:
-        ValueError: an unknown name (the near ones are given).
+        ValueError: the name is unknown. The message suggests near names.
     """
     return dict(inspect.signature(_known(name)).parameters)
 
@@ -45,11 +45,11 @@ def build(name: str, **options: Any) -> Method:
     """The method called `name` with its options.
 
     Args:
-        name: vanilla, noise, control, ovf, irs, censored, correctnet, or what else was registered.
+        name: vanilla, noise, control, ovf, irs, censored, correctnet, or another registered name.
         options: see the method's class.
 
     Raises:
-        ValueError: an unknown name (the near ones are given), an unknown, missing or bad option.
+        ValueError: the name is unknown, or an option is unknown, missing or out of range.
     """
     kind, taken = _known(name), options_of(name)
     unknown = [option for option in options if option not in taken]

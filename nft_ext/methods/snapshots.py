@@ -1,4 +1,4 @@
-"""IRS's extra parts: classifiers on intermediate features, tapped by forward hooks."""
+"""The classifiers of IRS on intermediate features, which forward hooks tap."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SnapshotClassifier(nn.Module):
 
 
 class Tap:
-    """A forward hook that keeps a module's output while `wanted`; an object, so that it copies with its model."""
+    """A forward hook that keeps a module's output while `wanted`. An object, so it is copied with its model."""
 
     def __init__(self) -> None:
         self.wanted = False
@@ -42,7 +42,7 @@ class Tap:
 
 
 class VersionTap(Tap):
-    """A tap that also keeps how often the output had been changed in place when it was seen, and tells that it was."""
+    """A tap that also records the output's version, which counts in-place changes, and the order of the calls."""
 
     version: int | None = None
 
@@ -57,7 +57,7 @@ class VersionTap(Tap):
 
 
 class SnapshotModel(nn.Module):
-    """A backbone and its snapshot classifiers; called as the backbone alone unless feedback is asked for."""
+    """A backbone and its snapshot classifiers. Without `feedback` it computes the backbone only."""
 
     def __init__(self, backbone: nn.Module, names: Sequence[str], snapshots: nn.ModuleList) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class SnapshotModel(nn.Module):
         self.taps = attach_taps(backbone, names, Tap)
 
     def forward(self, x: Tensor, feedback: bool = False) -> Any:
-        """`[B, classes]`, or with feedback `([B, classes], [Out_1 .. Out_N])`, shallowest first."""
+        """`[B, classes]`. With feedback `([B, classes], [Out_1 .. Out_N])`, shallowest first."""
         if not feedback:
             return self.backbone(x)
         output, features = collect(self.backbone, self.taps, x)
@@ -74,7 +74,7 @@ class SnapshotModel(nn.Module):
 
 
 def attach_taps(model: nn.Module, names: Sequence[str], kind: Callable[[], Tap]) -> list[Any]:
-    """One new tap on each named module, in order."""
+    """Adds one tap per named module and returns the taps in order."""
     taps = [kind() for _ in names]
     for name, tap in zip(names, taps, strict=True):
         model.get_submodule(name).register_forward_hook(tap)
@@ -82,7 +82,7 @@ def attach_taps(model: nn.Module, names: Sequence[str], kind: Callable[[], Tap])
 
 
 def remove_taps(model: nn.Module) -> nn.Module:
-    """`model` without its taps (other hooks stay)."""
+    """`model` itself without its taps. Other hooks stay."""
     for module in model.modules():
         for handle, hook in list(module._forward_hooks.items()):
             if isinstance(hook, Tap):
@@ -91,7 +91,7 @@ def remove_taps(model: nn.Module) -> nn.Module:
 
 
 def collect(model: nn.Module, taps: Sequence[Tap], x: Tensor) -> tuple[Any, list[Any]]:
-    """The output of `model(x)` and what each tap saw, None where its module did not run."""
+    """The output of `model(x)` and the feature of each tap, None if its module did not run."""
     for tap in taps:
         tap.wanted = True
     try:
@@ -105,17 +105,19 @@ def collect(model: nn.Module, taps: Sequence[Tap], x: Tensor) -> tuple[Any, list
 def build_classifiers(
     model: nn.Module, points: Sequence[Point], input_shape: tuple[int, int, int] | None, by_depth: bool = False
 ) -> tuple[list[str], nn.ModuleList]:
-    """The tapped modules' names and one classifier each, its sizes read from a forward of one blank image in eval mode.
+    """Names of the tapped modules, and one classifier per module.
+
+    One blank image, forwarded in eval mode, gives the classifiers' sizes.
 
     Args:
-        model: a plain module, a copy the caller gives away (it is put in eval mode).
+        model: a plain module. It is changed, so give a copy.
         points: (module name, pooled size), shallowest first.
         input_shape: (C, H, W) of the blank image; None: (channels of the first convolution, 32, 32).
-        by_depth: bring the points into the order in which the forward finishes them.
+        by_depth: sort the points by the order in which the forward completes them.
 
     Raises:
-        ValueError: an unknown module name, a module that does not run, whose output is not 4-D or is changed in
-            place later, or an image shape the model does not take.
+        ValueError: a module name is unknown; a module does not run; its output is not 4-D or is changed in place later;
+            or the model does not accept the image shape.
     """
     check_names(model, points)
     output, features, rewritten, finished = _probe(model, [name for name, _ in points], input_shape)
@@ -130,8 +132,8 @@ def build_classifiers(
         if changed:
             fail(
                 "points",
-                "must name modules whose output is not changed in place by what follows (an in-place "
-                "ReLU, say; name that module instead)",
+                "must name modules whose output no later module changes in place; name the later module, "
+                "for example an in-place ReLU",
                 name,
             )
         channels = feature.shape[1]
@@ -145,7 +147,7 @@ def build_classifiers(
 def _probe(
     model: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int] | None
 ) -> tuple[Tensor, list[Any], list[bool], list[int]]:
-    """The logits of a blank image; of each tap what it saw, whether that was changed in place, its turn (-1: none)."""
+    """Logits of a blank image. Per tap: feature, whether it was changed in place later, order (-1: did not run)."""
     if input_shape is None:
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         if first is None:
@@ -158,7 +160,7 @@ def _probe(
         with torch.no_grad():
             output, features = collect(model.eval(), taps, image)
     except (RuntimeError, ValueError) as error:
-        rule = f"must be the (C, H, W) of an image the model takes ({error})"
+        rule = f"must be the (C, H, W) of an image that the model accepts ({error})"
         raise ValueError(f"input_shape: {rule}; got {input_shape}") from error
     finally:
         remove_taps(model)

@@ -14,10 +14,10 @@ from nft_ext.methods.base import Method
 
 @dataclass(frozen=True)
 class Vanilla(Method):
-    """Cross-entropy on the plain model: the network that knows nothing of its devices."""
+    """Cross-entropy on the plain model, without noise and quantization."""
 
     name: ClassVar[str] = "vanilla"
-    sigma: ClassVar[None] = None
+    sigma: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  # fixed, so not an option
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the logits, a scalar."""

@@ -1,8 +1,7 @@
-"""The networks of the experiments (design, section 7): plain nn.Modules for 32x32 images, with a width factor.
+"""The paper's networks: plain nn.Modules for 32x32 images, with a width factor.
 
-Each has `snapshot_points`, a tuple of (module name, pooled side), shallowest first: the modules whose output
-feeds an IRS classifier, and `further_snapshot_points` for those who want more. A tapped output is what follows
-batch-norm and ReLU (and the pool, where one comes next).
+Each has `snapshot_points`, pairs (module name, pooled side), shallowest first. IRS puts a classifier on the output of
+each such module, after batch-norm, ReLU and max-pool. `further_snapshot_points` lists more of them.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ NAMES: tuple[str, ...] = tuple(_BUILDERS)
 
 
 def build(name: str, num_classes: int, in_channels: int, width: float = 1.0) -> nn.Module:
-    """The architecture `name` of `NAMES`, freshly initialised: [B, in_channels, 32, 32] -> [B, num_classes].
+    """A newly initialised network: [B, in_channels, 32, 32] -> logits [B, num_classes].
 
     Args:
         name: one of `models.NAMES`.
-        num_classes, in_channels, width: as `models.vgg8` and `models.resnet18` take them.
+        num_classes, in_channels, width: see `models.vgg8` and `models.resnet18`.
 
     Raises:
-        ValueError: an unknown name, or an argument out of range.
+        ValueError: the name is unknown, or an argument is out of range.
     """
     return _BUILDERS[one_of("model", name, NAMES)](num_classes, in_channels, width)
 

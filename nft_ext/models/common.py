@@ -1,4 +1,4 @@
-"""What the architectures share: the width factor and the check of an input's shape."""
+"""Shared by the networks: the width factor and the check of the input's shape."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 
 from nft_ext._common.checks import fail, integer, number
 
-IMAGE_SIZE = 32  # pixels a side; the sizes of the fully connected layers follow from it
+IMAGE_SIZE = 32  # pixels per side; it sets the sizes of the fully connected layers
 
 
 def scaled(channels: int, width: float) -> int:
-    """`channels * width`, to the nearest multiple of 8, or to the nearest integer >= 1 where it is below 8.
+    """`channels * width`, rounded to a multiple of 8, or to an integer >= 1 if it is below 8.
 
     Multiples of 8 keep every layer on whole SIMD vectors.
     """
@@ -19,10 +19,10 @@ def scaled(channels: int, width: float) -> int:
 
 
 def check_sizes(num_classes: int, in_channels: int, width: float) -> tuple[int, int, float]:
-    """The three arguments of an architecture, validated.
+    """The three arguments of a network, checked.
 
     Raises:
-        ValueError: num_classes or in_channels not an integer >= 1, width not a finite number > 0.
+        ValueError: num_classes or in_channels is not an integer >= 1, or width is not a finite number > 0.
     """
     num_classes = integer("num_classes", num_classes, 1)
     in_channels = integer("in_channels", in_channels, 1)
@@ -33,10 +33,10 @@ def check_sizes(num_classes: int, in_channels: int, width: float) -> tuple[int, 
 
 
 def check_images(model: str, x: torch.Tensor, in_channels: int) -> None:
-    """Refuse anything but a batch of images [B, in_channels, 32, 32].
+    """Refuses inputs that are not images [B, in_channels, 32, 32].
 
     Raises:
-        ValueError: another number of dimensions, channels or pixels.
+        ValueError: x has another shape.
     """
     if x.dim() != 4 or x.shape[1] != in_channels or x.shape[2] != IMAGE_SIZE or x.shape[3] != IMAGE_SIZE:
         fail(f"{model} input", f"must have shape [B, {in_channels}, {IMAGE_SIZE}, {IMAGE_SIZE}]", list(x.shape))

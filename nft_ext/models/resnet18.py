@@ -1,7 +1,7 @@
 """ResNet-18 for 32x32 images: a 3x3 stem without max-pool, then four layers of two basic blocks (64, 128, 256, 512).
 
-Sub-modules and state_dict keys are named as in the widespread ImageNet implementation (conv1, bn1,
-layer1.0.conv1, layer2.0.downsample.0, fc), so checkpoints of CIFAR variants with those names load.
+Sub-modules and state_dict keys have torchvision's names (conv1, bn1, layer1.0.conv1, layer2.0.downsample.0, fc), so
+checkpoints of other CIFAR variants with these names load.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from nft_ext.models.common import check_images, check_sizes, scaled
 
-fx.wrap("check_images")  # a traced model checks its input too
+fx.wrap("check_images")  # a traced model checks its input, too
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -28,8 +28,8 @@ class BasicBlock(nn.Module):
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = conv3x3(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        # Decided by the layer's place, not by its channel counts: these may coincide at a small width,
-        # and the keys of a state_dict should not depend on it.
+        # The stride decides, not the channel counts: at a small width these can be equal, and state_dict keys
+        # must not depend on the width.
         if stride != 1:
             self.downsample = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
@@ -51,10 +51,10 @@ def two_blocks(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
 class ResNet18(nn.Module):
     """[B, in_channels, 32, 32] -> logits [B, num_classes]; see `resnet18`."""
 
-    # Where IRS taps the network (module, side its output is pooled to), shallowest first; relu1 ends the stem.
-    # At width 1 the classifiers there read 64*6*6, 64*6*6, 128*4*4 and 256*3*3 features.
+    # Taps of IRS (module, pooled side), shallowest first; relu1 ends the stem.
+    # At width 1 their classifiers have 64*6*6, 64*6*6, 128*4*4 and 256*3*3 inputs.
     snapshot_points: tuple[tuple[str, int], ...] = (("relu1", 6), ("layer1", 6), ("layer2", 4), ("layer3", 3))
-    # Where more are asked for, in this order: the last layer, then the blocks within the layers.
+    # Further taps, in this order: the last layer, then the residual blocks within the layers.
     further_snapshot_points: tuple[tuple[str, int], ...] = (
         ("layer4", 2),
         ("layer1.0", 6),
@@ -91,10 +91,10 @@ def resnet18(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) ->
     Args:
         num_classes: C, the number of logits.
         in_channels: 3 for colour images (CIFAR), 1 for grey (MNIST).
-        width: factor on every channel count (64, 128, 256, 512 at 1.0), each to the nearest multiple of 8, or
-            to the nearest integer >= 1 where it falls below 8.
+        width: factor on every channel count (64, 128, 256, 512 at 1.0). Products are rounded to a multiple of 8, or
+            to an integer >= 1 if they are below 8.
 
     Raises:
-        ValueError: an argument out of range; at the forward pass, an input that is not [B, in_channels, 32, 32].
+        ValueError: an argument is out of range. The forward refuses inputs that are not [B, in_channels, 32, 32].
     """
     return ResNet18(num_classes, in_channels, width)

@@ -7,11 +7,11 @@ from torch import fx, nn
 
 from nft_ext.models.common import check_images, check_sizes, scaled
 
-fx.wrap("check_images")  # a traced model checks its input too
+fx.wrap("check_images")  # a traced model checks its input, too
 
 
 class ConvBlock(nn.Module):
-    """[B, in, H, W] -> [B, out, H, W], or [B, out, H/2, W/2] with the pool: convolution, batch-norm, ReLU, max-pool."""
+    """Convolution, batch-norm, ReLU, max-pool: [B, in, H, W] -> [B, out, H/2, W/2], or [B, out, H, W] without pool."""
 
     def __init__(self, in_channels: int, out_channels: int, pool: bool):
         super().__init__()
@@ -27,10 +27,10 @@ class ConvBlock(nn.Module):
 class VGG8(nn.Module):
     """[B, in_channels, 32, 32] -> logits [B, num_classes]; see `vgg8`."""
 
-    # Where IRS taps the network (module, side its output is pooled to), shallowest first:
-    # at width 1 the classifiers there read 64*6*6 = 2304, 128*4*4 = 2048 and 256*3*3 = 2304 features.
+    # Taps of IRS (module, pooled side), shallowest first.
+    # At width 1 their classifiers have 64*6*6 = 2304, 128*4*4 = 2048 and 256*3*3 = 2304 inputs.
     snapshot_points: tuple[tuple[str, int], ...] = (("block1", 6), ("block2", 4), ("block4", 3))
-    # Where more are asked for, in this order; at width 1 at most 2304 features each.
+    # Further taps, in this order, with at most 2304 inputs each at width 1.
     further_snapshot_points: tuple[tuple[str, int], ...] = (("block6", 2), ("block3", 3), ("block5", 2))
 
     def __init__(self, num_classes: int, in_channels: int, width: float):
@@ -63,10 +63,10 @@ def vgg8(num_classes: int = 10, in_channels: int = 1, width: float = 1.0) -> VGG
     Args:
         num_classes: C, the number of logits.
         in_channels: 1 for grey images (MNIST), 3 for colour (CIFAR).
-        width: factor on every channel count and on the hidden layer (64, 128, 256, 512; 1024 at 1.0), each to
-            the nearest multiple of 8, or to the nearest integer >= 1 where it falls below 8.
+        width: factor on every channel count and on the hidden layer (64, 128, 256, 512; 1024 at 1.0). Products are
+            rounded to a multiple of 8, or to an integer >= 1 if they are below 8.
 
     Raises:
-        ValueError: an argument out of range; at the forward pass, an input that is not [B, in_channels, 32, 32].
+        ValueError: an argument is out of range. The forward refuses inputs that are not [B, in_channels, 32, 32].
     """
     return VGG8(num_classes, in_channels, width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from nft_ext.ops.functional import Crossbar, device_table
 from nft_ext.ops.keys import fresh_key, stream_of
 from nft_ext.ops.operands import check_tensor, is_ordinary
 
+_Kind = TypeVar("_Kind", bound=nn.Module)
 _optimizer_steps = 0
 
 
@@ -210,11 +211,10 @@ def check_noisy(model: nn.Module) -> dict[str, NoisyLayer]:
     return layers
 
 
-def as_kind(kind: type[nn.Module], layer: nn.Module) -> nn.Module:
-    """`layer` as one of `kind`: a new object with the same parameters, buffers, hooks and settings; no constructor
-    runs.
+def as_kind(kind: type[_Kind], layer: nn.Module) -> _Kind:
+    """`layer` as a new object of class `kind`, with the same parameters, buffers, hooks and settings.
 
-    Buffers that are added to it are not added to `layer`.
+    No constructor runs. Buffers added to the new object are not added to `layer`.
     """
     found = object.__new__(kind)
     found.__dict__ = dict(layer.__dict__)

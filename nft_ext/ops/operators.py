@@ -293,6 +293,6 @@ def call_fused(operator: Any, *arguments: Any) -> Tensor:
     """
     if torch.is_grad_enabled() and (wanting := [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]):
         kind = str(getattr(operator, "overloadpacket", operator)).rpartition("_")[2]
-        arguments = "x, weight, bias, scale, shift and residual"
-        fail(arguments, _NO_GRADIENT.format(kind), f"a tensor {list(wanting[0].shape)} that does", RuntimeError)
+        names = "x, weight, bias, scale, shift and residual"
+        fail(names, _NO_GRADIENT.format(kind), f"a tensor {list(wanting[0].shape)} that does", RuntimeError)
     return operator(*arguments) if torch.compiler.is_compiling() else without_autograd(operator, *arguments)

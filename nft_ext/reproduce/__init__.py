@@ -1,10 +1,12 @@
-"""The paper's figures and tables, each by one command: a grid of trainings, their Monte Carlo evaluation, and a report.
+"""The paper's figures and tables, each by one command: it trains a grid of networks, evaluates them and reports.
 
-panels.py    networks, data sets and sigmas of the paper; how large a run is (presets)
-grid.py      which cells an experiment needs: panel, method, sigma, training seed
-store.py     one JSON file a cell, never computed twice, shared by several processes
+A cell is one network of the grid.
+
+panels.py    networks, data sets and sigmas of the paper; presets for the size of an experiment
+grid.py      the cells of an experiment: panel, method, sigma, training seed
+store.py     one JSON file per cell, shared by several processes
 work.py      trains and measures one cell
-estimate.py  what a grid will cost on this machine
-run.py       works through a grid
+estimate.py  the time that a grid takes on this machine
+run.py       computes the cells of a grid
 report.py    tables, plots and a page from the finished cells
 """

@@ -1,4 +1,4 @@
-"""How often the trainings of each method converge, next to the paper's counts."""
+"""How often the trainings of each method converge, beside the paper's counts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ AGAINST = "noise"
 class Converged:
     """One method's trainings at one panel and sigma.
 
-    relative: by the paper's criterion (5 points below the method's own mean). absolute: below 90 % of `clean`, in
-    percent, the highest accuracy without noise among all trainings of the panel: a training that fails even without
-    noise cannot pass, and all methods meet one bar. p_relative, p_absolute: Fisher's exact test against noise
-    injection, None for itself or without it. paper: (non-converging, trainings); paper_interval: 95 % Clopper-Pearson
-    of the paper's share that converged.
+    Attributes:
+        accuracy: mean over chips per training, percent.
+        relative: counts by the paper's criterion: a training fails 5 points below the method's own mean.
+        absolute: counts by a common criterion: a training fails below 90 % of `clean`. It also catches methods that
+            fail every time.
+        clean: highest accuracy without noise among all trainings of the panel, percent.
+        p_relative, p_absolute: Fisher's exact test against noise injection. None for noise injection itself, or if it
+            is missing.
+        paper: the paper's (non-converging trainings, trainings), or None.
+        paper_interval: 95 % Clopper-Pearson interval of the paper's converging share, or None.
     """
 
     panel: str
@@ -39,13 +44,13 @@ class Converged:
 
 
 def converged(table: Sequence[Row]) -> list[Converged]:
-    """One entry a row of `table`, in its order."""
+    """One entry per row of `table`, in its order."""
     clean = {
         panel: max(max(row.clean_per_seed) for row in table if row.panel == panel) for panel in {r.panel for r in table}
     }
     judged = {}
     for row in table:
-        # The clips below take off what rounding put beyond 1.
+        # Rounding can give values just above 1, hence the limits.
         fractions = np.clip(np.array(row.per_seed) / 100, 0, 1)
         judged[row.panel, row.sigma, row.variant] = (
             convergence(fractions),

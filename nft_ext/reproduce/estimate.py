@@ -1,4 +1,4 @@
-"""What a grid will cost on this machine, from a few steps of each kind of training and a few noisy batches."""
+"""The time that a grid takes on this machine, from a few timed training steps and noisy batches."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from nft_ext.nn.contexts import chips
 from nft_ext.nn.conversion import convert
 from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.work import sets
+from nft_ext.training.recipe import with_memory_format
 
-BATCH = 128  # monte_carlo's
+BATCH = 128  # images per timed batch
 
 
 def seconds(cells: Sequence[Cell], data_dir: str | None) -> dict[str, float]:
-    """Estimated seconds of each cell, by key: steps of training, validation, and Monte Carlo, in one process.
+    """Estimated seconds of each cell, by key: training, validation and Monte Carlo in one process.
 
-    Cells that differ in sigma, seed or a method's numbers take the same time, and are measured once.
+    Cells that differ only in sigma, seed or numbers of the method take the same time. They are timed once.
     """
     known: dict[tuple, tuple[float, float]] = {}
     found = {}
@@ -51,14 +52,13 @@ def seconds(cells: Sequence[Cell], data_dir: str | None) -> dict[str, float]:
 
 
 def _measured(cell: Cell, images: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[float, float]:
-    """(seconds of a training step, of one noisy image)."""
+    """(seconds per training step, seconds per image and chip)."""
     model = models.build(cell.panel.model, classes, images.shape[1], cell.scale.width)
     recipe = cell.scale.recipe(cell.panel)
     method: Method = methods.build(**cell.method)
     nvm = NVMDevice(sigma=cell.sigma or 0.1)
-    prepared = (
-        method.prepare(model, None if method.sigma is None else nvm).train().to(memory_format=recipe.memory_format)
-    )
+    prepared = method.prepare(model, None if method.sigma is None else nvm).train()
+    prepared = with_memory_format(prepared, recipe.memory_format)
     optimizer = torch.optim.Adam(prepared.parameters(), lr=1e-4)
     x, target = recipe.laid_out(images[: cell.scale.batch_size]), labels[: cell.scale.batch_size]
 
@@ -69,10 +69,8 @@ def _measured(cell: Cell, images: torch.Tensor, labels: torch.Tensor, classes: i
         loss.backward()
         optimizer.step()
 
-    noisy, batch = (
-        convert(model.eval(), nvm),
-        channels_last(images[: min(BATCH, cell.scale.test_images or BATCH)]),
-    )  # as monte_carlo on a CPU
+    noisy = convert(model.eval(), nvm)
+    batch = channels_last(images[: min(BATCH, cell.scale.test_images or BATCH)])  # as monte_carlo does on a CPU
 
     @torch.no_grad()
     def inference() -> None:

@@ -1,4 +1,4 @@
-"""The plots of a report, in the paper's form: ours filled, the published points hollow, one colour a method."""
+"""The plots of a report, in the paper's form: our points filled, published points hollow, one colour per method."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from nft_ext.reproduce.convergence import Converged
-from nft_ext.reproduce.settings import SETTINGS
+from nft_ext.reproduce.settings import BASE, SETTINGS
 from nft_ext.reproduce.summary import Row, rank
 from nft_ext.reproduce.tables import label
 
-FEW = 5  # sigmas
+FEW = 5  # sigmas up to which the lines stand side by side
 CHANCE = {"mnist": 10.0, "digits": 10.0, "cifar10": 10.0, "cifar100": 1.0, "tinyimagenet": 0.5}  # percent
 MARKERS = {
     "vanilla": "v",
@@ -41,7 +41,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page: Okabe and Ito's palette, lightened where the ground is dark; the control is black or white."""
+    """Colours of a page: Okabe and Ito's palette, lighter on dark ground. The control is black or white."""
 
     ground: str
     ink: str
@@ -90,13 +90,18 @@ DARK = Theme(
 
 
 def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Theme, suffix: str) -> bytes:
-    """A plot as the bytes of a PNG or SVG file (`suffix`); the same input gives the same bytes.
+    """A plot as the bytes of a PNG or SVG file. Equal inputs give equal bytes.
 
-    kind: "accuracy" and "ekl" (against sigma), "convergence" (a dot a training), "variants" (a line a variant),
-    "settings" (a group a setting of the protocol study).
+    Args:
+        kind: "accuracy" or "ekl" (against sigma), "convergence" (one mark per training), "variants" (one line per
+            variant), or "settings" (one group per setting of the protocol study).
+        rows: the results. "convergence" does not use them.
+        counts: the results of "convergence".
+        theme: the colours.
+        suffix: "png" or "svg".
 
     Raises:
-        ImportError: no matplotlib (the message has the command that mends it).
+        ImportError: matplotlib is not installed. The message has the command to install it.
     """
     try:
         import matplotlib
@@ -114,7 +119,7 @@ def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Th
     return content.getvalue()
 
 
-def _style(theme: Theme) -> dict[str, Any]:
+def _style(theme: Theme) -> dict[Any, Any]:
     return {
         "font.size": 10,
         "axes.edgecolor": theme.faint,
@@ -143,7 +148,7 @@ def _panels(rows: Sequence[Row]) -> list[str]:
 
 
 def _grid(figure: Any, rows: Sequence[Row]) -> list[tuple[str, Any]]:
-    """A plot a panel, at most three beside each other."""
+    """One plot per panel, at most three side by side."""
     panels = _panels(rows)
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
@@ -162,9 +167,9 @@ def _sweep(
     band: Callable[[Row], tuple[float, float]],
     published: str,
 ) -> list[tuple[str, Any]]:
-    """Every method's line over sigma with its reach (low, high), and the published points.
+    """Plots one line per method over sigma, with `band` (low, high) and the published points.
 
-    At few sigmas the lines stand side by side with a bar a point; bands of lines that nearly coincide hide each other.
+    With few sigmas the lines stand side by side with one bar per point, because bands of close lines hide each other.
     """
     places = _grid(figure, rows)
     variants = sorted({row.variant for row in rows}, key=rank)
@@ -192,7 +197,7 @@ def _sweep(
         axes.set_title(panel, loc="left", fontsize=10)
         if len(sigmas) <= 10:
             axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas])
-        axes.set_xlabel("device sigma, of the maximal conductance")
+        axes.set_xlabel("device sigma, relative to the maximal conductance")
     _legend(figure, places[0][1], theme, any(getattr(row, published) is not None for row in rows))
     return places
 
@@ -219,12 +224,12 @@ def _with_seeds(rows: Sequence[Row], what: str = "95 %") -> str:
 def _interval(row: Row) -> tuple[float, float]:
     """The 95 % interval over training seeds, within 0 and 100 %."""
     if not math.isfinite(row.seed_ci95):
-        return math.nan, math.nan  # one seed: nothing is drawn
+        return math.nan, math.nan  # one seed: draws nothing
     return max(0.0, row.accuracy - row.seed_ci95), min(100.0, row.accuracy + row.seed_ci95)
 
 
 def _limits(seen: Sequence[float]) -> tuple[float, float]:
-    """An accuracy axis that shows the marks `seen`: intervals may leave it, two seeds' may span everything."""
+    """Limits of the accuracy axis from the marks `seen`. Intervals may exceed them: those of two seeds can be huge."""
     return max(0.0, min(seen) - 6), min(101.5, max(seen) + 6)
 
 
@@ -250,7 +255,7 @@ def _accuracy(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
 
 
 def _ekl(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
-    def reach(row: Row) -> tuple[float, float]:  # an interval of the mean may reach below 0, where the axis ends
+    def reach(row: Row) -> tuple[float, float]:  # not an interval, which can fall below 0 on the logarithmic axis
         values = [value for value in row.ekl_per_seed if math.isfinite(value)]
         return (min(values), max(values)) if len(values) > 1 else (math.nan, math.nan)
 
@@ -265,7 +270,7 @@ def _ekl(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
         axes.set_ylabel("EKL, nat")
     title = f"Expected KL divergence of right answers ({_with_seeds(rows, 'lowest to highest')})"
     figure.suptitle(
-        f"{title}\nthe published EKL is of a model and data set that the paper does not name",
+        f"{title}\nThe paper does not name the model and data set of its EKL figure.",
         fontsize=11,
         x=0.01,
         ha="left",
@@ -273,7 +278,7 @@ def _ekl(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
 
 
 def _convergence(figure: Any, counts: Sequence[Converged], theme: Theme) -> None:
-    """A dot a training; each method's bar by the paper's criterion as a dash, the common bar as a line."""
+    """One mark per training. A short line shows the paper's criterion, a dashed line the common one."""
     places = list(dict.fromkeys((one.panel, one.sigma) for one in counts))
     figure.set_size_inches(7.6, 4.6 * len(places))
     for (panel, sigma), axes in zip(places, figure.subplots(len(places), 1, squeeze=False).ravel()):
@@ -293,8 +298,8 @@ def _convergence(figure: Any, counts: Sequence[Converged], theme: Theme) -> None
         axes.set_xticks(range(len(here)), [_counted(one) for one in here])
         axes.set(xlim=(-0.55, len(here) - 0.45), ylabel="accuracy over chips, %")
         axes.set_title(
-            f"{panel}, sigma {sigma:g}: one mark a training. Short line: 5 points below the method's mean,\n"
-            f"crosses lie below it. Dashed: {common:.1f} %, 90 % of the highest clean accuracy.",
+            f"{panel}, sigma {sigma:g}: one mark per training. Short line: 5 points below the method's mean;\n"
+            f"crosses are below it. Dashed: {common:.1f} %, 90 % of the highest clean accuracy.",
             fontsize=9.5,
             loc="left",
         )
@@ -307,7 +312,7 @@ def _counted(one: Converged) -> str:
 
 
 def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
-    """A line a variant: mean with its interval, a faint dot a seed, the published value hollow."""
+    """One line per variant: mean with interval, one faint dot per seed, the published value hollow."""
     places = list(dict.fromkeys((row.panel, row.sigma) for row in rows))
     figure.set_size_inches(
         8.2, sum(0.9 + 0.27 * sum((r.panel, r.sigma) == place for r in rows) for place in places) + 0.5
@@ -346,7 +351,7 @@ def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
         axes.set_title(f"{panel}, sigma {sigma:g}", fontsize=10, loc="left")
     interval = _with_seeds(rows)
     figure.suptitle(
-        f"Accuracy over programmed chips. Filled: ours ({interval};\nsmall dots: the seeds). Hollow: published.",
+        f"Accuracy over programmed chips. Filled: ours ({interval};\nsmall dots: single seeds). Hollow: published.",
         fontsize=11,
         x=0.01,
         ha="left",
@@ -354,7 +359,7 @@ def _variants(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
 
 
 def _settings(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
-    """A group a setting: each method's mean with its interval, a faint dot a seed."""
+    """One group per setting: each method's mean with interval, one faint dot per seed."""
     places = list(dict.fromkeys((row.panel, row.sigma) for row in rows))
     figure.set_size_inches(9.6, 4.8 * len(places))
     plots = figure.subplots(len(places), 1, squeeze=False).ravel()
@@ -379,12 +384,12 @@ def _settings(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
                 )
                 axes.plot([x, x], _interval(row), color=colour, linewidth=1.6, alpha=0.8)
                 axes.plot(x, row.accuracy, marker, color=colour, markersize=6.5, label=NAMES.get(method, method))
-        axes.set_xticks(range(1 + len(SETTINGS)), ["as it is", *SETTINGS])
+        axes.set_xticks(range(1 + len(SETTINGS)), [BASE, *SETTINGS])
         axes.set(xlim=(-0.55, len(SETTINGS) + 0.55), ylabel="accuracy over chips, %")
         axes.set_title(f"{panel}, sigma {sigma:g}", fontsize=10, loc="left")
     handles, names = plots[0].get_legend_handles_labels()
     unique = dict(zip(names, handles))
     figure.legend(unique.values(), unique, loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(
-        f"Accuracy under each setting ({_with_seeds(rows)}; small dots: the seeds)", fontsize=11, x=0.01, ha="left"
+        f"Accuracy under each setting ({_with_seeds(rows)}; small dots: single seeds)", fontsize=11, x=0.01, ha="left"
     )

@@ -1,6 +1,4 @@
-"""Which cells an experiment needs. A cell is one network: panel, variant of a method, sigma it is trained at, training
-seed.
-"""
+"""The cells of an experiment. A cell is one network: panel, variant of a method, training sigma, training seed."""
 
 from __future__ import annotations
 
@@ -17,16 +15,21 @@ from nft_ext.methods import BETAS, Method
 from nft_ext.reproduce.panels import Panel, Scale, panel_named
 from nft_ext.reproduce.settings import METHODS, SETTINGS
 
-SNAPSHOTS = {"vgg8": 3, "resnet18": 4}  # N of IRS, the paper's points
+SNAPSHOTS = {"vgg8": 3, "resnet18": 4}  # N of IRS in the paper
 FIGURE_METHODS = ("vanilla", "noise", "control", "censored", "correctnet", "correctnet+noise", "ovf", "irs")
 EXPERIMENTS = ("figure3", "figure4", "table1", "table2", "convergence", "ablations", "protocol")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One network to train and measure. method: `Method.config()`; sigma: trained at, None without noise; sigmas:
-    measured at.
-    pretrained: epochs of vanilla training that come first."""
+    """One network to train and measure.
+
+    Attributes:
+        method: `Method.config()`.
+        sigma: sigma of the training, None without noise.
+        sigmas: sigmas of the evaluation.
+        pretrained: epochs of vanilla training before the method's epochs.
+    """
 
     panel: Panel
     variant: str
@@ -39,7 +42,7 @@ class Cell:
     pretrained: int = 0
 
     def config(self) -> dict[str, Any]:
-        """All that decides the outcome; the report reads it, and the key hashes it."""
+        """Everything that determines the result. The report reads it, and the key hashes it."""
         recipe = self.scale.replace(epochs=self.epochs).recipe(self.panel)
         return {
             "panel": self.panel.name,
@@ -58,21 +61,21 @@ class Cell:
             "validation": self.scale.validation,
             "validation_chips": self.scale.validation_chips,
             "pretrained": self.pretrained,
-            # Said only where it is not the usual one: the keys of finished cells stay what they are.
+            # Recorded only if unusual, so the keys of older cells stay valid.
             **({} if self.scale.selection == "validation" else {"selection": self.scale.selection}),
         }
 
     @property
     def key(self) -> str:
         """A readable name and a hash of the whole configuration."""
-        # The name of a line of a figure does not change the network: figures and ablations share their cells.
+        # The variant only names a line of a figure. Without it, figures and ablations share their cells.
         content = {k: v for k, v in self.config().items() if k != "variant"}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
         where = "" if self.sigma is None else f"-sigma{self.sigma:g}"
         return f"{self.panel.name}-{self.method['name']}{where}-seed{self.seed}-{digest}"
 
     def start(self) -> Cell | None:
-        """The vanilla network that a pretrained one begins from, a cell as well."""
+        """The cell of the vanilla network that a pretrained one starts from, else None."""
         if not self.pretrained:
             return None
         return Cell(
@@ -89,13 +92,13 @@ Variants = dict[str, Callable[[float], Method]]
 
 
 def beta_of(method: str, panel: Panel) -> float:
-    """The paper's beta; on digits, which the paper has not, that of MNIST."""
+    """The paper's beta. Digits are not in the paper and use MNIST's beta."""
     name = panel.name.replace("digits", "mnist")
     return BETAS[method][name]
 
 
 def figure_variants(panel: Panel, names: Sequence[str]) -> Variants:
-    """The lines of a figure, in the order asked for. A control for each factor 1/(N+1) among OVF (N = 3) and IRS."""
+    """The lines of a figure, in the order of `names`. OVF (N = 3) and IRS share a control if their N is equal."""
 
     def ovf(sigma: float) -> Method:
         return methods.OVF(sigma=sigma, beta=beta_of("ovf", panel))
@@ -119,7 +122,7 @@ def figure_variants(panel: Panel, names: Sequence[str]) -> Variants:
         if name == "control":
             found |= controls
         else:
-            # censored: the same noise before the cut as a chip's, whose std is 0.7776 sigma max|W| at 8 and 2 bits.
+            # censored: its noise before the cut has a chip's std, 0.7776 sigma max|W| at M = 8 and K = 2.
             found[name] = {
                 "vanilla": lambda sigma: methods.Vanilla(),
                 "noise": lambda sigma: methods.NoiseInjection(sigma=sigma),
@@ -133,7 +136,7 @@ def figure_variants(panel: Panel, names: Sequence[str]) -> Variants:
 
 
 def with_control(names: Sequence[str]) -> tuple[str, ...]:
-    """`names` with the control before the first method with feedback, if it is not among them."""
+    """`names`, with "control" added before the first method with feedback."""
     if "control" in names:
         return tuple(names)
     place = next((i for i, name in enumerate(names) if name in ("ovf", "irs")), None)
@@ -141,7 +144,7 @@ def with_control(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def number_variants(panel: Panel, control: bool = True) -> Variants:
-    """N = 1 .. 5 feedbacks, and the control of each."""
+    """OVF and IRS with N = 1 .. 5 feedbacks, and the control of each N."""
     ovf, irs = beta_of("ovf", panel), beta_of("irs", panel)
     found: Variants = {
         f"ovf n={n}": lambda sigma, n=n: methods.OVF(sigma=sigma, beta=ovf, feedbacks=n) for n in range(1, 6)
@@ -155,7 +158,7 @@ def number_variants(panel: Panel, control: bool = True) -> Variants:
 
 
 def other_variants(panel: Panel, control: bool = True) -> Variants:
-    """Reversed decay and delta, noise-free classifiers, and OVF as the published code has it; what they stand against."""
+    """Reversed decay, reversed delta, noise-free classifiers, the published code's OVF, and what they compare with."""
     ovf, irs = beta_of("ovf", panel), beta_of("irs", panel)
     usual = ("ovf", "irs", "noise", "control") if control else ("ovf", "irs", "noise")
     return figure_variants(panel, usual) | {
@@ -176,19 +179,26 @@ def cells(
     seeds: int | None = None,
     control: bool = True,
 ) -> list[Cell]:
-    """The cells of an experiment, seed by seed, so that what is finished early shows every line of the figure.
+    """The cells of an experiment, seed by seed, so that an unfinished report already shows every line.
 
-    figure3, figure4: accuracy and EKL against sigma, the same networks; every noisy method is a network of its own at
-    each sigma, vanilla and CorrectNet are one network, measured at all. table1: number of feedbacks N; table2:
-    pretrained start (our source does not number the paper's tables: these are two of the tables its text gives).
-    convergence: one sigma, ten seeds. ablations: both tables and the reversed, noise-free and published variants.
-    protocol: one sigma, one setting of the training changed at a time.
+    - figure3, figure4: accuracy and EKL against sigma, from the same networks. A noisy method has one network per
+      sigma. Vanilla and CorrectNet have one network, measured at every sigma.
+    - table1: number of feedbacks N. table2: pretrained start. Our source does not number the paper's tables.
+    - convergence: one sigma, ten seeds.
+    - ablations: table1, table2, and the reversed, noise-free and published variants.
+    - protocol: one sigma, one setting of the training changed at a time.
 
-    Wherever OVF or IRS stands, so does its control (the same factor 1/(N+1), no feedback, equal epochs), unless
-    `control` is False.
+    Args:
+        experiment: one of `EXPERIMENTS`.
+        panel: a name of `PANELS`. None: the paper's panel.
+        scale: size of the experiment.
+        sigmas: None: the scale's or the paper's.
+        names: methods. None: the scale's. Only for figure3, figure4 and convergence.
+        seeds: number of training seeds. None: 10 for convergence, else the scale's.
+        control: add the control of OVF and IRS: the same factor 1/(N+1), no feedback, equal epochs.
 
     Raises:
-        ValueError: unknown experiment, panel or method (with near matches), sigma negative, seeds < 1.
+        ValueError: experiment, panel or method is unknown, a sigma is negative, or seeds < 1.
     """
     one_of("experiment", experiment, EXPERIMENTS)
     figures = experiment in ("figure3", "figure4")
@@ -198,7 +208,7 @@ def cells(
     at = tuple(number("sigma", sigma, low=0.0) for sigma in (sigmas or usual))
     count = integer("seeds", seeds, 1) if seeds is not None else 10 if experiment == "convergence" else scale.seeds
     if names is not None and not figures and experiment != "convergence":
-        fail("--methods", "must be left out where the experiment fixes its methods", ", ".join(names))
+        fail("--methods", "must be left out, because the experiment fixes its methods", ", ".join(names))
     found: list[Cell] = []
     for seed in range(count):
         if figures or experiment == "convergence":
@@ -227,9 +237,7 @@ def _each(panel: Panel, variants: Variants, sigmas: tuple[float, ...], seed: int
 
 
 def _pretrained(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: int, scale: Scale) -> Iterator[Cell]:
-    """A vanilla network, then a quarter, half and all of the epochs by OVF, IRS or their control; and these from
-    scratch.
-    """
+    """OVF, IRS and their control from scratch, and after vanilla training with 1/4, 1/2 and all of the epochs."""
     vanilla = figure_variants(panel, ("vanilla",))
     yield from _each(panel, vanilla, sigmas, seed, scale)
     trained = figure_variants(panel, ("control", "ovf", "irs") if control else ("ovf", "irs"))
@@ -252,15 +260,19 @@ def _pretrained(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: in
 
 
 def _settings(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: int, scale: Scale) -> Iterator[Cell]:
-    """The methods as they are, then under each setting; variants are called "METHOD SETTING"."""
+    """The methods without a change, then under each setting. Variants are named "METHOD SETTING"."""
 
     def named(names: Sequence[str]) -> Variants:
         return figure_variants(panel, [name for name in names if control or name != "control"])
 
     yield from _each(panel, named(METHODS), sigmas, seed, scale)
     for name, setting in SETTINGS.items():
-        variants = {
-            f"{method} {name}": lambda sigma, make=make: dataclasses.replace(make(sigma), **setting.options)
+        variants: Variants = {
+            f"{method} {name}": lambda sigma, make=make, options=setting.options: _changed(make(sigma), options)
             for method, make in named(setting.methods).items()
         }
         yield from _each(panel, variants, sigmas, seed, setting.change(scale, panel))
+
+
+def _changed(method: Any, options: dict[str, Any]) -> Method:
+    return dataclasses.replace(method, **options)

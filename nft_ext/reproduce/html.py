@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: no scripts, no fonts, no files beside it."""
+"""A report as one self-contained HTML file, without scripts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pre { background: var(--card); padding: .7rem; overflow-x: auto; font-size: .85r
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot as the bytes of two SVG files, one for a light page and one for a dark one, and what it shows in words."""
+    """A plot: the bytes of an SVG file for a light page and of one for a dark page, and a caption."""
 
     light: bytes
     dark: bytes
@@ -48,7 +48,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, in this order."""
+    """A heading and its content, in this order."""
 
     title: str
     pictures: Sequence[Picture] = ()
@@ -60,7 +60,7 @@ class Section:
 
 
 def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
-    """The whole file. All text is escaped: names may hold anything."""
+    """The HTML text. All given text is escaped."""
     body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(text)}</p>" for text in lead)]
     for section in sections:
         body += [f"<h2>{escape(section.title)}</h2>", *map(_picture, section.pictures), *map(_table, section.tables)]

@@ -1,4 +1,4 @@
-"""The panels of the paper's figures, and how large a run of them is."""
+"""The panels of the paper's figures, and presets for the size of an experiment."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SIGMAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 
 @dataclass(frozen=True)
 class Panel:
-    """A network on a data set. name: "NETWORK-DATASET"."""
+    """A network on a data set, named "NETWORK-DATASET"."""
 
     name: str
     model: str
     dataset: str
 
 
-# The six of arXiv 2305.14561, Figure 3, and two on digits, which need no files: a trial before a long run.
+# Six from Figure 3 of arXiv 2305.14561, and two on digits for trials, which need no files.
 PANELS = {
     f"{model}-{dataset}": Panel(f"{model}-{dataset}", model, dataset)
     for model, dataset in (
@@ -40,21 +40,30 @@ PANELS = {
 
 
 def panel_named(name: str) -> Panel:
-    """Raises ValueError for an unknown name (the near ones are given)."""
+    """The panel called `name`.
+
+    Raises:
+        ValueError: the name is unknown. The message suggests near names.
+    """
     return PANELS[one_of("panel", name, PANELS)]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a run is. All of it is recorded in every cell.
+    """The size of an experiment. Every cell records it.
 
-    width: factor on the networks' channels. epochs, batch_size: of a training; lr: None for the paper's. train_images,
-    test_images:
-    evenly spaced over the sets, None: all. runs: chips a point. validation: share of the training images. selection:
-    the epoch kept is the best on the validation split, the last, or, as in the published code and only to see what that
-    does, the best on the test images under one noisy pass (on one chip, the same each epoch). sigmas, methods: a
-    figure's, where the command names none. precision, channels_last: of the training (`nft_ext.training.Recipe`); what
-    is measured is in float32.
+    Attributes:
+        width: factor on the networks' channel counts.
+        epochs, batch_size, lr: of a training. lr None: the paper's.
+        train_images, test_images: how many images, evenly spaced over the set. None: all.
+        runs: chips per network and sigma.
+        validation: share of the training images for validation.
+        validation_chips: chips that judge an epoch.
+        selection: the epoch to keep: "validation" (best on the validation images), "last", or "test" (best on the test
+            images on one chip, as in the published code; only to study its effect).
+        precision, channels_last: of the training, see `nft_ext.training.Recipe`. The evaluation is in float32.
+        seeds: number of training seeds.
+        sigmas, methods: of a figure, unless the command names others.
     """
 
     width: float = 1.0
@@ -89,11 +98,11 @@ class Scale:
             number("sigma", sigma, low=0.0)
 
     def replace(self, **changes: Any) -> Scale:
-        """The same with some numbers set otherwise; None leaves one as it is."""
+        """A copy with changed numbers. None means unchanged."""
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def recipe(self, panel: Panel) -> Recipe:
-        """The training recipe of a panel at this scale."""
+        """The training recipe of a panel at this size."""
         changes = {name: getattr(self, name) for name in ("epochs", "batch_size", "precision", "channels_last")}
         return Recipe.paper(panel.model, panel.dataset, **changes, **({} if self.lr is None else {"lr": self.lr}))
 

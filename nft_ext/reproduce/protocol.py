@@ -1,4 +1,4 @@
-"""How the cells at hand were trained and measured, and where that is not what the paper did."""
+"""How the cells were trained and measured, and how this differs from the paper."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from nft_ext._common.checks import fail
 from nft_ext.reproduce import published
 from nft_ext.training import Recipe
 
-RUNS = 200  # the paper's, of a Monte Carlo evaluation
+RUNS = 200  # the paper's number of chips
 
 
 def conditions(cells: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Settings of the cells in words, name -> value or values."""
+    """The settings of the cells: name -> value or values in words."""
     names = (
         "model",
         "dataset",
@@ -38,7 +38,7 @@ def conditions(cells: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def values(cells: Sequence[dict[str, Any]], name: str) -> list[Any]:
-    """The distinct values of a setting, in the order met."""
+    """The different values of a setting, in order of appearance."""
     return list(dict.fromkeys(cell["config"][name] for cell in cells if name in cell["config"]))
 
 
@@ -49,7 +49,7 @@ def _words(seen: list[Any]) -> str:
 
 
 def machines(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Versions and machine the cells were computed with, a line each distinct set."""
+    """Versions and machine of the cells, one line per different set."""
     return list(
         dict.fromkeys(
             ", ".join(f"{name} {value}" for name, value in cell.get("versions", {}).items()) for cell in cells
@@ -58,31 +58,31 @@ def machines(cells: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def differences(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """What of the cells' settings is not the paper's protocol, a sentence each; the last four always hold."""
+    """How the cells' settings differ from the paper's protocol, one sentence each. The last four always hold."""
     found = []
     for panel in dict.fromkeys(cell["config"]["panel"] for cell in cells):
         here = [cell for cell in cells if cell["config"]["panel"] == panel]
         if unlike := _of_panel(panel, here):
             found.append(f"{panel}: {', '.join(unlike)}")
     if runs := [n for n in values(cells, "runs") if n != RUNS]:
-        found.append(f"{_words(runs)} chips a point (the paper {RUNS})")
+        found.append(f"{_words(runs)} chips per network and sigma (the paper {RUNS})")
     return found + [
-        "an interval over training seeds, and one over chips; the paper's +-0.01 is over chips alone",
-        "the best epoch is chosen on a validation split of the training images, on chips of its own"
-        f"{_otherwise_selected(cells)}; the published code chooses on the test set",
-        "the weights are quantized to their codes; the published code does not quantize them",
-        'OVF\'s larger sigma reaches every layer (but for the line "ovf published")',
+        "we give an interval over training seeds and one over chips; the paper's +-0.01 is over chips only",
+        "we choose the best epoch on a validation split of the training images, on separate chips"
+        f"{_otherwise_selected(cells)}; the published code chooses it on the test set",
+        "we quantize the weights to their codes; the published code does not",
+        'OVF\'s larger sigma reaches every layer (except in the line "ovf published")',
     ]
 
 
 def _otherwise_selected(cells: Sequence[dict[str, Any]]) -> str:
-    """The lines of the protocol study that are about this, by the name of their setting."""
+    """Names the settings of the protocol study that select the epoch in another way."""
     others = dict.fromkeys(
         cell["config"]["variant"].partition(" ")[2]
         for cell in cells
         if cell["config"].get("selection", "validation") != "validation"
     )
-    return f" (but for {' and '.join(map(repr, others))})" if others else ""
+    return f" (except for {' and '.join(map(repr, others))})" if others else ""
 
 
 def _of_panel(panel: str, cells: Sequence[dict[str, Any]]) -> list[str]:
@@ -94,10 +94,10 @@ def _of_panel(panel: str, cells: Sequence[dict[str, Any]]) -> list[str]:
         paper = dict(vars(Recipe.paper(model, dataset)))
     except ValueError:
         paper = {}
-    paper.pop("channels_last", None)  # a layout in memory is no protocol
+    paper.pop("channels_last", None)  # the memory format is not part of a protocol
     for name, usual in {"width": 1.0, **paper}.items():
         seen = values(cells, name)
-        if name == "epochs":  # pretrained variants are trained longer or shorter on purpose
+        if name == "epochs":  # pretrained variants have other epochs on purpose
             seen = list(dict.fromkeys(c["config"]["epochs"] for c in cells if not c["config"].get("pretrained")))
         if other := [value for value in seen if value != usual]:
             found.append(f"{name.replace('_', ' ')} {_words(other)} (the paper {_words([usual])})")
@@ -108,14 +108,14 @@ def _of_panel(panel: str, cells: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def seconds(cells: Sequence[dict[str, Any]]) -> float:
-    """Time the cells took, added up."""
+    """The total time of the cells."""
     return sum(cell.get("seconds", 0.0) for cell in {cell["key"]: cell for cell in cells}.values())
 
 
 def networks(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Key of each network -> the epoch that was kept, its training loss, and the version that trained it.
+    """Key of each network -> the kept epoch, its training loss, and the version that trained it.
 
-    With these a report can stand alone where the cells are not kept.
+    These make the report usable without the cells.
     """
     found = {}
     for cell in cells:
@@ -129,7 +129,11 @@ def networks(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def check_cells(cells: Any) -> None:
-    """Raises ValueError if there is no cell, or one without what a report needs; the message names it."""
+    """Checks that there are cells, with everything that a report needs.
+
+    Raises:
+        ValueError: there is no cell, or one lacks an entry. The message names both.
+    """
     if not cells:
         fail("cells", "must hold at least one finished cell", "none")
     for cell in cells:

@@ -15,8 +15,8 @@ NUMBERED = re.compile(r"(ovf|irs) n=(\d+)")
 
 @functools.lru_cache(maxsize=1)
 def facts() -> dict[str, Any]:
-    """All of published.json: figures read from the paper's vector graphics, tables from its text."""
-    return json.loads(resources.files(__package__).joinpath("published.json").read_text(encoding="utf-8"))
+    """The content of published.json: figures read from the paper's vector graphics, tables from its text."""
+    return json.loads(resources.files("nft_ext.reproduce").joinpath("published.json").read_text(encoding="utf-8"))
 
 
 def _at(values: list[float | None], sigma: float | None) -> float | None:
@@ -26,10 +26,10 @@ def _at(values: list[float | None], sigma: float | None) -> float | None:
 
 
 def accuracy(panel: str, variant: str, sigma: float | None) -> float | None:
-    """Published mean accuracy in percent; None where the paper has none.
+    """Published mean accuracy in percent, None if the paper has none.
 
-    A variant of the ablations has the value of `ablation` on their panel and sigma. "ovf published" is compared with
-    the paper's OVF: the published code is what the paper's ResNet-18 was trained with.
+    Variants of the ablations have the value of `ablation`, on the ablations' panel and sigma. "ovf published" is
+    compared with the paper's OVF, because the published code trained the paper's ResNet-18.
     """
     line = facts()["accuracy_percent"].get(panel, {}).get("ovf" if variant == "ovf published" else variant)
     if line is not None:
@@ -41,7 +41,7 @@ def accuracy(panel: str, variant: str, sigma: float | None) -> float | None:
 
 
 def ablation(variant: str) -> float | None:
-    """Published accuracy in percent of an ablation's line, on the ablations' panel and sigma, or None."""
+    """Published accuracy in percent of an ablation, on the ablations' panel and sigma, or None."""
     found = facts()["ablations"]
     if match := NUMBERED.fullmatch(variant):
         return found["number_of_feedbacks"][match[1]].get(match[2])
@@ -58,14 +58,14 @@ def ablation(variant: str) -> float | None:
 
 
 def ekl(variant: str, sigma: float | None) -> float | None:
-    """Published EKL in nat. The paper does not say of which model and data set."""
+    """Published EKL in nat. The paper does not name its model and data set."""
     line = facts()["ekl"].get(variant)
     value = _at(line, sigma) if isinstance(line, list) else None
     return None if value is None else value / 100
 
 
 def convergence(variant: str, panel: str, sigma: float | None) -> tuple[int, int] | None:
-    """(trainings that did not converge, trainings) by the paper's criterion; None where the paper has none."""
+    """(non-converging trainings, trainings) by the paper's criterion, None if the paper has none."""
     found = facts()["convergence"]
     if panel != found["model"] or sigma is None or abs(sigma - found["sigma_d"]) > 1e-9:
         return None
@@ -74,5 +74,5 @@ def convergence(variant: str, panel: str, sigma: float | None) -> tuple[int, int
 
 
 def flaws() -> tuple[str, ...]:
-    """What a comparison with the published numbers has to bear in mind."""
+    """Known flaws of the published results."""
     return tuple(facts()["known_flaws_of_the_published_results"])

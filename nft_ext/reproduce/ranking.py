@@ -1,4 +1,4 @@
-"""The ranking of the methods under each setting of the protocol study, and what each setting changes."""
+"""The ranking of the methods under each setting of the protocol study, and the effect of each setting."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nft_ext.reproduce.settings import SETTINGS
+from nft_ext.reproduce.settings import BASE, SETTINGS
 from nft_ext.reproduce.summary import Comparison, Row, compared, holm, rank
 from nft_ext.reproduce.tables import ABSENT, Table, fixed
 
-BASE = "as it is"
 AGAINST = ("base", "noise", "control")
 SIGNIFICANT = 0.05
 
@@ -21,10 +20,14 @@ SIGNIFICANT = 0.05
 class Ranked:
     """One method under one setting.
 
-    place: 1 for the highest mean accuracy of the setting, over the training seeds that all its methods have. base:
-    minus the same method without the setting; noise, control: minus noise injection and minus the method's control
-    under the same setting, which are those without it where the setting does not concern them. None where a method is
-    not compared, or a partner is missing.
+    A comparison is None if the method is not compared or its partner is missing. A setting that does not concern the
+    partner leaves it unchanged.
+
+    Attributes:
+        place: 1 for the highest mean accuracy of the setting, over the training seeds that all its methods have.
+        base: minus the same method without the setting.
+        noise: minus noise injection under the same setting.
+        control: minus the method's control under the same setting.
     """
 
     setting: str
@@ -37,7 +40,7 @@ class Ranked:
 
 
 def ranked(table: Sequence[Row]) -> list[Ranked]:
-    """Setting by setting, the base first; all p of the comparisons are adjusted together (Holm)."""
+    """All methods, setting by setting, the base first. Holm's method adjusts all p together."""
     found = []
     for panel, sigma in dict.fromkeys((row.panel, row.sigma) for row in table):
         lines = {row.variant: row for row in table if (row.panel, row.sigma) == (panel, sigma)}
@@ -54,7 +57,7 @@ def _of_setting(setting: str, lines: dict[str, Row]) -> list[Ranked]:
     own = [v for v in lines if v.partition(" ")[2] == setting]
     if not own:
         return []
-    # All methods take part in the ranking, those that the setting does not concern as they are.
+    # All methods take part in the ranking. A setting leaves some of them unchanged.
     means = _means([r for m in dict.fromkeys(v.partition(" ")[0] for v in lines) if (r := under(m)) is not None])
     found = []
     for variant in sorted(own, key=rank):
@@ -75,7 +78,7 @@ def _of_setting(setting: str, lines: dict[str, Row]) -> list[Ranked]:
 
 
 def _means(lines: Sequence[Row]) -> dict[str, float]:
-    """Mean accuracy of each over the training seeds that all have; over its own where there are none."""
+    """Mean accuracy of each line over the training seeds that all lines share, or over its own if they share none."""
     shared = set(lines[0].seeds).intersection(*(row.seeds for row in lines))
     return {
         row.variant: float(np.mean([a for seed, a in zip(row.seeds, row.per_seed) if not shared or seed in shared]))
@@ -92,14 +95,14 @@ def _adjusted(found: list[Ranked]) -> list[Ranked]:
 
 
 def contrasts(found: Sequence[Ranked]) -> list[Comparison]:
-    """Every comparison in `found`, in its order."""
+    """Every comparison in `found`, in order."""
     return [getattr(one, name) for one in found for name in AGAINST if getattr(one, name) is not None]
 
 
 def ranking_tables(found: Sequence[Ranked]) -> list[Table]:
-    """One table a panel and sigma: accuracy, place, and differences in points with their 95 % half-widths.
+    """One table per panel and sigma: accuracy, place, and differences in points with 95 % half-widths.
 
-    A star marks a difference whose p, adjusted for all of the study, is below 0.05.
+    A star marks a difference whose adjusted p is below 0.05.
     """
     header = [
         "setting",

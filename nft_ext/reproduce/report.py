@@ -1,4 +1,4 @@
-"""What finished cells amount to, beside the published numbers: a table, CSV, JSON, a plot and a page."""
+"""The report of finished cells beside the published numbers: text, CSV, JSON, a plot and a page."""
 
 from __future__ import annotations
 
@@ -36,44 +36,49 @@ TITLES = {
     "ablations": "Ablations",
     "protocol": "The methods under other settings of the training",
 }
-# experiment -> plots, the first one being the PNG
+# experiment -> plots; the first is also the PNG
 PLOTS = {
     "figure3": ("accuracy", "ekl"),
     "figure4": ("ekl", "accuracy"),
     "convergence": ("convergence",),
     "protocol": ("settings",),
 }
-LEADS = {"convergence": "Convergence", "protocol": "One setting changed at a time"}  # of the page's first section
+LEADS = {"convergence": "Convergence", "protocol": "One setting changed at a time"}  # title of the first section
 CAPTIONS = {
     "accuracy": "Mean accuracy over programmed chips against the device sigma. Bars or bands: 95 % interval over "
     "training seeds. Hollow markers: published.",
     "ekl": "Expected KL divergence of right answers against the device sigma, logarithmic. Bars or bands: lowest "
-    "to highest training seed. Hollow markers: published, of a model and data set that the paper does not name.",
-    "convergence": "Accuracy of every training. Crosses lie more than 5 points below their method's mean (short line); "
+    "to highest training seed. Hollow markers: published, for a model and data set that the paper does not name.",
+    "convergence": "Accuracy of every training. Crosses are more than 5 points below their method's mean (short line); "
     "the dashed line is 90 % of the highest clean accuracy.",
-    "settings": "Mean accuracy over programmed chips under each setting, with its 95 % interval over training seeds; "
-    "small dots: the seeds.",
-    "variants": "Mean accuracy over programmed chips of each variant, with its 95 % interval over training seeds; "
-    "small dots: the seeds. Hollow: published.",
+    "settings": "Mean accuracy over programmed chips under each setting, with its 95 % interval over training seeds. "
+    "Small dots: single seeds.",
+    "variants": "Mean accuracy over programmed chips of each variant, with its 95 % interval over training seeds. "
+    "Small dots: single seeds. Hollow: published.",
 }
 
 
 def write_report(
     experiment: str, cells: list[dict[str, Any]], out: Path, command: str, settings: dict[str, Any]
 ) -> str:
-    """Writes OUT/EXPERIMENT.txt, .csv, .json, .png and .html from the finished cells, and returns the text.
+    """Writes OUT/EXPERIMENT.txt, .csv, .json, .png and .html from the finished cells.
 
-    Each file is written whole or not at all. A part of a grid will do: what is missing is shown as "-" and said.
-    Without matplotlib the plots are left out, and that is said too.
+    Every file is written atomically. An unfinished grid gets "-" for missing values and a note. Without matplotlib a
+    note replaces the plots.
 
     Args:
-        experiment: names the files, and decides the plots ("figure3", "figure4", "convergence", or anything else: a
-            line a variant).
-        cells: content of the cells' files. out: an existing folder. command: what was typed, for the reader.
-        settings: of the run; "cells" and "finished" are how many the grid has and how many are done.
+        experiment: names the files and chooses the plots ("figure3", "figure4", "convergence", "protocol"; others: one
+            line per variant).
+        cells: contents of the cells' files.
+        out: an existing folder.
+        command: the command line, to print.
+        settings: settings to print. "cells" and "finished" count the grid's cells and the finished ones.
+
+    Returns:
+        The text of the report.
 
     Raises:
-        ValueError: no cell, one without what a report needs, two of one panel, variant, sigma and seed.
+        ValueError: there is no cell, a cell lacks an entry, or two cells have the same panel, variant, sigma and seed.
         OSError: a file cannot be written.
     """
     check_cells(cells)
@@ -125,7 +130,7 @@ def write_report(
 def _plots(
     experiment: str, table: Sequence[Row], counts: Sequence[Converged]
 ) -> tuple[list[tuple[bytes, Picture]], list[str]]:
-    """(PNG, picture of the page) a plot; and a note where there can be none."""
+    """One (PNG, picture for the page) per plot, and a note if matplotlib is missing."""
     try:
         return [
             (
@@ -142,11 +147,8 @@ def _plots(
 
 def _progress(cells: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     finished, whole = settings.get("finished", len(cells)), settings.get("cells", len(cells))
-    missing = "" if finished == whole else '; what is still to be computed is "-" in the tables'
-    return (
-        f"{finished} of {whole} cells (networks trained and measured) are finished, {duration(seconds(cells))} of "
-        f"work{missing}"
-    )
+    missing = "" if finished == whole else '; tables show "-" for the others'
+    return f"{finished} of {whole} networks are finished, after {duration(seconds(cells))} of work{missing}"
 
 
 def _notes(
@@ -160,48 +162,47 @@ def _notes(
     most = max(len(row.seeds) for row in table)
     if any(len(row.seeds) < most for row in table):
         notes.append(
-            f"some lines have fewer than the {most} training seeds of others; comparisons use the seeds both have"
+            f"some lines have fewer than {most} training seeds; comparisons use the seeds that both lines have"
         )
     if most == 1:
         notes.append(NO_CLAIM)
     elif any(len(one.seeds) == 1 for one in found):
-        notes.append(f"a difference without an interval rests on {NO_CLAIM}")
+        notes.append(f"a difference without an interval: {NO_CLAIM}")
     if any(len(one.seeds) > 1 for one in found):
         notes.append(
-            "comparisons: the replicates are training seeds, paired (same initial weights, same batches); p "
-            "two-sided, paired t; p (Holm) adjusts it for all comparisons of this report"
+            "comparisons pair the training seeds (same initial weights, same batches). p: two-sided paired t test; "
+            "p (Holm): adjusted for all comparisons of this report"
         )
     notes.append(
-        "+-seeds: 95 % half-width over training seeds, about the method. +-chips: the same over chips, "
-        "about these networks only; the paper's interval is of that kind. EKL and NLL in nat, pooled over "
-        "chips."
+        "+-seeds: 95 % half-width over training seeds; it describes the method. +-chips: 95 % half-width over chips, "
+        "as in the paper; it describes only these networks. EKL and NLL in nat, pooled over chips"
     )
     if experiment != "protocol" and any(row.temperature == row.temperature for row in table):
         notes.append(
-            "a method's factor on the logits is a temperature of its own, which moves ECE, NLL and EKL; at T, "
-            "fitted to each network on validation images and selection chips, it plays no part"
+            "a method's factor on the logits acts as a temperature and changes ECE, NLL and EKL. The figures at T do "
+            "not depend on it: T is fitted to each network on validation images and validation chips"
         )
     if blank := sum(value != value for row in table for value in row.ekl_per_seed):
-        notes.append(f"{blank} networks had nothing right and so no EKL; means leave them out")
+        notes.append(f"{blank} networks have no right answer and so no EKL; the means exclude them")
     if experiment == "figure4":
         notes.append(
-            "the paper does not name the model and data set of its EKL figure; its values are no target for a panel"
+            "the paper does not name the model and data set of its EKL figure, so its values are no target for a panel"
         )
     if experiment == "convergence":
         notes.append(
-            "the paper's criterion compares a method with itself: one that fails every time passes it. p "
-            "against noise: Fisher's exact test, two-sided"
+            "the paper's criterion compares a method with its own mean, so a method that always fails passes. p "
+            "against noise: two-sided Fisher's exact test"
         )
     if experiment == "protocol":
         notes.append(
-            "differences in points with 95 % half-widths; minus noise, minus control: under the same setting; "
-            "*: p, adjusted for all differences of this report (Holm), below 0.05. place: by mean accuracy "
-            "over the seeds that all methods have"
+            "differences in points with 95 % half-widths. minus noise, minus control: under the same setting. *: p "
+            "below 0.05, adjusted for all differences of this report (Holm). place: by mean accuracy over the seeds "
+            "that all methods have"
         )
     if experiment in ("table2", "ablations") and any("pretrained" in row.variant for row in table):
         notes.append(
-            "pretrained E/200: as many of this run's epochs as E is of 200, after a vanilla training of all "
-            "of them; the line without it starts from scratch and has had fewer epochs in all"
+            "pretrained E/200: a full vanilla training, then the share E/200 of the epochs with the method. The line "
+            "without pretraining starts from scratch and has fewer epochs in total"
         )
     return notes
 
@@ -236,9 +237,9 @@ def _sections(
                 "OVF and IRS against noise injection and the control",
                 tables=tests,
                 paragraphs=[
-                    "The control is noise injection with the logits scaled by the same 1/(N+1) and no feedback, at equal "
-                    "epochs: that factor is a temperature inside the cross-entropy, and what OVF or IRS gains over noise "
-                    "injection but not over the control is not owed to feedback."
+                    "The control is noise injection with the same logit factor 1/(N+1), no feedback and equal epochs. "
+                    "The factor acts as a temperature of the cross-entropy. A gain over noise injection that is no "
+                    "gain over the control does not come from the feedback."
                 ],
             )
         )

@@ -1,4 +1,4 @@
-"""Works through a grid, cell by cell; several processes may share one."""
+"""Computes the cells of a grid. Several processes can share one grid."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.store import Store
 from nft_ext.reproduce.work import work
 
-INTERRUPTED = 130  # exit status, as shells have it
-PARENT_CHECK = 1.0  # seconds
+INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
+PARENT_CHECK = 1.0  # seconds between checks of the parent process
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """computed: cells finished here. left: cells another process holds. interrupted: stopped by Ctrl-C or a polite
-    kill.
+    """The outcome of `run`.
+
+    Attributes:
+        computed: number of cells that this process finished.
+        left: number of cells that other processes still compute.
+        interrupted: True after Ctrl-C or SIGTERM.
     """
 
     computed: int
@@ -41,10 +45,12 @@ def run(
     progress: bool | None = None,
     keep_checkpoints: bool = False,
 ) -> Outcome:
-    """Computes what is not there yet. A cell that another process works on is left to it, and looked at again at the
-    end: its process may have been killed. Ctrl-C ends it after the training's state is kept.
+    """Computes all unfinished cells that no other process computes.
+
+    These are checked again at the end, because the other process may have been killed. Ctrl-C stops after the state of
+    the training is saved.
     """
-    starts = {start.key for cell in cells if (start := cell.start()) is not None}  # others begin from their weights
+    starts = {start.key for cell in cells if (start := cell.start()) is not None}  # their weights start other cells
     computed = 0
     try:
         while True:
@@ -62,7 +68,7 @@ def run(
 def _take(
     cell: Cell, number: str, store: Store, data_dir: str | None, device: str | None, progress: bool | None, keep: bool
 ) -> bool:
-    """Computes a cell, unless it is there or another process holds it; whether it did."""
+    """Computes a cell unless it is finished or another process computes it. Returns whether it did."""
     if store.read(cell) is not None:
         return False
     with store.claimed(cell) as mine:
@@ -81,14 +87,14 @@ def _take(
 
 
 def run_in_processes(jobs: int, arguments: Sequence[str]) -> int:
-    """Several processes with the command's own `arguments`, on one grid.
+    """Runs the command with `arguments` in several processes, on one grid.
 
     Returns:
-        Exit status: 0 all ended well, 130 interrupted, 1 one failed (its message stands above).
+        The exit status: 0 if all succeeded, 130 if interrupted, 1 if one failed (it has printed its message).
     """
     threads = max(1, torch.get_num_threads() // jobs)
     command = [sys.executable, "-m", "nft_ext.cli", *arguments, "--worker", "--threads", str(threads)]
-    # Sessions of their own: Ctrl-C on the terminal reaches them once, from here.
+    # In new sessions, Ctrl-C on the terminal reaches the workers only once, through this process.
     workers = [subprocess.Popen(command, start_new_session=True) for _ in range(jobs)]
     try:
         statuses = [worker.wait() for worker in workers]
@@ -104,8 +110,8 @@ def run_in_processes(jobs: int, arguments: Sequence[str]) -> int:
 
 
 def be_a_worker() -> None:
-    """This process is one of `run_in_processes`: it can be interrupted, and is when its parent ends."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the parent was started in a shell's background
+    """Makes this process a worker of `run_in_processes`: it stops when its parent ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     parent = os.getppid()
 
     def watch() -> None:
@@ -117,5 +123,5 @@ def be_a_worker() -> None:
 
 
 def interrupt_when_terminated() -> None:
-    """A polite kill (SIGTERM) is as good as Ctrl-C: what is under way is kept."""
+    """Makes SIGTERM act like Ctrl-C, so the state of the training is saved."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Settings in which a run may differ from the paper's: changed one at a time, do they move the ranking?"""
+"""Settings of the training for the protocol study. It changes one at a time and compares the ranking of the methods."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from typing import Any
 
 from nft_ext.reproduce.panels import Panel, Scale
 
+BASE = "as it is"  # the name of the unchanged training
 METHODS = ("noise", "control", "ovf", "irs")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """change: the scale, at a panel, with the setting changed. options: of the method. methods: those it concerns."""
+    """A changed setting.
+
+    Attributes:
+        change: maps the scale, at a panel, to the changed one.
+        options: changed options of the method.
+        methods: the methods that the setting concerns.
+    """
 
     change: Callable[[Scale, Panel], Scale] = lambda scale, panel: scale
     options: dict[str, Any] = field(default_factory=dict)
@@ -27,7 +34,7 @@ def _rate(factor: float) -> Callable[[Scale, Panel], Scale]:
 SETTINGS = {
     "lr x4": Setting(_rate(4.0)),
     "lr /4": Setting(_rate(0.25)),
-    # The other methods' forwards all move BatchNorm's running statistics anyway.
+    # In the other methods every forward updates BatchNorm's running statistics.
     "feedback statistics": Setting(options={"feedback_updates_statistics": True}, methods=("ovf",)),
     "last epoch": Setting(lambda scale, panel: scale.replace(selection="last")),
     "test selection": Setting(lambda scale, panel: scale.replace(selection="test")),

@@ -1,4 +1,4 @@
-"""The finished cells of a grid: one JSON file each, written whole, claimed by one process at a time."""
+"""The finished cells of a grid: one JSON file each, written atomically, claimed by one process at a time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nft_ext.reproduce.grid import Cell
 
 
 class Store:
-    """OUT/cells/KEY.json, and beside them what unfinished cells need: OUT/running/KEY.safetensors (a training's state)
-    and KEY.lock.
+    """The folder OUT. Several processes can share it.
 
-    Several processes may share one store.
+    OUT/cells/KEY.json holds a finished cell. OUT/running holds KEY.safetensors (the state of a training) and KEY.lock.
+    OUT/checkpoints holds weights.
     """
 
     def __init__(self, out: Path):
@@ -30,10 +30,10 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """A finished cell under the line's own name; None if it is not finished.
+        """The content of a finished cell, with this cell's variant name. None if it is not finished.
 
         Raises:
-            ValueError: its file is not what a cell's should be.
+            ValueError: the file is damaged.
         """
         path = self.cells / f"{cell.key}.json"
         try:
@@ -42,36 +42,36 @@ class Store:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            fail("--out", f"must hold whole cells; remove this one and it is computed again ({error})", str(path))
+            fail("--out", f"must hold undamaged results; remove this file to compute it again ({error})", str(path))
         if len(points) != len(cell.sigmas):
-            fail("--out", "must hold whole cells; remove this one and it is computed again", str(path))
+            fail("--out", "must hold undamaged results; remove this file to compute it again", str(path))
         return found | {"config": found["config"] | {"variant": cell.variant}}
 
     def write(self, cell: Cell, found: dict[str, Any]) -> None:
-        """Keeps a finished cell; whoever reads sees all of it or nothing."""
+        """Writes a finished cell, atomically."""
         write_json(self.cells / f"{cell.key}.json", {"key": cell.key, **found})
 
     def others(self, cells: list[Cell]) -> int:
-        """How many finished cells of other configurations lie here."""
+        """The number of finished cells of other configurations."""
         return len({path.stem for path in self.cells.glob("*.json")} - {cell.key for cell in cells})
 
     def state(self, cell: Cell) -> Path:
-        """Where the training of a cell keeps what a killed run is continued from."""
+        """The file for the state of a cell's training."""
         return self.running / f"{cell.key}.safetensors"
 
     def checkpoint(self, cell: Cell) -> Path:
         return self.checkpoints / f"{cell.key}.safetensors"
 
     def forget_state(self, cell: Cell) -> None:
-        """Removes a training's state, once its cell is finished."""
+        """Removes the state of a finished cell's training."""
         self.state(cell).unlink(missing_ok=True)
         remove_leftovers(self.state(cell))
 
     @contextlib.contextmanager
     def claimed(self, cell: Cell, wait: bool = False) -> Iterator[bool]:
-        """Whether this process may work on the cell: not while another does, unless it waits for that one.
+        """Whether this process may compute the cell. False if another process does, unless `wait` is set.
 
-        The system takes a dead process's lock away: a lock file that is left behind stands in nobody's way.
+        The system releases the lock of a dead process, so an old lock file does no harm.
         """
         path = self.running / f"{cell.key}.lock"
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)

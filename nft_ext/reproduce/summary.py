@@ -1,4 +1,4 @@
-"""Finished cells as rows of a table, and as claims about methods: training seeds are the replicates of a claim."""
+"""Finished cells as rows of a table, and comparisons of methods with training seeds as replicates."""
 
 from __future__ import annotations
 
@@ -20,15 +20,23 @@ NO_CLAIM = "one training seed: no claim about methods is possible"
 
 @dataclass(frozen=True)
 class Row:
-    """One panel, variant and sigma over its training seeds. Accuracies in percent, EKL in nat; NaN where undefined.
+    """One panel, variant and sigma over its training seeds. Accuracies in percent, EKL and NLL in nat.
 
-    accuracy: mean over seeds and chips. seed_ci95: half-width of its 95 % interval over training seeds, NaN with one.
-    noise_ci95: the same over chips, for the networks at hand. per_seed: mean over chips, one a seed.
-    clean: noise off, quantized weights. ekl, ece: means over seeds; ekl over those with anything right. ekl_per_seed:
-    NaN where nothing was right. nll: mean negative log-likelihood, nat. temperature: geometric mean of those fitted on
-    validation images; ekl_fitted, nll_fitted, ece_fitted: means with each network's logits divided by its own; NaN
-    unless all seeds were measured so. published, published_ekl: the paper's, or None (its EKL is of an unstated model).
-    trained_sigma: None without noise.
+    Undefined numbers are NaN.
+
+    Attributes:
+        trained_sigma: sigma of the training, None without noise.
+        accuracy: mean over seeds and chips.
+        seed_ci95: half-width of its 95 % interval over training seeds. NaN for one seed.
+        noise_ci95: the same over chips, for these networks.
+        per_seed: mean over chips, one per seed.
+        clean: accuracy of the quantized weights without noise.
+        ekl: mean over the seeds with a right answer. ekl_per_seed: NaN without a right answer.
+        ece, nll: means over seeds.
+        temperature: geometric mean of the temperatures fitted on validation images.
+        ekl_fitted, nll_fitted, ece_fitted: means with each network's logits divided by its temperature. NaN unless all
+            seeds have them.
+        published, published_ekl: the paper's values, or None. The paper does not name the model of its EKL.
     """
 
     panel: str
@@ -57,16 +65,19 @@ class Row:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's, points."""
+        """Our accuracy minus the paper's, in points."""
         return None if self.published is None else self.accuracy - self.published
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Variant `a` minus variant `b` in points, paired over `seeds`, the training seeds both have.
+    """Variant `a` minus variant `b` in points, paired over the training seeds that both have.
 
-    ci95: half-width at 95 %. p: two-sided, paired t. p_holm: adjusted for all comparisons of the report (Holm).
-    ci95 and both p are NaN below two seeds.
+    Attributes:
+        seeds: these training seeds.
+        ci95: half-width of the 95 % interval. NaN below two seeds, as both p.
+        p: two-sided paired t test.
+        p_holm: p adjusted for all comparisons of the report (Holm).
     """
 
     panel: str
@@ -87,10 +98,9 @@ class Comparison:
 
 
 def rank(variant: str) -> tuple:
-    """Sort key: methods in the order of the paper's figures; of each its variants, then numbers of feedbacks, then
-    pretrained ones.
+    """Sort key: methods in the order of the paper's figures.
 
-    The first two entries name the group.
+    Within a method: its variants, numbers of feedbacks, pretrained ones. The first two entries name the group.
     """
     base, _, rest = variant.partition(" ")
     place = ORDER.index(base) if base in ORDER else len(ORDER)
@@ -105,12 +115,13 @@ def _panel_rank(panel: str) -> tuple:
 
 
 def rows(cells: Sequence[dict[str, Any]]) -> list[Row]:
-    """The cells of each panel, variant and sigma, together, in the order of the paper's figures.
+    """One row per panel, variant and sigma, in the order of the paper's figures.
 
     Raises:
-        ValueError: two cells of one panel, variant, sigma and seed, or of one line but of different configurations.
+        ValueError: two cells have the same panel, variant, sigma and seed, or cells of one row differ in more than the
+            seed.
     """
-    together: dict[tuple, dict[int, tuple[dict, dict]]] = {}
+    together: dict[tuple[str, float, str], dict[int, tuple[dict, dict]]] = {}
     for cell in cells:
         config = cell["config"]
         for point in cell["points"]:
@@ -118,7 +129,7 @@ def rows(cells: Sequence[dict[str, Any]]) -> list[Row]:
             if config["seed"] in line:
                 fail(
                     "cells",
-                    "must hold one cell a panel, variant, sigma and seed",
+                    "must hold one cell per panel, variant, sigma and seed",
                     f"{line[config['seed']][0]['key']} and {cell['key']}",
                 )
             line[config["seed"]] = (cell, point)
@@ -132,10 +143,10 @@ def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]])
         if _but_seed(cell) != _but_seed(first) or len(point["accuracy"]) != len(found[0][1]["accuracy"]):
             fail(
                 "cells",
-                "must be of one configuration within a line but for the seed",
+                "must differ only in the seed within a row",
                 f"{first['key']} and {cell['key']}",
             )
-    accuracy = over_seeds([point["accuracy"] for _, point in found])
+    accuracy = over_seeds(np.array([point["accuracy"] for _, point in found]))
     clean = [100 * cell["clean"] for cell, _ in found]
     ekl = [math.nan if point["ekl"] is None else point["ekl"] for _, point in found]
     known = [value for value in ekl if math.isfinite(value)]
@@ -168,8 +179,9 @@ def _row(panel: str, sigma: float, variant: str, found: list[tuple[dict, dict]])
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    """NaN where one is missing."""
-    return math.nan if None in values else float(np.mean(values))
+    """The mean, NaN if a value is missing."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else math.nan
 
 
 def _but_seed(cell: dict[str, Any]) -> dict[str, Any]:
@@ -177,22 +189,22 @@ def _but_seed(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def standards(variant: str) -> tuple[str, ...]:
-    """What a variant with feedback stands against: noise injection, its control (either name), and the method itself.
+    """The variants that a variant with feedback is compared with: noise injection, its control and the plain method.
 
-    A pretrained one has had more epochs than noise injection, so it stands against its control and the method alone;
-    another N has another factor 1/(N+1), so it stands against noise injection and the control with that factor.
+    A pretrained variant has more epochs than noise injection, so it is compared with its control and the plain method.
+    Another N has another factor 1/(N+1), so it is compared with noise injection and the control of this N.
     """
     base, _, rest = variant.partition(" ")
     if base not in ("ovf", "irs"):
         return ()
-    own = f" {rest}" if rest.startswith(("n=", "pretrained")) else ""  # the other variants keep factor and epochs
+    own = f" {rest}" if rest.startswith(("n=", "pretrained")) else ""  # other variants keep factor and epochs
     controls = (f"control{own}", f"control-{base}{own}")
     noise = () if rest.startswith("pretrained") else ("noise",)
     return (*noise, *controls, *((base,) if rest and not rest.startswith("n=") else ()))
 
 
 def comparisons(table: Sequence[Row]) -> list[Comparison]:
-    """OVF and IRS, and their variants, against `standards`, wherever both are in `table` and share a training seed."""
+    """OVF, IRS and their variants against `standards`, if both are in `table` and share a training seed."""
     at = {(row.panel, row.sigma, row.variant): row for row in table}
     found = []
     for row in table:
@@ -204,8 +216,10 @@ def comparisons(table: Sequence[Row]) -> list[Comparison]:
 
 
 def compared(row: Row, other: Row | None) -> Comparison | None:
-    """`row` minus `other`, None where there is no other or no training seed that both have."""
-    shared = tuple(seed for seed in row.seeds if other is not None and seed in other.seeds)
+    """`row` minus `other`, None if `other` is missing or shares no training seed."""
+    if other is None:
+        return None
+    shared = tuple(seed for seed in row.seeds if seed in other.seeds)
     if not shared:
         return None
     a, b = ([of.per_seed[of.seeds.index(seed)] for seed in shared] for of in (row, other))

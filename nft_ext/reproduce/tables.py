@@ -1,4 +1,4 @@
-"""Rows, comparisons and counts as tables of text; and as CSV and JSON for whoever computes on."""
+"""Rows, comparisons and counts as text tables, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ABSENT = "-"
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, a line of column names, and cells of text; every row as long as the header."""
+    """A title, column names, and lines of text entries, each as long as the header."""
 
     title: str
     header: list[str]
@@ -30,12 +30,12 @@ class Table:
 
 
 def label(variant: str) -> str:
-    """A variant's name, short enough for a column."""
+    """A variant's name, shortened for a column."""
     return variant.replace("pretrained, ", "pretrained ").removesuffix(" epochs")
 
 
 def fixed(value: float | None, decimals: int = 2, sign: bool = False) -> str:
-    """The number, or "-" where there is none."""
+    """The number, or "-" if it is missing or not finite."""
     if value is None or not math.isfinite(value):
         return ABSENT
     return f"{value:{'+' if sign else ''}.{decimals}f}"
@@ -47,9 +47,11 @@ def short(value: float | None) -> str:
 
 
 def accuracy_tables(rows: Sequence[Row], paper_ekl: bool) -> list[Table]:
-    """One table a panel and sigma, ours beside the paper's; a line that is still to be computed is all "-".
+    """One table per panel and sigma, our numbers beside the paper's. A line not yet computed shows "-".
 
-    paper_ekl: with a column of the published EKL.
+    Args:
+        rows: the results.
+        paper_ekl: add a column with the published EKL.
     """
     header = ["", "seeds", "accuracy %", "+-seeds", "+-chips", "clean %", "ECE", "EKL", "paper %", "differs"]
     if paper_ekl:
@@ -85,12 +87,12 @@ def _accuracy_line(variant: str, row: Row | None, paper_ekl: bool, columns: int)
 
 
 def calibration_tables(rows: Sequence[Row]) -> list[Table]:
-    """One table a panel and sigma: calibration as trained, and with the logits at the fitted temperature T."""
+    """One table per panel and sigma: calibration as trained, and with logits divided by the fitted temperature T."""
     header = ["", "ECE", "NLL", "EKL", "T", "ECE at T", "NLL at T", "EKL at T"]
     places = dict.fromkeys((row.panel, row.sigma) for row in rows)
     return [
         Table(
-            f"{panel}, sigma {sigma:g}: calibration; at T: with the logits divided by the T that fits validation images",
+            f"{panel}, sigma {sigma:g}: calibration; at T: logits divided by T, fitted on validation images",
             header,
             [
                 [
@@ -138,7 +140,7 @@ def comparison_tables(found: Sequence[Comparison]) -> list[Table]:
 
 
 def convergence_tables(found: Sequence[Converged]) -> list[Table]:
-    """One table a criterion, panel and sigma: trainings that do not converge, ours and the paper's."""
+    """One table per criterion, panel and sigma: non-converging trainings, ours and the paper's."""
     tables = []
     for panel, sigma in dict.fromkeys((one.panel, one.sigma) for one in found):
         here = [one for one in found if (one.panel, one.sigma) == (panel, sigma)]
@@ -182,7 +184,7 @@ def convergence_tables(found: Sequence[Converged]) -> list[Table]:
 
 
 def _papers(one: Converged) -> list[str]:
-    if one.paper is None:
+    if one.paper is None or one.paper_interval is None:
         return [ABSENT] * 4
     count, runs = one.paper
     return [f"{count}/{runs}", *_percents(1 - count / runs, *one.paper_interval)]
@@ -193,7 +195,7 @@ def _percents(*shares: float) -> list[str]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line a row: accuracies in percent, EKL in nat, empty where there is no number; last, one accuracy a seed."""
+    """One line per row: accuracies in percent, EKL in nat, empty if undefined; last, one accuracy per seed."""
     lines: list[list[Any]] = [
         [
             "panel",
@@ -254,13 +256,13 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """`content`, dataclasses included, as JSON; NaN and infinity as null."""
+    """Writes `content`, also dataclasses, as JSON. NaN and infinity become null."""
     files.write_json(path, as_json(content), strict=True)
 
 
 def as_json(value: Any) -> Any:
-    """`value` as what JSON can hold."""
-    if dataclasses.is_dataclass(value):
+    """`value` in JSON-able form."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         properties = {"difference": value.difference} if isinstance(value, Row) else {}
         return as_json({f.name: getattr(value, f.name) for f in dataclasses.fields(value)} | properties)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""One cell: trains its network, and measures it over programmed chips."""
+"""Trains the network of one cell and measures it over programmed chips."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from nft_ext.reproduce.store import Store
 from nft_ext.training import NonFiniteLoss, fit, load_model
 
 BATCH = 256
-TEMPERED_RUNS = 10  # chips at the fitted temperature, where the cell's runs are more
-EVALUATION_SEED = 0  # of the chips: the same for all cells, so that checkpoints can be compared on common chips
+TEMPERED_RUNS = 10  # most chips at the fitted temperature
+EVALUATION_SEED = 0  # seed of the chips, equal for all cells, so networks are compared on the same chips
 
 
 @functools.lru_cache(maxsize=2)
@@ -33,7 +33,7 @@ def _sets(dataset: str, data_dir: str | None) -> tuple[ImageSet, ImageSet]:
 
 
 def sets(panel: Panel, scale: Scale, data_dir: str | None) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of a panel, as many images as the scale says, evenly spaced."""
+    """(train, test) of a panel, with the number of images of the scale, evenly spaced."""
     train, test = _sets(panel.dataset, data_dir)
     return _spaced(train, scale.train_images), _spaced(test, scale.test_images)
 
@@ -54,7 +54,7 @@ def work(
     """The content of the cell's file, without its key.
 
     Raises:
-        KeyboardInterrupt: the training was interrupted; its state is kept, and a later call goes on from there.
+        KeyboardInterrupt: the training was interrupted. Its state is saved, and a later call continues it.
     """
     began = time.monotonic()
     train, test = sets(cell.panel, cell.scale, data_dir)
@@ -82,17 +82,16 @@ def work(
             checkpoint=store.checkpoint(cell) if keep_checkpoint else None,
             meta={"dataset": cell.panel.dataset},
         )
-    except NonFiniteLoss as error:  # a result as well: this training does not converge, and the others go on
+    except NonFiniteLoss as error:  # also a result: this training does not converge
         history, diverged = error.history, str(error)
     if history.interrupted:
         raise KeyboardInterrupt
     noisy = convert(history.model, nvm)
-    points = []
-    for sigma in cell.sigmas:
-        points.append(
-            _point(noisy, test, sigma, cell.scale.runs, device, progress)
-            | {"at_temperature": _at_temperature(noisy, validation, test, sigma, cell, device, progress)}
-        )
+    points = [
+        _point(noisy, test, sigma, cell.scale.runs, device, progress)
+        | {"at_temperature": _at_temperature(noisy, validation, test, sigma, cell, device, progress)}
+        for sigma in cell.sigmas
+    ]
     best = history.best
     return {
         "config": cell.config(),
@@ -105,7 +104,7 @@ def work(
 
 
 def _selection(scale: Scale, validation: ImageSet, test: ImageSet) -> tuple[ImageSet, dict[str, Any]]:
-    """(images that epochs are judged on, options of `fit`); the images trained on are the same for every selection."""
+    """(images that judge an epoch, options of `fit`). Every selection trains on the same images."""
     if scale.selection == "test":
         return test, {"validation_chips": 1}
     return validation, {
@@ -117,7 +116,7 @@ def _selection(scale: Scale, validation: ImageSet, test: ImageSet) -> tuple[Imag
 def _point(
     model: nn.Module, test: ImageSet, sigma: float, runs: int, device: str | None, progress: bool | None
 ) -> dict[str, Any]:
-    """Accuracy and EKL of every chip, and the pooled figures."""
+    """Accuracy and EKL per chip, and the pooled figures."""
     report = monte_carlo(
         model,
         test,
@@ -150,9 +149,9 @@ def _at_temperature(
     device: str | None,
     progress: bool | None,
 ) -> dict[str, Any] | None:
-    """The same figures with the logits divided by the temperature that fits the validation images on selection chips.
+    """The pooled figures with the logits divided by a temperature, fitted on validation images and validation chips.
 
-    A method's factor on the logits is a temperature of its own; here it plays no part. None where logits overflow.
+    These figures do not depend on a method's factor on the logits. None if logits overflow.
     """
     logits = _selection_logits(model, validation, sigma, cell)
     if not logits.isfinite().all():
@@ -167,7 +166,7 @@ def _at_temperature(
 
 @torch.no_grad()
 def _selection_logits(model: nn.Module, images: ImageSet, sigma: float, cell: Cell) -> torch.Tensor:
-    """Logits [S, n, C] on the chips that the epochs were selected on."""
+    """Logits [S, n, C] on the chips that judged the epochs."""
     device = next(model.parameters()).device
     draws, parts = cell.scale.validation_chips, []
     with noise(model.eval(), sigma=sigma), chips(model, seed=cell.seed, draws=range(draws), domain="selection"):
@@ -180,15 +179,15 @@ def _selection_logits(model: nn.Module, images: ImageSet, sigma: float, cell: Ce
 def _start(
     cell: Cell, store: Store, train: ImageSet, data_dir: str | None, device: str | None, progress: bool | None
 ) -> nn.Module:
-    """The network that training starts from: fresh, the same for all methods of a seed, or a vanilla cell's."""
+    """The network before training: newly initialised, equal for all methods of a seed, or a trained vanilla network."""
     torch.manual_seed(cell.seed)
     fresh = models.build(cell.panel.model, train.num_classes, train.channels, cell.scale.width)
     vanilla = cell.start()
     if vanilla is None:
         return fresh
     path = store.checkpoint(vanilla)
-    with store.claimed(vanilla, wait=True):  # several cells begin from it: one trains it, the others wait
-        # A checkpoint without a result is that of a training cut short.
+    with store.claimed(vanilla, wait=True):  # several cells start from it: one process trains it, others wait
+        # A checkpoint without a result comes from an interrupted training.
         if not path.exists() or store.read(vanilla) is None:
             found = work(vanilla, store, data_dir, device, progress, keep_checkpoint=True)
             store.write(vanilla, found)
@@ -198,7 +197,7 @@ def _start(
 
 @torch.no_grad()
 def clean_accuracy(model: nn.Module, test: ImageSet, batch_size: int = BATCH) -> float:
-    """Accuracy with the noise off: the quantized weights W_d."""
+    """Accuracy of the quantized weights W_d, without noise."""
     device = next(model.parameters()).device
     right = 0
     with noise(model.eval(), enabled=False):
@@ -209,4 +208,4 @@ def clean_accuracy(model: nn.Module, test: ImageSet, batch_size: int = BATCH) ->
 
 
 def _number(value: float) -> float | None:
-    return None if value != value else value  # NaN is no JSON
+    return None if value != value else value  # JSON has no NaN

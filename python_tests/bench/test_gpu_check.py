@@ -314,5 +314,5 @@ def test_a_child_ends_as_its_stage_does(raised, status, monkeypatch, tmp_path, c
 
 
 def test_a_stage_that_needs_another_ones_findings_says_so(tmp_path):
-    with pytest.raises(NotHere, match="needs what the stage ceilings finds"):
+    with pytest.raises(NotHere, match="needs the results of the stage ceilings"):
         Task(tmp_path / "out", 1.0, {"ceilings": None}).found_by("ceilings")

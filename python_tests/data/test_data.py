@@ -252,7 +252,7 @@ def test_the_data_folder_is_the_argument_or_else_the_environment_variable(monkey
     with pytest.raises(FileNotFoundError, match="data_dir: must name an existing folder"):
         data.load("mnist", tmp_path / "nowhere")
     monkeypatch.delenv("NFT_EXT_DATA")
-    with pytest.raises(ValueError, match="data_dir: must name the folder that holds mnist, or else .* NFT_EXT_DATA"):
+    with pytest.raises(ValueError, match="data_dir: must name the folder that holds mnist, or .* NFT_EXT_DATA"):
         data.load("mnist")
 
 

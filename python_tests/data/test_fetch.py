@@ -105,7 +105,7 @@ def test_a_damaged_file_already_there_is_replaced(server, tmp_path):
 
 def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
     server.files["/a"] = b"<html>log in first</html>"
-    words = rf"file.bin: must be downloadable.*/a: 25 bytes with md5 \w+ instead of {MD5}.*this test"
+    words = rf"file.bin: must be downloaded.*/a: 25 bytes with md5 \w+ instead of {MD5}.*this test"
     with pytest.raises(ValueError, match=words):
         get(remote(server, "/a"), tmp_path / "file.bin")
     assert list(tmp_path.iterdir()) == []
@@ -122,7 +122,7 @@ def test_an_end_too_early_is_continued_where_it_was(server, tmp_path):
 def test_a_download_given_up_is_continued_by_the_next_call(server, tmp_path):
     server.files["/a"] = CONTENT
     server.faults["/a"] = [("cut", 50_000)] * 4
-    words = r"it ended after 200000 of 600000 bytes \(4 attempts\).*file.bin.part keeps what came"
+    words = r"it ended after 200000 of 600000 bytes \(4 attempts\).*file.bin.part keeps the received bytes"
     with pytest.raises(ConnectionError, match=words):
         get(remote(server, "/a"), tmp_path / "file.bin")
     assert not (tmp_path / "file.bin").exists() and (tmp_path / "file.bin.part").stat().st_size == 200_000
@@ -164,7 +164,7 @@ def test_no_network_says_so_and_what_to_put_where(tmp_path, monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/a"
-        words = rf"no connection .*is there a network.*md5 {MD5}.*belongs at .*file.bin"
+        words = rf"no connection .*is there a network.*md5 {MD5}.* at .*file.bin"
         with pytest.raises(ConnectionError, match=words):
             get(Remote("file.bin", (url,), MD5, "this test"), tmp_path / "file.bin")
 
@@ -253,7 +253,7 @@ def test_a_damaged_archive_is_named(tmp_path, name):
     big = [("d/one", np.random.default_rng(0).bytes(50_000)), ("d/two", b"2")]
     (tar if name.endswith("gz") else zipped)(tmp_path / name, big)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:20_000])
-    with pytest.raises(ValueError, match=f"{name}: must be a whole archive"):
+    with pytest.raises(ValueError, match=f"{name}: must be a complete archive"):
         unpack(tmp_path / name, tmp_path, lambda n, size: True, 2, False)
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -375,7 +375,7 @@ def test_bad_arguments_are_refused(monkeypatch):
     monkeypatch.delenv("NFT_EXT_DATA", raising=False)
     with pytest.raises(ValueError, match=r"dataset: must be one of mnist, cifar10, .*imagenet \(digits come with"):
         data.fetch("digits")
-    with pytest.raises(ValueError, match="data_dir: must name the folder to put mnist into, or else .* NFT_EXT_DATA"):
+    with pytest.raises(ValueError, match="data_dir: must name the folder for mnist, or .* NFT_EXT_DATA"):
         data.fetch("mnist")
 
 

@@ -41,7 +41,7 @@ def test_a_name_is_taken_once(page):
     class Other(methods.Vanilla):
         name = "chip_spread"
 
-    with pytest.raises(ValueError, match="name: must not be another method's; got chip_spread"):
+    with pytest.raises(ValueError, match="name: must not be the name of another method; got chip_spread"):
         methods.register(Other)
 
 

@@ -183,24 +183,26 @@ def refused(words, model=None, **options):
 def test_bad_options_are_refused():
     refused("beta: must be a finite number >= 0", beta=-0.1)
     refused(r"gammas\[0\]", gammas=(-1.0,), points=["relu1"])
-    refused("gammas: must hold one weight a feedback, 1; got 2", gammas=(1.0, 1.0), points=["relu1"])
-    refused("gammas: must come with N", gammas=lambda n, N: 1.0)
+    refused("gammas: must hold one weight per feedback, 1; got 2", gammas=(1.0, 1.0), points=["relu1"])
+    refused("gammas: must come with feedbacks or points", gammas=lambda n, N: 1.0)
     refused("noisy_classifiers: must be True or False", noisy_classifiers=0, points=["relu1"])
     refused(r"input_shape: must be \(C, H, W\)", input_shape=(3, 32), points=["relu1"])
     refused(
-        r"input_shape: must be the \(C, H, W\) of an image the model takes", input_shape=(2, 32, 32), points=["relu1"]
+        r"input_shape: must be the \(C, H, W\) of an image that the model accepts",
+        input_shape=(2, 32, 32),
+        points=["relu1"],
     )
 
 
 def test_bad_snapshot_points_are_refused():
-    refused("points: must be given for a model without snapshot_points .*; got Sequential")
+    refused("points: must be given for a model without snapshot_points.*; got Sequential")
     refused("at least one snapshot point", points=[])
     refused("name each module once", points=["relu1", ("relu1", 2)])
     refused(r"points\['relu1'\]: must be an integer >= 1", points=[("relu1", 0)])
     refused("pairs", points=[3])
-    refused(r"near: relu1\); got rulu1", points=["rulu1"])
+    refused(r"did you mean 'relu1'\?\); got rulu1", points=["rulu1"])
     refused(r"4-D output .*'fc'; got shape \[1, 5\]", points=["fc"])
-    refused("not changed in place .*got conv1", points=["conv1"])
+    refused("no later module changes in place.*got conv1", points=["conv1"])
 
 
 def test_a_module_that_does_not_run_is_no_snapshot_point():

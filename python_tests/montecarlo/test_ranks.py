@@ -113,7 +113,7 @@ def test_the_passes_of_a_rank_that_dies_are_dealt_again(monkeypatch):
 def test_an_interrupt_of_any_rank_ends_all_with_what_is_finished():
     for which in (0, 1):
 
-        def work(team):
+        def work(team, which=which):
             calls = []
 
             def compute(start):

@@ -125,9 +125,9 @@ def test_figures_at_the_fitted_temperature_are_means_over_the_seeds_if_all_were_
 
 
 def test_two_cells_of_one_place_and_a_line_of_two_configurations_are_refused():
-    with pytest.raises(ValueError, match="one cell a panel, variant, sigma and seed"):
+    with pytest.raises(ValueError, match="one cell per panel, variant, sigma and seed"):
         rows([cell(), cell()])
-    with pytest.raises(ValueError, match="one configuration within a line"):
+    with pytest.raises(ValueError, match="differ only in the seed within a row"):
         rows([cell(seed=0), cell(seed=1, epochs=5)])
 
 
@@ -281,7 +281,7 @@ def test_the_json_names_every_network_and_how_its_training_ended(tmp_path, no_pl
 def test_one_seed_is_said_to_allow_no_claim(tmp_path, no_plots):
     assert NO_CLAIM in report(grid(seeds=1), tmp_path)
     assert NO_CLAIM not in report(grid(seeds=2), tmp_path)
-    assert f"rests on {NO_CLAIM}" in report(
+    assert f"without an interval: {NO_CLAIM}" in report(
         grid(seeds=2)[:-2] + [cell("irs", sigma=0.2), cell("noise", sigma=0.2)], tmp_path
     )
 
@@ -291,12 +291,14 @@ def test_missing_cells_are_dashes_and_said(tmp_path, no_plots):
     text = report(cells, tmp_path, cells=len(grid()))
     table = next(t for t in accuracy_tables(rows(cells), False) if t.title == "vgg8-mnist, sigma 0.35")
     assert next(body for body in table.body if body[0] == "ovf")[1:] == ["-"] * 9
-    assert f"{len(cells)} of {len(grid())} cells" in text and 'computed is "-" in the' in " ".join(text.split())
+    assert f"{len(cells)} of {len(grid())} networks" in text and 'tables show "-" for the others' in " ".join(
+        text.split()
+    )
     assert "fewer than the 3 training seeds" in report(grid()[1:], tmp_path)
 
 
 def test_networks_without_ekl_are_counted(tmp_path, no_plots):
-    assert "1 networks had nothing right" in report([cell(ekl=None), cell("noise")], tmp_path, "figure4")
+    assert "1 networks have no right answer" in report([cell(ekl=None), cell("noise")], tmp_path, "figure4")
 
 
 def test_networks_without_ekl_are_plotted_around(plots):
@@ -334,12 +336,12 @@ def test_what_differs_from_the_papers_protocol_comes_from_the_settings():
     assert differences([small])[:2] == [
         "vgg8-mnist: width 0.125 (the paper 1), epochs 5 (the paper 200), lr 0.002 (the paper 0.001), "
         "3000 training images (the paper all)",
-        "2 chips a point (the paper 200)",
+        "2 chips per network and sigma (the paper 200)",
     ]
     assert "no such panel" in differences([cell(panel="vgg8-digits")])[0]
     usual, other = cell(), cell("ovf test selection", selection="test")
-    assert "on chips of its own; the published" in differences([usual])[-3]
-    assert "(but for 'test selection'); the published" in differences([usual, other])[-3]
+    assert "on separate chips; the published" in differences([usual])[-3]
+    assert "(except for 'test selection'); the published" in differences([usual, other])[-3]
 
 
 # ---- the page -----------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class SliceStatistic:
         return logit_interval(self.mean, self.ci95)
 
     def quantile(self, q: float) -> NoReturn:
-        """Refused: the accuracy on a slice varies with its images too.
+        """Always an error, because the accuracy on a slice varies with its images too.
 
         Raises:
             ValueError: for every `q`, with the reason.
@@ -74,7 +74,7 @@ class SliceStatistic:
 
     @property
     def worst(self) -> NoReturn:
-        """Refused: the accuracy on a slice varies with its images too.
+        """Always an error, because the accuracy on a slice varies with its images too.
 
         Raises:
             ValueError: always, with the reason.
