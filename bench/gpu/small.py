@@ -115,7 +115,7 @@ def cases(only_ours: bool = False) -> list[list[Case]]:
         )
         for shape in ((3, 8, 5, 3), (2, 7, 3, 3), (5, 24)):
             y, row = torch.randn(*shape, device="cuda").to(dtype), torch.randn(shape[1], device="cuda")
-            torch.ops.nft_ext.finish_(y, row, row, y.clone(), True)
+            torch.ops.nft_ext.epilogue_(y, row, row, y.clone(), True)
             finish(y)
 
     def linear(nvm, dtype, key, shared, sizes):

@@ -5,8 +5,9 @@
 // be an illegal instruction). No standard-library templates in here for the same reason.
 //
 // Bit-identity rests on one rule: each multiply, add, divide and square root is rounded to float32 by itself. On the
-// host the build says -ffp-contract=off; on CUDA the intrinsics below say so. No result of the noise depends on an fma; they are used
-// inside operations that are proven to be rounded as one: the quantizer's division on the CPU (cpu/reciprocal.h), a root on CUDA.
+// host -ffp-contract=off ensures it; on CUDA the intrinsics below do. No result of the noise depends on an fma. An fma
+// is used only inside operations that are proven to give the rounded result: the quantizer's division on the CPU
+// (cpu/sampler/step_reciprocal.h) and the square root on CUDA.
 #pragma once
 
 #include <stdint.h>
@@ -59,7 +60,7 @@ NFT_FN int32_t to_int(float a) { return (int32_t)a; }
 NFT_FN float least(float a, float b) { return b < a ? b : a; }
 NFT_FN float most(float a, float b) { return b > a ? b : a; }
 
-// Plain names for what vectors of lanes (cpu/wide.h) spell differently.
+// Functions that vectors of lanes (cpu/simd/vectors.h) write differently.
 NFT_FN int32_t as_signed(uint32_t a) { return (int32_t)a; }
 NFT_FN bool has_bit(uint32_t a, int bit) { return (int32_t)(a << (31 - bit)) < 0; }
 NFT_FN float choose(bool first, float a, float b) { return first ? a : b; }
@@ -67,8 +68,9 @@ NFT_FN float choose(bool first, float a, float b) { return first ? a : b; }
 // Square root of zero or of a number within 2^-100 .. 2^100.
 NFT_FN float moderate_root(float a) {
 #if defined(__CUDA_ARCH__)
-  // The steps that __fsqrt_rn takes there, hence the same bits (csrc/tests/exact_root.cu tries every number), without its branch to
-  // the rest of the numbers: between branches the compiler cannot mix two normals' instructions.
+  // The operations of __fsqrt_rn on these numbers, hence the same bits
+  // (csrc/tests/cuda/exact_root.cu tries every number), without its branch for other
+  // numbers: the compiler cannot interleave two normals' instructions across a branch.
   float r;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(fmaxf(a, 0x1p-100f)));
   const float s = __fmul_rn(a, r);
@@ -81,7 +83,7 @@ NFT_FN float moderate_root(float a) {
 // 1 + the lower 23 bits of `a` as a fraction.
 NFT_FN float one_and_fraction(uint32_t a) {
 #if defined(__CUDA_ARCH__)
-  uint32_t u;  // one instruction, which the compiler makes two of
+  uint32_t u;  // one instruction; the compiler would emit two
   asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(u) : "r"(a), "r"(0x007fffffu), "r"(0x3f800000u));
   return float_of(u);
 #else

@@ -1,29 +1,29 @@
 // Standard normals from random words, bit for bit the same on every instruction set, on CUDA and in NumPy.
 //
-// Box and Muller: two independent uniforms are the squared radius and the angle of a point of the two-dimensional
-// normal distribution, so they give two independent normals exactly; no rejection, hence a fixed cost and a fixed
-// place in the random sequence. The radius uniform never is 0 (it is at least 2^-32), so log(0) cannot happen and
-// |z| <= sqrt(64 ln 2) = 6.66.
+// Box and Muller: two independent uniforms are the squared radius and the angle of a point of
+// the two-dimensional normal distribution, so they give two independent normals exactly; no
+// rejection, hence a fixed cost and a fixed place in the random sequence. The radius uniform
+// never is 0 (it is at least 2^-32), so log(0) cannot happen and |z| <= sqrt(64 ln 2) = 6.66.
 //
-// The polynomials are our own (csrc/tests/fit_polynomials.py), of the least degree that adds about half a unit to what rounding
-// costs anyway. Maximal errors against the true function of the exact argument, in units of the last place of the result;
-// csrc/tests/test_normal.cpp asserts them over every argument:
+// The polynomials are our own (csrc/tests/core/fit_polynomials.py). Their degree is the least that adds only about half
+// a unit to the rounding errors. Maximal errors against the true function of the exact argument, in units of the last
+// place of the result; csrc/tests/core/test_normal.cpp asserts them over every argument:
 //   half_radius_squared  every float32 u in [2^-32, 1]  1.23 ULP
 //   half_circle          every angle, both results      1.57 ULP
 //
-// The radius is kept in halves, and the circle has radius two. docs/noise.md writes the same numbers without: a power of
-// two changes no rounding, and this one lets f below enter the logarithm as itself.
+// The radius is kept in halves, and the circle has radius two. docs/reference/noise.md writes the same numbers without: a power
+// of two changes no rounding, and this one lets f below enter the logarithm as itself.
 //
-// Word and Float are uint32_t and float, or on the CPU several vectors of them at once (cpu/wide.h).
+// Word and Float are uint32_t and float, or on the CPU several vectors of them at once (cpu/simd/vectors.h).
 #pragma once
 
-#include "macros.h"
+#include "core/macros.h"
 
 namespace nft {
 namespace NFT_ISA {
 
-// Half a uniform u in [2^-32, 1], u = (x >> 1) * 2^-31 + 2^-32 in float32. The half is added before the (exact) scaling, which
-// is a subtraction from the exponent.
+// Half a uniform u in [2^-32, 1], u = (x >> 1) * 2^-31 + 2^-32 in float32. The half is added before the (exact)
+// scaling, which is a subtraction from the exponent.
 template <class Word>
 NFT_FN auto half_uniform(Word x) {
   return float_of(bits_of(add(from_int(as_signed(x >> 1)), 0.5f)) - (32u << 23));
@@ -67,8 +67,8 @@ NFT_FN void half_circle(Word x, Float& cosine, Float& sine) {
   sine = choose(mirrored, c, s);
 }
 
-// Box-Muller, in two halves: half the radius sqrt(-2 ln u), and the point of that radius on the circle, whose other half
-// (bit 31 of the angle) lies opposite: minus the radius.
+// Box-Muller, in two halves: half the radius sqrt(-2 ln u), and the point of that radius on the circle, whose other
+// half (bit 31 of the angle) lies opposite: minus the radius.
 template <class Word>
 NFT_FN auto normal_half_radius(Word word) {
   return moderate_root(half_radius_squared(half_uniform(word)));  // 2^-26 .. 11.1, or zero

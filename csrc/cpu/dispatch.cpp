@@ -1,19 +1,28 @@
-// Chooses the instruction set at run time.
+// Chooses the instruction set at run time: which table of kernels the sampler and the one-pass product use.
 #include <stdlib.h>
 #include <string.h>
 
 #include <stdexcept>
 #include <string>
 
-#include "multiply.h"
-#include "sampler.h"
+#include "cpu/product/multiply.h"
+#include "cpu/sampler/sampler.h"
 
 namespace nft {
 
-namespace scalar { extern const Kernels table; extern const Multiply multiply_table; }
+namespace scalar {
+extern const Kernels table;
+extern const Multiply multiply_table;
+}  // namespace scalar
 #ifdef NFT_HAVE_X86
-namespace avx2 { extern const Kernels table; extern const Multiply multiply_table; }
-namespace avx512 { extern const Kernels table; extern const Multiply multiply_table; }
+namespace avx2 {
+extern const Kernels table;
+extern const Multiply multiply_table;
+}  // namespace avx2
+namespace avx512 {
+extern const Kernels table;
+extern const Multiply multiply_table;
+}  // namespace avx512
 #endif
 
 namespace {
@@ -53,8 +62,8 @@ const Kernels& kernels_named(const char* name, const char* source) {
     if (strcmp(found.list[i]->name, name) == 0) return *found.list[i];
     names += (i ? ", " : "") + std::string(found.list[i]->name);
   }
-  throw std::runtime_error(std::string(source) + ": must be one of the instruction sets this processor can run (" + names +
-                           "); got " + name);
+  throw std::runtime_error(std::string(source) + ": must be one of the instruction sets this processor can run (" +
+                           names + "); got " + name);
 }
 
 const Kernels& kernels() {

@@ -9,8 +9,8 @@
 #include <thread>
 #include <vector>
 
-#include "../core/conductance.h"
-#include "../cpu/sampler.h"
+#include "core/conductance.h"
+#include "cpu/sampler/sampler.h"
 
 namespace py = pybind11;
 using nft::Kernels;
@@ -20,7 +20,9 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-const Kernels& pick(const std::string& isa) { return isa.empty() ? nft::kernels() : nft::kernels_named(isa.c_str(), "isa"); }
+const Kernels& pick(const std::string& isa) {
+  return isa.empty() ? nft::kernels() : nft::kernels_named(isa.c_str(), "isa");
+}
 
 std::vector<std::string> instruction_sets() {
   int count = 0;
@@ -65,13 +67,15 @@ Array<int32_t> quantize(Array<float> weight, float step, int weight_bits, const 
 }
 
 // weight [n], table, keys [S, 2] -> programmed weights float32 [S, n]
-Array<float> program(Array<float> weight, float step, Array<float> table, Array<int64_t> keys, uint32_t stream, int weight_bits,
-                     int device_bits, int path, int mapping, const std::string& isa, int threads) {
+Array<float> program(Array<float> weight, float step, Array<float> table, Array<int64_t> keys, uint32_t stream,
+                     int weight_bits, int device_bits, int path, int mapping, const std::string& isa, int threads) {
   if (keys.ndim() != 2 || keys.shape(1) != 2) throw std::invalid_argument("keys: must be int64 [S, 2]");
   if (weight_bits < 1 || weight_bits > 16 || device_bits < 1 || weight_bits % device_bits)
     throw std::invalid_argument("weight_bits: must be in 1..16 and a multiple of device_bits");
-  const int64_t expected = path == 2 ? (int64_t(2) << device_bits) + nft::generic::kLimitCount : int64_t(2) << weight_bits;
-  if (table.size() != expected) throw std::invalid_argument("table: must have " + std::to_string(expected) + " entries");
+  const int64_t expected =
+      path == 2 ? (int64_t(2) << device_bits) + nft::generic::kLimitCount : int64_t(2) << weight_bits;
+  if (table.size() != expected)
+    throw std::invalid_argument("table: must have " + std::to_string(expected) + " entries");
   if (threads < 1) throw std::invalid_argument("threads: must be >= 1");
   Array<float> out({keys.shape(0), (py::ssize_t)weight.size()});
   nft::Program p{};
@@ -111,9 +115,11 @@ py::dict build() {
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "Build facts and the noise core on NumPy arrays; no torch. See docs/noise.md.";
+  m.doc() = "Build facts and the noise core on NumPy arrays; no torch. See docs/reference/noise.md.";
   m.def("build", &build, "Compiler, instruction sets this processor can run, CUDA architectures or why CUDA is off.");
-  m.def("isa", [] { return std::string(nft::kernels().name); }, "The instruction set in use (NFT_EXT_CPU_ISA overrides).");
+  m.def(
+      "isa", [] { return std::string(nft::kernels().name); },
+      "The instruction set in use (NFT_EXT_CPU_ISA overrides).");
   m.def("philox", &philox, py::arg("counters"), py::arg("key"), py::arg("isa") = "",
         "Philox4x32-10: counters uint32 [n, 4], key uint32 [2] -> words uint32 [n, 4].");
   m.def("normals", &normals, py::arg("key"), py::arg("stream"), py::arg("slice"), py::arg("n"), py::arg("isa") = "",

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "../cpu/sampler.h"
+#include "cpu/sampler/sampler.h"
 
 namespace nft_test {
 
@@ -33,7 +33,7 @@ __attribute__((format(printf, 2, 3))) inline void expect(bool holds, const char*
 }
 
 // The exit code of a test program.
-inline int finish(const char* name) {
+inline int exit_code(const char* name) {
   printf("%s: %ld checks, %ld failed\n", name, tally().checks, tally().failures);
   return tally().failures ? 1 : 0;
 }

@@ -98,7 +98,7 @@ def apply_epilogue(
     """
     if not (y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last)):
         y = y.contiguous()
-    operators.ops.finish_(y, scale, shift, residual, relu)
+    operators.ops.epilogue_(y, scale, shift, residual, relu)
     return y
 
 

@@ -48,7 +48,7 @@ def _(weight, step, weight_bits):
 
 
 @torch.library.register_fake("nft_ext::program")
-def _(weight, codes, step, table, key, stream, device, dtype):
+def _(weight, codes, step, table, key, stream, spec, dtype):
     return torch.empty((key.shape[0], *weight.shape), dtype=dtype, device=weight.device)
 
 
@@ -58,53 +58,53 @@ def _(weights, weight_bits):
 
 
 @torch.library.register_fake("nft_ext::program_many")
-def _(weights, codes, steps, tables, key, streams, devices, scales, dtype, channels_last=False):
+def _(weights, codes, steps, tables, key, streams, specs, scales, dtype, channels_last=False):
     return [
-        _programmed(weight, key.shape[0], devices[4 * i : 4 * i + 4], dtype, channels_last)
+        _programmed(weight, key.shape[0], specs[4 * i : 4 * i + 4], dtype, channels_last)
         for i, weight in enumerate(weights)
     ]
 
 
-def _programmed(weight: Tensor, chips: int, device: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+def _programmed(weight: Tensor, chips: int, spec: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
     """[S, *weight.shape] in the kernels' layout (same rule in csrc/cuda/torch/operands.h)."""
-    if channels_last and can_be_channels_last(weight, device):
+    if channels_last and can_be_channels_last(weight, spec):
         flat = (chips * weight.shape[0], *weight.shape[1:])
         found = torch.empty(flat, dtype=dtype, device=weight.device, memory_format=torch.channels_last)
         return found.unflatten(0, (chips, weight.shape[0]))
     return torch.empty((chips, *weight.shape), dtype=dtype, device=weight.device)
 
 
-def can_be_channels_last(weight: Tensor, device: list[int]) -> bool:
-    """Whether a weight can be programmed with channels last. `device`: NVMDevice.operator_spec."""
-    if not weight.is_cuda or weight.dim() != 4 or device[2] != 1 or device[0] > 12:
+def can_be_channels_last(weight: Tensor, spec: list[int]) -> bool:
+    """Whether a weight can be programmed with channels last. `spec`: NVMDevice.operator_spec."""
+    if not weight.is_cuda or weight.dim() != 4 or spec[2] != 1 or spec[0] > 12:
         return False
     channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
     return 2 <= taps <= 128 and 2 <= channels <= 1 << 15 and weight.numel() % 8 == 0
 
 
-@torch.library.register_fake("nft_ext::finish_")
+@torch.library.register_fake("nft_ext::epilogue_")
 def _(y, scale, shift, residual, relu):
     return None
 
 
 @torch.library.register_fake("nft_ext::noisy_linear")
 @torch.library.register_fake("nft_ext::noisy_linear_fused")
-def _(x, weight, bias, codes, step, table, key, stream, device, shared, *epilogue):
+def _(x, weight, bias, codes, step, table, key, stream, spec, shared, *epilogue):
     return x.new_empty((_rows(x, key, shared), weight.shape[0]))
 
 
 @torch.library.register_fake("nft_ext::noisy_conv2d")
 @torch.library.register_fake("nft_ext::noisy_conv2d_fused")
-def _(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared, *epilogue):
+def _(x, weight, bias, codes, step, table, key, stream, spec, stride, padding, dilation, groups, shared, *epilogue):
     size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     return _image(x, (_rows(x, key, shared), weight.shape[0], *size))
 
 
 @torch.library.register_fake("nft_ext::noisy_cascade")
-def _(inputs, weights, biases, codes, steps, tables, keys, streams, devices, scales, shifts, plan, kept):
+def _(inputs, weights, biases, codes, steps, tables, keys, streams, specs, scales, shifts, wiring, kept):
     values = list(inputs)
     for layer, (weight, key) in enumerate(zip(weights, keys)):
-        x, _, _, *geometry = plan[10 * layer : 10 * layer + 10]
+        x, _, _, *geometry = wiring[10 * layer : 10 * layer + 10]
         x, rows = values[x], _rows(values[x], key, key.shape[0] == 1)
         if weight.dim() == 2:
             values.append(x.new_empty((rows, weight.shape[0])))
@@ -132,12 +132,12 @@ def _fake_gradients(x: Tensor, weight: Tensor, wanted: int) -> tuple[Tensor, ...
 
 
 @torch.library.register_fake("nft_ext::noisy_linear_backward")
-def _(grad, x, weight, codes, step, table, key, stream, device, shared, wanted):
+def _(grad, x, weight, codes, step, table, key, stream, spec, shared, wanted):
     return _fake_gradients(x, weight, wanted)
 
 
 @torch.library.register_fake("nft_ext::noisy_conv2d_backward")
-def _(grad, x, weight, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared, wanted):
+def _(grad, x, weight, codes, step, table, key, stream, spec, stride, padding, dilation, groups, shared, wanted):
     return _fake_gradients(x, weight, wanted)
 
 
@@ -216,12 +216,12 @@ for _name in _FOR_INFERENCE:
 
 
 @torch.library.register_vmap("nft_ext::program")  # pyright: ignore[reportOptionalCall]  (a decorator)
-def _(info, in_dims, weight, codes, step, table, key, stream, device, dtype):
+def _(info, in_dims, weight, codes, step, table, key, stream, spec, dtype):
     """vmap over keys [V, S, 2]: one call with V * S chips."""
     if any(dim is not None for dim in in_dims[:4]):
         raise ValueError("nft_ext::program: vmap: must run over key only; got another batched argument")
     key = key.movedim(in_dims[4], 0)
-    out = ops.program(weight, codes, step, table, key.reshape(-1, 2).contiguous(), stream, device, dtype)
+    out = ops.program(weight, codes, step, table, key.reshape(-1, 2).contiguous(), stream, spec, dtype)
     return out.unflatten(0, key.shape[:2]), 0
 
 
@@ -234,8 +234,8 @@ class Program(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight, codes, step, table, key, stream, device, dtype):
-        return ops.program(weight, codes, step, table, key, stream, device, dtype)
+    def forward(weight, codes, step, table, key, stream, spec, dtype):
+        return ops.program(weight, codes, step, table, key, stream, spec, dtype)
 
     setup_context = staticmethod(_setup_program)
     backward = staticmethod(_backward_program)
@@ -245,8 +245,8 @@ class NoisyLinear(torch.autograd.Function):
     """y [S * B, out] from x [B, in] or [S * B, in]."""
 
     @staticmethod
-    def forward(x, weight, bias, codes, step, table, key, stream, device, shared):
-        return ops.noisy_linear(x, weight, bias, codes, step, table, key, stream, device, shared)
+    def forward(x, weight, bias, codes, step, table, key, stream, spec, shared):
+        return ops.noisy_linear(x, weight, bias, codes, step, table, key, stream, spec, shared)
 
     setup_context = staticmethod(_setup_product)
     backward = staticmethod(_backward_linear)  # pyright: ignore[reportAssignmentType]  (once_differentiable's type)
@@ -256,9 +256,9 @@ class NoisyConv2d(torch.autograd.Function):
     """y [S * B, out, oh, ow] from x [B, C, H, W] or [S * B, C, H, W]."""
 
     @staticmethod
-    def forward(x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared):
+    def forward(x, weight, bias, codes, step, table, key, stream, spec, stride, padding, dilation, groups, shared):
         return ops.noisy_conv2d(
-            x, weight, bias, codes, step, table, key, stream, device, stride, padding, dilation, groups, shared
+            x, weight, bias, codes, step, table, key, stream, spec, stride, padding, dilation, groups, shared
         )
 
     setup_context = staticmethod(_setup_product)

@@ -31,7 +31,7 @@ OPERATORS = [
     "quantize",
     "program",
     "program_many",
-    "finish_",
+    "epilogue_",
     "noisy_linear",
     "noisy_linear_fused",
     "noisy_linear_backward",
@@ -39,35 +39,35 @@ OPERATORS = [
     "noisy_conv2d_fused",
     "noisy_conv2d_backward",
 ]
-# Registers a thread, by the first pattern that a kernel's name has: csrc/cuda/sampler.cu asks for 8 blocks of 256
-# threads a multiprocessor, 5 on the fast path, 4 on the per-device path, 6 or 3 where the table is too large for shared
-# memory, and 3 or 2 where weights are stored channels last; csrc/cuda/fused/launch.h for 2 wide blocks of 256 threads
-# or 5 narrow ones of 128. Adding up parts takes few threads, whose registers cost nothing.
+# Registers a thread, by the first pattern that a kernel's name has: csrc/cuda/sampler/sampler.cu asks for 8 blocks of
+# 256 threads a multiprocessor, 5 on the fast path, 4 on the per-device path, 6 or 3 where the table is too large for
+# shared memory, and 3 or 2 where weights are stored channels last; csrc/cuda/one_pass/launch.h for 2 wide blocks of 256
+# threads or 5 narrow ones of 128. Adding up parts takes few threads, whose registers cost nothing.
 MOST_REGISTERS = {
-    r"fused_kernel\w*OutTypeE\dELb1": 128,
-    r"fused_kernel\w*OutTypeE\dELb0": 102,
+    r"one_pass_kernel\w*OutTypeE\dELb1": 128,
+    r"one_pass_kernel\w*OutTypeE\dELb0": 102,
     r"add_parts_kernel": 64,
     r"program_kernelILi2\w*Lb1": 64,
     r"program_kernelILi2": 80,
     r"program_kernelILi1\w*Lb0": 40,
     r"program_kernelILi1\w*Lb1": 48,
-    r"program_turned_kernelI\w*(OutTypeE0|Lb1)": 128,
-    r"program_turned_kernel": 80,
-    r"finish_octets_kernel": 40,
+    r"program_channels_last_kernelI\w*(OutTypeE0|Lb1)": 128,
+    r"program_channels_last_kernel": 80,
+    r"epilogue_eights_kernel": 40,
     r"": 32,
 }
-FILES = 3  # of kernels: sampler.cu, fused.cu and gradient.cu
+FILES = 3  # of kernels: sampler.cu, product.cu and gradient.cu
 KERNELS = {
     "program_kernel": 30,
-    "program_turned_kernel": 12,
-    "finish_octets_kernel": 3,
+    "program_channels_last_kernel": 12,
+    "epilogue_eights_kernel": 3,
     "quantize_kernel": 2,
-    "largest_kernel": 2,
+    "abs_max_kernel": 2,
     "step_kernel": 2,
     "add_parts_kernel": 2,
     # types x tiles x paths
-    "fused_kernelINS_7generic5Sizes": 3 * 2 * 3,
-    "fused_kernelINS_7generic13GradientSizes": 3 * 2 * 3,
+    "one_pass_kernelINS_7generic5Sizes": 3 * 2 * 3,
+    "one_pass_kernelINS_7generic13GradientSizes": 3 * 2 * 3,
 }
 
 
@@ -149,16 +149,16 @@ def test_the_sampler_loads_no_bytes():
     kernels = {
         name: body
         for name, body in zip(parts[1::2], parts[2::2], strict=True)
-        if re.search("program_(turned_)?kernel", name)
+        if re.search("program_(channels_last_)?kernel", name)
     }
-    assert len(kernels) == KERNELS["program_kernel"] + KERNELS["program_turned_kernel"]
+    assert len(kernels) == KERNELS["program_kernel"] + KERNELS["program_channels_last_kernel"]
     loads = {
         name: set(re.findall(r"\bld((?:\.global|\.nc|\.volatile|\.v\d)*\.[a-z]\d+)\b", body))
         for name, body in kernels.items()
     }
     for name, found in loads.items():
         assert not [load for load in found if load.endswith(("u8", "s8", "b8"))], name
-        if "turned" in name or "program_kernelILi1" in name:
+        if "channels_last" in name or "program_kernelILi1" in name:
             assert [load for load in found if ".v4" in load], f"{name}: eight codes in one access"
 
 

@@ -1,5 +1,5 @@
 """NFT_EXT_ONE_PASS: which products on CUDA generate their weights themselves. It is read when the library is loaded, so
-each value gets a process of its own. The bounds of auto: csrc/tests/test_cuda_one_pass.cpp.
+each value gets a process of its own. The bounds of auto: csrc/tests/cuda/test_one_pass_switch.cpp.
 """
 
 import json

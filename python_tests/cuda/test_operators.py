@@ -235,7 +235,7 @@ def test_finish_is_its_definition(shape, dtype):
     for layout in (torch.contiguous_format, torch.channels_last)[: len(shape) // 2]:
         for given, relu, expected in finishes(y, scale, shift, residual):
             found = y.cuda().clone(memory_format=layout)
-            ops.finish_(found, *map(there, given), relu)
+            ops.epilogue_(found, *map(there, given), relu)
             assert torch.equal(found.cpu(), expected)
 
 

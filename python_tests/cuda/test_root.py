@@ -11,7 +11,7 @@ import torch
 from support.paths import ROOT
 
 pytestmark = pytest.mark.cuda
-SOURCE = ROOT / "csrc" / "tests" / "exact_root.cu"
+SOURCE = ROOT / "csrc" / "tests" / "cuda" / "exact_root.cu"
 
 
 def test_every_root_is_rounded_right(tmp_path):
@@ -22,6 +22,9 @@ def test_every_root_is_rounded_right(tmp_path):
     nvcc = shutil.which("nvcc", path=path) or pytest.skip("nvcc is needed to compile the comparison")
     major, minor = torch.cuda.get_device_capability()
     program = tmp_path / "exact_root"
-    subprocess.run([nvcc, f"-arch=sm_{major}{minor}", "-std=c++17", "-fmad=false", "-o", program, SOURCE], check=True)
+    subprocess.run(
+        [nvcc, f"-arch=sm_{major}{minor}", "-std=c++17", "-fmad=false", "-I", SOURCE.parents[2], "-o", program, SOURCE],
+        check=True,
+    )
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -211,7 +211,7 @@ def test_finish_is_its_definition(name, dtype):
     for layout in (torch.contiguous_format, torch.channels_last)[: len(shape) // 2]:
         for given, relu, expected in finishes(y, scale, shift, residual):
             found = y.clone(memory_format=layout)
-            assert torch.ops.nft_ext.finish_(found, *given, relu) is None
+            assert torch.ops.nft_ext.epilogue_(found, *given, relu) is None
             assert torch.equal(found, expected)
 
 
@@ -228,13 +228,13 @@ def test_finish_is_its_definition(name, dtype):
 )
 def test_finish_refuses(change, message):
     arguments = dict(y=torch.zeros(2, 8), scale=None, shift=None, residual=None, relu=True) | change
-    with pytest.raises(RuntimeError, match=f"finish_: {message}"):
-        torch.ops.nft_ext.finish_(*arguments.values())
+    with pytest.raises(RuntimeError, match=f"epilogue_: {message}"):
+        torch.ops.nft_ext.epilogue_(*arguments.values())
 
 
 def test_finish_passes_torchs_checks():
     torch.library.opcheck(
-        torch.ops.nft_ext.finish_.default,
+        torch.ops.nft_ext.epilogue_.default,
         (torch.randn(2, 8), torch.ones(8), None, torch.randn(2, 8), True),
         test_utils=("test_schema", "test_faketensor"),
     )

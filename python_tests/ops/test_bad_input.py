@@ -269,7 +269,7 @@ def bar(**changes):
         table=torch.from_numpy(NVM.operator_table()),
         key=KEY,
         stream=0,
-        device=NVM.operator_spec(),
+        spec=NVM.operator_spec(),
     )
     return list((args | changes).values())
 
@@ -286,14 +286,11 @@ def bar(**changes):
         (dict(codes=torch.zeros(3, 5, dtype=torch.int16)), r"codes: must be the contiguous result .*; got \[3, 5\]"),
         (dict(codes=torch.zeros(3, 6, dtype=torch.int32)), "codes: must be the contiguous result"),
         (dict(stream=-1), "stream: must be a 32-bit unsigned number; got -1"),
-        (
-            dict(device=[8, 3, 1, 0]),
-            r"device: needs weight_bits in 1..16, a multiple of device_bits; got \[8, 3, 1, 0\]",
-        ),
-        (dict(device=[8, 0, 1, 0]), "device: needs weight_bits in 1..16, a multiple of device_bits"),
-        (dict(device=[8, 2, 3, 0]), r"device: needs path 0 \(off\), 1 \(fast\) or 2 \(per device\); got 3"),
-        (dict(device=[8, 2, 1, 2]), "device: needs mapping 0 or 1; got 2"),
-        (dict(device=[8, 2]), "device: must hold weight_bits, device_bits, path, mapping; got 2"),
+        (dict(spec=[8, 3, 1, 0]), r"spec: needs weight_bits in 1..16, a multiple of device_bits; got \[8, 3, 1, 0\]"),
+        (dict(spec=[8, 0, 1, 0]), "spec: needs weight_bits in 1..16, a multiple of device_bits"),
+        (dict(spec=[8, 2, 3, 0]), r"spec: needs path 0 \(off\), 1 \(fast\) or 2 \(per device\); got 3"),
+        (dict(spec=[8, 2, 1, 2]), "spec: needs mapping 0 or 1; got 2"),
+        (dict(spec=[8, 2]), "spec: must hold weight_bits, device_bits, path, mapping; got 2"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

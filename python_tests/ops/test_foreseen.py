@@ -1,6 +1,6 @@
 """A weight programmed again and again is read once a call: the step is guessed from the calls before and verified on
-the way (csrc/cpu/foreseen.h), by the sampler alone and by the fused product. Whatever happens to the weight in between,
-each call gives what the definition gives.
+the way (csrc/cpu/torch/abs_max_cache.h), by the sampler alone and by the fused product. Whatever happens to the weight
+in between, each call gives what the definition gives.
 """
 
 import pytest
@@ -9,11 +9,12 @@ import torch
 import nft_ext as nft
 from nft_ext import reference
 
-CALLS = 6  # twice what it takes to be guessed at: csrc/tests/test_foreseen.cpp
+CALLS = 6  # twice what it takes to be guessed at: csrc/tests/cpu/test_abs_max_cache.cpp
 SHAPE = (
     140,
     301,
-)  # three pieces of the sampler, a short chunk, enough weights for codes by products (csrc/cpu/reciprocal.h)
+    # three pieces of the sampler, a short chunk, enough weights for codes by products (csrc/cpu/sampler/step_reciprocal.h)
+)
 DEVICES = {
     "fast": nft.NVMDevice(sigma=0.1),
     "tables": nft.NVMDevice.preset("fefet6", sigma=0.2),

@@ -1,5 +1,5 @@
 """The fused product on the CPU: weights programmed block by block in the cache, for inputs small enough
-(csrc/cpu/fused.h).
+(csrc/cpu/torch/one_pass.h).
 
 The chips are those of program_weights, so the reference is torch's own product with them in float64. Its error bound is
 that of

@@ -26,7 +26,7 @@ FMA = re.compile(r"\bv?fn?m(add|sub)\w*")
 QUOTIENTS = (
     "fresh_chunk",
     "reciprocal_of",
-)  # csrc/cpu/reciprocal.h: codes by fused multiply-adds, proven to be the division's
+)  # csrc/cpu/sampler/step_reciprocal.h: codes by fused multiply-adds, proven to be the division's
 
 pytestmark = [
     pytest.mark.skipif(
@@ -44,7 +44,7 @@ def cmake_flags():
     common = re.search(r"set\(NFT_ROUNDING ([^)]*)\)", text)[1].split()
     assert "-ffp-contract=off" in common and "-fno-math-errno" in common
     assert "-ffast-math" not in text and "-Ofast" not in text and "-march" not in text
-    own = re.findall(r'csrc/cpu/sampler_(\w+)\.cpp PROPERTIES COMPILE_OPTIONS\s+"([^"]*)"', text)
+    own = re.findall(r'csrc/cpu/sampler/sampler_(\w+)\.cpp PROPERTIES COMPILE_OPTIONS\s+"([^"]*)"', text)
     return {"scalar": common} | {isa: common + flags.split(";") for isa, flags in own}
 
 
@@ -54,7 +54,7 @@ def objects(tmp_path_factory):
     folder = tmp_path_factory.mktemp("objects")
     started = {}
     for isa, flags in cmake_flags().items():
-        source, target = ROOT / "csrc" / "cpu" / f"sampler_{isa}.cpp", folder / f"{isa}.o"
+        source, target = ROOT / "csrc" / "cpu" / "sampler" / f"sampler_{isa}.cpp", folder / f"{isa}.o"
         command = [
             COMPILER,
             "-std=c++17",
@@ -62,6 +62,8 @@ def objects(tmp_path_factory):
             "-fPIC",
             "-fvisibility=hidden",
             "-w",
+            "-I",
+            ROOT / "csrc",
             *flags,
             "-c",
             source,

@@ -1,2 +1,0 @@
-#define NFT_ISA avx2
-#include "multiply.inl"

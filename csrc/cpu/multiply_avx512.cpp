@@ -1,2 +1,0 @@
-#define NFT_ISA avx512
-#include "multiply.inl"

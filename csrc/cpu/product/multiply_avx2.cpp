@@ -1,0 +1,2 @@
+#define NFT_ISA avx2
+#include "cpu/product/multiply.inl"

@@ -1,0 +1,2 @@
+#define NFT_ISA avx512
+#include "cpu/product/multiply.inl"

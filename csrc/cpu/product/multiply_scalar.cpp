@@ -1,0 +1,2 @@
+#define NFT_ISA scalar
+#include "cpu/product/multiply.inl"

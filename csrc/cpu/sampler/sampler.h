@@ -1,0 +1,69 @@
+// The sampler's kernels behind plain pointers: what one instruction set provides, and which one is in use.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace nft {
+
+enum class OutType : int { kFloat32 = 0, kBFloat16 = 1 };
+
+// 1/s as the sum of two floats (step_reciprocal.h); zeros: divide.
+struct Reciprocal {
+  float high = 0, low = 0;
+};
+
+// One weight tensor to be programmed onto `chips` chips. All arrays in row-major logical order.
+struct Program {
+  const float* weight;    // [n], or null if codes are given
+  const void* codes;      // [n] int16 (weight_bits <= 15) or int32 (16), packed as core/quantize.h says, or null
+  int64_t n;              // number of weights
+  float step;             // s of Eq. 4
+  Reciprocal reciprocal;  // 1/s, if a product may replace the division
+  int weight_bits, device_bits, path, mapping;
+  const float* table;   // see core/conductance.h
+  bool plain_means;     // means are the codes (levels) themselves
+  bool constant_table;  // and deviations are all equal: no gather
+  const int64_t* keys;  // [chips, 2]: seed; draw with its domain
+  int chips;
+  uint32_t stream;
+  OutType out_type;
+  void* out;          // [chips, n]
+  uint32_t* abs_max;  // raised to max|W| of the programmed chunks (as abs_max_bits); null: not wanted
+};
+
+// Work is cut into chunks of this many weights; any split of the chunk range gives the same bits.
+constexpr int64_t kChunk = 256;
+
+struct Kernels {
+  const char* name;
+  // max|W| as its bit pattern: NaN > inf > finite, so one pass also finds weights that are not finite.
+  uint32_t (*abs_max_bits)(const float* weight, int64_t n);
+  // Step s of Eq. 4 from max|W|.
+  float (*step)(float abs_max, int weight_bits);
+  // 1/s for `Program::reciprocal`; zeros if products do not give the same codes as quotients, or not faster.
+  Reciprocal (*reciprocal)(float step, int weight_bits);
+  // Codes of `n` weights, packed as core/quantize.h says, as int16 (code_bytes 2; weight_bits <= 15) or int32 (4).
+  void (*quantize)(const float* weight, int64_t n, float step, int weight_bits, void* codes, int code_bytes);
+  // Chunks [begin, end) of a Program.
+  void (*program)(const Program& program, int64_t begin, int64_t end);
+  // Standard normals of elements 0..n-1 under one key row, slice and stream.
+  void (*normals)(const int64_t* key, uint32_t stream, uint32_t slice, int64_t n, float* out);
+  // Raw Philox: counters [n, 4] under key [2] to words [n, 4].
+  void (*philox)(const uint32_t* counters, const uint32_t* key, int64_t n, uint32_t* words);
+};
+
+// The instruction sets compiled in and supported by this processor, best first; null-terminated names.
+const Kernels* const* available_kernels(int* count);
+
+// The instruction set in use, decided at the first call: NFT_EXT_CPU_ISA if set (an unknown or unsupported name throws
+// std::runtime_error that names the variable), else the best available.
+const Kernels& kernels();
+
+// The named one; throws std::runtime_error if it is unknown or this
+// processor cannot run it. `source` names the setting in the message.
+const Kernels& kernels_named(const char* name, const char* source);
+
+int64_t chunks_of(int64_t n);
+
+}  // namespace nft

@@ -1,0 +1,137 @@
+// The sampler's kernels, written once and compiled once per instruction
+// set. The including file defines NFT_ISA; CMake sets its machine flags.
+
+#include "cpu/sampler/chunk.h"
+
+namespace nft {
+namespace NFT_ISA {
+namespace {
+
+uint32_t largest_bits(const float* weight, int64_t n) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t u = bits_of(weight[i]) & 0x7fffffffu;
+    largest = u > largest ? u : largest;
+  }
+  return largest;
+}
+
+void look(const Program& p, int64_t first, int64_t count) {
+  const uint32_t found = largest_bits(p.weight + first, count);
+  if (found > *p.abs_max) *p.abs_max = found;
+}
+
+// Chips whose keys are prepared at once.
+constexpr int kChipsAtOnce = 8;
+
+template <class Packed>
+void program_packed(const Program& p, const ChipKey* keys, int first_chip, int chips, int64_t begin, int64_t end) {
+  alignas(64) Packed packed[kChunk];
+  alignas(64) Lane local;
+  alignas(64) uint16_t half[kChunk];
+  const bool fresh = !p.codes && chips == 1 && p.path == kPathFast && p.out_type == OutType::kFloat32;
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t first = chunk * kChunk;
+    const int count = p.n - first < kChunk ? (int)(p.n - first) : (int)kChunk;
+    if (fresh && count == kChunk) {
+      const uint32_t found =
+          fresh_chunk(p, keys[0], (uint64_t)chunk * kQuads, p.weight + first, (float*)p.out + first_chip * p.n + first);
+      if (p.abs_max && found > *p.abs_max) *p.abs_max = found;
+      continue;
+    }
+    if (p.abs_max && first_chip == 0) look(p, first, count);
+    const Packed* codes = codes_of_chunk(p, first, count, packed);
+    for (int chip = 0; chip < chips; ++chip) {
+      const int64_t at = (first_chip + chip) * p.n + first;
+      if (p.out_type == OutType::kFloat32) {
+        float* out = (float*)p.out + at;
+        ask_for_next(out);
+        chunk_on_chip(p, keys[chip], chunk, codes, count == kChunk ? out : local);
+        if (count < kChunk) memcpy(out, local, count * sizeof(float));
+      } else {
+        uint16_t* out = (uint16_t*)p.out + at;
+        ask_for_next(out);
+        chunk_on_chip(p, keys[chip], chunk, codes, local);
+        for (int i = 0; i < kChunk; ++i) half[i] = to_bfloat16(local[i]);
+        memcpy(out, half, count * sizeof(uint16_t));
+      }
+    }
+  }
+}
+
+template <class Packed>
+void program_packed(const Program& p, int64_t begin, int64_t end) {
+  for (int first = 0; first < p.chips; first += kChipsAtOnce) {
+    const int chips = p.chips - first < kChipsAtOnce ? p.chips - first : kChipsAtOnce;
+    ChipKey keys[kChipsAtOnce];
+    for (int chip = 0; chip < chips; ++chip) keys[chip] = ChipKey(p.keys + 2 * (first + chip), p.stream);
+    program_packed<Packed>(p, keys, first, chips, begin, end);
+  }
+}
+
+void program_chunks(const Program& p, int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  if (step_is_zero(p.step)) {
+    const int64_t first = begin * kChunk, last = end * kChunk < p.n ? end * kChunk : p.n;
+    const int64_t bytes = p.out_type == OutType::kFloat32 ? 4 : 2;
+    if (p.abs_max) look(p, first, last - first);
+    for (int chip = 0; chip < p.chips; ++chip)
+      memset((char*)p.out + (chip * p.n + first) * bytes, 0, (size_t)((last - first) * bytes));
+  } else if (p.weight_bits <= 15) {
+    program_packed<int16_t>(p, begin, end);
+  } else {
+    program_packed<int32_t>(p, begin, end);
+  }
+}
+
+float step_from(float abs_max, int weight_bits) { return step_of(abs_max, weight_bits); }
+
+void quantize_all(const float* weight, int64_t n, float step, int weight_bits, void* codes, int code_bytes) {
+  const float top = from_int((1 << weight_bits) - 1);
+  if (step_is_zero(step)) {
+    memset(codes, 0, (size_t)n * code_bytes);
+  } else if (code_bytes == 2) {
+    for (int64_t i = 0; i < n; ++i)
+      ((int16_t*)codes)[i] = (int16_t)pack_code(code_of(weight[i], step, top), sign_of(weight[i]));
+  } else {
+    for (int64_t i = 0; i < n; ++i) ((int32_t*)codes)[i] = pack_code(code_of(weight[i], step, top), sign_of(weight[i]));
+  }
+}
+
+void normals_of(const int64_t* row, uint32_t stream, uint32_t slice, int64_t n, float* out) {
+  const ChipKey key(row, stream);
+  alignas(64) Lane z;
+  for (int64_t first = 0; first < n; first += kChunk) {
+    normals_of_chunk(key, slice, (uint64_t)(first / 4), z);
+    memcpy(out + first, z, (n - first < kChunk ? n - first : kChunk) * sizeof(float));
+  }
+}
+
+// Uses the lanes of the noise, so that the published known answers test the code that the sampler runs. Counter i is in
+// lane i modulo the number of lanes, among its neighbours.
+void philox_of(const uint32_t* counters, const uint32_t* key, int64_t n, uint32_t* words) {
+  constexpr int kAtOnce = kGroups * kLanes;
+  const Schedule schedule(key[0], key[1]);
+  for (int64_t i = 0; i < n; ++i, counters += 4, words += 4) {
+    const int place = (int)(i % kAtOnce), g = place / kLanes, lane = place % kLanes;
+    const Lanes first = broadcast((uint64_t)kMultiplier0 * counters[0] - (uint64_t)kMultiplier0 * (uint32_t)place);
+    Lanes products[kGroups], even[kGroups], odd[kGroups];
+    for (int k = 0; k < kGroups; ++k) products[k] = first + first_products(k);
+    philox_lanes(products, Common(counters[1], counters[2], counters[3], schedule), schedule, even, odd);
+    words[0] = (uint32_t)even[g][lane];
+    words[1] = (uint32_t)odd[g][lane];
+    words[2] = (uint32_t)(even[g][lane] >> 32);
+    words[3] = (uint32_t)(odd[g][lane] >> 32);
+  }
+}
+
+}  // namespace
+
+#define NFT_TEXT_(x) #x
+#define NFT_TEXT(x) NFT_TEXT_(x)
+extern const Kernels table;
+const Kernels table = {NFT_TEXT(NFT_ISA), largest_bits,   step_from,  reciprocal_of,
+                       quantize_all,      program_chunks, normals_of, philox_of};
+
+}  // namespace NFT_ISA
+}  // namespace nft

@@ -1,2 +1,0 @@
-#define NFT_ISA scalar
-#include "sampler.inl"

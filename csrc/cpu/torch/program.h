@@ -1,0 +1,149 @@
+// From a Crossbar to the sampler's Program: the step if none is given, and the shortcuts that a device table allows.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "core/macros.h"
+#include "cpu/sampler/sampler.h"
+#include "cpu/torch/abs_max_cache.h"
+#include "cpu/torch/work_queue.h"
+#include "operators/crossbar.h"
+
+namespace nft {
+
+// About 16,000 weights per piece: tens of microseconds, far more than it costs to take a piece.
+constexpr int64_t kChunksPerPiece = 64;
+constexpr int64_t kWeightsPerPiece = 1 << 16;  // of weights that are only read
+
+// Sets the shortcuts: means that are the codes themselves, and one deviation for all codes, need no lookup.
+inline void look_at_table(Program& p) {
+  const int64_t levels = int64_t(1) << (p.path == 2 ? p.device_bits : p.weight_bits);
+  p.plain_means = p.constant_table = p.path != 0;
+  if (p.path == 0) return;
+  int other_means = 0, other_deviations = 0;
+  for (int64_t i = 0; i < levels; ++i) {  // no early exit, so that it runs in vectors
+    other_means |= p.table[i] != (float)i;
+    other_deviations |= p.table[levels + i] != p.table[levels];
+  }
+  p.plain_means = !other_means;
+  p.constant_table = !other_means && !other_deviations;
+}
+
+inline bool has_step(const Crossbar& c) { return c.step || c.found; }
+inline float step_of(const Crossbar& c) { return c.step ? *floats(*c.step) : *c.found; }
+
+// s = fl(max|W| / (2^M - 1)) from the bit pattern of max|W|.
+inline float step_of(uint32_t abs_max, int64_t weight_bits) {
+  return kernels().step(generic::float_of(abs_max), (int)weight_bits);
+}
+
+// max|W|, found in pieces by several threads, and the step that follows from it.
+class AbsMax {
+ public:
+  // For the pieces of `phase`, or for `parts` pieces of another phase that finds it on its way.
+  AbsMax(const float* weight, int64_t n) : AbsMax(weight, n, (n + kWeightsPerPiece - 1) / kWeightsPerPiece) {}
+  AbsMax(const float* weight, int64_t n, int64_t parts) : weight_(weight), n_(n), parts_((size_t)parts, 0u) {}
+
+  // Reads all weights. The functions below hold after this phase, or after the other one.
+  Phase phase() {
+    return Phase::tiles(n_, kWeightsPerPiece, [this](int64_t begin, int64_t end) {
+      *part(begin / kWeightsPerPiece) = kernels().abs_max_bits(weight_ + begin, end - begin);
+    });
+  }
+
+  // Where piece i writes its own maximum.
+  uint32_t* part(int64_t i) { return &parts_[(size_t)i]; }
+
+  uint32_t bits() const {
+    uint32_t most = 0;
+    for (uint32_t part : parts_) most = std::max(most, part);
+    return most;
+  }
+  bool finite() const { return bits() < 0x7f800000u; }
+
+  float step(int64_t weight_bits) const { return step_of(bits(), weight_bits); }
+
+  // The step; the cache learns max|W| for the next call.
+  float noted(const char* op, int64_t weight_bits) const {
+    check_finite(op);
+    abs_max_cache().note(weight_, n_, bits());
+    return step(weight_bits);
+  }
+
+  // Weights that are not finite are an error. Here the check is free.
+  void check_finite(const char* op) const {
+    check(finite(), op, "weight", "must be finite (no NaN, no infinity)", generic::float_of(bits()));
+  }
+
+ private:
+  const float* weight_;
+  int64_t n_;
+  std::vector<uint32_t> parts_;
+};
+
+// The step, and its reciprocal if that saves enough divisions: on
+// the fast path, for one chip. (Several chips share their codes.)
+inline void set_step(Program& p, float step) {
+  constexpr int64_t kEnough = 1 << 15;  // weights; the proof that the reciprocal serves takes a microsecond
+  p.step = step;
+  p.reciprocal = !p.codes && p.chips == 1 && p.path == 1 && p.n >= kEnough ? kernels().reciprocal(step, p.weight_bits)
+                                                                           : Reciprocal{};
+}
+
+// The step of weights that have been read. Those that are not
+// finite are an error afterwards; until then their step is zero.
+inline void set_step(Program& p, const AbsMax& abs_max) {
+  set_step(p, abs_max.finite() ? abs_max.step(p.weight_bits) : 0.0f);
+}
+
+// Runs work whose step is not known yet, and returns the step. run(phases, abs_max) runs `phases` and then its own
+// phases, which read `p`. If the cache expects a max|W|, run's phases use it and write the true one to the `parts` of
+// `abs_max`; run is called a second time if the two differ.
+template <class Run>
+float run_finding_step(const char* op, Program& p, int64_t parts, const Run& run) {
+  if (const uint32_t expected = abs_max_cache().expected(p.weight, p.n)) {
+    AbsMax abs_max(p.weight, p.n, parts);
+    set_step(p, step_of(expected, p.weight_bits));
+    run(std::vector<Phase>{}, &abs_max);
+    if (abs_max.bits() != expected && abs_max.finite()) {
+      set_step(p, abs_max);
+      run(std::vector<Phase>{}, nullptr);
+    }
+    return abs_max.noted(op, p.weight_bits);
+  }
+  AbsMax abs_max(p.weight, p.n);
+  run(std::vector<Phase>{abs_max.phase(), {1, [&](int64_t) { set_step(p, abs_max); }}}, nullptr);
+  return abs_max.noted(op, p.weight_bits);
+}
+
+// The sampler's view of a crossbar, without its chips and its result.
+// `holder` keeps a copy of the weight alive if one is needed.
+inline Program program_of(const Crossbar& c, Tensor& holder) {
+  Program p{};
+  p.n = c.weight.numel();
+  if (c.codes) {
+    p.codes = c.codes->data_ptr();
+  } else {
+    holder = aten::contiguous(c.weight);
+    p.weight = floats(holder);
+  }
+  p.weight_bits = (int)c.spec[0];
+  p.device_bits = (int)c.spec[1];
+  p.path = (int)c.spec[2];
+  p.mapping = (int)c.spec[3];
+  p.step = has_step(c) ? step_of(c) : 0.0f;
+  check(!(p.step < 0), c.op, "step", "must not be negative", p.step);
+  p.table = floats(c.table);
+  p.keys = static_cast<const int64_t*>(c.key.data_ptr());
+  p.chips = (int)c.chips();
+  p.stream = (uint32_t)c.stream;
+  look_at_table(p);
+  return p;
+}
+
+inline OutType out_type(const Tensor& out) {
+  return out.scalar_type() == ScalarType::Float ? OutType::kFloat32 : OutType::kBFloat16;
+}
+
+}  // namespace nft

@@ -1,0 +1,128 @@
+// One layer's weights and noise as an operator receives them, and the checks that every operator shares.
+#pragma once
+
+#include "operators/aten.h"
+
+namespace nft {
+
+struct Crossbar {
+  const char* op;  // the operator, for its error messages
+  Tensor weight;
+  std::optional<Tensor> codes;
+  std::optional<Tensor> step;  // none: the first Backend::program finds it, from all weights
+  Tensor table, key;
+  int64_t stream;
+  Ints spec;                        // weight_bits, device_bits, path, mapping
+  std::optional<float> found = {};  // the step that the CPU found: no tensor is made for it
+
+  int64_t chips() const { return key.size(0); }
+};
+
+constexpr size_t kSpecInts = 4;  // of Crossbar::spec
+
+inline void check_float_type(const char* op, const char* argument, ScalarType t, bool on_cuda) {
+  check(t == ScalarType::Float || t == ScalarType::BFloat16 || (on_cuda && t == ScalarType::Half), op, argument,
+        "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
+}
+
+// The arguments of weight_step and quantize.
+inline void check_quantizer(const char* op, const Tensor& weight, int64_t weight_bits) {
+  check(weight.scalar_type() == ScalarType::Float, op, "weight", "must be float32", "another dtype");
+  check(weight_bits >= 1 && weight_bits <= 16, op, "weight_bits", "must be in 1..16", weight_bits);
+}
+
+inline void check_step(const char* op, const Tensor& step) {
+  check(step.scalar_type() == ScalarType::Float && step.numel() == 1, op, "step", "must be one float32", step.sizes());
+}
+
+// Codes of up to 15 bits take two bytes: one bit is the sign.
+inline ScalarType code_type(int64_t weight_bits) { return weight_bits <= 15 ? ScalarType::Short : ScalarType::Int; }
+
+inline void check_crossbar(const Crossbar& c) {
+  check(c.weight.scalar_type() == ScalarType::Float, c.op, "weight", "must be float32", "another dtype");
+  if (c.step) check_step(c.op, *c.step);
+  check(c.step || !c.codes, c.op, "step", "must be given with codes", "none");
+  check(c.key.scalar_type() == ScalarType::Long && c.key.dim() == 2 && c.key.size(1) == 2 && c.key.size(0) > 0, c.op,
+        "key", "must be int64 [S, 2] with S >= 1", c.key.sizes());
+  check(c.key.is_contiguous(), c.op, "key", "must be contiguous", "a strided tensor");
+  check(c.spec.size() == kSpecInts, c.op, "spec", "must hold weight_bits, device_bits, path, mapping", c.spec.size());
+  const int64_t m = c.spec[0], k = c.spec[1], path = c.spec[2];
+  check(m >= 1 && m <= 16 && k >= 1 && m % k == 0, c.op, "spec",
+        "needs weight_bits in 1..16, a multiple of device_bits", c.spec);
+  check(path >= 0 && path <= 2, c.op, "spec", "needs path 0 (off), 1 (fast) or 2 (per device)", path);
+  const int64_t entries = path == 2 ? (int64_t(2) << k) + 6 : int64_t(2) << m;
+  check(c.table.scalar_type() == ScalarType::Float && c.table.is_contiguous(), c.op, "table",
+        "must be contiguous float32", "another tensor");
+  check(path == 0 || c.table.numel() == entries, c.op, "table",
+        "must have 2 * 2^M entries (fast path) or 2 * 2^K + 6 (per device)", c.table.numel());
+  check(c.spec[3] == 0 || c.spec[3] == 1, c.op, "spec", "needs mapping 0 or 1", c.spec[3]);
+  check(c.stream >= 0 && c.stream <= 0xffffffffll, c.op, "stream", "must be a 32-bit unsigned number", c.stream);
+  if (c.codes)
+    check(c.codes->scalar_type() == code_type(m) && c.codes->numel() == c.weight.numel() && c.codes->is_contiguous(),
+          c.op, "codes", "must be the contiguous result of nft_ext::quantize for this weight", c.codes->sizes());
+}
+
+// ---- the operators that take several layers: lists with one entry per weight
+
+inline void check_count(const char* op, const char* argument, size_t size, size_t weights) {
+  check(size == weights, op, argument, "must hold one entry per weight", size);
+}
+
+inline void check_specs(const char* op, const Ints& specs, size_t weights) {
+  check(specs.size() == kSpecInts * weights, op, "specs", "must hold four numbers per weight", specs.size());
+}
+
+inline Ints spec_of_layer(const Ints& specs, size_t layer) {
+  return Ints(specs.begin() + kSpecInts * layer, specs.begin() + kSpecInts * (layer + 1));
+}
+
+// ---- x and what has the shape of a result
+
+inline void check_x(const Crossbar& c, const Tensor& x) { check_float_type(c.op, "x", x.scalar_type(), x.is_cuda()); }
+
+// Rows of dim 0 that each chip sees.
+inline int64_t rows_per_chip(const char* op, const Tensor& x, int64_t chips, bool shared) {
+  if (shared) return x.size(0);
+  check(x.size(0) % chips == 0, op, "x", "dim 0 must be a multiple of the number of chips", x.size(0));
+  return x.size(0) / chips;
+}
+
+// The rows of x that chip `chip` sees.
+inline Tensor rows_of(const Tensor& x, int64_t chip, int64_t rows, bool shared, int64_t chips) {
+  if (shared || chips == 1) return x;
+  Tensor view = x;
+  return torch::stable::narrow(view, 0, chip * rows, rows);
+}
+
+inline std::optional<Tensor> cast_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& weight,
+                                       ScalarType dtype) {
+  if (!bias) return std::nullopt;
+  check(bias->dim() == 1 && bias->size(0) == weight.size(0), op, "bias", "must be [out]", bias->sizes());
+  return aten::cast(*bias, dtype);
+}
+
+// For a result's gradient and a residual: the dtype of x and the result's sizes.
+inline void check_like_result(const Crossbar& c, const char* argument, const Tensor& t, const Tensor& x,
+                              const Ints& sizes) {
+  check(t.scalar_type() == x.scalar_type(), c.op, argument, "must have x's dtype", "another dtype");
+  if (sizes_of(t) == sizes) return;
+  std::ostringstream rule;
+  rule << "must have the result's shape ";
+  show(rule, sizes);
+  check(false, c.op, argument, rule.str().c_str(), t.sizes());
+}
+
+// The sum over chips of a chip-major tensor: [S * B, ...] -> [B, ...].
+inline Tensor sum_over_chips(const Tensor& t, int64_t chips) {
+  if (chips == 1) return t;
+  Ints sizes = sizes_of(t);
+  sizes[0] /= chips;
+  sizes.insert(sizes.begin(), chips);
+  const Ints first{0};
+  return torch::stable::sum(torch::stable::reshape(t, sizes), IntHeaderOnlyArrayRef(first));
+}
+
+// Which gradients are wanted: bit 0 for x, 1 for the weight, 2 for the bias.
+inline std::array<bool, 3> mask_of(int64_t wanted) { return {(wanted & 1) != 0, (wanted & 2) != 0, (wanted & 4) != 0}; }
+
+}  // namespace nft
