@@ -1,4 +1,4 @@
-"""Accuracy over sigma for two trainings, on common chips, as a picture.  python examples/sweep_and_plot.py [sweep.png]"""
+"""Accuracy over sigma for two trainings, on common chips.  python examples/sweep_and_plot.py [sweep.png]"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The order of the tests: folders mirror the code, what several files need is in support/, and no test imports another."""
+"""The order of the tests: folders mirror the code, shared helpers are in support/, no test imports another."""
 
 import re
 from pathlib import Path

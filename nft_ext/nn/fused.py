@@ -67,7 +67,7 @@ class FusedLayer(NoisyLayer):
         static = self._known.get(stamp)
         if static is not None:
             rows, own = self._buffers, self._parameters
-            bias = own["bias"] if "bias" in own else self.bias
+            bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401  (self.bias is slow to find)
             call = operators.call_fused if torch.is_grad_enabled() else operators.without_autograd
             return call(
                 self._operator,
@@ -107,7 +107,7 @@ class FusedLayer(NoisyLayer):
         ):
             return None
         codes, step = self._codes_and_step(weight)
-        bias = own["bias"] if "bias" in own else self.bias
+        bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401  (self.bias is slow to find)
         return (
             None
             if codes is None

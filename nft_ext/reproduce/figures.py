@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,79 +13,10 @@ from nft_ext.reproduce.convergence import Converged
 from nft_ext.reproduce.settings import BASE, SETTINGS
 from nft_ext.reproduce.summary import Row, rank
 from nft_ext.reproduce.tables import label
+from nft_ext.reproduce.theme import MARKERS, NAMES, Theme, style
 
 FEW = 5  # sigmas up to which the lines stand side by side
 CHANCE = {"mnist": 10.0, "digits": 10.0, "cifar10": 10.0, "cifar100": 1.0, "tinyimagenet": 0.5}  # percent
-MARKERS = {
-    "vanilla": "v",
-    "noise": "s",
-    "control": "D",
-    "control-ovf": "D",
-    "control-irs": "d",
-    "censored": "P",
-    "correctnet": "X",
-    "ovf": "o",
-    "irs": "^",
-}
-NAMES = {
-    "noise": "noise injection",
-    "control": "control (scaled logits)",
-    "control-ovf": "control of OVF",
-    "control-irs": "control of IRS",
-    "ovf": "OVF",
-    "irs": "IRS",
-    "correctnet": "CorrectNet",
-}
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a page: Okabe and Ito's palette, lighter on dark ground. The control is black or white."""
-
-    ground: str
-    ink: str
-    faint: str
-    grid: str
-    colours: dict[str, str]
-
-    def colour(self, variant: str) -> str:
-        return self.colours.get(variant.split()[0], self.ink)
-
-
-LIGHT = Theme(
-    "#FFFFFF",
-    "#222222",
-    "#767676",
-    "#E4E4E4",
-    {
-        "vanilla": "#767676",
-        "noise": "#0072B2",
-        "control": "#000000",
-        "control-ovf": "#000000",
-        "control-irs": "#6B4C9A",
-        "censored": "#B8860B",
-        "correctnet": "#CC79A7",
-        "ovf": "#D55E00",
-        "irs": "#009E73",
-    },
-)
-DARK = Theme(
-    "#16181C",
-    "#E8E8E8",
-    "#9A9A9A",
-    "#33363C",
-    {
-        "vanilla": "#9A9A9A",
-        "noise": "#56B4E9",
-        "control": "#FFFFFF",
-        "control-ovf": "#FFFFFF",
-        "control-irs": "#B79CED",
-        "censored": "#F0C244",
-        "correctnet": "#E7A3CB",
-        "ovf": "#FF8A3D",
-        "irs": "#2FD1A2",
-    },
-)
 
 
 def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Theme, suffix: str) -> bytes:
@@ -109,7 +39,7 @@ def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Th
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install matplotlib") from error
     draw = {"accuracy": _accuracy, "ekl": _ekl, "variants": _variants, "settings": _settings}.get(kind)
-    with matplotlib.rc_context(_style(theme)):
+    with matplotlib.rc_context(style(theme)):
         figure = matplotlib.figure.Figure(layout="constrained")
         draw(figure, rows, theme) if draw else _convergence(figure, counts, theme)
         content = io.BytesIO()
@@ -117,30 +47,6 @@ def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Th
             content, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else {"Software": None}
         )
     return content.getvalue()
-
-
-def _style(theme: Theme) -> dict[Any, Any]:
-    return {
-        "font.size": 10,
-        "axes.edgecolor": theme.faint,
-        "axes.labelcolor": theme.ink,
-        "text.color": theme.ink,
-        "xtick.color": theme.ink,
-        "ytick.color": theme.ink,
-        "axes.facecolor": theme.ground,
-        "figure.facecolor": theme.ground,
-        "savefig.facecolor": theme.ground,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.6,
-        "axes.axisbelow": True,
-        "svg.hashsalt": "nft_ext",
-        "legend.frameon": False,
-        "text.parse_math": False,
-    }
 
 
 def _panels(rows: Sequence[Row]) -> list[str]:

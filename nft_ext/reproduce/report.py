@@ -11,7 +11,7 @@ from nft_ext._common.files import write_atomically
 from nft_ext._common.progress import duration
 from nft_ext.reproduce import published
 from nft_ext.reproduce.convergence import Converged, converged
-from nft_ext.reproduce.figures import DARK, LIGHT, drawn
+from nft_ext.reproduce.figures import drawn
 from nft_ext.reproduce.html import Picture, Section, page
 from nft_ext.reproduce.protocol import check_cells, conditions, differences, machines, networks, seconds
 from nft_ext.reproduce.ranking import contrasts, ranked, ranking_tables
@@ -25,6 +25,7 @@ from nft_ext.reproduce.tables import (
     write_csv,
     write_json,
 )
+from nft_ext.reproduce.theme import DARK, LIGHT
 
 WIDTH = 108
 TITLES = {

@@ -114,7 +114,7 @@ def calibration_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def comparison_tables(found: Sequence[Comparison]) -> list[Table]:
-    """One table a panel and sigma: a minus b in points, interval, p and Holm's p."""
+    """One table per panel and sigma: a minus b in points, interval, p and Holm's p."""
     header = ["", "minus", "seeds", "points", "+-95 %", "p", "p (Holm)"]
     places = dict.fromkeys((one.panel, one.sigma) for one in found)
     return [

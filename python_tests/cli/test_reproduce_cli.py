@@ -1,4 +1,4 @@
-"""The command `nft-ext reproduce`: what a dry run tells, how work is shared, and what is refused; nothing is trained."""
+"""The command `nft-ext reproduce`: what a dry run tells, how work is shared, what is refused. Nothing is trained."""
 
 import re
 

@@ -98,7 +98,7 @@ def test_needs_both_torch_libraries():
 
 
 def test_asks_torch_for_nothing_else():
-    """Every undefined symbol is in the C library, in libtorch_cpu.so, or one of three CUDA functions of the stable ABI."""
+    """Undefined symbols are in the C library, in libtorch_cpu.so, or are three CUDA functions of the stable ABI."""
     lines = output_of(tool("nm"), "-D", "--undefined-only", LIBRARY).splitlines()
     undefined = {name for kind, name in (line.split()[-2:] for line in lines) if kind == "U" and "@" not in name}
     torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"

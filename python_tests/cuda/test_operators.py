@@ -319,7 +319,7 @@ def test_another_device_than_the_current_one():
 
 
 def test_the_current_stream_is_used():
-    """Behind a long wait on another stream the weight changes; a kernel on the default stream would read the old one."""
+    """The weight changes behind a long wait on another stream. A kernel on the default stream would read the old."""
     old, new = random(500, 300), random(500, 300, seed=1)
     weight, fresh, key = old.cuda(), new.cuda(), nft.noise_key(4, device="cuda")
     x = torch.eye(300, device="cuda")

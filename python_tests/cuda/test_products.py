@@ -192,7 +192,7 @@ def test_gradient_of_conv2d(name, chips, shared, dtype):
 
 @pytest.mark.parametrize("name", ["3 x 3", "stride", "groups", "more taps than a step"])
 def test_gradient_uses_the_programmed_chips(name):
-    """The gradient that reaches one chip's input equals torch's with that chip's weights, whatever the memory formats."""
+    """The gradient of one chip's input equals torch's with that chip's weights, in every memory format."""
     shape, weight, options = convolution(name)
     key = nft.noise_key(6, [3, 9])
     chips = nft.program_weights(weight, NVM, key=key, stream=STREAM)

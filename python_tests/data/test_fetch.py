@@ -368,7 +368,7 @@ def test_the_command(little, server, capsys, monkeypatch):
     assert main(["fetch", "cifar10"]) == 0 and "already there" in capsys.readouterr().out
     server.files.clear()
     assert main(["fetch", "mnist"]) == 1
-    assert "nft-ext fetch: train-images-idx3-ubyte.gz: must be downloadable" in capsys.readouterr().err
+    assert "nft-ext fetch: train-images-idx3-ubyte.gz: must be downloaded" in capsys.readouterr().err
 
 
 def test_bad_arguments_are_refused(monkeypatch):

@@ -92,7 +92,7 @@ def test_the_papers_beta():
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the paper's results are not beside this checkout")
 def test_every_beta_is_that_of_the_reference():
-    assert methods.BETAS == json.loads(REFERENCE.read_text())["beta"]
+    assert json.loads(REFERENCE.read_text())["beta"] == methods.BETAS
 
 
 @pytest.mark.parametrize(

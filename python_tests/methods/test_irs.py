@@ -99,7 +99,7 @@ def test_gradients_reach_backbone_and_classifiers(step):
 
 
 def test_feedback_changes_the_gradient_below_its_snapshot_only(step):
-    plain, x, target = step
+    plain, x, _ = step
     gradients = []
     for beta in (0.0, 1.0):
         method = methods.IRS(sigma=0.0, beta=beta, points=[("block4", 3)])

@@ -86,7 +86,7 @@ print(json.dumps(statuses))
 
 @pytest.mark.slow
 def test_a_rank_may_end_while_its_beat_is_under_way():
-    """An interpreter aborts that ends with a thread inside the store; every second one did before threads were joined."""
+    """Python aborts if it ends with a thread inside the store. Every second process did before threads were joined."""
     done = subprocess.run(
         [sys.executable, "-c", EXITS], capture_output=True, text=True, timeout=120, env=importing(OMP_NUM_THREADS="1")
     )

@@ -1,4 +1,4 @@
-"""The stratified estimators against exact expectations over small populations, and pilots against what they estimate."""
+"""The stratified estimators against exact expectations over small populations; pilots against what they estimate."""
 
 import itertools
 import math

@@ -24,7 +24,7 @@ def left(model, *kinds):
 
 
 def operands(model):
-    """How many operands each layer or module gets that the model calls, by its name; those of a cascade are its layers."""
+    """Number of operands per layer or module that the model calls, by its name. A cascade counts as its layers."""
     found = {}
     for node in model.graph.nodes:
         if node.op != "call_module":

@@ -21,7 +21,7 @@ ops = torch.ops.nft_ext
 @pytest.mark.parametrize("chips, shared", CHIPS)
 @pytest.mark.parametrize("name, layout", CASES)
 def test_it_is_its_definition(name, layout, chips, shared, dtype):
-    """|operator - exact| <= 3 |reference in x's dtype - exact| + four units in the last place of the largest element."""
+    """|operator - exact| <= 3 |reference in x's dtype - exact| + 4 units in the last place of the largest element."""
     run, definition, x = case(name, dtype, layout, chips, shared)
     plain = run()
     e = parts_for(plain)
@@ -46,7 +46,7 @@ def test_every_layout_of_the_residual_gives_the_bits_of_torchs_own_operations(na
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
 @pytest.mark.parametrize("name", ["fused, panels", "library", "linear fused", "linear library"])
 def test_any_part_may_be_left_out(name, subset, dtype):
-    """The product is rounded to bfloat16 before its epilogue where the library makes it, and on the CPU it always does."""
+    """A library product is rounded to bfloat16 before its epilogue. On the CPU the library makes all of these."""
     run, _, _ = case(name, dtype)
     plain = run()
     e = {part: value for part, value in parts_for(plain).items() if part in subset}

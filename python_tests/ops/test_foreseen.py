@@ -13,7 +13,7 @@ CALLS = 6  # twice what it takes to be guessed at: csrc/tests/cpu/test_abs_max_c
 SHAPE = (
     140,
     301,
-    # three pieces of the sampler, a short chunk, enough weights for codes by products (csrc/cpu/sampler/step_reciprocal.h)
+    # three pieces of the sampler, a short chunk, enough for codes by products (csrc/cpu/sampler/step_reciprocal.h)
 )
 DEVICES = {
     "fast": nft.NVMDevice(sigma=0.1),
@@ -211,7 +211,7 @@ def test_a_product_of_weights_that_are_no_longer_finite(bad, kind):
 
 def test_the_step_of_a_guess_reaches_the_backward():
     """The backward programs the forward's chip again, by the step that the forward found."""
-    weight, both = convolved_often("plain", "fast")
+    weight, _ = convolved_often("plain", "fast")
     rows = torch.randn(1, 32, 4, 4, requires_grad=True)
     key = nft.noise_key(3, [9])
     nft.noisy_conv2d(rows, weight, nvm=DEVICES["fast"], key=key, stream=5, padding=1).sum().backward()

@@ -71,7 +71,7 @@ def objects(tmp_path_factory):
             target,
         ]
         started[isa] = (target, subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-    for target, process in started.values():
+    for _, process in started.values():
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     return {isa: target for isa, (target, _) in started.items()}

@@ -14,25 +14,33 @@ SCHEMAS = {
     "program_many": "(Tensor[] weights, Tensor?[] codes, Tensor[] steps, Tensor[] tables, Tensor key, int[] streams, "
     "int[] specs, Tensor[] scales, ScalarType dtype, bool channels_last=False) -> Tensor[]",
     "epilogue_": "(Tensor(a!) y, Tensor? scale, Tensor? shift, Tensor? residual, bool relu) -> ()",
-    "noisy_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
+    "noisy_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, "
+    "Tensor key, int stream, "
     "int[] spec, bool shared) -> Tensor",
-    "noisy_linear_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
+    "noisy_linear_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, "
+    "Tensor key, "
     "int stream, int[] spec, bool shared, int wanted) -> (Tensor, Tensor, Tensor)",
-    "noisy_conv2d": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
+    "noisy_conv2d": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, "
+    "Tensor key, int stream, "
     "int[] spec, int[] stride, int[] padding, int[] dilation, int groups, bool shared) -> Tensor",
-    "noisy_conv2d_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, "
+    "noisy_conv2d_backward": "(Tensor grad, Tensor x, Tensor weight, Tensor? codes, Tensor? step, Tensor table, "
+    "Tensor key, "
     "int stream, int[] spec, int[] stride, int[] padding, int[] dilation, int groups, bool shared, "
     "int wanted) -> (Tensor, Tensor, Tensor)",
-    "noisy_linear_fused": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
+    "noisy_linear_fused": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, "
+    "Tensor key, int stream, "
     "int[] spec, bool shared, Tensor? scale, Tensor? shift, Tensor? residual, bool relu) -> Tensor",
-    "noisy_conv2d_fused": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, "
+    "noisy_conv2d_fused": "(Tensor x, Tensor weight, Tensor? bias, Tensor? codes, Tensor? step, Tensor table, "
+    "Tensor key, int stream, "
     "int[] spec, int[] stride, int[] padding, int[] dilation, int groups, bool shared, Tensor? scale, "
     "Tensor? shift, Tensor? residual, bool relu) -> Tensor",
     "convolution_backward": "(Tensor grad, Tensor x, Tensor weight, int[]? bias_sizes, int[] stride, int[] padding, "
     "int[] dilation, bool transposed, int[] output_padding, int groups, bool[3] wanted) -> "
     "(Tensor, Tensor, Tensor)",
-    "noisy_cascade": "(Tensor[] inputs, Tensor[] weights, Tensor?[] biases, Tensor[] codes, Tensor[] steps, Tensor[] tables, "
-    "Tensor[] keys, int[] streams, int[] specs, Tensor?[] scales, Tensor?[] shifts, int[] wiring, int[] kept) -> Tensor[]",
+    "noisy_cascade": "(Tensor[] inputs, Tensor[] weights, Tensor?[] biases, Tensor[] codes, Tensor[] steps, "
+    "Tensor[] tables, "
+    "Tensor[] keys, int[] streams, int[] specs, Tensor?[] scales, Tensor?[] shifts, "
+    "int[] wiring, int[] kept) -> Tensor[]",
     "draw_key": "(Tensor like) -> Tensor",
     "draw_keys": "(Tensor like, int count) -> Tensor[]",
 }

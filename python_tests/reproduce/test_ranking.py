@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from nft_ext.reproduce.figures import DARK, LIGHT, drawn
+from nft_ext.reproduce.figures import drawn
 from nft_ext.reproduce.ranking import BASE, contrasts, ranked, ranking_tables
 from nft_ext.reproduce.summary import rows
+from nft_ext.reproduce.theme import DARK, LIGHT
 from support.cells import line, report
 
 

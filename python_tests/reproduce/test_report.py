@@ -13,10 +13,11 @@ import pytest
 from nft_ext.methods import BETAS
 from nft_ext.reproduce import published
 from nft_ext.reproduce.convergence import converged
-from nft_ext.reproduce.figures import DARK, LIGHT, drawn
+from nft_ext.reproduce.figures import drawn
 from nft_ext.reproduce.protocol import differences
 from nft_ext.reproduce.summary import NO_CLAIM, comparisons, rank, rows, standards
 from nft_ext.reproduce.tables import accuracy_tables, calibration_tables
+from nft_ext.reproduce.theme import DARK, LIGHT
 from support.cells import cell, line, report
 
 T4 = 2.7764451051977987  # 97.5 % quantile of Student's t, 4 degrees of freedom
@@ -294,7 +295,7 @@ def test_missing_cells_are_dashes_and_said(tmp_path, no_plots):
     assert f"{len(cells)} of {len(grid())} networks" in text and 'tables show "-" for the others' in " ".join(
         text.split()
     )
-    assert "fewer than the 3 training seeds" in report(grid()[1:], tmp_path)
+    assert "fewer than 3 training seeds" in report(grid()[1:], tmp_path)
 
 
 def test_networks_without_ekl_are_counted(tmp_path, no_plots):

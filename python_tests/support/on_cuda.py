@@ -57,7 +57,7 @@ def assert_as_good_as_reference(operator, definition, x, weight, bias):
         assert leaf is None or (leaf.grad.dtype == leaf.dtype and leaf.grad.shape == leaf.shape)
     for name, got, low, truth in zip(("y", "dL/dx", "dL/dW", "dL/db"), found, own, exact):
         assert got.shape == truth.shape, name
-        by_cudnn = weight.dim() == 4 and (name == "dL/dW" or name != "dL/db" and not ALWAYS_ONE_PASS)
+        by_cudnn = weight.dim() == 4 and (name == "dL/dW" or (name != "dL/db" and not ALWAYS_ONE_PASS))
         allowed = 3 * (low - truth).abs().max() + rounding(x.dtype, by_cudnn) * truth.abs().max()
         error = (got.cpu().double() - truth).abs().max()
         assert error <= allowed, f"{name} is off by {float(error / truth.abs().max()):.1e} of its largest element"

@@ -42,7 +42,7 @@ def with_gradients(function, x, weight, bias):
 
 
 def assert_as_good_as_reference(operator, definition, x, weight, bias):
-    """|operator - exact| <= 3 |reference in x's dtype - exact| + four units in the last place of the largest element."""
+    """|operator - exact| <= 3 |reference in x's dtype - exact| + 4 units in the last place of the largest element."""
     exact = with_gradients(definition, x.double(), weight, bias)
     own = with_gradients(definition, x, weight, bias)
     ulp = torch.finfo(x.dtype).eps
