@@ -11,8 +11,8 @@
 //   half_radius_squared  every float32 u in [2^-32, 1]  1.23 ULP
 //   half_circle          every angle, both results      1.57 ULP
 //
-// The radius is kept in halves, and the circle has radius two. docs/reference/noise.md writes the same numbers without: a power
-// of two changes no rounding, and this one lets f below enter the logarithm as itself.
+// The radius is kept in halves, and the circle has radius two. docs/reference/noise.md writes the same numbers without:
+// a power of two changes no rounding, and this one lets f below enter the logarithm as itself.
 //
 // Word and Float are uint32_t and float, or on the CPU several vectors of them at once (cpu/simd/vectors.h).
 #pragma once

@@ -1,5 +1,6 @@
 // Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC'11),
-// and the one place where the meaning of its 128-bit counter is written down (docs/reference/noise.md repeats it for readers).
+// and the one place where the meaning of its 128-bit counter is written down (docs/reference/noise.md repeats it for
+// readers).
 //
 //   key      k0 = low  32 bits of the seed            k1 = high 32 bits of the seed
 //   counter  c0 = low  32 bits of the quad, quad = element / 4 (row-major logical index in the weight)
