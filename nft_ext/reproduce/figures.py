@@ -13,10 +13,9 @@ from nft_ext.reproduce.convergence import Converged
 from nft_ext.reproduce.settings import BASE, SETTINGS
 from nft_ext.reproduce.summary import Row, rank
 from nft_ext.reproduce.tables import label
-from nft_ext.reproduce.theme import MARKERS, NAMES, Theme, style
+from nft_ext.reproduce.theme import CHANCE, MARKERS, NAMES, Theme, style
 
 FEW = 5  # sigmas up to which the lines stand side by side
-CHANCE = {"mnist": 10.0, "digits": 10.0, "cifar10": 10.0, "cifar100": 1.0, "tinyimagenet": 0.5}  # percent
 
 
 def drawn(kind: str, rows: Sequence[Row], counts: Sequence[Converged], theme: Theme, suffix: str) -> bytes:

@@ -1,10 +1,17 @@
-"""Colours, markers and names of the methods in the plots."""
+"""Colours, markers and names in the plots."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+CHANCE = {
+    "mnist": 10.0,
+    "digits": 10.0,
+    "cifar10": 10.0,
+    "cifar100": 1.0,
+    "tinyimagenet": 0.5,
+}  # accuracy of a guess, percent
 MARKERS = {
     "vanilla": "v",
     "noise": "s",

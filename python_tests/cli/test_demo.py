@@ -1,4 +1,4 @@
-"""The demonstration, end to end on real digits at a tiny scale, and what an interrupt leaves."""
+"""The demo, end to end on real digits at a tiny scale, and what an interrupt leaves."""
 
 import json
 

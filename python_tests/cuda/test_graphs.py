@@ -76,8 +76,8 @@ def test_a_machine_without_cuda_is_told_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refusal(
         RuntimeError,
-        "model: must be on a CUDA device, where CUDA graphs are, and torch sees none on this machine; call the "
-        "model itself, or nft_ext.monte_carlo; got cpu",
+        "model: must be on a CUDA device, and torch finds none on this machine; call the model itself or "
+        "nft_ext.monte_carlo; got cpu",
         net(),
         images(),
     )
