@@ -152,7 +152,7 @@ def program(weight: Tensor, table: Tensor, key: Tensor, stream: int, device: lis
 def _devices(q: Tensor, table: Tensor, row: Tensor, stream: int, bits: int, device_bits: int, mapping: int) -> Tensor:
     levels = 1 << device_bits
     mean, sd, limits = table[:levels], table[levels : 2 * levels], table[2 * levels :]
-    z_max, g_min, g_max, stuck_off, stuck_any, half_mass = limits.unbind()
+    *_, stuck_any, half_mass = limits.unbind()
     total = torch.zeros(len(q))
     for idle in range(1 + mapping):
         for j in range(bits // device_bits):
@@ -162,13 +162,25 @@ def _devices(q: Tensor, table: Tensor, row: Tensor, stream: int, bits: int, devi
                 z = truncated(row, stream, slice_, len(q), half_mass)
             else:
                 z = normals(row, stream, slice_, len(q))
-            g = (mean[level] + sd[level] * torch.minimum(z, z_max)).clamp(g_min, g_max)
+            g = device_conductance(mean[level], sd[level], z, limits)
             if stuck_any > 0:
                 u = (words(row, stream, slice_ + SLICE_FAULT, len(q)) >> 8).float() * 2.0**-24
-                g = torch.where(u < stuck_any, torch.where(u < stuck_off, 0.0, float(levels - 1)), g)
+                g = with_fault(g, u, float(levels - 1), limits)
             part = g * float(1 << (j * device_bits))
             total = total - part if idle else total + part
     return total
+
+
+def device_conductance(mean: Tensor, sd: Tensor, z: Tensor, limits: Tensor) -> Tensor:
+    """Conductance of one device in level units, before faults; [n] each, `limits` as in csrc/core/conductance.h."""
+    z_max, g_min, g_max, *_ = limits.unbind()
+    return (mean + sd * torch.minimum(z, z_max)).clamp(g_min, g_max)
+
+
+def with_fault(g: Tensor, u: Tensor, top: float, limits: Tensor) -> Tensor:
+    """`g` [n], or level 0 or `top` where the uniform `u` [n] says that the device is stuck."""
+    *_, stuck_off, stuck_any, _ = limits.unbind()
+    return torch.where(u < stuck_any, torch.where(u < stuck_off, 0.0, top), g)
 
 
 def straight_through(weight: Tensor, programmed: Tensor, dtype: torch.dtype) -> Tensor:

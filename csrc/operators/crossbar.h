@@ -1,6 +1,7 @@
 // One layer's weights and noise as an operator receives them, and the checks that every operator shares.
 #pragma once
 
+#include "core/conductance.h"
 #include "operators/aten.h"
 
 namespace nft {
@@ -50,9 +51,10 @@ inline void check_crossbar(const Crossbar& c) {
   check(m >= 1 && m <= 16 && k >= 1 && m % k == 0, c.op, "spec",
         "needs weight_bits in 1..16, a multiple of device_bits", c.spec);
   check(path >= 0 && path <= 2, c.op, "spec", "needs path 0 (off), 1 (fast) or 2 (per device)", path);
-  const int64_t entries = path == 2 ? (int64_t(2) << k) + 6 : int64_t(2) << m;
+  const int64_t entries = path == 2 ? (int64_t(2) << k) + generic::kLimitCount : int64_t(2) << m;
   check(c.table.scalar_type() == ScalarType::Float && c.table.is_contiguous(), c.op, "table",
         "must be contiguous float32", "another tensor");
+  static_assert(generic::kLimitCount == 6, "the next message names this number");
   check(path == 0 || c.table.numel() == entries, c.op, "table",
         "must have 2 * 2^M entries (fast path) or 2 * 2^K + 6 (per device)", c.table.numel());
   check(c.spec[3] == 0 || c.spec[3] == 1, c.op, "spec", "needs mapping 0 or 1", c.spec[3]);
