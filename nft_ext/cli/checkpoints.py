@@ -14,7 +14,7 @@ from nft_ext.device import NVMDevice
 
 Metas = Mapping[str, Mapping[str, Any]]  # the metadata of `nft_ext.training.load_model`, by the checkpoint's name
 
-DEVICE = "the checkpoint's device"
+DEVICE = "the checkpoint's device; if it names none, the defaults below"
 DATA = "the checkpoint's"
 
 

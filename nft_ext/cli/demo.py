@@ -16,7 +16,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits", help="data set (default digits)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of MNIST's published files (default: $NFT_EXT_DATA)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default runs/demo-DATASET)")
-    parser.add_argument("--sigma", type=float, help="sigma during training")
+    parser.add_argument("--sigma", type=float, help="sigma during training, as a share of the maximal conductance")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     parser.add_argument("--width", type=float, help="factor on VGG-8's channel counts")
     parser.add_argument("--runs", type=int, metavar="N", help="chips per network and sigma")

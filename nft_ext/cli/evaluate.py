@@ -22,12 +22,10 @@ def add_parser(commands) -> None:
         "--resume",
         type=Path,
         metavar="FILE",
-        help="file for finished chips; continues from it if it exists (one sigma only)",
+        help="file for finished chips; an existing file is continued (one sigma only)",
     )
-    parser.add_argument(
-        "--estimate", action="store_true", help="first print the expected time, from a few timed passes"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the expected time and stop")
+    parser.add_argument("--estimate", action="store_true", help="time a few passes and print the expected time first")
+    parser.add_argument("--dry-run", action="store_true", help="time a few passes, print the expected time and stop")
     add_monte_carlo(parser)
     options.add_data(parser, checkpoints.DATA)
     options.add_device(parser, checkpoints.DEVICE)
@@ -46,16 +44,23 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
         help="each chip sees all test images (full, default) or a slice of them (stratified)",
     )
     group.add_argument(
-        "--slice-images", default="auto", metavar="N", help="images per slice, stratified only (default auto)"
+        "--slice-images",
+        default="auto",
+        metavar="N",
+        help="images per slice, with --protocol stratified (default auto)",
     )
     group.add_argument(
         "--target-ci",
         type=float,
         metavar="H",
-        help="add chips until the accuracy's 95 %% half-width is at most H; 0.001 means 0.1 %%",
+        help="add chips until the half-width of the accuracy's 95 %% interval is at most H; 0.001 means 0.1 points",
     )
     group.add_argument(
-        "--max-runs", type=int, default=20_000, metavar="N", help="most chips with --target-ci (default 20000)"
+        "--max-runs",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="largest number of chips, with --target-ci (default 20000)",
     )
     group.add_argument("--limit", type=int, metavar="N", help="use only the first N test images")
     group.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON, CSV and plots")

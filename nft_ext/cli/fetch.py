@@ -9,7 +9,7 @@ def add_parser(commands) -> None:
     from nft_ext.data import SOURCES
 
     parser = commands.add_parser("fetch", help="download a published data set and check it")
-    parser.add_argument("dataset", choices=tuple(SOURCES), metavar="NAME", help=", ".join(SOURCES))
+    parser.add_argument("dataset", choices=tuple(SOURCES), metavar="NAME", help=f"data set: {', '.join(SOURCES)}")
     parser.add_argument(
         "--data-dir", metavar="DIR", help="folder for the data, created if missing (default: $NFT_EXT_DATA)"
     )

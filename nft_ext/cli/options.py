@@ -22,7 +22,7 @@ def add_device(parser: argparse.ArgumentParser, left_open: str = "a Gaussian dev
     group.add_argument(
         "--relative-to",
         choices=("max", "spacing", "own"),
-        help="unit of sigma: maximal conductance, distance of two levels, or the device's own level (default max)",
+        help="unit of sigma: maximal conductance, distance between two levels, or the device's own level (default max)",
     )
     group.add_argument(
         "--mapping",
@@ -34,7 +34,7 @@ def add_device(parser: argparse.ArgumentParser, left_open: str = "a Gaussian dev
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="bounds on conductances, as fractions of the maximal one",
+        help="lowest and highest conductance, as fractions of the maximal one",
     )
     group.add_argument("--censor", type=float, metavar="C", help="replace each normal z by min(z, C)")
     group.add_argument("--truncate", type=float, metavar="C", help="draw normals with |z| <= C only (write-verify)")

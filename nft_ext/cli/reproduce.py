@@ -17,8 +17,8 @@ def add_parser(commands) -> None:
         "reproduce",
         help="repeat a figure or table of the paper",
         description="Trains and measures every network of a figure or table of arXiv 2305.14561. Writes a table, a "
-        "plot and a page beside the published numbers. A finished network is stored and never computed again: after "
-        "an interrupt, run the same command.",
+        "plot and a web page with our numbers beside the published ones. A finished network is never computed again: "
+        "after an interrupt, run the same command.",
     )
     parser.add_argument("experiment", help=", ".join(EXPERIMENTS))
     parser.add_argument("--panel", help=f"network and data set: {', '.join(PANELS)} (default: the paper's)")
@@ -37,7 +37,7 @@ def add_parser(commands) -> None:
         type=Path,
         default=Path("reproduce"),
         metavar="DIR",
-        help="folder for stored networks' results and the report (default reproduce)",
+        help="folder for the report and every network's results (default reproduce)",
     )
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the published files (default: $NFT_EXT_DATA)")
     parser.add_argument("--device", metavar="TORCH_DEVICE", help="cpu or cuda (default cpu)")
@@ -45,14 +45,14 @@ def add_parser(commands) -> None:
         "--jobs", type=int, default=1, metavar="N", help="processes that share the work and the cores (default 1)"
     )
     parser.add_argument(
-        "--shard", metavar="I/N", help="the I-th of N equal parts of the work, to use several machines (I = 1 .. N)"
+        "--shard", metavar="I/N", help="do part I of N equal parts of the work, I = 1 .. N; one part per machine"
     )
     parser.add_argument("--keep-checkpoints", action="store_true", help="keep every network's weights")
     parser.add_argument("--dry-run", action="store_true", help="list the networks and estimate the time; train nothing")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads per process (default: torch's)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no-control", action="store_true", help="leave out the control networks of ovf and irs")
-    group = parser.add_argument_group("replace single numbers of the preset", "stored with every result")
+    group = parser.add_argument_group("replace single numbers of the preset", "Every result records the values used.")
     for name, kind, words in (
         ("width", float, "factor on all channel counts"),
         ("epochs", int, "passes over the training images"),

@@ -26,7 +26,7 @@ def add_parser(commands) -> None:
         "--baseline", metavar="NAME", help="network that the others are compared with (default: the first)"
     )
     parser.add_argument(
-        "--resume", type=Path, metavar="DIR", help="folder for finished chips; continues from it if it exists"
+        "--resume", type=Path, metavar="DIR", help="folder for finished chips; an existing folder is continued"
     )
     evaluate.add_monte_carlo(parser)
     options.add_data(parser, checkpoints.DATA)

@@ -14,8 +14,8 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "train",
         help="train one network with one method",
-        description="Trains one network with one method. OUT holds the weights of the best epoch. The same name with "
-        "*.csv holds one line per epoch, and with *.state what --resume needs.",
+        description="Trains one network with one method. Writes the weights of the best epoch to OUT. "
+        "Beside it, *.csv gets one line per epoch, and *.state holds the data that --resume needs.",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="checkpoint to write (*.safetensors)")
     add_method(parser)

@@ -25,7 +25,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     recipe.add_argument("--momentum", type=float, help="momentum of sgd (default 0.9)")
     recipe.add_argument("--weight-decay", type=float, help="weight decay (default 0; 5e-4 for tinyimagenet)")
-    recipe.add_argument("--schedule", choices=SCHEDULES, help="course of the learning rate (default cosine)")
+    recipe.add_argument("--schedule", choices=SCHEDULES, help="how the learning rate changes (default cosine)")
     recipe.add_argument(
         "--accumulate", type=int, metavar="K", help="micro-batches per step, each on its own chip (default 1)"
     )
@@ -41,7 +41,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     recipe.add_argument("--seed", type=int, default=0, help="seed of weights, data order and chips (default 0)")
 
-    speed = parser.add_argument_group("speed", "Run under torchrun, one training is shared by several processes.")
+    speed = parser.add_argument_group("speed", "Under torchrun, several processes share one training.")
     speed.add_argument("--device", metavar="TORCH_DEVICE", help="cpu or cuda (default cpu)")
     speed.add_argument("--precision", choices=PRECISIONS, help="precision of the training forward (default float32)")
     speed.add_argument(
@@ -49,7 +49,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     speed.add_argument("--compile", action="store_true", help="run the model through torch.compile")
     speed.add_argument(
-        "--chip-per-rank", action="store_true", help="under torchrun: every rank programs its own chip per step"
+        "--chip-per-rank", action="store_true", help="under torchrun, each rank programs its own chip per step"
     )
 
     output = parser.add_argument_group("output")
