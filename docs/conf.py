@@ -27,11 +27,11 @@ napoleon_numpy_docstring = False
 napoleon_preprocess_types = False
 napoleon_use_rtype = False
 
-# Every reference must have a target, except types of other projects: their pages are not at hand in an offline build.
+# Every reference must have a target, except types of other projects: an offline build cannot read their pages.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|np|nn|collections|os|pathlib|typing|inspect|contextlib)\b.*"),
-    # classes that a signature names and nobody makes by hand
+    # classes that a signature names and users never construct
     ("py:class", r"nft_ext\..*\.(NoisyLayer|SnapshotModel|Kind|VGG8|ResNet18)"),
     # pieces of types that autodoc cuts at a comma
     ("py:class", r"(list|dict)\[.*"),
@@ -65,7 +65,7 @@ def plain_text(app, what, name, obj, options, lines):
 
 
 def readable(app, what, name, obj, options, signature, returned):
-    """A default that a dataclass makes anew is written as ..., which Sphinx can break into lines."""
+    """Writes a dataclass's default factory as ..., which Sphinx can break into lines."""
     return (signature or "").replace("<factory>", "...") or None, returned
 
 

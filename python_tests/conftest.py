@@ -1,5 +1,5 @@
-"""What several test files need: the skip where there is no CUDA device, memory that shows what nobody wrote, torch's
-threads, few images.
+"""What several test files need: the skip where there is no CUDA device, memory that shows unwritten elements,
+torch's threads, few images.
 """
 
 import os

@@ -196,7 +196,7 @@ def _as_noisy(run: Callable[[], Tensor], eager: Callable[[], Tensor]) -> str | N
 
 @functools.cache
 def _counts() -> tuple[int, int, int]:
-    """(weights, activations in and out of them an image, multiply-adds an image) of the network's products."""
+    """(weights, activations in and out per image, multiply-adds per image) of the network's products."""
     with torch.device("meta"):
         model = nft.models.resnet18().eval()
         found: list[tuple[int, int, int]] = []

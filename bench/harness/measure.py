@@ -26,7 +26,7 @@ class Timing:
 
     seconds: list[float]
     calls: int  # calls per timing
-    page_faults: float  # a call
+    page_faults: float  # per call
 
     @property
     def median(self) -> float:

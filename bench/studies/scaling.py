@@ -58,9 +58,9 @@ def check(model: nn.Module, data, options: dict[str, Any]) -> dict[str, Any]:
 class Assumed:
     """Assumed rates of one GPU for the extrapolation (not measured).
 
-    products: FLOP/s reached by 32 x 32 networks in bfloat16, of some 10^15 at peak. step: seconds a training step costs
-    beside its products (launches, optimizer). weights: weights programmed a second (docs of the design: 11 M in about
-    20 us). chip: seconds per pass of an evaluation costs beside its products, captured in a graph.
+    products: FLOP/s reached by 32 x 32 networks in bfloat16, of some 10^15 at peak. step: seconds per training step
+    beside its products (launches, optimizer). weights: weights programmed per second (docs of the design: 11 M in about
+    20 us). chip: seconds per pass of an evaluation beside its products, captured in a graph.
     """
 
     products: float = 1e14
@@ -73,7 +73,7 @@ ASSUMED = Assumed()
 TRAIN_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet": 100_000}
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "tinyimagenet": 200}
 EPOCHS, BATCH, TEST, RUNS = 200, 128, 10_000, 200
-# Forwards with gradients a training step, and networks of a panel (one per sigma for those that train with noise).
+# Forwards with gradients per training step, and networks per panel (one per sigma for those that train with noise).
 METHODS = {
     "vanilla": (1, 1),
     "noise": (1, len(SIGMAS) - 1),

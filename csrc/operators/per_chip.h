@@ -7,7 +7,7 @@
 //   memory, weights       memory for a result, for weights [chips * out, ...]
 //   program               weights of `chips` chips from first_chip on, into such memory
 //   program_many          the same for several layers
-//   product               a forward in one go, or none: then the product is done here
+//   product               a forward in one pass; if none, this file multiplies
 //   input_gradient        the same for the gradient with respect to x
 //   convolution_backward  torch's
 //   epilogue              in place on a result

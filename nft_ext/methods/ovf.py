@@ -33,7 +33,7 @@ class OVF(Method):
     """Cross-entropy of Eq. 1-3 with `Out_n` a forward at `sigma_n = max(0, sigma + n * delta)`, n = 1..N.
 
     Each of the N + 1 forwards runs on its own chip, and gradients flow through all of them. The larger sigma applies to
-    every noisy layer. Unlike the printed Algorithm 1, sigma_n starts anew in every batch.
+    every noisy layer. Unlike the printed Algorithm 1, sigma_n starts again from sigma in every batch.
 
     Args:
         sigma: device sigma of the backbone's forward, in the unit of the device model.

@@ -98,7 +98,7 @@ def fit(
             `nft_ext.models.build`, None for another model), method, device, recipe, seed, validation_chips, versions,
             epoch, validation and dataset (the first part of an ImageSet's name).
         state: file for the state of the training. `fit` continues from it if it exists.
-        resume: False: begin anew even if the state exists.
+        resume: False: start over even if the state exists.
         save_every: seconds between saves of the state within an epoch; 0 saves after every step. The state is also
             saved after each epoch.
         changes: changed attributes of the recipe, for example `epochs=20, lr=1e-2`.

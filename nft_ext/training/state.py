@@ -32,7 +32,7 @@ class StateFile:
     Args:
         path: the file, by convention `*.state`.
         configuration: the configuration; a saved state must have the same one.
-        resume: True: continue from the file if it exists. False: begin anew and replace it.
+        resume: True: continue from the file if it exists. False: start over and replace the file.
         every: seconds between saves within an epoch; 0 saves after every step.
         writes: whether this process writes the file. Only the first rank does.
 
@@ -65,7 +65,7 @@ class StateFile:
         if differing:
             fail(
                 "state",
-                "must have the same configuration; use another file, or resume=False to begin anew",
+                "must have the same configuration; use another file, or resume=False to start over",
                 f"{self.path}, which differs in {differing}",
             )
         differing = listed(differences(meta["environment"], environment()), "there", "here")

@@ -39,8 +39,8 @@ OPERATORS = [
     "noisy_conv2d_fused",
     "noisy_conv2d_backward",
 ]
-# Registers a thread, by the first pattern that a kernel's name has: csrc/cuda/sampler/sampler.cu asks for 8 blocks of
-# 256 threads a multiprocessor, 5 on the fast path, 4 on the per-device path, 6 or 3 where the table is too large for
+# Registers per thread, by the first pattern that a kernel's name has: csrc/cuda/sampler/sampler.cu asks for 8 blocks of
+# 256 threads per multiprocessor, 5 on the fast path, 4 on the per-device path, 6 or 3 where the table is too large for
 # shared memory, and 3 or 2 where weights are stored channels last; csrc/cuda/one_pass/launch.h for 2 wide blocks of 256
 # threads or 5 narrow ones of 128. Adding up parts takes few threads, whose registers cost nothing.
 MOST_REGISTERS = {

@@ -1,5 +1,5 @@
-"""Programmed weights have the distribution of their device model, and both samplers, one normal a weight and one a
-device, draw from the same one.
+"""Programmed weights have the distribution of their device model, and both samplers (one normal per
+weight, one normal per device) draw from the same distribution.
 
 As in test_noise_statistics.py: fixed keys, and each comparison rejects correct noise with probability ALPHA = 1e-6.
 """
@@ -44,7 +44,7 @@ def expect_rate(hits, probability):
         assert stats.binomtest(int(hits.sum()), hits.size, probability).pvalue > ALPHA
 
 
-# ---- one normal a weight against one a device
+# ---- one normal per weight against one normal per device
 
 MEASURED = dict(level_mean=(-0.2, 1.3, 1.9, 3.4), level_std=(0.1, 0.3, 0.25, 0.0))
 GAUSSIAN = {
@@ -121,7 +121,7 @@ def test_devices_of_a_weight_are_independent():
             expect_variance(values, q, variance)
 
 
-# ---- devices that are not Gaussian: one device a weight (M = K = 2), so W_p / s is its conductance
+# ---- devices that are not Gaussian: one device per weight (M = K = 2), so W_p / s is its conductance
 
 SD = 0.3  # sigma 0.1 of three levels
 
@@ -213,7 +213,7 @@ def test_whether_a_device_is_stuck_has_nothing_to_do_with_its_noise_or_its_neigh
     assert abs(np.corrcoef(stuck[1:], stuck[:-1])[0, 1]) * math.sqrt(N) < CRITICAL
 
 
-# ---- the same on several devices a weight, and on a pair of arrays
+# ---- the same with several devices per weight, and on a pair of arrays
 
 NOT_GAUSSIAN = {
     "clipped": dict(clip=(0.0, 1.0)),

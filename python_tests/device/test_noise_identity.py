@@ -1,4 +1,4 @@
-"""The same key gives the same bits: on every instruction set, for any number of threads and of chips a call, whatever
+"""The same key gives the same bits: on every instruction set, for any number of threads and chips per call, whatever
 the weight's strides, and in the plain definition (nft_ext/reference.py).
 """
 
@@ -90,7 +90,7 @@ def test_an_all_zero_layer_is_exactly_zero():
         assert same_bits(chips_of(nvm, torch.full((300,), -0.0)), torch.zeros(3, 300))
 
 
-# ---- threads, chips a call, sizes, strides
+# ---- threads, chips per call, sizes, strides
 
 
 @every_device

@@ -13,7 +13,7 @@ ANSWERS = ROOT / "csrc" / "tests" / "philox_known_answers.txt"
 
 
 def known_answers():
-    """(counter [4], key [2], words [4]) a line, uint32; the file is shared with the native tests."""
+    """(counter [4], key [2], words [4]) per line, uint32; the file is shared with the native tests."""
     lines = [line.split() for line in ANSWERS.read_text().splitlines() if not line.startswith("#")]
     rows = [np.array([int(word, 16) for word in line], dtype=np.uint32) for line in lines]
     return [(row[:4], row[4:6], row[6:]) for row in rows]

@@ -239,7 +239,7 @@ def test_bad_options_are_refused(options, words):
 
 
 def test_forwards_that_share_their_codes_change_nothing(step, monkeypatch):
-    """As CUDA has it: every weight is quantized once a step, for N + 1 forwards and their backwards."""
+    """As CUDA has it: every weight is quantized once per step, for N + 1 forwards and their backwards."""
     model, _, x, target = step
     model.eval()  # batch statistics would move from one call to the next
 

@@ -1,4 +1,4 @@
-"""Collector: any range of draws, in passes of one size, and what is left of it after an interrupt."""
+"""Collector: any range of draws, in passes of one size, and which draws an interrupt leaves over."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from nft_ext.montecarlo.statistics.tallies import Tallies
 
 
 def of_draws(draws, done):
-    """One image a chip; its loss is the draw's number."""
+    """One image per chip; its loss is the draw's number."""
     logits = torch.zeros(len(draws), 1, 2)
     tallies = Tallies.of(logits, torch.zeros(1, dtype=torch.int64))
     tallies.loss = torch.tensor(draws, dtype=torch.float64)

@@ -58,7 +58,7 @@ def evaluate(model, data, **options):
 
 
 def by_hand(model, data):
-    """Accuracy, EKL and calibration from whole networks with programmed weights, one a chip."""
+    """Accuracy, EKL and calibration from whole networks with programmed weights, one network per chip."""
     inputs, labels = data
     accuracy, ekl, all_p = [], [], []
     for draw in range(RUNS):
@@ -313,8 +313,8 @@ def test_layers_that_are_programmed_once_a_pass_give_the_same_report(model, data
     found = evaluate(model, data, **options)
     assert found.accuracy.per_run.tolist() == expected.accuracy.per_run.tolist()
     passes = [count for count in programmed if count]
-    # Three passes of the runs; a few of the probe and of the pilot. Batches are 8 a pass of whole sets.
-    assert set(passes) == {2} and 3 <= len(passes) <= 3 + 40, "both layers, once a pass"
+    # Three passes of the runs; a few of the probe and of the pilot. A pass of whole sets has 8 batches.
+    assert set(passes) == {2} and 3 <= len(passes) <= 3 + 40, "both layers, once per pass"
     if protocol == "full":
         np.testing.assert_allclose(found.ekl.per_run, expected.ekl.per_run, rtol=1e-5)
-        assert len(passes) < 3 * 8, "not once a batch"
+        assert len(passes) < 3 * 8, "not once per batch"

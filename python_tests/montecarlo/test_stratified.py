@@ -1,4 +1,4 @@
-"""`monte_carlo` under "stratified": what a chip sees, whatever the batching; what is reported and what is refused."""
+"""`monte_carlo` under "stratified": which images a chip sees for any batching, the report, and the refusals."""
 
 import json
 import math
@@ -124,7 +124,7 @@ def test_auto_chooses_a_size_once_and_the_number_reproduces_it(model, data, monk
         pilot.Components(report.pilot["accuracy"], report.pilot["B2"], report.pilot["X2"], report.pilot["P2"]),
         4.0,
         IMAGES,
-    )  # 8 chips share a pass: (3 + 8 / 8) images' time a chip
+    )  # 8 chips share a pass: (3 + 8 / 8) images' time per chip
     [note] = [note for note in report.notes if "slice_images=" in note]
     again = evaluate(model, data, slice_images=int(note.split("slice_images=")[1].split()[0]), runs=40)
     assert again.accuracy.per_run.tolist() == report.accuracy.per_run.tolist() and again.pilot is None

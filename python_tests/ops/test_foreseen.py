@@ -1,4 +1,4 @@
-"""A weight programmed again and again is read once a call: the step is guessed from the calls before and verified on
+"""A weight programmed repeatedly is read once per call: the step is guessed from the calls before and verified on
 the way (csrc/cpu/torch/abs_max_cache.h), by the sampler alone and by the fused product. Whatever happens to the weight
 in between, each call gives what the definition gives.
 """

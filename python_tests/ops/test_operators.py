@@ -1,8 +1,8 @@
 """The compiled operators equal their plain-PyTorch definitions in nft_ext.reference, forward and backward.
 
 Tolerances are not chosen: in each precision an operator may err at most a few times as much as the reference does in
-that precision, both measured against the reference in float64. Fresh memory is filled with NaN, so an element nobody
-wrote shows.
+that precision, both measured against the reference in float64. Fresh memory is filled with NaN, so an unwritten
+element shows.
 """
 
 import pytest

@@ -43,7 +43,7 @@ def cell(
 
 
 def line(variant, accuracies, **options):
-    """A cell a seed, two chips each, one point below and above the seed's accuracy."""
+    """One cell per seed, two chips per cell, one point below and above the seed's accuracy."""
     return [cell(variant, seed=seed, chips=(a - 0.01, a + 0.01), **options) for seed, a in enumerate(accuracies)]
 
 

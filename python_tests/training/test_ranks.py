@@ -65,7 +65,7 @@ def test_ranks_end_with_the_same_bits(ranks, name):
 def test_ranks_use_the_same_chips(ranks, name):
     assert ranks[0][name]["keys"] == ranks[1][name]["keys"]
     layers = {"vanilla": 0, "noise": 2, "accumulate": 2 * 2, "ovf": 3 * 2, "irs": 2 + 2 * 2}[name]
-    assert len(ranks[0][name]["keys"]) == 18 * layers  # steps, layers a step
+    assert len(ranks[0][name]["keys"]) == 18 * layers  # steps, layers per step
     assert len({str(key) for key in ranks[0][name]["keys"]}) == 18 * layers  # each draws a chip of its own
 
 

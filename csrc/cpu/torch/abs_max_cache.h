@@ -1,6 +1,6 @@
 // Cache of max|W| by the weight's address, verified on every use. Results never depend on it.
 //
-// The step needs max|W| before the first weight is programmed: a pass over memory of its own. With an expected value,
+// The step needs max|W| before the first weight is programmed: an extra pass over memory. With an expected value,
 // one pass programs the weights and finds their true max|W|. If that differs, the pass is repeated with the true one.
 #pragma once
 

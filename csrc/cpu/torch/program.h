@@ -91,8 +91,7 @@ inline void set_step(Program& p, float step) {
                                                                            : Reciprocal{};
 }
 
-// The step of weights that have been read. Those that are not
-// finite are an error afterwards; until then their step is zero.
+// The step of weights that have been read. Weights that are not finite raise an error later; until then the step is 0.
 inline void set_step(Program& p, const AbsMax& abs_max) {
   set_step(p, abs_max.finite() ? abs_max.step(p.weight_bits) : 0.0f);
 }

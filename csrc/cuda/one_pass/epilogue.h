@@ -36,7 +36,7 @@ NFT_FN RowEpilogue row_epilogue(const cuda::Epilogue& e, int row) {
   return {e.bias ? e.bias[row] : 0.0f, e.scale ? e.scale[row] : 1.0f, e.shift ? e.shift[row] : 0.0f};
 }
 
-// What was not given is not added or multiplied: x + 0 would turn -0 into +0. NaN passes the ReLU.
+// A missing operand is skipped: x + 0 would turn -0 into +0. NaN passes the ReLU.
 NFT_FN float after_epilogue(const cuda::Epilogue& e, const RowEpilogue& r, float sum, float residual) {
   if (e.bias) sum = add(sum, r.bias);
   if (e.scale) sum = mul(sum, r.scale);

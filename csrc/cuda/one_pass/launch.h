@@ -1,8 +1,8 @@
 // The tile loop of tile_loop.h as a kernel, and its launch: the team of one GPU thread (mma.sync and barriers), the
 // table in shared memory, the choice of a tile and a grid. GPU code only.
 //
-// A tile generates its weights once, which costs more than its product. Hence wide tiles; except for few columns, where
-// smaller tiles spread the generating over more multiprocessors.
+// A tile generates its weights once, which costs more than its product. So tiles are wide. With few columns, smaller
+// tiles spread the generating over more multiprocessors.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -20,8 +20,7 @@ struct Split {
 
 namespace NFT_ISA {
 
-// Prices of a split, counted in steps: what a thread block does
-// before its first step; and writing, launching and adding up.
+// Prices of a split, in steps: a thread block's work before its first step; and writing, launching and adding up.
 constexpr int64_t kStartPrice = 1, kAddingPrice = 3;
 constexpr int kMostRounds = 4;
 

@@ -1,10 +1,9 @@
-// A batch of layers in one launch: how their weights are shared
-// among the thread blocks of one grid, on host and device.
+// A batch of layers in one launch: how the thread blocks of one grid share the layers' weights, on host and device.
 //
-// The layers lie end to end, cut into strips of 128 weights, which is what a warp programs at
-// once. Every thread block gets an equal, contiguous share of all strips. It finds the layer
-// of its first strip by bisection and goes on from there. So all its threads are always in
-// the same layer: none diverges, and it copies a layer's table to shared memory once.
+// The layers lie end to end, cut into strips of 128 weights. A warp programs one strip at once. Every thread block gets
+// an equal, contiguous share of all strips. It finds the layer of its first strip by bisection and continues there. So
+// all threads of a block are always in the same layer. None diverges, and the block copies each layer's table to shared
+// memory once.
 //
 // The list of layers is a kernel argument (at most 4 KB on every GPU and toolkit). So nothing is copied to the GPU, no
 // memory has to outlive the launch, and a CUDA graph keeps the list with the launch.
@@ -15,7 +14,7 @@
 namespace nft {
 namespace cuda {
 
-// What differs between the layers of a launch: a Program (four_weights.h) without what they share.
+// The fields of a Program (four_weights.h) that differ between the layers of a launch.
 struct Layer {
   const void* source;  // codes, or weights if code_bytes is 0
   const float* step;

@@ -11,8 +11,8 @@
 namespace nft {
 namespace cuda {
 
-// Why a GPU of compute capability major.minor has no code in a build, in words; none if it has. `holds` names what the
-// build holds, such as "sm_80 sm_90 compute_90" (machine code, PTX).
+// The reason why a build has no code for a GPU of compute capability major.minor; none if it has code. `holds` lists
+// the code of the build, such as "sm_80 sm_90 compute_90" (machine code, PTX).
 inline std::optional<std::string> why_not_served(int major, int minor, const char* holds) {
   std::istringstream names(holds);
   for (std::string name; names >> name;) {

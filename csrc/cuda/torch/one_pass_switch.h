@@ -19,9 +19,9 @@ enum class OnePassRule {
   kNever    // weights are programmed first, always
 };
 
-// `auto` takes the one-pass kernel up to so many columns per chip (output positions of all its images); 0: never. The
-// kernel generates a weight once per tile of columns, so it can win only with few columns. Measured on an H100; stage
-// `one_pass` of bench/gpu_check.py measures it anew.
+// `auto` takes the one-pass kernel up to so many columns per chip (output positions of all its images); 0: never.
+// The kernel generates a weight once per tile of columns, so it can win only with few columns. Measured on an H100.
+// Stage `one_pass` of bench/gpu_check.py repeats the measurement.
 constexpr int64_t kFloat32Columns = 32, kBFloat16Columns = 0, kFloat16Columns = 0;
 constexpr int64_t kInputGradientColumns = 0;  // of every type
 

@@ -43,7 +43,7 @@ void one_case(const nft::Kernels& k, const Case& c, const std::vector<float>& w,
     one.out = out.data() + chip * n;
     k.program(one, 0, chunks);
   }
-  expect_same(k, c, "one chip a call", out, want);
+  expect_same(k, c, "one chip per call", out, want);
   // From cached codes.
   std::vector<int16_t> narrow(n);
   std::vector<int32_t> wide(n);

@@ -21,7 +21,7 @@ void quotients_are_exact() {
       expect(quotient(a, divisor(by)) == a / by, "%d / %d: %d", a, by, quotient(a, divisor(by)));
 }
 
-// The product of a layer with `outputs` and `inputs` channels a group, two groups.
+// The product of a layer with `outputs` and `inputs` channels per group, two groups.
 OnePassProduct gradient_of(int outputs, int inputs, int kernel_y, int kernel_x) {
   OnePassProduct f = {};
   f.images = 1, f.groups = 2, f.channels = 2 * outputs, f.rows = 2 * inputs;

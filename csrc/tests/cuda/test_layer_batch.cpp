@@ -107,7 +107,7 @@ std::vector<float> table_of(int path, int weight_bits, int device_bits, int seed
   return table;
 }
 
-// Layers of many sizes, devices, sources and output types, those of a kind far apart from each other; some all zero.
+// Layers of many sizes, devices, sources and output types; some all zero. Layers of the same kind lie far apart.
 std::vector<std::unique_ptr<Layer>> layers() {
   const int64_t sizes[] = {1000, 0, 1, 3, 4, 5, 129, 2311};
   const int bits[][2] = {{8, 2}, {6, 3}, {16, 4}, {8, 8}, {15, 5}};
@@ -251,8 +251,8 @@ void test_long_lists() {
   expect(in_batches_per_kind(programs.data(), 0, launch) == 0 && counts.size() == 4, "no layers, no launch");
 }
 
-// Steps of all layers: the maximum of the parts' maxima; a weight
-// that is not finite makes its own layer's step NaN, no other's.
+// Steps of all layers: the maximum of the parts' maxima. A weight that is not finite makes only its
+// own layer's step NaN.
 void test_steps(int parts) {
   auto list = layers();
   std::vector<nft::cuda::Program> programs;
