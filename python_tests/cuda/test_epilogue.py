@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("poisoned_memory_and_exa
 @pytest.mark.parametrize("chips, shared", CHIPS)
 @pytest.mark.parametrize(
     "name, layout",
-    [*epilogues.CASES, ("fused, past the bound", "contiguous"), ("fused, past the bound", "channels last")],
+    [*epilogues.CASES, ("one pass, past the bound", "contiguous"), ("one pass, past the bound", "channels last")],
 )
 def test_epilogues(name, layout, chips, shared, dtype):
     """Inside the one-pass kernel, or by one more pass over the library's product: as NFT_EXT_ONE_PASS says."""
@@ -32,7 +32,7 @@ def test_epilogues(name, layout, chips, shared, dtype):
 
 @pytest.mark.parametrize("subset", epilogues.SUBSETS, ids="+".join)
 @pytest.mark.parametrize(
-    "name", ["fused, panels", "library", "fused, past the bound", "linear fused", "linear library"]
+    "name", ["one pass, panels", "library", "one pass, past the bound", "linear one pass", "linear library"]
 )
 def test_any_part_of_an_epilogue_may_be_left_out(name, subset):
     """Bit for bit torch's operations on the plain operator's result."""

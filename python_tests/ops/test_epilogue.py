@@ -44,7 +44,7 @@ def test_every_layout_of_the_residual_gives_the_bits_of_torchs_own_operations(na
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
-@pytest.mark.parametrize("name", ["fused, panels", "library", "linear fused", "linear library"])
+@pytest.mark.parametrize("name", ["one pass, panels", "library", "linear one pass", "linear library"])
 def test_any_part_may_be_left_out(name, subset, dtype):
     """A library product is rounded to bfloat16 before its epilogue. On the CPU the library makes all of these."""
     run, _, _ = case(name, dtype)
@@ -54,7 +54,7 @@ def test_any_part_may_be_left_out(name, subset, dtype):
     assert torch.equal(run(**e), reference.epilogue(plain.float(), *whole.values()).to(dtype))
 
 
-@pytest.mark.parametrize("name", [name for name, layout in CASES if layout == "contiguous" and "fused" in name])
+@pytest.mark.parametrize("name", [name for name, layout in CASES if layout == "contiguous" and "one pass" in name])
 def test_threads_do_not_change_a_bit(name, threads):
     run, _, _ = case(name, chips=3)
     e = parts_for(run())
@@ -65,7 +65,7 @@ def test_threads_do_not_change_a_bit(name, threads):
         assert torch.equal(run(**e), one)
 
 
-@pytest.mark.parametrize("name", ["fused, panels", "fused, pixels", "linear fused"])
+@pytest.mark.parametrize("name", ["one pass, panels", "one pass, pixels", "linear one pass"])
 def test_where_the_product_is_fused_so_is_the_epilogue(name):
     """No pass of torch's over the result, and none of the library's products."""
     run, _, _ = case(name)
@@ -84,7 +84,7 @@ def test_where_the_product_is_fused_so_is_the_epilogue(name):
     }
 
 
-@pytest.mark.parametrize("name", ["fused, panels", "library", "linear fused", "linear library"])
+@pytest.mark.parametrize("name", ["one pass, panels", "library", "linear one pass", "linear library"])
 def test_a_nan_passes_the_relu_and_reaches_only_its_own_result(name):
     run, _, _ = case(name)
     e = parts_for(run())

@@ -8,17 +8,16 @@ import nft_ext as nft
 from nft_ext import reference
 from support.products import NVM, STREAM, random
 
-#        x, weight, stride, padding, dilation, groups; weights from 8192 on take the fused product on the CPU, smaller
-# the library's
+# x, weight, stride, padding, dilation, groups. On the CPU weights from 8192 on take the one-pass product.
 CONVS = {
-    "fused, panels": ((2, 32, 7, 9), (40, 32, 3, 3), (1, 1), (1, 1), (1, 1), 1),
-    "fused, pixels": ((1, 64, 8, 8), (72, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1),
-    "fused, strides and groups": ((2, 32, 9, 8), (96, 16, 3, 3), (2, 1), (1, 0), (1, 2), 2),
+    "one pass, panels": ((2, 32, 7, 9), (40, 32, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "one pass, pixels": ((1, 64, 8, 8), (72, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "one pass, strides and groups": ((2, 32, 9, 8), (96, 16, 3, 3), (2, 1), (1, 0), (1, 2), 2),
     "library": ((2, 4, 5, 6), (6, 2, 3, 3), (1, 2), (1, 2), (1, 1), 2),
-    "fused, past the bound": ((9, 16, 8, 8), (32, 16, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "one pass, past the bound": ((9, 16, 8, 8), (32, 16, 3, 3), (1, 1), (1, 1), (1, 1), 1),
     "library, many images": ((5, 16, 17, 16), (24, 16, 1, 1), (1, 1), (0, 0), (1, 1), 1),
 }
-LINEARS = {"fused": ((5, 300), (33, 300)), "fused, images": ((16, 256), (48, 256)), "library": ((4, 7), (5, 7))}
+LINEARS = {"one pass": ((5, 300), (33, 300)), "one pass, images": ((16, 256), (48, 256)), "library": ((4, 7), (5, 7))}
 PARTS = ("scale", "shift", "residual", "relu")
 SUBSETS = [subset for n in range(1, 5) for subset in itertools.combinations(PARTS, n)]
 

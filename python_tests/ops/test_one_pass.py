@@ -1,9 +1,9 @@
-"""The fused product on the CPU: weights programmed block by block in the cache, for inputs small enough
+"""The one-pass product on the CPU: weights are programmed band by band in the cache, for small inputs
 (csrc/cpu/torch/one_pass.h).
 
-The chips are those of program_weights, so the reference is torch's own product with them in float64. Its error bound is
-that of
-any summation of K products in float32: K units of rounding of the sum of magnitudes, of which a few suffice.
+The chips are those of program_weights, so the reference is torch's own product with them in float64. Its
+error bound is that of any summation of K products in float32: K units of rounding of the sum of magnitudes, of which a
+few suffice.
 """
 
 import pytest
@@ -46,7 +46,9 @@ def test_it_is_the_product_with_the_chips_weights(name, layout):
         y = noisy(x, weight, b, KEY[:1])
         want, bound = expected(plain, x, weight, b, KEY[:1], True)
         assert y.shape == want.shape and ((y - want).abs() <= bound).all()
-    assert not library_calls(lambda: noisy(x, weight, bias, KEY[:1])), "this shape is meant to take the fused product"
+    assert not library_calls(lambda: noisy(x, weight, bias, KEY[:1])), (
+        "this shape is meant to take the one-pass product"
+    )
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -1,6 +1,7 @@
-"""A weight programmed repeatedly is read once per call: the step is guessed from the calls before and verified on
-the way (csrc/cpu/torch/abs_max_cache.h), by the sampler alone and by the fused product. Whatever happens to the weight
-in between, each call gives what the definition gives.
+"""The cache of max|W| (csrc/cpu/torch/abs_max_cache.h): a weight that is programmed repeatedly is read once per call.
+
+The step is guessed from earlier calls and verified on the way, in the sampler and in the one-pass product. Each call
+gives what the definition gives, whatever happens to the weight between calls.
 """
 
 import pytest
@@ -139,7 +140,7 @@ def test_a_product_from_weights_that_change():
         weight.grad = None
 
 
-# ---- the fused product: few images, weights enough (FusedProduct::worth)
+# ---- the one-pass product: few images, enough weights
 
 CONVOLUTIONS = {
     "plain": ((96, 32, 3, 3), 1),
