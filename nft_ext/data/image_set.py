@@ -59,7 +59,7 @@ class ImageSet(Dataset):
 
     @property
     def channels(self) -> int:
-        """Number of channels C: 1 for grey images, 3 for colour."""
+        """Number of channels C, 1 for grey images and 3 for colour."""
         return self.images.shape[1]
 
     def __len__(self) -> int:
