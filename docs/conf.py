@@ -8,6 +8,7 @@ from sphinx.domains.python import PyXRefRole
 from nft_ext.version import __version__
 
 project = "nft_ext"
+copyright = "2026, the nft_ext authors"
 release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "index"
