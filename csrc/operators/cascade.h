@@ -48,15 +48,13 @@ namespace operators {
 // The kept results. Each chip of a layer sees its own x, chip-major, unless the layer has one chip.
 template <class Backend>
 std::vector<Tensor> noisy_cascade(std::vector<Tensor> inputs, std::vector<Tensor> weights,
-                                  std::vector<std::optional<Tensor>> biases, std::vector<Tensor> codes,
-                                  std::vector<Tensor> steps, std::vector<Tensor> tables, std::vector<Tensor> keys,
-                                  Ints streams, Ints specs, std::vector<std::optional<Tensor>> scales,
-                                  std::vector<std::optional<Tensor>> shifts, Ints wiring, Ints kept) {
+                                  std::vector<std::optional<Tensor>> biases, std::vector<Tensor> tables,
+                                  std::vector<Tensor> keys, Ints streams, Ints specs,
+                                  std::vector<std::optional<Tensor>> scales, std::vector<std::optional<Tensor>> shifts,
+                                  Ints wiring, Ints kept) {
   const char* op = "noisy_cascade";
   const size_t count = weights.size();
   check_count(op, "biases", biases.size(), count);
-  check_count(op, "codes", codes.size(), count);
-  check_count(op, "steps", steps.size(), count);
   check_count(op, "tables", tables.size(), count);
   check_count(op, "keys", keys.size(), count);
   check_count(op, "streams", streams.size(), count);
@@ -74,7 +72,8 @@ std::vector<Tensor> noisy_cascade(std::vector<Tensor> inputs, std::vector<Tensor
     Epilogue e{scales[l], shifts[l], std::nullopt, wires.relu};
     if (wires.residual >= 0) e.residual = values[(size_t)wires.residual];
     const Tensor& x = *values[(size_t)wires.input];
-    Crossbar c{op, weights[l], codes[l], steps[l], tables[l], keys[l], streams[l], spec_of_layer(specs, l)};
+    Crossbar c{op,       weights[l], std::nullopt, std::nullopt, tables[l], keys[l],
+               streams[l], spec_of_layer(specs, l)};
     const bool shared = c.chips() == 1;
     Tensor y = weights[l].dim() == 2 ? linear_product<Backend>(std::move(c), x, biases[l], shared, e)
                                      : conv2d_product<Backend>(std::move(c), x, biases[l], wires.geometry, shared, e);

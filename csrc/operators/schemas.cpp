@@ -60,8 +60,7 @@ STABLE_TORCH_LIBRARY(nft_ext, m) {
       "int stream, int[] spec, int[] stride, int[] padding, int[] dilation, int groups, bool shared, Tensor? scale, "
       "Tensor? shift, Tensor? residual, bool relu) -> Tensor");
   m.def(
-      "noisy_cascade(Tensor[] inputs, Tensor[] weights, Tensor?[] biases, Tensor[] codes, Tensor[] steps, Tensor[] "
-      "tables, "
+      "noisy_cascade(Tensor[] inputs, Tensor[] weights, Tensor?[] biases, Tensor[] tables, "
       "Tensor[] keys, int[] streams, int[] specs, Tensor?[] scales, Tensor?[] shifts, int[] wiring, int[] kept) -> "
       "Tensor[]");
   m.def(

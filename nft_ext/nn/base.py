@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nft_ext._common.checks import fail, module
 from nft_ext.device import NVMDevice
 from nft_ext.ops import operators
-from nft_ext.ops.functional import Crossbar, device_table
+from nft_ext.ops.functional import Crossbar, own_table
 from nft_ext.ops.keys import fresh_key, stream_of
 from nft_ext.ops.operands import check_tensor, is_ordinary
 
 _Kind = TypeVar("_Kind", bound=nn.Module)
-_optimizer_steps = 0
-
-
-def _count_step(*_: object) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-register_optimizer_step_post_hook(_count_step)  # fused optimizers change weights without a new version
+_STATE = ("_table", "_key", "_programmed")
 
 
 class NoisyLayer(nn.Module):
@@ -33,8 +24,11 @@ class NoisyLayer(nn.Module):
     Noise is on unless the context nft_ext.noise turns it off; train() and eval() do not change it. Outside
     nft_ext.chips every forward is a new chip, its seed drawn from torch's generator.
 
-    Key and table are non-persistent buffers that contexts replace. So one compiled graph serves all keys and sigmas,
-    and the state_dict is that of the plain layer.
+    Key and table are tensors that contexts replace. So one compiled graph serves all keys and sigmas. They are no
+    buffers, because DistributedDataParallel broadcasts buffers, and averages of models average them.
+
+    Every forward reads the weight. Nothing computed from it is kept for a later forward, except inside `shared_codes`
+    and `chips(programmed=True)`. So every write to the weight counts, through .data or memory shared with it too.
     """
 
     weight: Tensor
@@ -51,12 +45,11 @@ class NoisyLayer(nn.Module):
             fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
         self.nvm, self.name, self.stream = nvm, name, stream
         self.noise_enabled = True
-        self._quantized: tuple | None = None
+        self._shared: tuple | None = None
         # A constant of compiled graphs; table and key are their inputs.
         self._spec = nvm.operator_spec()
-        self.register_buffer("_table", device_table(nvm, self.weight.device), persistent=False)
-        self.register_buffer("_key", None, persistent=False)
-        self.register_buffer("_programmed", None, persistent=False)
+        self._table = own_table(nvm, self.weight.device)
+        self._key = self._programmed = None
 
     def noise_state(self) -> tuple:
         """The state that a context restores: (table, key, programmed weights, enabled, spec, scaled)."""
@@ -80,12 +73,12 @@ class NoisyLayer(nn.Module):
 
     def programmed(self) -> Tensor | None:
         """The stored weights [S, *weight.shape]; None without any, or with gradients on: they need the operator."""
-        return None if torch.is_grad_enabled() else self._buffers["_programmed"]
+        return None if torch.is_grad_enabled() else self._programmed
 
     def set_device(self, nvm: NVMDevice) -> None:
         """Sets the device model for later forwards (sigma sweeps). Noise stays on or off."""
         self._programmed = None
-        self._table = device_table(nvm, self.weight.device)
+        self._table = own_table(nvm, self.weight.device)
         self._spec = nvm.operator_spec(self.noise_enabled)
 
     def set_enabled(self, enabled: bool) -> None:
@@ -100,12 +93,11 @@ class NoisyLayer(nn.Module):
         Args:
             compiling: torch.compiler.is_compiling(), if the caller knows it.
         """
-        # Read the dictionaries: nn.Module's __getattr__ is slow, and every forward comes here.
-        buffers = self._buffers
+        # Read the dictionary: nn.Module's __getattr__ is slow, and every forward comes here.
         master: Tensor | None = self._parameters.get("weight")
         if master is None:
             master = self.weight  # of a parametrization
-        weight, key = master, buffers["_key"]
+        weight, key = master, self._key
         if compiling is None:
             compiling = torch.compiler.is_compiling()
         if not compiling and not is_ordinary(weight):
@@ -114,69 +106,55 @@ class NoisyLayer(nn.Module):
             weight = weight.float()
         if key is None:
             key = fresh_key(weight)
-        codes, step = (None, None) if compiling or weight is not master else self._codes_and_step(weight)
-        table: Any = buffers["_table"]
-        return Crossbar(weight, codes, step, table, key, self.stream, self._spec)
+        codes, step = self.codes_and_step(weight) if self.shares_codes else (None, None)
+        return Crossbar(weight, codes, step, self._table, key, self.stream, self._spec)
 
-    def _codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The quantized weight and its step, cached while the weight is unchanged.
-
-        (None, None) with gradients on, unless `shared_codes` of nft_ext.nn.contexts is active: the operator then
-        computes both.
-
-        Unchanged means: same parameter, address and version, and no optimizer step. Writing through `.data` changes
-        none of these. So train(), eval(), to(), load_state_dict and the outermost context also clear the cache.
-        """
-        bits = self.nvm.weight_bits
-        if weight.is_inference() or (torch.is_grad_enabled() and not self.shares_codes):
+    def codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The quantized weight and its step, computed once inside `shared_codes`; (None, None) outside."""
+        if not self.shares_codes:
             return None, None
-        stamp = (id(weight), weight.data_ptr(), weight._version, _optimizer_steps, bits, weight.device)
-        if self._quantized is None or self._quantized[0] != stamp:
+        stamp = (weight.data_ptr(), weight._version, self.nvm.weight_bits)
+        if self._shared is None or self._shared[0] != stamp:
             with torch.no_grad():
-                step = operators.ops.weight_step(weight, bits)
-                codes = operators.ops.quantize(weight, step, bits)
-            # References to the weight and its memory: no other tensor can get their identity or address.
-            self._quantized = (stamp, codes, step, weight, weight.detach())
-        return self._quantized[1:3]
+                step = operators.ops.weight_step(weight, self.nvm.weight_bits)
+                codes = operators.ops.quantize(weight, step, self.nvm.weight_bits)
+            # The reference to the memory: no other tensor can get its address.
+            self._shared = (stamp, codes, step, weight.detach())
+        return self._shared[1:3]
 
     def share_codes(self, shared: bool) -> None:
-        """Sets whether later forwards with gradients share one quantized weight. Clears the cache."""
-        self.shares_codes = shared
-        self.forget_codes()
-
-    def forget_codes(self) -> None:
-        """Clears the cached codes, for example after a write to weight.data."""
-        self._quantized = None
-
-    def train(self, mode: bool = True):
-        self.forget_codes()
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        self.forget_codes()
-        return super()._load_from_state_dict(*args, **kwargs)
+        """Sets whether later forwards share one quantized weight. Drops what was shared before."""
+        self.shares_codes, self._shared = shared, None
 
     def _apply(self, fn, recurse=True):
         """Moves table and key with the weight, but keeps their types: a float16 table would change the noise.
 
         A row-major weight stays row-major in .to(memory_format=...), because noise is counted in that order.
         """
-        self.forget_codes()
-        table, key = self._table, self._key
-        for name in ("_table", "_key", "_programmed"):
-            setattr(self, name, None)
+        self._shared = self._programmed = None
         row_major = self.weight.is_contiguous()
         super()._apply(fn, recurse)
         if row_major and not self.weight.is_contiguous() and (weight := self._parameters.get("weight")) is not None:
             weight.data = weight.data.contiguous()
         device = self.weight.device
-        self._table = table.to(device) if device.type != "meta" else table
-        self._key = key.to(device) if key is not None and device.type != "meta" else key
+        if device.type != "meta":
+            self._table = self._table.to(device)
+            self._key = None if self._key is None else self._key.to(device)
         return self
 
     def __getstate__(self) -> dict:
         # A copy made inside a context keeps the chips, but drops what was computed from the weights.
-        return {**self.__dict__, "_quantized": None, "_buffers": {**self._buffers, "_programmed": None}}
+        return {**self.__dict__, "_shared": None, "shares_codes": False, "_programmed": None}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        own = self.__dict__
+        own.pop("_quantized", None)
+        for name in _STATE:  # version 0.2 had them as buffers
+            if name in self._buffers:
+                own[name] = self._buffers.pop(name)
+                self._non_persistent_buffers_set.discard(name)
+        own.setdefault("_shared", None)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, nvm=({self.nvm})"

@@ -85,7 +85,7 @@ class Cascade(nn.Module):
             if given is None:
                 return None
             operands.append(given)
-        weights, codes, steps, tables, keys, streams, specs, biases, scales, shifts = zip(*operands)
+        weights, tables, keys, streams, specs, biases, scales, shifts = zip(*operands)
         # Checks run once per combination of layers, chips, shapes and types.
         stamp = (
             *layers,
@@ -100,15 +100,13 @@ class Cascade(nn.Module):
             drawn = iter(fresh_keys(weights[0], fresh))
             keys = [next(drawn) if key is None else key for key in keys]
         if wiring is _UNKNOWN:
-            bars = [Crossbar._make([*given[:4], key, *given[5:7]]) for given, key in zip(operands, keys)]
+            bars = [Crossbar(given[0], None, None, given[1], key, *given[3:5]) for given, key in zip(operands, keys)]
             return self._checked(cast("list[FusedLayer]", layers), inputs, bars, stamp)
         return operators.without_autograd(
             _operator,
             inputs,
             weights,
             biases,
-            codes,
-            steps,
             tables,
             keys,
             streams,

@@ -168,10 +168,7 @@ def shared_codes(model: nn.Module) -> Iterator[None]:
 def _swapped(model: nn.Module) -> Iterator[dict[str, NoisyLayer]]:
     """The model's noisy layers. The exit restores their noise state."""
     layers = check_noisy(model)
-    with _entered(model) as outermost, _restored(layers):
-        if outermost:
-            for layer in layers.values():
-                layer.forget_codes()
+    with _entered(model), _restored(layers):
         yield layers
 
 
@@ -187,11 +184,8 @@ def _restored(layers: dict[str, NoisyLayer]) -> Iterator[dict[str, NoisyLayer]]:
 
 
 @contextlib.contextmanager
-def _entered(model: nn.Module) -> Iterator[bool]:
-    """Refuses a second thread, which would see the noise of the first. Contexts nest within one thread.
-
-    Yields whether this is the outermost context.
-    """
+def _entered(model: nn.Module) -> Iterator[None]:
+    """Refuses a second thread, which would see the noise of the first. Contexts nest within one thread."""
     me = threading.get_ident()
     with _lock:
         owner, depth = _owners.get(model, (me, 0))
@@ -204,7 +198,7 @@ def _entered(model: nn.Module) -> Iterator[bool]:
             )
         _owners[model] = (me, depth + 1)
     try:
-        yield depth == 0
+        yield
     finally:
         with _lock:
             _owners[model] = (me, depth)

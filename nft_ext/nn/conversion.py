@@ -20,7 +20,8 @@ from nft_ext.nn.programmed import program_layers
 from nft_ext.ops.keys import noise_key, stream_of
 
 _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
-_OWN_BUFFERS = {"_table", "_key", "_programmed"}
+# What `attach` and `share_codes` set.
+_OWN = ("nvm", "name", "stream", "noise_enabled", "shares_codes", "_shared", "_spec", "_table", "_key", "_programmed")
 _PLAIN = {noisy: plain for plain, noisy in _NOISY.items()}
 _SHOWN = 6  # layers that a warning names
 Patterns = Iterable[str | type] | str | type | None
@@ -140,11 +141,8 @@ def _as_plain(layer: NoisyLayer) -> nn.Module:
     kind = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
     plain = as_kind(kind, layer)
     plain._parameters = dict(layer._parameters)
-    for name in ("nvm", "name", "stream", "noise_enabled", "_quantized", "_spec"):
+    for name in _OWN:
         plain.__dict__.pop(name, None)  # models pickled by earlier versions lack some
-    for name in _OWN_BUFFERS:
-        plain._buffers.pop(name, None)
-        plain._non_persistent_buffers_set.discard(name)
     return plain
 
 

@@ -89,7 +89,7 @@ class FusedLayer(NoisyLayer):
         return y
 
     def plain_operands(self) -> tuple | None:
-        """(weight, codes, step, table, key, stream, spec, bias, scale, shift) for the operator noisy_cascade.
+        """(weight, table, key, stream, spec, bias, scale, shift) for the operator noisy_cascade.
 
         The key is None if a new chip must be drawn. The result is None if the layer itself must be called: it has hooks
         or programmed or parametrized weights, or its forward raises an error.
@@ -98,32 +98,18 @@ class FusedLayer(NoisyLayer):
         weight = own.get("weight")
         if (
             weight is None
+            or weight.dtype != torch.float32
             or self.training
+            or self.shares_codes
             or self._forward_hooks
             or self._forward_pre_hooks
-            or rows["_programmed"] is not None
+            or self._programmed is not None
             or "forward" in self.__dict__
             or not is_ordinary(weight)
         ):
             return None
-        codes, step = self._codes_and_step(weight)
         bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401  (self.bias is slow to find)
-        return (
-            None
-            if codes is None
-            else (
-                weight,
-                codes,
-                step,
-                rows["_table"],
-                rows["_key"],
-                self.stream,
-                self._spec,
-                bias,
-                rows["scale"],
-                rows["shift"],
-            )
-        )
+        return weight, self._table, self._key, self.stream, self._spec, bias, rows["scale"], rows["shift"]
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         """(y, the operator's static arguments, or None if it cannot take x and residual unchanged), with all checks."""

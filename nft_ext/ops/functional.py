@@ -46,6 +46,14 @@ def device_table(nvm: NVMDevice, device: torch.device) -> Tensor:
         return torch.from_numpy(nvm.operator_table()).to("cpu" if device.type == "meta" else device)
 
 
+def own_table(nvm: NVMDevice, device: torch.device) -> Tensor:
+    """A copy of `device_table` for one layer, so that nothing done to it reaches another layer or model.
+
+    One tensor per layer: torch.compile makes another graph for layers that share a tensor.
+    """
+    return device_table(nvm, device).clone()
+
+
 @functools.lru_cache(maxsize=1024)
 def device_at(nvm: NVMDevice, sigma: float) -> NVMDevice:
     """The device model at another sigma; cached, because OVF needs it in every step."""

@@ -101,7 +101,7 @@ def _(x, weight, bias, codes, step, table, key, stream, spec, stride, padding, d
 
 
 @torch.library.register_fake("nft_ext::noisy_cascade")
-def _(inputs, weights, biases, codes, steps, tables, keys, streams, specs, scales, shifts, wiring, kept):
+def _(inputs, weights, biases, tables, keys, streams, specs, scales, shifts, wiring, kept):
     values = list(inputs)
     for layer, (weight, key) in enumerate(zip(weights, keys)):
         x, _, _, *geometry = wiring[10 * layer : 10 * layer + 10]

@@ -253,8 +253,7 @@ def test_forwards_that_share_their_codes_change_nothing(step, monkeypatch):
     expected, quantized, quantize = gradients(), [], base.operators.ops.quantize
 
     def toggled(layer, shared):
-        layer.shares_codes = not layer.shares_codes
-        layer.forget_codes()
+        layer.shares_codes, layer._shared = not layer.shares_codes, None
 
     monkeypatch.setattr(base.NoisyLayer, "share_codes", toggled)
     monkeypatch.setattr(base.operators.ops, "quantize", lambda *arguments: quantized.append(1) or quantize(*arguments))
@@ -262,6 +261,6 @@ def test_forwards_that_share_their_codes_change_nothing(step, monkeypatch):
     assert len(quantized) == len(nft.noisy_layers(model))
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
-    assert not any(layer.shares_codes or layer._quantized for layer in nft.noisy_layers(model).values()), (
+    assert not any(layer.shares_codes or layer._shared for layer in nft.noisy_layers(model).values()), (
         "nothing outlives the step"
     )

@@ -1,6 +1,6 @@
-"""Noise is regenerated, never stored: what autograd saves, activation checkpointing, and the cache of quantized
-weights.
-"""
+"""Noise is regenerated, never stored: what autograd saves, activation checkpointing, and writes to weights."""
+
+import contextlib
 
 import numpy as np
 import pytest
@@ -117,7 +117,7 @@ def test_the_contexts_of_checkpointing_matter():
     assert not torch.equal(wrong[1], right[1])
 
 
-# ---- the cache of quantized weights: used under no_grad, right after every way to change a weight
+# ---- every write to a weight counts, however it is made: no forward uses what an earlier one computed
 
 
 def other_weight(layer):
@@ -154,19 +154,33 @@ def new_parameter(layer):
     layer.weight = nn.Parameter(other_weight(layer))
 
 
-def data_then_train(layer):
+def data(layer):
     layer.weight.data.copy_(other_weight(layer))
-    layer.train()
 
 
-def data_then_eval(layer):
-    layer.weight.data.copy_(other_weight(layer))
-    layer.eval()
+def data_under_another_version(layer):
+    """As an all_reduce on weight.data, or an average of models made by hand."""
+    torch.add(layer.weight.data, other_weight(layer), out=layer.weight.data)
 
 
-def data_then_forget(layer):
-    layer.weight.data.copy_(other_weight(layer))
-    layer.forget_codes()
+def numpy_view(layer):
+    layer.weight.detach().numpy()[:] = other_weight(layer).numpy()
+
+
+def dlpack(layer):
+    np.from_dlpack(layer.weight.detach())[:] = other_weight(layer).numpy()
+
+
+def storage(layer):
+    torch.tensor([], dtype=torch.float32).set_(layer.weight.untyped_storage())[:18] = other_weight(layer).flatten()
+
+
+def one_vector(layer):
+    """All parameters as views of one buffer, which is then written."""
+    vector = nn.utils.parameters_to_vector(layer.parameters()).detach()
+    nn.utils.vector_to_parameters(vector, layer.parameters())
+    layer(torch.eye(6))
+    vector.copy_(other_weight(layer).flatten())
 
 
 def to_another_type_and_back(layer):
@@ -181,24 +195,52 @@ CHANGES = [
     load,
     load_assign,
     new_parameter,
-    data_then_train,
-    data_then_eval,
-    data_then_forget,
+    data,
+    data_under_another_version,
+    numpy_view,
+    dlpack,
+    storage,
+    one_vector,
     to_another_type_and_back,
 ]
+CALLS = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "gradients": contextlib.nullcontext,
+}
 
 
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
-def test_codes_follow_the_weight(change):
+def test_every_forward_reads_the_weight(change, call):
     layer = nft.NoisyLinear(6, 3, bias=False, nvm=NVM)
-    with torch.no_grad(), nft.noise(layer, enabled=False):
-        before = layer(torch.eye(6))
-        change(layer)
-        assert torch.equal(layer(torch.eye(6)).t(), nft.program_weights(layer.weight, NVM, enabled=False)[0])
-        assert not torch.equal(layer(torch.eye(6)), before)
+    with nft.noise(layer, enabled=False):
+        with CALLS[call]():
+            before, *_ = [layer(torch.eye(6)) for _ in range(3)]  # the third call uses the remembered max|W|
+        with torch.no_grad():
+            change(layer)
+        with CALLS[call]():
+            expected = nft.program_weights(layer.weight.detach().clone(), NVM, enabled=False)[0]
+            assert torch.equal(layer(torch.eye(6)).t(), expected)
+            assert not torch.equal(layer(torch.eye(6)), before)
 
 
-def test_codes_follow_another_weight_at_the_same_address():
+@pytest.mark.parametrize("fused", [False, True])
+def test_every_forward_reads_the_weight_inside_a_context_and_in_a_cascade(fused):
+    torch.manual_seed(0)
+    model = nft.convert(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), NVM).eval()
+    run = nft.fuse(model) if fused else model
+    with torch.no_grad(), nft.chips(run, seed=3, draws=range(2)):
+        before = run(torch.eye(6))
+        nft.noisy_layers(run)["0"].weight.data.mul_(-1.0)
+        after = run(torch.eye(6))
+    nft.noisy_layers(model)["0"].weight.data.copy_(nft.noisy_layers(run)["0"].weight)
+    with torch.no_grad(), nft.chips(model, seed=3, draws=range(2)):
+        torch.testing.assert_close(after, model(torch.eye(6)))
+    assert not torch.allclose(after, before)
+
+
+def test_another_weight_at_the_same_address_counts():
     memory = np.ones((3, 6), np.float32)
     layer = nft.NoisyLinear(6, 3, bias=False, nvm=NVM)
     with torch.no_grad(), nft.noise(layer, enabled=False):
@@ -208,29 +250,18 @@ def test_codes_follow_another_weight_at_the_same_address():
             assert layer(torch.eye(6)).unique().tolist() == [value]
 
 
-def test_entering_a_context_sees_writes_through_data():
-    layer = nft.NoisyLinear(6, 3, bias=False, nvm=NVM)
-    with torch.no_grad():
-        layer(torch.eye(6))
-        layer.weight.data.copy_(other_weight(layer))
-        with nft.chips(layer, seed=3):
-            assert torch.equal(
-                layer(torch.eye(6)).t(), nft.program_weights(layer.weight, NVM, seed=3, stream=layer.stream)[0]
-            )
-
-
 @pytest.mark.parametrize("device", [NVM, NVM.replace(weight_bits=16, device_bits=4), NVM.replace(clip=(0, 1))], ids=str)
-def test_cached_and_uncached_weights_are_the_same_chip(device):
+def test_forwards_with_and_without_gradients_are_the_same_chip(device):
     layer, x = nft.NoisyConv2d(4, 8, 3, nvm=device), torch.randn(2, 4, 6, 6)
     with nft.chips(layer, seed=3, draws=range(2)):
         with torch.no_grad():
-            cached = layer(x), layer(x)
-        assert torch.equal(cached[0], layer(x))
-        assert torch.equal(*cached)
+            first, second = layer(x), layer(x)
+        assert torch.equal(first, layer(x))
+        assert torch.equal(first, second)
 
 
 def test_what_inference_mode_made_serves_training():
-    """Tables and codes made under torch.inference_mode must not break a later backward."""
+    """Tables made under torch.inference_mode must not break a later backward."""
     nvm = NVM.replace(sigma=0.1234)
     with torch.inference_mode():
         nft.program_weights(torch.randn(3, 6), nvm)

@@ -16,13 +16,10 @@ X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 def arguments(**changed):
     """Two layers; the second takes the first's result and the input as residual."""
     weights = [torch.randn(4, 4, 3, 3), torch.randn(4, 4, 1, 1)]
-    steps = [ops.weight_step(w, 8) for w in weights]
     given = dict(
         inputs=[X],
         weights=weights,
         biases=[None, torch.randn(4)],
-        codes=[ops.quantize(w, s, 8) for w, s in zip(weights, steps)],
-        steps=steps,
         tables=[torch.from_numpy(NVM.operator_table())] * 2,
         keys=[nft.noise_key(1), nft.noise_key(2)],
         streams=[1, 2],
@@ -43,7 +40,6 @@ def test_opcheck():
 
 def test_the_fake_kernel_gives_linear_layers_and_chips():
     weight = torch.randn(3, 5)
-    step = ops.weight_step(weight, 8)
     key = nft.noise_key(1, range(2))
     opcheck(
         ops.noisy_cascade.default,
@@ -51,8 +47,6 @@ def test_the_fake_kernel_gives_linear_layers_and_chips():
             [torch.randn(4, 5)],
             [weight],
             [None],
-            [ops.quantize(weight, step, 8)],
-            [step],
             [torch.from_numpy(NVM.operator_table())],
             [key],
             [1],
@@ -71,17 +65,17 @@ def test_the_fake_kernel_gives_linear_layers_and_chips():
         (dict(wiring=[0] * 19), "wiring: must hold ten numbers per weight; got 19"),
         (dict(keys=[nft.noise_key(1)]), "keys: must hold one entry per weight; got 1"),
         (dict(specs=NVM.operator_spec()), "specs: must hold four numbers per weight; got 4"),
-        (dict(wiring=[1, *arguments()[11][1:]]), "wiring: must take x from the inputs or an earlier layer; got 1"),
-        (dict(wiring=[-1, *arguments()[11][1:]]), "wiring: must take x from the inputs or an earlier layer; got -1"),
+        (dict(wiring=[1, *arguments()[9][1:]]), "wiring: must take x from the inputs or an earlier layer; got 1"),
+        (dict(wiring=[-1, *arguments()[9][1:]]), "wiring: must take x from the inputs or an earlier layer; got -1"),
         (
-            dict(wiring=[0, 1, *arguments()[11][2:]]),
+            dict(wiring=[0, 1, *arguments()[9][2:]]),
             "wiring: must take a residual from the inputs or an earlier layer, or be -1; got 1",
         ),
         (dict(kept=[0]), "kept: must number layers' results in ascending order; got 0"),
         (dict(kept=[2, 1]), "kept: must number layers' results in ascending order; got 1"),
         (dict(kept=[3]), "kept: must number layers' results in ascending order; got 3"),
         (
-            dict(wiring=[*arguments()[11][:5], 0, 0, *arguments()[11][7:]]),
+            dict(wiring=[*arguments()[9][:5], 0, 0, *arguments()[9][7:]]),
             r"residual: must have the result's shape \[2, 4, 6, 6\]; got \[2, 4, 8, 8\]",
         ),
         (dict(inputs=[X[:, :3]]), r"x: must be \[rows, C, H, W\] with the weight's C"),

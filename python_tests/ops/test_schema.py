@@ -37,8 +37,7 @@ SCHEMAS = {
     "convolution_backward": "(Tensor grad, Tensor x, Tensor weight, int[]? bias_sizes, int[] stride, int[] padding, "
     "int[] dilation, bool transposed, int[] output_padding, int groups, bool[3] wanted) -> "
     "(Tensor, Tensor, Tensor)",
-    "noisy_cascade": "(Tensor[] inputs, Tensor[] weights, Tensor?[] biases, Tensor[] codes, Tensor[] steps, "
-    "Tensor[] tables, "
+    "noisy_cascade": "(Tensor[] inputs, Tensor[] weights, Tensor?[] biases, Tensor[] tables, "
     "Tensor[] keys, int[] streams, int[] specs, Tensor?[] scales, Tensor?[] shifts, "
     "int[] wiring, int[] kept) -> Tensor[]",
     "draw_key": "(Tensor like) -> Tensor",

@@ -53,7 +53,7 @@ class ChipEvaluator:
     def tallies(self, draws: list[int], done: Callable[[float], None]) -> Tallies:
         """Sums over all images for the chips `draws`. Calls done(share of the images) after each batch."""
         parts = []
-        # One context for all batches, because the layers keep their quantized weights within it.
+        # One context for all batches: with `programmed`, the weights are programmed once.
         with chips(self.model, seed=self.seed, draws=draws, domain="evaluation", programmed=self.programmed):
             for start in range(0, len(self.labels), self.batch_size):
                 batch = slice(start, start + self.batch_size)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from nft_ext._common.bfloat16 import PRECISIONS, autocast
 from nft_ext._common.checks import fail, integer, one_of
 from nft_ext.montecarlo.execution.evaluated_model import check_model, eval_mode
-from nft_ext.nn import base, noisy_layers
+from nft_ext.nn import noisy_layers
 from nft_ext.nn.contexts import chips as chips_of
 from nft_ext.nn.contexts import hold
-from nft_ext.ops import build_info, operators
+from nft_ext.ops import build_info
 from nft_ext.ops.keys import noise_key
 
 WARM_UPS = 3  # libraries choose algorithms and allocate workspaces here, because the capture does not allow it
@@ -31,8 +31,8 @@ class MonteCarloGraph:
             logits = step(images, nft.noise_key(seed, draws, device="cuda"))      # [8 * B, C], chip-major
 
     The model runs in eval mode without gradients, as in `nft.monte_carlo`. Sigma and the noise's on/off state are those
-    of the capture. Weights may be trained or loaded in place between replays: a replay quantizes changed weights first
-    (`refresh`). After a write through `.data`, call `refresh` yourself. The next replay overwrites the output.
+    of the capture. Weights may be trained or loaded in place between replays: every replay reads them. The next replay
+    overwrites the output.
 
     Args:
         model: a converted model on one CUDA device. Its forward must read nothing back to the host.
@@ -101,22 +101,8 @@ class MonteCarloGraph:
 
     def replay(self) -> Any:
         """Runs the step on the contents of `inputs` and `key`, on the current stream; returns the output."""
-        if self._stamp() != self._captured:
-            self.refresh()
-        with torch.cuda.device(self.device):
-            self._graph.replay()
-        return self.output
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Quantizes the weights as they are now. Call it after a write through `.data`; other writes are noticed.
-
-        Raises:
-            RuntimeError: a weight moved in memory, because the model was moved or a parameter replaced.
-        """
-        stamp = self._stamp()
-        for name, then, now in zip(self._layers, self._captured[1], stamp[1]):
-            if then[:2] != now[:2]:
+        for name, then, now in zip(self._layers, self._captured, self._addresses()):
+            if then != now:
                 fail(
                     f"{name}.weight",
                     "must stay where it was at the capture, so capture the model again",
@@ -124,16 +110,12 @@ class MonteCarloGraph:
                     RuntimeError,
                 )
         with torch.cuda.device(self.device):
-            for layer, (codes, step) in self._kept:
-                found = operators.ops.weight_step(layer.weight, layer.nvm.weight_bits)
-                step.copy_(found)
-                codes.copy_(operators.ops.quantize(layer.weight, found, layer.nvm.weight_bits))
-        self._captured = stamp
+            self._graph.replay()
+        return self.output
 
     # ---- the capture
 
     def _capture(self) -> Any:
-        # One context for warm-ups and capture: layers quantize in the first warm-up, and the graph reads their codes.
         with eval_mode(self.model), torch.no_grad(), chips_of(self.model, key=self.key):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -153,12 +135,8 @@ class MonteCarloGraph:
                     "model: must have a forward that a CUDA graph can capture (fixed shapes, nothing read back to "
                     f"the host); got {reason}"
                 ) from error
-            # The graph also reads these buffers, so they must outlive the layers' caches.
-            self._tables = [layer.noise_state()[0] for layer in self._layers.values()]
-            self._kept = [
-                (layer, layer._quantized[1:3]) for layer in self._layers.values() if layer._quantized is not None
-            ]
-        self._captured = self._stamp()
+            self._tables = [layer.noise_state()[0] for layer in self._layers.values()]  # the graph reads them
+        self._captured = self._addresses()
         return output
 
     def _step(self) -> Any:
@@ -169,10 +147,8 @@ class MonteCarloGraph:
             y = self.model(self.inputs)
         return y if self._after is None else self._after(y.unflatten(0, (self.chips, self.inputs.shape[0])))
 
-    def _stamp(self) -> tuple:
-        """A value that changes with the weights. It counts optimizer steps, because some optimizers move no version."""
-        weights = [layer.weight for layer in self._layers.values()]
-        return base._optimizer_steps, tuple((id(w), w.data_ptr(), w._version) for w in weights)
+    def _addresses(self) -> list[tuple[int, int]]:
+        return [(id(layer.weight), layer.weight.data_ptr()) for layer in self._layers.values()]
 
 
 def _recover(current: torch.cuda.Stream) -> None:
