@@ -20,6 +20,7 @@ from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
 from nft_ext.methods.injected import injecting, with_injection, without_injection
 from nft_ext.nn.conversion import restore
+from nft_ext.nn.step_key import StepKey
 
 SIDES = ("right", "left", "both")
 
@@ -85,7 +86,7 @@ class Censored(Method):
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the logits under the cut noise, a scalar."""
-        with injecting(model):
+        with injecting(model), StepKey(model).forward():
             return cross_entropy(logits_of(model(x)), target)
 
     def finish(self, model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from nft_ext._common.checks import fail, integer, number
 from nft_ext._common.logits import logits_of
 from nft_ext.methods.base import Method
+from nft_ext.nn.step_key import StepKey
 
 
 def control_of(method: Method, model: nn.Module | None = None) -> Method:
@@ -61,6 +62,7 @@ class ScaledLogits(Method):
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of `a_b * logits`, a scalar."""
-        logits = logits_of(model(x))
+        with StepKey(model).forward():
+            logits = logits_of(model(x))
         scaled = logits / (self.feedbacks + 1) if self.a_b is None else self.a_b * logits
         return cross_entropy(scaled, target)

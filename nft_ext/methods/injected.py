@@ -30,6 +30,13 @@ class _Injected(NoisyLayer):
     noise: Noise
     injecting = False
 
+    def noise_state(self) -> tuple:
+        return *super().noise_state(), self.injecting
+
+    def set_noise_state(self, state: tuple) -> None:
+        *rest, self.injecting = state
+        super().set_noise_state(tuple(rest))
+
     def injected_weight(self) -> Tensor:
         """`W_d + max|W| * noise(z)`, [*weight.shape], with z from the layer's key. Its gradient is W's.
 
@@ -37,6 +44,8 @@ class _Injected(NoisyLayer):
             ValueError: the key holds several chips.
         """
         weight, key = self.weight, self._key
+        if not torch.compiler.is_compiling():
+            self._note_forward()
         if key is None:
             key = fresh_key(weight)
         if key.shape[0] != 1:
@@ -96,7 +105,7 @@ def injecting(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            del layer.injecting
+            layer.injecting = False
 
 
 def _injected_layers(model: nn.Module) -> list[_Injected]:

@@ -25,6 +25,7 @@ from nft_ext.methods.losses import (
 from nft_ext.methods.points import Point, checked_points, snapshot_points_of
 from nft_ext.methods.snapshots import SnapshotModel, build_classifiers, remove_taps
 from nft_ext.nn.conversion import convert, restore
+from nft_ext.nn.step_key import StepKey
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class IRS(Method):
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the total output of one forward with its snapshots, a scalar."""
-        backbone, feedbacks = model(x, feedback=True)
+        with StepKey(model).forward():
+            backbone, feedbacks = model(x, feedback=True)
         output = total_output(backbone, feedbacks, self.beta, self._weights(len(feedbacks)), self.a_b, self.a_f)
         return cross_entropy(output, target)
 

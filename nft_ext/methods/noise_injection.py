@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from nft_ext._common.checks import fail, number
 from nft_ext._common.logits import logits_of
 from nft_ext.methods.base import Method
+from nft_ext.nn.step_key import StepKey
 
 
 @dataclass(frozen=True)
@@ -36,4 +37,6 @@ class NoiseInjection(Method):
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of `logit_scale * logits`, a scalar."""
-        return cross_entropy(self.logit_scale * logits_of(model(x)), target)
+        with StepKey(model).forward():
+            logits = logits_of(model(x))
+        return cross_entropy(self.logit_scale * logits, target)

@@ -24,8 +24,8 @@ from nft_ext.methods.losses import (
     total_output,
 )
 from nft_ext.nn import noisy_layers
-from nft_ext.nn.contexts import chips, noise, shared_codes
-from nft_ext.ops.keys import fresh_key
+from nft_ext.nn.contexts import noise, shared_codes
+from nft_ext.nn.step_key import StepKey
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,17 @@ class OVF(Method):
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the total output of N + 1 forwards, a scalar."""
-        with shared_codes(model), self._chip(model):
-            backbone = logits_of(model(x))
+        step = StepKey(model)
+        with shared_codes(model):
+            with step.forward():
+                backbone = logits_of(model(x))
             with frozen_statistics(model, enabled=not self.feedback_updates_statistics):
-                feedbacks = [self._noisier(model, x, sigma) for sigma in self.sigmas()]
+                feedbacks = []
+                for n, sigma in enumerate(self.sigmas(), 1):
+                    with step.forward(0 if self.shared_z else n):
+                        feedbacks.append(self._noisier(model, x, sigma))
         output = total_output(backbone, feedbacks, self.beta, self.weights(), self.a_b, self.a_f)
         return cross_entropy(output, target)
-
-    def _chip(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        """With shared_z, a context that gives all forwards of the step one key."""
-        if not self.shared_z:
-            return contextlib.nullcontext()
-        first = next(iter(noisy_layers(model).values()))
-        return chips(model, key=fresh_key(first.weight))
 
     def _noisier(self, model: nn.Module, x: Tensor, sigma: float) -> Tensor:
         reached = [model]

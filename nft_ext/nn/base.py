@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nft_ext._common.checks import fail, module
 from nft_ext.device import NVMDevice
+from nft_ext.nn import recomputation
 from nft_ext.ops import operators
 from nft_ext.ops.functional import Crossbar, own_table
 from nft_ext.ops.keys import fresh_key, stream_of
@@ -46,6 +47,7 @@ class NoisyLayer(nn.Module):
         self.nvm, self.name, self.stream = nvm, name, stream
         self.noise_enabled = True
         self._shared: tuple | None = None
+        self._last: tuple | None = None
         # A constant of compiled graphs; table and key are their inputs.
         self._spec = nvm.operator_spec()
         self._table = own_table(nvm, self.weight.device)
@@ -73,7 +75,11 @@ class NoisyLayer(nn.Module):
 
     def programmed(self) -> Tensor | None:
         """The stored weights [S, *weight.shape]; None without any, or with gradients on: they need the operator."""
-        return None if torch.is_grad_enabled() else self._programmed
+        if torch.is_grad_enabled() or self._programmed is None:
+            return None
+        if self.training and not torch.compiler.is_compiling():
+            recomputation.note_forward(self, True)
+        return self._programmed
 
     def set_device(self, nvm: NVMDevice) -> None:
         """Sets the device model for later forwards (sigma sweeps). Noise stays on or off."""
@@ -104,10 +110,20 @@ class NoisyLayer(nn.Module):
             check_tensor(f"{self.name or type(self).__name__}.weight", weight)
         if weight.dtype != torch.float32:
             weight = weight.float()
+        if not compiling:
+            self._note_forward()
         if key is None:
             key = fresh_key(weight)
         codes, step = self.codes_and_step(weight) if self.shares_codes else (None, None)
         return Crossbar(weight, codes, step, self._table, key, self.stream, self._spec)
+
+    def _note_forward(self) -> None:
+        """For activation checkpointing: notes the state, and refuses a recomputation with another one."""
+        state = (id(self._key), id(self._table), self.noise_enabled)
+        if recomputation.is_unknown_recomputation() and self._last != state:
+            recomputation.refuse_unknown(self)
+        self._last = state
+        recomputation.note_forward(self, self.training)
 
     def codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The quantized weight and its step, computed once inside `shared_codes`; (None, None) outside."""
@@ -155,6 +171,7 @@ class NoisyLayer(nn.Module):
                 own[name] = self._buffers.pop(name)
                 self._non_persistent_buffers_set.discard(name)
         own.setdefault("_shared", None)
+        own.setdefault("_last", None)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, nvm=({self.nvm})"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nft_ext._common.checks import fail, number
-from nft_ext.nn import NoisyLayer, check_noisy, noisy_layers
+from nft_ext.nn import NoisyLayer, check_noisy, noisy_layers, recomputation
 from nft_ext.nn.programmed import program_layers
 from nft_ext.ops.functional import device_at
 from nft_ext.ops.keys import noise_key
@@ -101,8 +101,8 @@ def checkpoint_contexts(
 ) -> Callable[[], tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]]:
     """The `context_fn` of torch.utils.checkpoint for forwards inside `noise` or `chips`.
 
-    The backward then recomputes with the noise of the forward, even outside the context. Without it, gradients would be
-    silently wrong.
+    The backward then recomputes with the noise of the forward, even outside the context. Noisy layers do the same
+    without it, so only programs written for version 0.2 need it.
 
     Args:
         model: the noisy model.
@@ -118,11 +118,10 @@ def checkpoint_contexts(
         @contextlib.contextmanager
         def replay():
             # Not `_swapped`: autograd may run this in another thread, inside the forward's context.
-            with _restored(noisy_layers(model)) as layers:
-                for name, layer in layers.items():
-                    layer.set_noise_state(states[name])
-                with _at_entry(model, repeat):
-                    yield
+            layers = noisy_layers(model)
+            noted = {layers[name]: state for name, state in states.items()}
+            with recomputation.with_states(noted), _at_entry(model, repeat):
+                yield
 
         return contextlib.nullcontext(), replay()
 
@@ -238,7 +237,10 @@ def _prepare_inputs(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple,
                 "call model.eval() or run one chip per pass",
                 "training mode" if m.training else "track_running_stats=False",
             )
-    if getattr(model, _OWN_INPUTS, False):
+    own_inputs = getattr(model, _OWN_INPUTS, False)
+    if not torch.compiler.is_compiling():
+        recomputation.note_entry(lambda: _at_entry(model, not own_inputs), model.training)
+    if own_inputs:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.dim() and value.shape[0] % count:
                 fail("inputs", f"must be chip-major [{count} * B, ...] under chips(repeat=False)", list(value.shape))

@@ -21,7 +21,10 @@ from nft_ext.ops.keys import noise_key, stream_of
 
 _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
 # What `attach` and `share_codes` set.
-_OWN = ("nvm", "name", "stream", "noise_enabled", "shares_codes", "_shared", "_spec", "_table", "_key", "_programmed")
+_OWN = (
+    *("nvm", "name", "stream", "noise_enabled", "shares_codes"),
+    *("_shared", "_last", "_spec", "_table", "_key", "_programmed"),
+)
 _PLAIN = {noisy: plain for plain, noisy in _NOISY.items()}
 _SHOWN = 6  # layers that a warning names
 Patterns = Iterable[str | type] | str | type | None

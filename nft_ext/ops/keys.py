@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._functorch import config
+from torch.fx import traceback
 
 from nft_ext._common.checks import fail, integer, one_of
 from nft_ext.ops import build_info  # noqa: F401  (loads the libraries)
@@ -88,8 +90,29 @@ def _(like: torch.Tensor, count: int) -> list[torch.Tensor]:
 _draw_key, _draw_keys = torch.ops.nft_ext.draw_key.default, torch.ops.nft_ext.draw_keys.default
 
 
+@torch.compiler.assume_constant_result
+def _is_saved() -> bool:
+    """Whether torch.compile saves what a random operator gave: only its default settings do."""
+    here = traceback.current_meta.get("custom") or {}
+    budget = min(config.activation_memory_budget, here.get("_region_activation_memory_budget", 1.0))
+    return budget == 1.0 and config.ban_recompute_not_in_allowlist and not config.aggressive_recomputation
+
+
+@torch.compiler.disable(
+    reason="torch.compile would draw another key in the backward: leave activation_memory_budget at 1, or call the "
+    "model inside nft_ext.chips"
+)
+def _drawn_outside(like: torch.Tensor) -> torch.Tensor:
+    return _draw_key(like)
+
+
 def fresh_key(like: torch.Tensor) -> torch.Tensor:
-    """A key [1, 2] of the training domain, its seed drawn from the torch generator of `like`'s torch device."""
+    """A key [1, 2] of the training domain, its seed drawn from the torch generator of `like`'s torch device.
+
+    A compiled graph that would recompute the key in its backward breaks here: the key becomes an input of its rest.
+    """
+    if torch.compiler.is_compiling() and torch.is_grad_enabled() and not _is_saved():
+        return _drawn_outside(like)
     return _draw_key(like)
 
 

@@ -152,11 +152,13 @@ def _setup_product(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, weight, bias, *noise = inputs[:_TENSORS]
     ctx.save_for_backward(x, weight, *noise)
     ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.noise_then = noise_of_forward(noise[-2], noise[-1])
     ctx.static = inputs[_TENSORS:]
 
 
 def _backward_product(ctx: Any, grad: Tensor, operator: Any) -> tuple:
     x, weight, *noise = ctx.saved_tensors
+    check_same_noise(ctx.noise_then, noise[-2], noise[-1])
     needs = ctx.needs_input_grad
     wanted = needs[0] | needs[1] << 1 | (needs[2] and ctx.bias_dtype is not None) << 2
     grads = operator(grad.to(x.dtype), x, weight, *noise, *ctx.static, int(wanted))
@@ -164,6 +166,39 @@ def _backward_product(ctx: Any, grad: Tensor, operator: Any) -> tuple:
     if grads[2] is not None:
         grads[2] = grads[2].to(ctx.bias_dtype)
     return (*grads, *[None] * (_TENSORS - 3 + len(ctx.static)))
+
+
+def noise_of_forward(table: Tensor, key: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(table, key) for `check_same_noise`; None in transforms and graphs, which never run a forward again in Python."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or type(key) is not Tensor:
+        return None
+    return table, key
+
+
+def check_same_noise(then: tuple[Tensor, Tensor] | None, table: Tensor, key: Tensor) -> None:
+    """Refuses gradients for another chip than the forward's: a recomputation may have made the saved tensors.
+
+    Args:
+        then: the forward's table and key, or None: no check.
+        table, key: those that the backward was handed.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    if then is None:
+        return
+    for before, now in zip(then, (table, key)):
+        if before is now or before.data_ptr() == now.data_ptr():
+            continue
+        if before.shape != now.shape or not torch.equal(before, now):
+            fail("the backward", *OTHER_NOISE, RuntimeError)
+
+
+OTHER_NOISE = (
+    "must recompute with the noise of the forward: call backward() inside the contexts nft.chips and nft.noise, or use "
+    "torch.utils.checkpoint with preserve_rng_state=True",
+    "another chip or sigma",
+)
 
 
 def _backward_step(ctx: Any, grad: Tensor) -> tuple:

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 import nft_ext as nft
 from nft_ext import methods
 from nft_ext.nn import base
+from nft_ext.nn.step_key import StepKey
 
 WEIGHT_STD = 0.7776  # of max|W|, at sigma 1, 8-bit weights on 2-bit devices (docs/reference/noise.md)
 
@@ -186,7 +187,8 @@ def test_running_statistics_come_from_the_backbones_forward_alone(step):
     model, _, x, target = step
     start = {k: v.clone() for k, v in model.state_dict().items()}
     torch.manual_seed(5)
-    model(x)
+    with StepKey(model).forward():
+        model(x)
     backbone_only = batchnorm_state(model)
     model.load_state_dict(start)
     torch.manual_seed(5)

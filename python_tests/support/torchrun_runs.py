@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nft_ext.nn import base
+from nft_ext.nn import step_key
 from support.training_runs import TRAIN, jitter, outcome, run, stopping_at, timeless
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -15,8 +15,8 @@ SGD = {"optimizer": "sgd", "lr": 0.05, "batch_norm": False}
 keys = []
 
 
-def recorded(like, original=base.fresh_key):
-    """The key a layer draws for a training forward, noted down (a validation with the noise off draws one in vain)."""
+def recorded(like, original=step_key.fresh_key):
+    """The key of a training step, noted down."""
     key = original(like)
     if torch.is_grad_enabled():
         keys.append(key.tolist())
@@ -40,7 +40,7 @@ def refusal(**options):
 
 
 torch.set_num_threads(1)
-base.fresh_key = recorded
+step_key.fresh_key = recorded
 results = {}
 for method in ("vanilla", "noise", "ovf", "irs"):
     results[method] = summary(run(method, **SGD))

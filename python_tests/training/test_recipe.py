@@ -8,7 +8,7 @@ from torch._prims_common import suggest_memory_format
 
 import nft_ext as nft
 from nft_ext import models
-from nft_ext.nn import base
+from nft_ext.nn import step_key
 from nft_ext.training import Recipe
 from nft_ext.training.batches import micro_batches
 from nft_ext.training.randomness import own_randomness, seed_at
@@ -76,15 +76,15 @@ def test_micro_batches_make_the_step_of_the_whole_batch(count):
 def test_each_micro_batch_has_a_chip_of_its_own(monkeypatch):
     keys = []
 
-    def recorded(like, original=base.fresh_key):
+    def recorded(like, original=step_key.fresh_key):
         key = original(like)
         if torch.is_grad_enabled():
             keys.append(str(key.tolist()))
         return key
 
-    monkeypatch.setattr(base, "fresh_key", recorded)
+    monkeypatch.setattr(step_key, "fresh_key", recorded)
     run("noise", epochs=1, accumulate=4)
-    assert len(keys) == len(set(keys)) == 6 * 4 * 2  # steps, micro-batches, layers
+    assert len(keys) == len(set(keys)) == 6 * 4  # steps, micro-batches
 
 
 def test_no_micro_batch_has_less_than_two_images():
