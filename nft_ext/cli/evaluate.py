@@ -45,6 +45,7 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--slice-images",
+        type=_count,
         default="auto",
         metavar="N",
         help="images per slice, with --protocol stratified (default auto)",
@@ -66,8 +67,10 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON, CSV and plots")
     speed = parser.add_argument_group("speed")
     speed.add_argument("--device", metavar="TORCH_DEVICE", help="cpu or cuda (default cpu)")
-    speed.add_argument("--batch-size", default="auto", metavar="B", help="images per pass (default auto)")
-    speed.add_argument("--chips-per-pass", default="auto", metavar="N", help="chips per pass (default auto)")
+    speed.add_argument("--batch-size", type=_count, default="auto", metavar="B", help="images per pass (default auto)")
+    speed.add_argument(
+        "--chips-per-pass", type=_count, default="auto", metavar="N", help="chips per pass (default auto)"
+    )
     speed.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="precision of the products (default float32)"
     )
@@ -79,11 +82,11 @@ def settings(arguments: argparse.Namespace) -> dict:
         "runs": arguments.runs,
         "seed": arguments.seed,
         "device": arguments.device,
-        "batch_size": _count(arguments.batch_size),
-        "chips_per_pass": _count(arguments.chips_per_pass),
+        "batch_size": arguments.batch_size,
+        "chips_per_pass": arguments.chips_per_pass,
         "precision": arguments.precision,
         "protocol": arguments.protocol,
-        "slice_images": _count(arguments.slice_images),
+        "slice_images": arguments.slice_images,
         "target_ci": arguments.target_ci,
         "max_runs": arguments.max_runs,
     }
@@ -192,4 +195,7 @@ def _estimate(noisy, test, sigmas: list[float], asked: dict) -> int | None:
 
 def _count(text: str) -> int | str:
     """An integer, or the word auto."""
-    return text if text == "auto" else int(text)
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer or auto; got {text}") from None

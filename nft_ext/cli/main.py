@@ -5,6 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser without abbreviations: `--seed 3` would mean `--seeds 3` where only `--seeds` exists."""
+
+    def __init__(self, *, allow_abbrev: bool = False, **options: Any) -> None:
+        super().__init__(allow_abbrev=allow_abbrev, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -12,9 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nft_ext.cli import demo, evaluate, fetch, info, reproduce, sweep, train
     from nft_ext.montecarlo.distributed.ranks import RanksError
 
-    parser = argparse.ArgumentParser(
-        prog="nft-ext", description="Noisy inference and noise-aware training for NVM crossbars."
-    )
+    parser = Parser(prog="nft-ext", description="Noisy inference and noise-aware training for NVM crossbars.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (info, demo, fetch, train, evaluate, sweep, reproduce):
         module.add_parser(commands)

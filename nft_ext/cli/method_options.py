@@ -50,11 +50,22 @@ def method_of(arguments: argparse.Namespace) -> Any:
     """The method that the options describe. With `--beta search` its beta is a placeholder.
 
     Raises:
-        ValueError: the method does not take one of the options.
+        ValueError: the method does not take one of the options, or an option is given twice.
     """
     from nft_ext import methods
 
     own = dict(arguments.method_options)
+    taken = {*methods.options_of(arguments.method), *(methods.options_of(arguments.base) if arguments.base else ())}
+    for name in ("sigma", "beta", "feedbacks"):
+        if getattr(arguments, name) is None:
+            continue
+        if name not in taken:
+            rule = f"must be left out with --method {arguments.method}, which does not take it"
+            fail(f"--{name}", rule, getattr(arguments, name))
+        if name in own:
+            fail(f"--{name}", f"must not be given together with -o {name}", own[name])
+    if len(own) < len(arguments.method_options):
+        fail("-o", "must name each option once", " ".join(name for name, _ in arguments.method_options))
     if arguments.base is None:
         return methods.build(arguments.method, **_given(arguments, arguments.method) | own)
     if "base" not in methods.options_of(arguments.method):
@@ -104,6 +115,8 @@ def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE; got {text}")
+    if value in ("True", "False", "None"):
+        raise argparse.ArgumentTypeError(f"must be JSON: true, false or null; got {text}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

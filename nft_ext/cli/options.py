@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from nft_ext import data, models
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, file_path
 from nft_ext.device.model import PRESETS, NVMDevice
 
 DEFAULT_DEVICE = NVMDevice()
@@ -65,19 +65,21 @@ def device_of(arguments: argparse.Namespace, sigma: float, left_open: NVMDevice 
             `weight_bits` and `mapping`.
     """
     given = _given(arguments, _FIELDS)
-    if "relative_to" in given and (arguments.table or (left_open.level_std and not arguments.preset)):
+    if "relative_to" in given and (arguments.table is not None or (left_open.level_std and not arguments.preset)):
         fail(
             "--relative-to",
             "must be left out for a measured device, because its table sets the deviations",
             given["relative_to"],
         )
     measured = _given(arguments, ("unit", "g_min", "g_max"))
-    if measured and not arguments.table:
+    if measured and arguments.table is None:
         fail("--unit, --g-min, --g-max", "need --table", measured)
-    if not (arguments.table or arguments.preset):
+    if arguments.table is None and arguments.preset is None:
         return left_open.replace(sigma=sigma, **given)
     kept = {"weight_bits": left_open.weight_bits, "mapping": left_open.mapping} | given
-    if arguments.table:
+    if arguments.table is not None:
+        if not file_path("--table", arguments.table).is_file():
+            fail("--table", "must name a file with the columns level, mean, std", arguments.table, FileNotFoundError)
         return NVMDevice.from_table(arguments.table, sigma=sigma, **measured, **kept)
     return NVMDevice.preset(arguments.preset, sigma=sigma, **kept)
 
@@ -90,7 +92,7 @@ def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, A
 
 def sigma_left_open(arguments: argparse.Namespace) -> float:
     """The default sigma: 1 for a measured device (its own deviations), else 0.1."""
-    return 1.0 if arguments.table else 0.1
+    return 0.1 if arguments.table is None else 1.0
 
 
 def add_data(parser: argparse.ArgumentParser, left_open: str | None = None) -> None:

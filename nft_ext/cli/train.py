@@ -30,11 +30,14 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from nft_ext import data, models
+    from nft_ext._common.checks import fail, number
     from nft_ext._common.files import write_json
     from nft_ext._common.processes import is_main
     from nft_ext.training import BetaSearch, fit, search_beta
 
     check_resume(arguments)
+    if not 0.0 < number("--validation", arguments.validation) < 1.0:
+        fail("--validation", "must be > 0 and < 1", arguments.validation)
     method = method_of(arguments)
     nvm = options.device_of(arguments, sigma_of(arguments))
     training = fit_options(arguments)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from nft_ext._common.checks import fail, integer
+from nft_ext._common.checks import boolean, fail, instance, integer, items, number
 from nft_ext.data.image_set import ImageSet
 
 PADDING = 4  # pixels, the paper's for CIFAR
@@ -30,7 +31,9 @@ class CropFlip:
         generator: a CPU generator; None: torch's own.
 
     Raises:
-        ValueError: padding < 0. The call refuses images that are not [B, C, H, W] or do not have len(fill) channels.
+        TypeError: fill is no number and no list, or generator is no torch.Generator.
+        ValueError: padding < 0, flip is no bool, or a fill is not finite. The call refuses images that are not
+            [B, C, H, W] or do not have len(fill) channels.
     """
 
     def __init__(
@@ -41,8 +44,12 @@ class CropFlip:
         generator: torch.Generator | None = None,
     ):
         self.padding = integer("padding", padding, 0)
-        self.fill = torch.as_tensor(fill, dtype=torch.float32).reshape(1, -1, 1, 1)
-        self.flip = bool(flip)
+        values = [fill] if isinstance(fill, numbers.Number) else items("fill", fill, "numbers")
+        self.fill = torch.tensor([number("fill", float(v) if isinstance(v, Tensor) else v) for v in values])
+        self.fill = self.fill.to(torch.float32).reshape(1, -1, 1, 1)
+        self.flip = boolean("flip", flip)
+        if generator is not None:
+            instance("generator", generator, torch.Generator, "a torch.Generator or None")
         self.generator = generator
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nft_ext._common.checks import fail, one_of
+from nft_ext._common.checks import fail, file_path, number, one_of, optional_boolean
 from nft_ext.data import cifar, mnist, tinyimagenet
 from nft_ext.data.download import PAUSE, Remote, download
 from nft_ext.data.files import ENVIRONMENT
@@ -65,10 +65,16 @@ def fetch(
         True if the data set was downloaded, False if it was already there.
 
     Raises:
-        ValueError: the name is unknown, no data folder is given, or a file differs from the published one.
+        TypeError: data_dir is no path.
+        ValueError: the name is unknown, progress or pause is bad, no data folder is given, or a file differs from the
+            published one.
         ConnectionError: no address sends the file. The message names the addresses, and how to copy the file by hand.
     """
     one_of("dataset", name, SOURCES, " (digits come with scikit-learn)")
+    if data_dir not in (None, ""):
+        file_path("data_dir", data_dir)
+    optional_boolean("progress", progress)
+    number("pause", pause, 0.0)
     chosen = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT, "")
     if not str(chosen):
         rule = f"must name the folder for {name}, or the environment variable {ENVIRONMENT} must"

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import NoReturn
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, file_path
 
 ENVIRONMENT = "NFT_EXT_DATA"
 
@@ -25,6 +25,8 @@ def data_folder(data_dir: str | os.PathLike | None, name: str) -> Path:
         ValueError: both are missing.
         FileNotFoundError: the folder does not exist.
     """
+    if data_dir not in (None, ""):
+        file_path("data_dir", data_dir)
     source = "data_dir" if data_dir is not None else ENVIRONMENT
     folder = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT, "")
     if not str(folder):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from nft_ext._common.checks import fail, integer, number
+from nft_ext._common.checks import fail, integer, items, number, text
 
 
 class ImageSet(Dataset):
@@ -25,7 +25,7 @@ class ImageSet(Dataset):
             white). They only record it: the images are not changed. None: 0 and 1.
 
     Raises:
-        TypeError: images or labels are not tensors of these dtypes.
+        TypeError: name is no string, mean or std is no list, images or labels are not tensors of these dtypes.
         ValueError: a shape is wrong, there is no image, a pixel is not finite, or a label is out of range.
     """
 
@@ -49,7 +49,7 @@ class ImageSet(Dataset):
         self.num_classes = integer("num_classes", num_classes, 1)
         _check_labels(labels, self.num_classes)
         _check_finite(images)
-        self.name = str(name)
+        self.name = text("name", name)
         self.images = images
         self.labels = labels
         self.mean = _per_channel("mean", mean, self.channels, default=0.0)
@@ -139,7 +139,7 @@ def _check_finite(images: torch.Tensor) -> None:
 def _per_channel(argument: str, values: Sequence[float] | None, channels: int, default: float) -> tuple[float, ...]:
     if values is None:
         return (default,) * channels
-    numbers = tuple(number(argument, value) for value in values)
+    numbers = tuple(number(argument, value) for value in items(argument, values, "numbers"))
     if len(numbers) != channels:
         fail(argument, f"must hold one number for each of the {channels} channels", numbers)
     return numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nft_ext._common.checks import fail, integer, number
+from nft_ext._common.checks import fail, instance, integer, number
 from nft_ext.data.image_set import ImageSet
 
 
@@ -25,8 +25,10 @@ def split_validation(train: ImageSet, fraction: float = 0.1, seed: int = 0) -> t
         Two ImageSets with copies of the images.
 
     Raises:
+        TypeError: train is not an ImageSet.
         ValueError: an argument is out of range, or no image is left for validation.
     """
+    instance("train", train, ImageSet, "an ImageSet")
     fraction = number("fraction", fraction)
     if not 0.0 < fraction < 1.0:
         fail("fraction", "must be > 0 and < 1", fraction)

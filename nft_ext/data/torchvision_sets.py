@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, one_of
 from nft_ext.data import cifar, mnist
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.pixels import IMAGE_SIZE, write_inputs
@@ -30,8 +30,9 @@ def from_torchvision(dataset: Any, split: str = "train") -> ImageSet:
 
     Raises:
         TypeError: dataset is of another class.
-        ValueError: its pixels or labels do not fit the class.
+        ValueError: its pixels or labels do not fit the class, or another split.
     """
+    one_of("split", split, ("train", "test"))
     kinds = {kind: name for name, (kind, *_) in _KNOWN.items()}
     name = kinds.get(type(dataset).__name__)
     if name is None:

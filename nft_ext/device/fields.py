@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nft_ext._common.checks import fail, integer, number, one_of
+from nft_ext._common.checks import fail, integer, number, one_of, text
 
 MAPPINGS = ("sign", "differential")
 
@@ -46,6 +46,7 @@ class DeviceFields:
         if self.weight_bits % self.device_bits:
             fail("weight_bits", f"must be a multiple of device_bits = {self.device_bits}", self.weight_bits)
         put("sigma", number("sigma", self.sigma, 0.0))
+        text("name", self.name)
         one_of("relative_to", self.relative_to, ("max", "spacing", "own"))
         one_of("sampling", self.sampling, ("auto", "fast", "per_device"))
         one_of("mapping", self.mapping, MAPPINGS)

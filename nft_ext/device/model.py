@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nft_ext._common.checks import fail, one_of
+from nft_ext._common.checks import fail, file_path, number, one_of
 from nft_ext.device import tables
 from nft_ext.device.fields import MAPPINGS, DeviceFields
+from nft_ext.device.measured import read_levels
 
 PRESETS = {"rram1": 1.0, "fefet2": 2.0, "rram4": 4.0, "fefet6": 6.0}
 _PATHS = {"off": 0, "fast": 1, "per_device": 2}
@@ -88,21 +90,33 @@ class NVMDevice(DeviceFields):
     ) -> NVMDevice:
         """A measured device, from a CSV file with the columns level, mean, std and one row per level.
 
+        docs/guide/devices.md lists the forms that are read. A form with several meanings is refused.
+
         Args:
             path: the file.
             unit: "level" (0 .. 2^K - 1) or "microsiemens".
             g_min: conductance of level 0, with unit "microsiemens" only.
             g_max: conductance of the top level, with unit "microsiemens" only.
             sigma: a factor on the measured standard deviations (1.0 = as measured). The means stay as measured.
-            options: other fields of `NVMDevice`.
+            options: other fields of `NVMDevice`. device_bits=K says that the table has 2^K levels. It is required for a
+                table without a final line break, which may be cut. Without it a table of two levels gives a warning.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: bad content. The message names the row.
+            TypeError: path is no path.
+            ValueError: bad content, and the message has the line; or a bad option.
         """
-        mean, std = tables.read_levels(Path(path), unit, g_min, g_max)
-        options.setdefault("device_bits", int(math.log2(len(mean))))
-        return cls(sigma=sigma, level_mean=tuple(mean), level_std=tuple(std), name=Path(path).stem, **options)
+        file, sigma = file_path("path", path), number("sigma", sigma, 0.0)
+        if "relative_to" in options:
+            fail("relative_to", "must be left out, because the table sets the deviations", options["relative_to"])
+        mean, std, ends = read_levels(file, unit, g_min, g_max)
+        if "device_bits" not in options and not ends:
+            rule = "must end with a line break: the file may be cut; if it is whole, say so by device_bits"
+            fail(str(file), rule, f"{len(mean)} levels")
+        if "device_bits" not in options and len(mean) == 2:
+            warnings.warn(f"{file}: read as a one-bit device; if it is not cut, say so by device_bits=1", stacklevel=2)
+        found = {"device_bits": int(math.log2(len(mean))), "name": file.stem} | options
+        return cls(sigma=sigma, level_mean=tuple(mean), level_std=tuple(std), **found)
 
     @classmethod
     def described(cls, description: Mapping[str, Any]) -> NVMDevice:

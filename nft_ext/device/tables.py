@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from pathlib import Path
 
 import numpy as np
 
-from nft_ext._common.checks import fail, one_of
 from nft_ext.device.fields import DeviceFields
 
 
@@ -69,72 +66,3 @@ def operator_table(nvm: DeviceFields) -> np.ndarray:
         0.0 if nvm.truncate is None else 0.5 * math.erf(nvm.truncate / math.sqrt(2)),
     ]
     return np.concatenate([mean, sd, limits]).astype(np.float32)
-
-
-def read_levels(path: Path, unit: str, g_min: float | None, g_max: float | None) -> tuple[list[float], list[float]]:
-    """Means and standard deviations in level units from a CSV file with the columns level, mean, std.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not UTF-8, a missing column, a bad number, a negative std, levels other than 0 .. 2^K - 1, or means
-            that fit another unit.
-    """
-    one_of("unit", unit, ("level", "microsiemens"))
-    if unit == "microsiemens" and (g_min is None or g_max is None or not g_min < g_max):
-        fail("g_min, g_max", "must be given with g_min < g_max if unit is microsiemens", (g_min, g_max))
-    if unit == "level" and (g_min, g_max) != (None, None):
-        fail("g_min, g_max", "must be left out if unit is level", (g_min, g_max))
-    if not path.is_file():
-        fail("path", "must be a CSV file with the columns level, mean, std", str(path), FileNotFoundError)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError:
-        fail(str(path), "must be a CSV file in UTF-8", "bytes that are not text")
-    reader = csv.DictReader(line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    missing = {"level", "mean", "std"} - {(f or "").strip() for f in reader.fieldnames or ()}
-    if missing:
-        fail(
-            str(path),
-            f"must have the columns level, mean, std; missing {', '.join(sorted(missing))}",
-            str(reader.fieldnames),
-        )
-    rows: dict[int, tuple[float, float]] = {}
-    for number, row in enumerate(reader, start=1):
-        try:
-            row = {(k or "").strip(): v for k, v in row.items()}
-            level, mean, std = int(row["level"]), float(row["mean"]), float(row["std"])
-        except (TypeError, ValueError):
-            fail(f"{path}, row {number}", "must hold an integer level and two numbers", str(row))
-        if not (math.isfinite(mean) and math.isfinite(std) and std >= 0):
-            fail(f"{path}, row {number}", "must hold a finite mean and a finite std >= 0", str(row))
-        if level in rows:
-            fail(f"{path}, row {number}", "must name each level once", level)
-        rows[level] = (mean, std)
-    count = len(rows)
-    if count < 2 or count & (count - 1) or sorted(rows) != list(range(count)):
-        fail(str(path), "must list the levels 0 .. 2^K - 1, K >= 1", str(sorted(rows)))
-    mean, std = (list(v) for v in zip(*(rows[level] for level in range(count))))
-    if g_min is not None and g_max is not None:
-        per_level = (g_max - g_min) / (count - 1)
-        mean, std = [(m - g_min) / per_level for m in mean], [s / per_level for s in std]
-    _check_unit(path, mean, unit, g_min, g_max)
-    return mean, std
-
-
-def _check_unit(path: Path, mean: list[float], unit: str, g_min: float | None, g_max: float | None) -> None:
-    """Refuses means outside the range of the levels: they have another unit or other bounds."""
-    top = len(mean) - 1
-    if all(-1 < m < top + 1 for m in mean) and mean[0] < top / 2 < mean[-1]:
-        return
-    found = ", ".join(f"{m:.4g}" for m in mean)
-    if unit == "level":
-        fail(
-            str(path),
-            f'must have means in level units, near 0 .. {top} (conductances need unit="microsiemens")',
-            found,
-        )
-    fail(
-        "g_min, g_max",
-        f"must be the conductances of level 0 and level {top}, so that the means are near 0 .. {top} level units",
-        f"{g_min:g}, {g_max:g} and so {found}",
-    )

@@ -7,9 +7,10 @@ import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, cast
 
+import numpy as np
 from torch import Tensor, nn
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, instance, module
 from nft_ext.device import NVMDevice
 from nft_ext.nn.conversion import convert, restore
 
@@ -35,7 +36,7 @@ class Method(ABC):
     def config(self) -> dict[str, Any]:
         """The name and every option, JSON-able. `methods.build(**config)` rebuilds the method."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self))}
-        return {"name": self.name} | {k: v.config() if isinstance(v, Method) else v for k, v in options.items()}
+        return {"name": self.name} | {name: _plain(value) for name, value in options.items()}
 
     def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> nn.Module:
         """A copy of the plain `model` with noisy layers at the method's sigma, for `loss`.
@@ -46,10 +47,20 @@ class Method(ABC):
 
         Returns:
             The prepared model. Without a sigma it is a plain copy.
+
+        Raises:
+            TypeError: model is no module, or nvm is no NVMDevice.
         """
+        module("model", model)
+        device = self._device(nvm)
         if self.sigma is None:
             return copy.deepcopy(model)
-        return convert(model, (nvm or NVMDevice()).replace(sigma=self.sigma))
+        return convert(model, device)
+
+    def _device(self, nvm: NVMDevice | None) -> NVMDevice:
+        """The device model at the method's sigma."""
+        found = NVMDevice() if nvm is None else instance("nvm", nvm, NVMDevice, "an NVMDevice")
+        return found if self.sigma is None else found.replace(sigma=self.sigma)
 
     @abstractmethod
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -58,7 +69,11 @@ class Method(ABC):
         Args:
             model: the prepared model.
             x: `[B, C, H, W]`, a batch of images.
-            target: `[B]`, int64 labels.
+            target: `[B]`, integer labels; `[B, d1, ...]` for logits `[B, C, d1, ...]`; or class probabilities of the
+                logits' shape.
+
+        Raises:
+            TypeError, ValueError: the target does not fit the logits, for example a regression's (`checked_target`).
         """
 
     def finish(self, model: nn.Module) -> nn.Module:
@@ -76,3 +91,10 @@ class Method(ABC):
             ValueError: the method has no feedback.
         """
         fail("method", "must have feedback (ovf, irs) to have a control", self.name)
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON holds it: a method as its config, numpy's numbers as Python's."""
+    if isinstance(value, Method):
+        return value.config()
+    return value.item() if isinstance(value, np.generic) else value

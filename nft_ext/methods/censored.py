@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import boolean, fail, number, one_of
 from nft_ext._common.logits import logits_of
+from nft_ext._common.targets import checked_target
 from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
 from nft_ext.methods.injected import injecting, with_injection, without_injection
@@ -87,7 +88,8 @@ class Censored(Method):
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the logits under the cut noise, a scalar."""
         with injecting(model), StepKey(model).forward():
-            return cross_entropy(logits_of(model(x)), target)
+            logits = logits_of(model(x))
+        return cross_entropy(logits, checked_target(logits, target, model))
 
     def finish(self, model: nn.Module) -> nn.Module:
         """A plain copy of the prepared model."""

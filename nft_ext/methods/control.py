@@ -12,8 +12,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext._common.checks import fail, integer, number
+from nft_ext._common.checks import fail, instance, integer, module, number
 from nft_ext._common.logits import logits_of
+from nft_ext._common.targets import checked_target
 from nft_ext.methods.base import Method
 from nft_ext.nn.step_key import StepKey
 
@@ -31,9 +32,11 @@ def control_of(method: Method, model: nn.Module | None = None) -> Method:
         The control, a method.
 
     Raises:
+        TypeError: method is no method, or model is no module.
         ValueError: the method has no feedback, or IRS needs `model` to find N.
     """
-    return method.control(model)
+    instance("method", method, Method, "an object of nft_ext.methods")
+    return method.control(None if model is None else module("model", model))
 
 
 @dataclass(frozen=True)
@@ -64,5 +67,6 @@ class ScaledLogits(Method):
         """Cross-entropy of `a_b * logits`, a scalar."""
         with StepKey(model).forward():
             logits = logits_of(model(x))
+        target = checked_target(logits, target, model)
         scaled = logits / (self.feedbacks + 1) if self.a_b is None else self.a_b * logits
         return cross_entropy(scaled, target)

@@ -10,7 +10,8 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nft_ext._common.checks import boolean, fail, integer
+from nft_ext._common.checks import boolean, fail, integer, items
+from nft_ext._common.targets import checked_target
 from nft_ext.device import NVMDevice
 from nft_ext.methods.base import Method
 from nft_ext.methods.control import ScaledLogits
@@ -76,9 +77,10 @@ class IRS(Method):
         known = self.feedbacks if self.points is None else len(self.points)
         object.__setattr__(self, "gammas", checked_gammas(self.gammas, known))
         if self.input_shape is not None:
-            if len(self.input_shape) != 3:
+            shape = items("input_shape", self.input_shape, "three integers, (C, H, W)")
+            if len(shape) != 3:
                 fail("input_shape", "must be (C, H, W)", self.input_shape)
-            object.__setattr__(self, "input_shape", tuple(integer("input_shape", n, 1) for n in self.input_shape))
+            object.__setattr__(self, "input_shape", tuple(integer("input_shape", n, 1) for n in shape))
 
     def control(self, model: nn.Module | None = None) -> ScaledLogits:
         """See `methods.control_of`.
@@ -106,7 +108,7 @@ class IRS(Method):
         self._weights(len(points))
         found = self.points is None
         names, classifiers = build_classifiers(copy.deepcopy(model), points, self.input_shape, by_depth=found)
-        nvm = (nvm or NVMDevice()).replace(sigma=self.sigma)
+        nvm = self._device(nvm)
         if self.noisy_classifiers:
             holder = convert(nn.ModuleDict({"snapshots": classifiers}), nvm)
             classifiers = cast(nn.ModuleList, holder.get_submodule("snapshots"))
@@ -123,6 +125,7 @@ class IRS(Method):
         """Cross-entropy of the total output of one forward with its snapshots, a scalar."""
         with StepKey(model).forward():
             backbone, feedbacks = model(x, feedback=True)
+        target = checked_target(backbone, target, model)
         output = total_output(backbone, feedbacks, self.beta, self._weights(len(feedbacks)), self.a_b, self.a_f)
         return cross_entropy(output, target)
 

@@ -38,7 +38,14 @@ def total_output(
 
     Returns:
         `[B, classes]`, the logits for the cross-entropy.
+
+    Raises:
+        ValueError: a feedback has another shape than the backbone's logits.
     """
+    for n, output in enumerate(feedbacks):
+        if output.shape != backbone.shape:
+            rule = f"must have the shape of the backbone's logits, {list(backbone.shape)}"
+            fail(f"feedbacks[{n}]", rule, list(output.shape))
     share = 1.0 / (len(feedbacks) + 1)
     feedback = torch.zeros_like(backbone)
     for gamma, output in zip(gammas, feedbacks, strict=True):

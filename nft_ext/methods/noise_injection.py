@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import fail, number
 from nft_ext._common.logits import logits_of
+from nft_ext._common.targets import checked_target
 from nft_ext.methods.base import Method
 from nft_ext.nn.step_key import StepKey
 
@@ -39,4 +40,4 @@ class NoiseInjection(Method):
         """Cross-entropy of `logit_scale * logits`, a scalar."""
         with StepKey(model).forward():
             logits = logits_of(model(x))
-        return cross_entropy(self.logit_scale * logits, target)
+        return cross_entropy(self.logit_scale * logits, checked_target(logits, target, model))

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import boolean, integer, number
 from nft_ext._common.logits import logits_of
+from nft_ext._common.targets import checked_target
 from nft_ext.methods.base import Method
 from nft_ext.methods.batchnorm import frozen_statistics
 from nft_ext.methods.control import ScaledLogits
@@ -97,6 +98,7 @@ class OVF(Method):
         with shared_codes(model):
             with step.forward():
                 backbone = logits_of(model(x))
+            target = checked_target(backbone, target, model)
             with frozen_statistics(model, enabled=not self.feedback_updates_statistics):
                 feedbacks = []
                 for n, sigma in enumerate(self.sigmas(), 1):

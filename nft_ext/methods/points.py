@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from nft_ext._common.checks import did_you_mean, fail, integer
+from nft_ext._common.checks import did_you_mean, fail, integer, items, module
 
 # (module name, side that its output is pooled to; None: `side_for` its channels)
 Point = tuple[str, int | None]
@@ -29,9 +29,10 @@ def checked_points(points: Sequence[str | Point]) -> tuple[Point, ...]:
     """Snapshot points as (module name, pooled size). A name alone is pooled to 4.
 
     Raises:
+        TypeError: points is no list.
         ValueError: points are empty, a name occurs twice, or a size is below 1.
     """
-    pairs = [(p, DEFAULT_POOLED_SIZE) if isinstance(p, str) else p for p in points]
+    pairs = [(p, DEFAULT_POOLED_SIZE) if isinstance(p, str) else p for p in items("points", points, "module names")]
     for pair in pairs:
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
             fail("points", "must hold module names or pairs (module name, pooled size)", pair)
@@ -76,8 +77,12 @@ def snapshot_points_of(model: nn.Module, feedbacks: int | None = None) -> tuple[
         Pairs (module name, pooled size).
 
     Raises:
-        ValueError: the structure is unknown, or the model has fewer than N points.
+        TypeError: model is not a module.
+        ValueError: the structure is unknown, feedbacks < 1, or the model has fewer than N points.
     """
+    module("model", model)
+    if feedbacks is not None:
+        feedbacks = integer("feedbacks", feedbacks, 1)
     found = _own_points(model) or _layered(model) or _staged(model)
     if found is None:
         fail(

@@ -19,8 +19,11 @@ def register(kind: Kind) -> Kind:
         kind: a class derived from `Method`.
 
     Raises:
+        TypeError: not such a class.
         ValueError: another class has this name.
     """
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        fail("kind", "must be a class derived from nft_ext.methods.Method", repr(kind), TypeError)
     if _METHODS.get(kind.name, kind).__qualname__ != kind.__qualname__:  # the same class again: a reloaded module
         fail("name", "must not be the name of another method", kind.name)
     _METHODS[kind.name] = kind

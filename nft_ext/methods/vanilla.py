@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nft_ext._common.logits import logits_of
+from nft_ext._common.targets import checked_target
 from nft_ext.methods.base import Method
 
 
@@ -21,4 +22,5 @@ class Vanilla(Method):
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the logits, a scalar."""
-        return cross_entropy(logits_of(model(x)), target)
+        logits = logits_of(model(x))
+        return cross_entropy(logits, checked_target(logits, target, model))

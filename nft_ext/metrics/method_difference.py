@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nft_ext._common.checks import boolean
 from nft_ext.metrics.distributions import t_half_width, t_two_sided
 from nft_ext.metrics.paired import paired
 from nft_ext.metrics.samples import row_means, sample
@@ -56,8 +57,10 @@ def compare_methods(a: np.ndarray, b: np.ndarray, *, shared_seeds: bool) -> Meth
         The difference of the means, its 95 % interval and its p-value.
 
     Raises:
-        ValueError: a wrong shape, fewer than two trainings, NaN or infinity, shared seeds with S_a != S_b.
+        ValueError: shared_seeds is no bool, a wrong shape, fewer than two trainings, NaN or infinity, shared seeds with
+            S_a != S_b.
     """
+    boolean("shared_seeds", shared_seeds)
     symbols = "[seeds] or [seeds, runs]"
     a, b = (row_means(sample(name, v, (1, 2), symbols, least=2)) for name, v in (("a", a), ("b", b)))
     if shared_seeds:

@@ -26,9 +26,12 @@ def sample(argument: str, values: Any, dims: tuple[int, ...], symbols: str, leas
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
     try:
-        array = np.asarray(values, dtype=np.float64)
+        given = np.asarray(values)
     except (TypeError, ValueError) as error:
         fail(argument, f"must be numbers {symbols}", str(error))
+    if isinstance(values, np.ma.MaskedArray) or given.dtype.kind not in "iuf":
+        fail(argument, f"must be numbers {symbols}", _kind(values, given))
+    array = given.astype(np.float64)
     if array.ndim not in dims:
         fail(argument, f"must have shape {symbols}", f"shape {list(array.shape)}")
     if array.ndim and (len(array) < least or array.size == 0):
@@ -42,3 +45,12 @@ def sample(argument: str, values: Any, dims: tuple[int, ...], symbols: str, leas
 def row_means(array: np.ndarray) -> np.ndarray:
     """[n] unchanged; [n, m] averaged over the last axis."""
     return array if array.ndim == 1 else array.mean(axis=1)
+
+
+def _kind(values: Any, given: np.ndarray) -> str:
+    """What `values` are, for a message: numpy would read truth values, digits in strings and masked values."""
+    if isinstance(values, np.ma.MaskedArray):
+        return "a masked array"
+    return {"b": "truth values", "U": "strings", "S": "strings", "c": "complex numbers"}.get(
+        given.dtype.kind, f"{given.dtype} values"
+    )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from nft_ext._common.checks import fail, module, number
+from nft_ext._common.logits import logits_of
+from nft_ext._common.targets import INTEGERS, probability_note
 
 LIMITS = (1e-4, 1e4)  # range of a fitted temperature
 TOLERANCE = 1e-9  # of log T
@@ -46,7 +49,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
     Args:
         logits: [n, C], or [S, n, C] of S noisy chips, which are pooled; finite. Use images that neither train nor test
             the network.
-        labels: int64 [n].
+        labels: integers [n].
 
     Returns:
         T and the negative log-likelihood before and after.
@@ -56,6 +59,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
         ValueError: a wrong shape, labels out of range, logits that are not finite.
     """
     logits = _checked(logits, labels)
+    labels = labels.long()
+    note = probability_note(logits.flatten(0, 1))
+    if note is not None:
+        warnings.warn(f"{note}: no temperature makes their softmax calibrated; give logits", stacklevel=2)
     low, high = (math.log(1 / limit) for limit in reversed(LIMITS))  # of log b
     at = 0.0
     before, slope, curvature = _likelihood(logits, labels, at)
@@ -112,10 +119,11 @@ def _checked(logits: Any, labels: Any) -> Tensor:
             f"{type(logits).__name__} and {type(labels).__name__}",
             TypeError,
         )
-    if logits.dim() not in (2, 3) or logits.numel() == 0:
-        fail("logits", "must have shape [n, C] or [S, n, C], not empty", f"shape {list(logits.shape)}")
+    if logits.dim() not in (2, 3) or logits.numel() == 0 or logits.shape[-1] < 2 or not logits.is_floating_point():
+        rule = "must be floating-point, of shape [n, C] or [S, n, C] with C >= 2 classes, not empty"
+        fail("logits", rule, f"{logits.dtype} {list(logits.shape)}")
     logits = logits.detach() if logits.dim() == 3 else logits.detach().unsqueeze(0)
-    if labels.dim() != 1 or labels.is_floating_point() or len(labels) != logits.shape[1]:
+    if labels.dim() != 1 or labels.dtype not in INTEGERS or len(labels) != logits.shape[1]:
         fail(
             "labels",
             f"must be one integer per image, shape [{logits.shape[1]}]",
@@ -141,8 +149,8 @@ class Tempered(nn.Module):
         self.temperature = temperature
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The model's output divided by the temperature; `args` and `kwargs` go to the model."""
-        return self.model(*args, **kwargs) / self.temperature
+        """The model's logits divided by the temperature; `args` and `kwargs` go to the model."""
+        return logits_of(self.model(*args, **kwargs)) / self.temperature
 
     def extra_repr(self) -> str:
         """The temperature, for repr."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from nft_ext._common.checks import instance
 from nft_ext._common.progress import duration
 from nft_ext.montecarlo.execution.arguments import checked
 from nft_ext.montecarlo.execution.cost import Cost, measure
@@ -181,6 +182,8 @@ def estimate_cost(
     Raises:
         TypeError, ValueError: as `monte_carlo`.
     """
+    if cost is not None:
+        instance("cost", cost, Cost, "the `cost` of an estimate, or None")
     asked = checked(
         runs=runs,
         seed=seed,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from dataclasses import asdict
 
 import torch
 from torch import nn
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, optional_boolean
+from nft_ext._common.targets import probability_note
 from nft_ext.metrics.temperature import Tempered
 from nft_ext.montecarlo.configuration import configuration
 from nft_ext.montecarlo.execution.arguments import Arguments, checked
@@ -105,6 +107,7 @@ def monte_carlo(
         OSError: the resume file is in use or cannot be written.
         RanksError: another rank failed.
     """
+    optional_boolean("progress", progress)
     asked = checked(
         runs=runs,
         seed=seed,
@@ -125,6 +128,7 @@ def monte_carlo(
         session = stack.enter_context(Session(resume, ranks))
         ready = stack.enter_context(prepared(session, model, data, asked, device))
         asked, evaluator = ready.asked, ready.evaluator
+        doubtful = _probability_notes(ready)
         planned = _settled(session, ready)
         per_pass = session.agree("chips_per_pass", ready.chips_per_pass(planned))  # free memory differs between ranks
         halving = Halving(planned.tallies_of(evaluator), per_pass, evaluator.batch_size)
@@ -138,7 +142,7 @@ def monte_carlo(
         statistics = run_statistics(tallies, fixed)
     else:
         statistics = slice_statistics(tallies, planned.slices, fixed)
-    notes = [*said, *([f"one chip per pass: {ready.alone}"] if ready.alone else [])]
+    notes = [*said, *doubtful, *([f"one chip per pass: {ready.alone}"] if ready.alone else [])]
     notes += _notes(evaluator.model, tallies, asked, planned, fixed, collector.interrupted, statistics)
     return MonteCarloReport(
         statistics={name: statistics[name] for name in METRICS if name in asked.metrics},
@@ -189,6 +193,17 @@ def _settled(session: Session, ready: Prepared) -> Plan:
             "resume", "must be of the same configuration", f"a file with slice_images {most}, {asked.slice_images} now"
         )
     return Plan(Slices(asked.seed, len(evaluator.labels), most), settled["pilot"])
+
+
+def _probability_notes(ready: Prepared) -> list[str]:
+    """A note, also as a UserWarning, if the model's outputs on a few images are probabilities instead of logits."""
+    model, logits = ready.evaluator.model, ready.probe.logits
+    said = probability_note(logits * model.temperature if isinstance(model, Tempered) else logits)
+    if said is None:
+        return []
+    note = f"{said}: EKL, NLL and calibration error are wrong (they take a softmax); the accuracy is right"
+    warnings.warn(f"{note}. Remove the model's last activation", stacklevel=3)
+    return [note]
 
 
 def _stopping(asked: Arguments, fixed: Precision | None) -> dict | None:

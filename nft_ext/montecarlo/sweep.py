@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nft_ext._common.checks import fail, number
+from nft_ext._common.checks import fail, file_path, items, number
 from nft_ext.device import NVMDevice
 from nft_ext.montecarlo.evaluate import monte_carlo
 from nft_ext.montecarlo.execution.evaluated_model import check_model
@@ -53,7 +53,7 @@ def sweep(
     Raises:
         TypeError, ValueError: before any chip is evaluated, for bad models, sigmas or devices; else as `monte_carlo`.
     """
-    sigmas = _distinct("sigmas", [number("sigmas", sigma, 0.0) for sigma in sigmas])
+    sigmas = _distinct("sigmas", [number("sigmas", sigma, 0.0) for sigma in items("sigmas", sigmas, "numbers")])
     curves = _curves(_named("models", models, nn.Module), devices)
     if "sigma" in options:
         fail("sigma", "must be given as sigmas", options["sigma"])
@@ -141,7 +141,7 @@ def _files(resume, curves: list[Curve], sigmas: list[float], ranks: bool | None)
     """(curve name, sigma) -> journal file. Creates the folder."""
     if resume is None:
         return {}
-    folder = Path(resume)
+    folder = file_path("resume", resume)
     if folder.exists() and not folder.is_dir():
         fail("resume", "must be a folder, which holds one journal per point", str(folder))
     main_rank_makes(folder, ranks)

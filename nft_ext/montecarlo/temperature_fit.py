@@ -13,6 +13,7 @@ from nft_ext.metrics.temperature import Temperature
 from nft_ext.metrics.temperature import fit_temperature as fit_logits
 from nft_ext.montecarlo.execution.data_reader import check_label_range, read_data
 from nft_ext.montecarlo.execution.evaluated_model import check_model, check_sigma_is_known, eval_mode, on_device
+from nft_ext.montecarlo.execution.passes import split_chips
 from nft_ext.nn.contexts import chips, noise
 
 
@@ -66,7 +67,8 @@ def fit_temperature(
         stack.enter_context(noise(model, sigma=sigma))
         for draw in range(runs):
             with chips(model, seed=seed, draws=[draw], domain="selection"):
-                logits.append(torch.cat([model(batch.to(device)).float() for batch in inputs.split(batch_size)]))
+                parts = [split_chips(model(part.to(device)), 1, len(part))[0] for part in inputs.split(batch_size)]
+                logits.append(torch.cat(parts).float())
             if draw == 0:
                 check_label_range(labels, logits[0].shape[1])
     return fit_logits(torch.stack(logits), labels.to(device))

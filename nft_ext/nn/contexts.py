@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nft_ext._common.checks import fail, number
+from nft_ext._common.checks import boolean, fail, number
 from nft_ext.nn import NoisyLayer, check_noisy, noisy_layers, recomputation
 from nft_ext.nn.programmed import program_layers
 from nft_ext.ops.functional import device_at
@@ -24,7 +24,7 @@ _OWN_INPUTS = "_chips_have_own_inputs"  # set inside `chips`; an attribute, beca
 
 
 @contextlib.contextmanager
-def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = None) -> Iterator[nn.Module]:
+def noise(model: nn.Module, *, enabled: bool | None = None, sigma: float | None = None) -> Iterator[nn.Module]:
     """Turns the noise of every noisy layer of `model` on or off, or changes sigma, inside the context.
 
     train() and eval() do not change the noise.
@@ -35,15 +35,17 @@ def noise(model: nn.Module, enabled: bool | None = None, sigma: float | None = N
         sigma: a new sigma in the device model's unit (nvm.relative_to), or None (no change).
 
     Raises:
-        ValueError: no noisy layers, or a bad sigma.
+        ValueError: no noisy layers, enabled is neither None nor a bool, or a bad sigma.
         RuntimeError: another thread is inside a context of this model.
     """
+    if enabled is not None:
+        boolean("enabled", enabled)
     if sigma is not None:
         sigma = number("sigma", sigma, 0.0)
     with _swapped(model) as layers:
         for layer in layers.values():
             if enabled is not None:
-                layer.set_enabled(bool(enabled))
+                layer.set_enabled(enabled)
             if sigma is not None:
                 layer.set_device(device_at(layer.nvm, sigma))
         yield model

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nft_ext._common.checks import fail, integer
+from nft_ext._common.checks import boolean, fail, integer
 from nft_ext.device import NVMDevice
 from nft_ext.ops import operators
 from nft_ext.ops.convolution import output_size, reach
@@ -67,6 +67,7 @@ def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enable
         TypeError, ValueError: a bad argument.
     """
     check_tensor("weight", weight)
+    boolean("enabled", enabled)
     if not isinstance(nvm, NVMDevice):
         fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
     check_key(key, weight.device)
@@ -78,10 +79,10 @@ def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enable
 def program_weights(
     weight: Tensor,
     nvm: NVMDevice,
+    *,
     seed: int = 0,
     stream: int = 0,
     draws: int | Iterable[int] = 0,
-    *,
     key: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     enabled: bool = True,
@@ -105,6 +106,8 @@ def program_weights(
         RuntimeError: weights that are not finite.
     """
     check_tensor("weight", weight)
+    if key is not None and not (isinstance(draws, int) and seed == draws == 0):
+        fail("key", "must be given without seed and draws, which it replaces", f"seed {seed}, draws {draws}")
     key = noise_key(seed, draws, device=weight.device) if key is None else key
     if dtype not in (torch.float32, torch.bfloat16) and not (dtype == torch.float16 and weight.device.type == "cuda"):
         fail("dtype", "must be torch.float32 or torch.bfloat16 (or float16 on CUDA)", str(dtype))
@@ -155,7 +158,7 @@ def noisy_linear(
         RuntimeError: weights that are not finite; or an epilogue, and a tensor that requires a gradient.
     """
     bar = crossbar(weight, nvm, key, stream, enabled=enabled)
-    return linear_product(x, bias, bar, shared, epilogue_of(scale, shift, residual, relu))
+    return linear_product(x, bias, bar, boolean("shared", shared), epilogue_of(scale, shift, residual, relu))
 
 
 def linear_product(
@@ -233,9 +236,8 @@ def noisy_conv2d(
         RuntimeError: as `noisy_linear`.
     """
     bar = crossbar(weight, nvm, key, stream, enabled=enabled)
-    return conv2d_product(
-        x, bias, bar, stride, padding, dilation, groups, shared, epilogue_of(scale, shift, residual, relu)
-    )
+    epilogue = epilogue_of(scale, shift, residual, relu)
+    return conv2d_product(x, bias, bar, stride, padding, dilation, groups, boolean("shared", shared), epilogue)
 
 
 def conv2d_product(

@@ -16,7 +16,7 @@ import torch
 from torch._functorch import config
 from torch.fx import traceback
 
-from nft_ext._common.checks import fail, integer, one_of
+from nft_ext._common.checks import fail, integer, one_of, torch_device
 from nft_ext.ops import build_info  # noqa: F401  (loads the libraries)
 
 DOMAINS = {"evaluation": 0, "training": 1, "selection": 2, "permutation": 3}
@@ -41,10 +41,13 @@ def noise_key(
         int64 tensor [S, 2].
 
     Raises:
-        ValueError: seed or a draw out of range, no draws, or an unknown domain.
+        TypeError: device is no torch device.
+        ValueError: seed or a draw out of range, no draws, an unknown domain or device.
     """
     seed = integer("seed", seed, 0, 2**64 - 1)
     one_of("domain", domain, DOMAINS)
+    if device is not None and not isinstance(device, torch.device):
+        device = torch_device("device", device)
     if type(draws) is int or isinstance(draws, numbers.Integral):
         numbered: list[Any] = [draws]
     elif isinstance(draws, Iterable):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from nft_ext._common.checks import fail, number
+from nft_ext._common.checks import fail, file_path, instance, items, number
 from nft_ext._common.files import check_writable_target, write_atomically
 from nft_ext._common.processes import is_main
 from nft_ext.methods import Method
@@ -93,14 +93,16 @@ def search_beta(
         The trainings and the chosen beta.
 
     Raises:
+        TypeError: method is no method, or betas is no list.
         ValueError: the method has no beta; betas are empty, negative or repeated; what `fit` raises for bad arguments.
         NonFiniteLoss: every training diverged.
     """
-    betas = tuple(number(f"betas[{n}]", beta, low=0.0) for n, beta in enumerate(betas))
+    instance("method", method, Method, "an object of nft_ext.methods")
+    betas = tuple(number(f"betas[{n}]", beta, low=0.0) for n, beta in enumerate(items("betas", betas, "numbers")))
     if not betas or len(set(betas)) < len(betas):
         fail("betas", "must hold at least one value, each once", betas)
     runs = {beta: with_beta(method, beta) for beta in betas}
-    target = None if checkpoint is None else check_writable_target("checkpoint", checkpoint)
+    target = None if checkpoint is None else check_writable_target("checkpoint", file_path("checkpoint", checkpoint))
     found, failure = BetaSearch(), None
     for beta, candidate in runs.items():
         paths: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nft_ext import models
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, file_path, instance
 from nft_ext._common.files import check_writable_target
 from nft_ext.ops.build_info import facts
 from nft_ext.training.container import read_tensors, write_tensors
@@ -28,11 +28,15 @@ def save(path: str | PathLike, model: nn.Module | Mapping[str, Tensor], meta: Ma
             `nft_ext.models.build`: name, num_classes, in_channels, width.
 
     Raises:
+        TypeError: path is no path, model is no module and no mapping, or meta is no mapping.
         ValueError: a state entry is not a tensor, meta is not JSON-able, or path is a folder.
         FileNotFoundError: the folder of `path` does not exist.
         OSError: the file cannot be written.
     """
-    target = check_writable_target("path", path)
+    target = check_writable_target("path", file_path("path", path))
+    if not isinstance(model, nn.Module):
+        instance("model", model, Mapping, "a module or its state_dict")
+    instance("meta", meta, Mapping, "a mapping")
     state = model.state_dict() if isinstance(model, nn.Module) else dict(model)
     for name, value in state.items():
         if not isinstance(value, Tensor):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, file_path
 from nft_ext._common.files import write_atomically
 from nft_ext._common.tensor_hash import tensor_hash
 
@@ -52,7 +51,7 @@ def read_tensors(
         FileNotFoundError: the file does not exist.
         ValueError: the file is short, corrupt, or of another format.
     """
-    source = Path(path)
+    source = file_path(argument, path)
     if not source.is_file():
         fail(argument, f"must name {expected}; there is no such file", str(source), kind=FileNotFoundError)
     try:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext._common.bfloat16 import warn_where_slow
-from nft_ext._common.checks import fail, integer, module, one_of
+from nft_ext._common.checks import fail, instance, module, torch_device
 from nft_ext._common.logits import logits_of
 from nft_ext.data import ImageSet
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
 from nft_ext.training import ranks as processes
+from nft_ext.training.arguments import check_arguments
 from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import describe_model, versions
 from nft_ext.training.configuration import configuration
@@ -26,7 +27,6 @@ from nft_ext.training.outputs import Outputs
 from nft_ext.training.randomness import own_randomness
 from nft_ext.training.ranks import Ranks
 from nft_ext.training.recipe import Recipe, with_memory_format
-from nft_ext.training.selection import KEEP
 from nft_ext.training.state import StateFile
 from nft_ext.training.step import Gradient
 
@@ -115,21 +115,29 @@ def fit(
     """
     recipe = _checked_recipe(recipe).replace(**changes)
     module("model", model)
-    if not isinstance(method, Method):
-        fail("method", "must be an object of nft_ext.methods", type(method).__name__, kind=TypeError)
-    integer("seed", seed, 0)
-    integer("validation_chips", validation_chips, 1)
-    one_of("keep", keep, KEEP)
+    instance("method", method, Method, "an object of nft_ext.methods")
+    check_arguments(
+        seed=seed,
+        nvm=nvm,
+        augment=augment,
+        validation_chips=validation_chips,
+        keep=keep,
+        switches={"compile": compile, "chip_per_rank": chip_per_rank, "resume": resume},
+        progress=progress,
+        files={"log": log, "tensorboard": tensorboard, "checkpoint": checkpoint, "state": state},
+        meta=meta,
+        save_every=save_every,
+    )
     # "best" is not recorded, so states and checkpoints from before this option stay valid.
     kept = {} if keep == "best" else {"keep": keep}
     parameter = next(model.parameters(), None)
     if parameter is None:
         fail("model", "must have parameters to train", type(model).__name__)
-    device = processes.place(torch.device(device) if device is not None else parameter.device)
+    device = processes.place(torch_device("device", device) if device is not None else parameter.device)
     named = {"dataset": train.name.split("/")[0]} if isinstance(train, ImageSet) else {}
     train, validation = Batches("train", train), Batches("validation", validation)
     warn_where_slow(recipe.precision, device)
-    nvm = None if method.sigma is None else (nvm or NVMDevice()).replace(sigma=method.sigma)
+    nvm = None if method.sigma is None else (NVMDevice() if nvm is None else nvm).replace(sigma=method.sigma)
 
     ranks = processes.joined(device)
     _check_shares(recipe, train, ranks)
@@ -207,6 +215,7 @@ def _check_fit(plain: nn.Module, train: Batches, validation: Batches, device: to
                 logits = logits_of(plain(image.to(device)))
         except RuntimeError as error:
             fail(data.argument, f"must hold images that the model accepts ({error})", f"shape {list(image.shape[1:])}")
-        if logits.dim() != 2:
-            fail("model", "must give logits [B, classes]", f"shape {list(logits.shape)}")
+        if logits.dim() != 2 or len(logits) != 1 or logits.shape[1] < 2:
+            rule = "must give logits [B, classes] of at least two classes"
+            fail("model", rule, f"shape {list(logits.shape)} for one image")
         data.check_classes(logits.shape[1])

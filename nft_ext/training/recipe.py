@@ -99,17 +99,17 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
     def __post_init__(self) -> None:
-        integer("epochs", self.epochs, 1)
-        integer("batch_size", self.batch_size, 1)
-        one_of("optimizer", self.optimizer, OPTIMIZERS)
-        if number("lr", self.lr) <= 0.0:
+        for name in ("epochs", "batch_size", "accumulate"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), 1))  # numpy's integers as Python's
+        for name in ("lr", "momentum", "weight_decay"):
+            object.__setattr__(self, name, number(name, getattr(self, name), low=0.0))
+        if self.lr == 0.0:
             fail("lr", "must be > 0", self.lr)
-        if number("momentum", self.momentum, low=0.0) >= 1.0:
+        if self.momentum >= 1.0:
             fail("momentum", "must be < 1", self.momentum)
-        number("weight_decay", self.weight_decay, low=0.0)
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("precision", self.precision, PRECISIONS)
-        integer("accumulate", self.accumulate, 1)
         if not isinstance(self.channels_last, bool):
             fail("channels_last", "must be True or False", self.channels_last, kind=TypeError)
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from nft_ext._common.logits import logits_of
+from nft_ext._common.targets import checked_target
 from nft_ext.nn.contexts import chips, noise
 from nft_ext.training.batches import Batches
 from nft_ext.training.ranks import Ranks
@@ -64,6 +65,7 @@ def _figures(model: nn.Module, data: Batches, chips_per_pass: int, recipe: Recip
         x, target = data.take(indices)
         target = target.to(ranks.device).repeat(chips_per_pass)  # [S*B], chip-major as the output is
         logits = logits_of(model(recipe.laid_out(x.to(ranks.device)))).float()
+        target = checked_target(logits, target, model)  # before a comparison that could broadcast
         right += int((logits.argmax(dim=1) == target).sum())
         loss += float(cross_entropy(logits, target, reduction="sum"))
     right, loss = ranks.add(torch.tensor([right, loss], dtype=torch.float64, device=ranks.device)).tolist()

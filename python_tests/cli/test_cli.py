@@ -175,3 +175,76 @@ def test_trains_by_the_papers_recipe_unless_told_otherwise(monkeypatch, tmp_path
         True,
     )
     assert seen[0]["state"] == tmp_path / "x.state" and seen[0]["resume"] is False
+
+
+BAD_VALUES = {  # option -> values that are refused, in words that name it
+    "train": {
+        "--sigma": ("-0.1", "nan", "x"),
+        "--epochs": ("0", "1.5", "x"),
+        "--batch-size": ("0", "2.0", "True"),
+        "--lr": ("0", "nan", "-1"),
+        "--momentum": ("1", "x"),
+        "--weight-decay": ("-1",),
+        "--accumulate": ("0",),
+        "--seed": ("-1", "0.5"),
+        "--validation": ("0", "1", "10"),
+        "--save-every": ("-1", "nan"),
+        "--width": ("0", "inf"),
+        "--weight-bits": ("0", "7"),
+        "--device-bits": ("3",),
+        "--device": ("nowhere",),
+        "--table": ("", "no.csv"),
+        "--optimizer": ("lion",),
+        "--epoch": ("1",),  # no abbreviations
+        "--beta": ("0.1",),  # noise injection has none
+        "--feedbacks": ("3",),
+        "-o": ("beta", "logit_scale=True", "logit_scale=true", "logit_scal=2", "sigma=0.1"),
+    },
+    "evaluate": {
+        "--sigma": ("-0.1", "nan"),
+        "--runs": ("1", "2.5"),
+        "--seed": ("-1",),
+        "--slice-images": ("all", "0"),
+        "--target-ci": ("1", "nan"),
+        "--max-runs": ("0",),
+        "--limit": ("0",),
+        "--batch-size": ("12.5", "0"),
+        "--chips-per-pass": ("True", "0"),
+        "--device": ("nowhere",),
+        "--run": ("3",),
+    },
+    "reproduce": {
+        "--seed": ("3",),  # not --seeds
+        "--seeds": ("0",),
+        "--jobs": ("0",),
+        "--threads": ("0",),
+        "--shard": ("2/1", "1"),
+        "--width": ("0",),
+        "--epochs": ("0",),
+        "--sigma": ("-1",),
+    },
+}
+REQUIRED = {"train": ("out.safetensors", "--method", "noise", "--sigma", "0.1"), "reproduce": ("figure3", "--dry-run")}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(command, option) for command, options in BAD_VALUES.items() for option in options]
+)
+def test_a_bad_value_of_an_option_is_refused_by_name(command, option, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for value in BAD_VALUES[command][option]:
+        required = REQUIRED.get(command, (str(checkpoint), "--sigma", "0.1"))
+        argument = option if option == "-o" else f"{option}={value}"
+        try:
+            status = main([command, *required, argument, *([value] if option == "-o" else [])])
+        except SystemExit as error:  # argparse
+            status = error.code
+        lines = capsys.readouterr().err.splitlines()
+        said = lines[-1] if lines else ""
+        assert status in (1, 2) and sum("error" in line or line.startswith("nft-ext") for line in lines) == 1, (
+            value,
+            lines,
+        )
+        name = "logit_scal" if "logit" in value else option.lstrip("-").partition("-")[0]
+        assert name in said, (value, said)
+    assert not list(tmp_path.iterdir())

@@ -232,7 +232,7 @@ def test_sigma_of_the_feedbacks():
         ({"gammas": lambda n, N: -n}, r"gammas\[0\]: must be a finite number >= 0"),
         ({"a_b": 0.0}, "a_b: must be > 0"),
         ({"a_f": -0.1}, "a_f: must be a finite number >= 0"),
-        ({"shared_z": "false"}, "shared_z: must be True or False; got false"),
+        ({"shared_z": "false"}, "shared_z: must be True or False; got 'false'"),
     ],
 )
 def test_bad_options_are_refused(options, words):

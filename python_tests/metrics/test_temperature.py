@@ -63,7 +63,9 @@ def test_no_minimum_inside_ends_at_a_limit():
     "logits, labels, kind, words",
     [
         ([[1.0]], torch.zeros(1), TypeError, "logits: must be a tensor"),
-        (torch.zeros(3), torch.zeros(3).long(), ValueError, r"logits: must have shape \[n, C\]"),
+        (torch.zeros(3), torch.zeros(3).long(), ValueError, r"logits: must be .*of shape \[n, C\]"),
+        (torch.zeros(3, 1), torch.zeros(3).long(), ValueError, "logits: must be .* C >= 2 classes"),
+        (torch.zeros(3, 2), torch.zeros(3).bool(), ValueError, "labels: must be one integer per image"),
         (torch.zeros(3, 2), torch.zeros(2).long(), ValueError, "labels: must be one integer per image, shape \\[3\\]"),
         (
             torch.zeros(3, 2),

@@ -71,6 +71,12 @@ def test_a_model_that_cannot_be_evaluated_is_refused(plain, model):
         evaluate(model)
 
 
+def test_a_model_of_one_output_is_refused():
+    one = nft.convert(nn.Linear(9, 1), nft.NVMDevice())  # every image would count as correct
+    with pytest.raises(ValueError, match=r"^model: must return logits of at least two classes; got shape \[6, 1\]"):
+        evaluate(one, (INPUTS, torch.zeros(6, dtype=torch.int64)))
+
+
 def test_labels_beyond_the_model_s_classes_are_refused(model):
     with pytest.raises(ValueError, match="^data: labels must lie in 0 .. 5, .* 6 classes; got 6"):
         evaluate(model, (INPUTS, LABELS + 1))

@@ -252,14 +252,20 @@ def test_layers_left_out_of_the_conversion_are_named(plain, data):
     assert any("without noise" in note and note.endswith("fc") for note in report.notes)
 
 
-def test_all_zero_weights_and_one_class_and_one_image(plain):
+def test_all_zero_weights_and_one_image(plain):
     nn.init.zeros_(plain.fc.weight)
     nn.init.zeros_(plain.fc.bias)
     report = evaluate(nft.convert(plain, NVM), (torch.randn(1, 2, 8, 8), torch.tensor([0])))
     assert report.ekl.per_run == pytest.approx([math.log(CLASSES)] * RUNS)  # uniform, class 0 first
-    plain.fc = nn.Linear(128, 1)
-    report = evaluate(nft.convert(plain, NVM), (torch.randn(3, 2, 8, 8), torch.zeros(3, dtype=torch.int64)))
-    assert report.accuracy.per_run.tolist() == [1.0] * RUNS and report.ece == 0
+
+
+def test_outputs_that_are_probabilities_get_a_note_in_the_report(plain, data):
+    ends = nft.convert(nn.Sequential(plain, nn.Softmax(dim=1)), NVM)
+    with pytest.warns(UserWarning, match="are probabilities .* not logits: EKL, NLL and calibration error are wrong"):
+        report = evaluate(ends, data)
+    assert "not logits: EKL, NLL and calibration error are wrong" in " ".join(str(report).split())
+    with pytest.warns(UserWarning, match="not logits"):  # the temperature does not hide them
+        assert evaluate(nft.metrics.tempered(ends, 0.5), data).notes[0] == report.notes[0]
 
 
 def test_double_inputs_are_cast_to_the_model_s_dtype(model, data):

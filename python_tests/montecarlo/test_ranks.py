@@ -243,7 +243,7 @@ def test_a_process_by_itself_has_no_team(alone):
     [
         ({}, True, "ranks: needs RANK, WORLD_SIZE.*got no RANK, WORLD_SIZE"),
         ({"WORLD_SIZE": "2", "RANK": "1"}, None, "ranks: needs .* or ranks=False .*; got no MASTER_ADDR, MASTER_PORT"),
-        ({}, "all", "ranks: must be None, True or False; got all"),
+        ({}, "all", "ranks: must be None, True or False; got 'all'"),
         (
             {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1", "NFT_EXT_RANK_TIMEOUT": "0"},
             None,

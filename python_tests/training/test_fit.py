@@ -282,7 +282,7 @@ def test_a_compiled_model_trains_alike(net, method, monkeypatch):
         ({"keep": "first"}, "keep: must be one of best, last; got first"),
         ({"log": "/nowhere/at/all/log.csv"}, "log: must lie in an existing folder"),
         ({"checkpoint": "/nowhere/at/all/best.safetensors"}, "checkpoint: must lie in an existing folder"),
-        ({"method": "ovf"}, "method: must be an object of nft_ext.methods; got str"),
+        ({"method": "ovf"}, "method: must be an object of nft_ext.methods; got 'ovf'"),
         ({"train": (TRAIN[0][:0], TRAIN[1][:0])}, "train: must hold at least one image"),
         ({"train": (TRAIN[0], TRAIN[1] + 1)}, "train: labels must lie in 0..2, the model's classes; got 3"),
         ({"validation": (TRAIN[0], TRAIN[1] - 1)}, "validation: labels must be >= 0; got -1"),

@@ -11,7 +11,7 @@ import datetime
 import torch
 
 from nft_ext._common import processes
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, optional_boolean
 from nft_ext.montecarlo.distributed.team import JOIN, RanksError, Team, rank_timeout
 
 __all__ = ["RanksError", "Team", "team_of"]
@@ -29,8 +29,7 @@ def team_of(ranks: bool | None) -> Team | None:
         ValueError: `ranks` is True without a way to other processes, or only a part of the address is set.
     """
     global _team
-    if ranks not in (None, True, False):
-        fail("ranks", "must be None, True or False", ranks)
+    optional_boolean("ranks", ranks)
     if ranks is False:
         return None
     if _team is None:

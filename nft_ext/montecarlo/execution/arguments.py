@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nft_ext._common.bfloat16 import PRECISIONS
-from nft_ext._common.checks import fail, integer, number, one_of
+from nft_ext._common.checks import fail, integer, items, number, one_of
 from nft_ext.montecarlo.statistics.estimates import METRICS
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal
 from nft_ext.ops.keys import noise_key
@@ -59,6 +59,8 @@ def checked(
     if batch_size != "auto":
         batch_size = integer("batch_size", batch_size, 1)
     goal = None
+    for name, value in (("min_runs", min_runs), ("max_runs", max_runs)):
+        integer(name, value, 1)  # the type, also without a target
     if target_ci is not None:
         target = number("target_ci", target_ci)
         if not 0 < target < 1:
@@ -95,7 +97,7 @@ def checked(
 
 
 def _metric_names(metrics) -> set[str]:
-    names = {metrics} if isinstance(metrics, str) else set(metrics)
+    names: set[str] = {metrics} if isinstance(metrics, str) else set(items("metrics", metrics, "names"))
     if "accuracy" not in names or not names <= set(METRICS):
         fail("metrics", f"must be among {', '.join(METRICS)}, and include accuracy", sorted(map(str, names)))
     return names

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext._common.bfloat16 import PRECISIONS, autocast
-from nft_ext._common.checks import fail, integer, one_of
+from nft_ext._common.checks import boolean, fail, integer, one_of
 from nft_ext.montecarlo.execution.evaluated_model import check_model, eval_mode
 from nft_ext.nn import noisy_layers
 from nft_ext.nn.contexts import chips as chips_of
@@ -65,13 +65,16 @@ class MonteCarloGraph:
         check_model(model)
         chips = integer("chips", chips, 1)
         one_of("precision", precision, PRECISIONS)
+        boolean("programmed", programmed)
+        if after is not None and not callable(after):
+            fail("after", "must be a function of the logits, or None", repr(after), TypeError)
         if not isinstance(inputs, Tensor):
             fail("inputs", "must be a torch.Tensor", type(inputs).__name__, TypeError)
         if inputs.dim() == 0 or inputs.shape[0] == 0:
             fail("inputs", "must have the shape [B, ...] with B >= 1", list(inputs.shape))
         self.device = _cuda_device(model)
         self.model, self.chips, self._precision, self._after = model, chips, precision, after
-        self._programmed = bool(programmed)
+        self._programmed = programmed
         self._layers = noisy_layers(model)
         with torch.cuda.device(self.device):
             self.inputs = torch.empty_like(inputs, device=self.device).copy_(inputs)  # keeps the memory format

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nft_ext._common.checks import fail
+from nft_ext._common.targets import INTEGERS
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 READ_BATCH = 512  # items per batch when a data set is read
 
 

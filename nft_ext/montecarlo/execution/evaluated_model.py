@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, torch_device
 from nft_ext.nn import check_noisy, noisy_layers
 from nft_ext.nn.noise_free import noise_free_layers
 from nft_ext.ops.functional import device_table
@@ -37,6 +37,7 @@ def on_device(model: nn.Module, device: torch.device | str | None) -> tuple[nn.M
     home = next(iter(noisy_layers(model).values())).weight.device
     if device is None:
         return model, home
+    torch_device("device", device)
     try:
         wanted = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:

@@ -32,17 +32,19 @@ class Probe:
     Attributes:
         classes: number of the model's classes.
         row_bytes: bytes per row of the largest output of a layer.
+        logits: [images, C] of chip 0.
     """
 
     classes: int
     row_bytes: int
+    logits: Tensor
 
 
 def probe(model: nn.Module, forward: Forward, inputs: Tensor) -> Probe:
     """Runs one chip on a few images.
 
     Raises:
-        TypeError, ValueError: the model does not return logits [images, classes].
+        TypeError, ValueError: the model does not return logits [images, classes] of at least two classes.
     """
     rows = min(PROBE_IMAGES, len(inputs))
     largest = 0
@@ -58,7 +60,9 @@ def probe(model: nn.Module, forward: Forward, inputs: Tensor) -> Probe:
     finally:
         for hook in hooks:
             hook.remove()
-    return Probe(classes=logits.shape[2], row_bytes=-(-largest // rows))
+    if logits.shape[2] < 2:  # every image would count as correct
+        fail("model", "must return logits of at least two classes", f"shape {[rows, *logits.shape[2:]]}")
+    return Probe(classes=logits.shape[2], row_bytes=-(-largest // rows), logits=logits[0])
 
 
 def split_chips(output, chips: int, images: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import file_path
 from nft_ext._common.processes import own_gpu
 from nft_ext.montecarlo.distributed.journal import Journal
 from nft_ext.montecarlo.distributed.ranks import RanksError, team_of
@@ -30,8 +30,8 @@ class Session:
     """
 
     def __init__(self, resume: str | os.PathLike | None, ranks: bool | None):
-        if resume is not None and not isinstance(resume, (str, os.PathLike)):
-            fail("resume", "must be the path of a file", type(resume).__name__, kind=TypeError)
+        if resume is not None:
+            file_path("resume", resume)
         self._resume, self._team = resume, team_of(ranks)
         self._journal: Journal | None = None
         self._data: NodeData | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nft_ext._common.checks import fail
+from nft_ext._common.checks import fail, number
 from nft_ext.montecarlo.statistics.intervals import extreme_bounds_quantile, mean_half_width, order_statistic_ranks
 
 
@@ -106,7 +106,7 @@ class RunStatistic:
         Raises:
             ValueError: q outside (0, 1).
         """
-        if not 0 < q < 1:
+        if not 0 < number("q", q) < 1:
             fail("q", "must be > 0 and < 1", q)
         ordered = np.sort(self.values)
         n = len(ordered)
