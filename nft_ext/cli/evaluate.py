@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nft_ext._common.bfloat16 import PRECISIONS
-from nft_ext.cli import checkpoints, options
+from nft_ext.cli import checkpoints, options, outputs
 
 
 def add_parser(commands) -> None:
@@ -117,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.sigma = arguments.sigma or [checkpoints.sigma_left_open(arguments, meta, device)]
     if arguments.resume is not None and len(arguments.sigma) > 1:
         fail("--resume", "needs a single --sigma; use nft-ext sweep --resume DIR for several", str(arguments.resume))
+    stems = _stems(arguments)
     noisy = convert(model, device.replace(sigma=arguments.sigma[0]))
     test, asked = test_set(arguments), settings(arguments)
     if arguments.estimate or arguments.dry_run:
@@ -132,20 +133,33 @@ def run(arguments: argparse.Namespace) -> int:
     name = meta.get("method", {}).get("name", arguments.checkpoint.stem)
     print(sweep_table({name: reports}) if len(reports) > 1 else reports[0])
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        for report in reports:
-            stem = arguments.out / f"{arguments.checkpoint.stem}-sigma{report.sigma:g}"
-            report.to_json(stem.with_name(stem.name + ".json"))
-            report.to_csv(stem.with_name(stem.name + ".csv"))
-            report.plot(stem.with_name(stem.name + ".png"))
+        written = list(zip(stems, reports, strict=False))  # an interrupt leaves fewer reports
+        for stem, report in written:
+            report.to_json(arguments.out / f"{stem}.json")
+            report.to_csv(arguments.out / f"{stem}.csv")
+        for stem, report in written:
+            outputs.plotted(lambda stem=stem, report=report: report.plot(arguments.out / f"{stem}.png"))
         if len(reports) > 1:
-            plot_sweep(
-                {name: reports},
-                arguments.out / f"{arguments.checkpoint.stem}.png",
-                f"{arguments.checkpoint.stem} on {arguments.dataset}",
-            )
+            whole, title = f"{arguments.checkpoint.stem}.png", f"{arguments.checkpoint.stem} on {arguments.dataset}"
+            outputs.plotted(lambda: plot_sweep({name: reports}, arguments.out / whole, title))
         print(f"wrote {arguments.out}")
     return status
+
+
+def _stems(arguments: argparse.Namespace) -> list[str]:
+    """The names of the output files, one per sigma, without suffix. Checks that all files can be written."""
+    from nft_ext._common.checks import fail
+    from nft_ext._common.files import number_in_name
+    from nft_ext._common.processes import is_main
+
+    if len(set(arguments.sigma)) < len(arguments.sigma):
+        fail("--sigma", "must hold each value once", " ".join(map(str, arguments.sigma)))
+    stems = [f"{arguments.checkpoint.stem}-sigma{number_in_name(sigma)}" for sigma in arguments.sigma]
+    if arguments.out is not None and is_main() and not arguments.dry_run:
+        names = [f"{stem}.{kind}" for stem in stems for kind in ("json", "csv", "png")]
+        inputs = {"--table": arguments.table, "checkpoint": arguments.checkpoint, "--resume": arguments.resume}
+        outputs.check_folder(arguments.out, [*names, f"{arguments.checkpoint.stem}.png"], inputs)
+    return stems
 
 
 def _reports(noisy, test, sigmas: list[float], resume: Path | None, asked: dict) -> list:

@@ -79,6 +79,7 @@ def add_parser(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from nft_ext._common.checks import integer, one_of
+    from nft_ext._common.files import check_writable_target
     from nft_ext.reproduce.grid import cells
     from nft_ext.reproduce.panels import PRESETS
     from nft_ext.reproduce.store import Store
@@ -109,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     sets(grid[0].panel, scale, a.data_dir)  # report missing data before any work
     store = Store(a.out)
+    for suffix in ("txt", "csv", "json", "png", "html"):
+        check_writable_target("--out", a.out / f"{a.experiment}.{suffix}")
     for cell in grid:
         store.read(cell)  # report a damaged result, too
     grid_run.interrupt_when_terminated()

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nft_ext._common.checks import fail
-from nft_ext.cli import checkpoints, evaluate, options
+from nft_ext.cli import checkpoints, evaluate, options, outputs
 from nft_ext.device import NVMDevice
 
 
@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         models[name], metas[name] = load_model(path)
     arguments.dataset = checkpoints.dataset_of(arguments, metas)
     devices = _devices(arguments, checkpoints.device_left_open(arguments, metas))
+    if arguments.out is not None and is_main():
+        outputs.check_folder(arguments.out, ["sweep.json", "sweep.csv", "sweep.png"], {"--table": arguments.table})
     found = sweep(
         models,
         evaluate.test_set(arguments),
@@ -60,10 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
         if len(found.reports) > 1:
             print("\n" + found.differences_table(arguments.baseline))
         if arguments.out is not None:
-            arguments.out.mkdir(parents=True, exist_ok=True)
             found.to_json(arguments.out / "sweep.json")
             found.to_csv(arguments.out / "sweep.csv")
-            found.plot(arguments.out / "sweep.png", f"{', '.join(models)} on {arguments.dataset}")
+            title = f"{', '.join(models)} on {arguments.dataset}"
+            outputs.plotted(lambda: found.plot(arguments.out / "sweep.png", title))
             print(f"wrote {arguments.out}")
     return 130 if found.interrupted else 0
 

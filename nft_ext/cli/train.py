@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nft_ext.cli import options
+from nft_ext.cli import options, outputs
 from nft_ext.cli.method_options import add_method, method_of, sigma_of
-from nft_ext.cli.training_options import add_training, check_resume, fit_options
+from nft_ext.cli.training_options import add_training, check_outputs, fit_options
 
 
 def add_parser(commands) -> None:
@@ -15,7 +15,8 @@ def add_parser(commands) -> None:
         "train",
         help="train one network with one method",
         description="Trains one network with one method. Writes the weights of the best epoch to OUT. "
-        "Beside it, *.csv gets one line per epoch, and *.state holds the data that --resume needs.",
+        "Beside it, *.csv gets one line per epoch, and *.state holds the data that --resume needs. "
+        "Files of an earlier training are replaced only with --restart.",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="checkpoint to write (*.safetensors)")
     add_method(parser)
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nft_ext._common.processes import is_main
     from nft_ext.training import BetaSearch, fit, search_beta
 
-    check_resume(arguments)
+    check_outputs(arguments)
     if not 0.0 < number("--validation", arguments.validation) < 1.0:
         fail("--validation", "must be > 0 and < 1", arguments.validation)
     method = method_of(arguments)
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(found, BetaSearch):
         history = found.best
         print(found)
-        write_json(arguments.out.with_suffix(".search.json"), found.to_dict())
+        write_json(outputs.beside(arguments.out, ".search.json"), found.to_dict())
     else:
         history = found
     if found.interrupted and training["state"] is not None:

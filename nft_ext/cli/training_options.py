@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nft_ext._common.bfloat16 import PRECISIONS
+from nft_ext._common.files import check_distinct
+from nft_ext.cli import outputs
+from nft_ext.training.beta_search import BETAS, beside
 from nft_ext.training.recipe import OPTIMIZERS, SCHEDULES, Recipe
 
 RECIPE = tuple(field.name for field in dataclasses.fields(Recipe))
@@ -56,6 +59,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--resume", action="store_true", help="continue a stopped training from its *.state file, if there is one"
     )
+    output.add_argument("--restart", action="store_true", help="start over and replace the files of an earlier one")
     output.add_argument(
         "--save-every",
         type=float,
@@ -83,14 +87,27 @@ def fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "compile": arguments.compile,
         "chip_per_rank": arguments.chip_per_rank,
         "checkpoint": out,
-        "log": out.with_suffix(".csv"),
+        "log": outputs.beside(out, ".csv"),
         "tensorboard": arguments.tensorboard,
-        "state": None if arguments.no_state else out.with_suffix(".state"),
+        "state": None if arguments.no_state else outputs.beside(out, ".state"),
         "resume": arguments.resume,
         "save_every": arguments.save_every,
     }
 
 
-def check_resume(arguments: argparse.Namespace) -> None:
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Checks the output files before any work.
+
+    Raises:
+        ValueError: options exclude each other, a file cannot be written, or it would replace a file that must stay.
+    """
     if arguments.resume and arguments.no_state:
         raise ValueError("--resume: must not be combined with --no-state; got both")
+    out, state = arguments.out, outputs.beside(arguments.out, ".state")
+    searched = arguments.beta == "search"
+    states = [] if arguments.no_state else [beside(state, beta) for beta in BETAS] if searched else [state]
+    log = outputs.beside(out, ".csv")
+    files = [log, *([outputs.beside(out, ".search.json")] if searched else [])]
+    for file in (out, *files, *states):
+        check_distinct({"--table": arguments.table, "OUT": file})
+    outputs.check_training(out, arguments.resume, arguments.restart, files, states)

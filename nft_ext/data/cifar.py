@@ -2,7 +2,8 @@
 
 A record of the binary version has 1 label byte (CIFAR-10) or 2 (CIFAR-100: coarse and fine; we use the fine label).
 Then come 3072 pixels: the red, the green and the blue plane, each row by row. `cifar_python` reads the Python version.
-If both versions are present, the binary one is read.
+If both versions are present, the binary one is read. Digests of single files are published for the Python version only;
+a binary file is checked by its length and labels.
 """
 
 from __future__ import annotations
@@ -58,6 +59,14 @@ CIFAR10 = Archive(
         "cifar-10-batches-py",
         "labels",
         {"train": (tuple(f"data_batch_{k}" for k in range(1, 6)), 10000), "test": (("test_batch",), 10000)},
+        {
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+        },
     ),
 )
 CIFAR100 = Archive(
@@ -69,7 +78,12 @@ CIFAR100 = Archive(
     (0.2673, 0.2564, 0.2762),
     "cifar-100-binary.tar.gz",
     "03b5dce01913d631647c71ecec9e9cb8",
-    PythonVersion("cifar-100-python", "fine_labels", {"train": (("train",), 50000), "test": (("test",), 10000)}),
+    PythonVersion(
+        "cifar-100-python",
+        "fine_labels",
+        {"train": (("train",), 50000), "test": (("test",), 10000)},
+        {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+    ),
 )
 
 
@@ -98,7 +112,7 @@ def load(archive: Archive, data_dir: Path) -> tuple[ImageSet, ImageSet]:
 
     def batch(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
         if pickled:
-            return read_batch(path, archive.python.labels, count, classes, remedy)
+            return read_batch(path, archive.python.labels, count, classes, remedy, archive.python.md5.get(path.name))
         records, label_bytes = _records(path, archive, count, remedy), len(archive.label_limits)
         pixels = records[:, label_bytes:].reshape(count, 3, IMAGE_SIZE, IMAGE_SIZE)
         return pixels, records[:, label_bytes - 1].astype(np.int64)

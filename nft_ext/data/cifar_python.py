@@ -6,6 +6,8 @@ list: b"labels" (CIFAR-10) or b"fine_labels" (CIFAR-100).
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +29,19 @@ class PythonVersion:
         folder: its folder in the data folder.
         labels: the key of the class labels.
         splits: (file names, images in each file) of "train" and "test".
+        md5: file name -> md5 of the published file.
     """
 
     folder: str
     labels: str
     splits: dict[str, tuple[tuple[str, ...], int]]
+    md5: dict[str, str]
 
 
-def read_batch(path: Path, labels: str, count: int, classes: int, remedy: str) -> tuple[np.ndarray, np.ndarray]:
-    """(pixels uint8 [count, 3, 32, 32], labels int64 [count]) of one file.
+def read_batch(
+    path: Path, labels: str, count: int, classes: int, remedy: str, md5: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels uint8 [count, 3, 32, 32], labels int64 [count]) of one file. Warns if its digest is not `md5`.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -70,4 +76,10 @@ def read_batch(path: Path, labels: str, count: int, classes: int, remedy: str) -
     for index, label in enumerate(classes_of):
         if type(label) is not int or not 0 <= label < classes:
             bad_file(path, expected, f"label {label!r:.40} at index {index}", remedy)
+    if md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        warnings.warn(
+            f"{path}: right format, but not the published file (its md5 is not {md5}). Do not compare results "
+            "with published ones.",
+            stacklevel=2,
+        )
     return pixels.reshape(count, 3, IMAGE_SIZE, IMAGE_SIZE), np.array(classes_of, np.int64)

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nft_ext._common.network_identity import DEVICE, STATE, network_identity
 from nft_ext._common.tensor_hash import tensor_hash
 from nft_ext.montecarlo.execution.arguments import Arguments
-from nft_ext.nn import noisy_layers
+from nft_ext.nn import NoisyLayer, noisy_layers
 from nft_ext.ops.build_info import info
 from nft_ext.version import NOISE
 
 DIGITS = 16  # hex digits kept of a hash
 SETTING = (bool, int, float, str, tuple, type(None))
-# Attributes that evaluation sets or that have a field of their own; models pickled by 0.2 have `int8`.
-NO_SETTINGS = ("training", "name", "stream", "noise_enabled", "int8")
+NO_SETTINGS = ("training", "name", "stream", *STATE)
 
 
 def configuration(
@@ -30,8 +30,7 @@ def configuration(
     """The header of a journal.
 
     The number of chips and the target are not part of it, so a file can be continued to more chips. `Journal.settled`
-    holds the size of slices. Code is not hashed: a rewritten forward with the same weights, layers and settings counts
-    as the same network.
+    holds the size of slices.
 
     Args:
         model: with noisy layers.
@@ -41,13 +40,15 @@ def configuration(
         channels_last: whether the model sees images in that memory format.
 
     Returns:
-        {"fixed": ..., "noted": ..., "recorded": ...}, each field -> JSON value.
+        {"fixed": ..., "noted": ..., "recorded": ...}, each field -> JSON value. "older": {field: its value in files
+        that earlier versions wrote}. "unread": types of values in the network that nobody can compare.
     """
     built = info()
+    network, unread = network_identity(model, leave_out=DEVICE)
     return {
         "fixed": {
-            "network": network_hash(model),
-            "weights": tensor_hash(model.state_dict().items())[:DIGITS],
+            "network": network,
+            "weights": tensor_hash((n, t) for n, t in model.state_dict().items() if torch.is_tensor(t))[:DIGITS],
             "sigma": _sigma(model, asked.sigma),
             "devices": _devices(model),
             "streams": {name: layer.stream for name, layer in noisy_layers(model).items()},
@@ -70,13 +71,15 @@ def configuration(
             "instruction_set": str(built["instruction_set"]),
         },
         "recorded": {"metrics": sorted(asked.metrics)},
+        "older": {"network": network_hash(model)},
+        "unread": dict.fromkeys(sorted(unread), "network"),
     }
 
 
 def network_hash(model: nn.Module) -> str:
-    """The first 16 hex digits of a hash over every module's name, type and settings.
+    """What files before 0.3 hold in place of the network's identity.
 
-    Settings are public attributes that are numbers, strings or tuples.
+    The first 16 hex digits of a hash over every module's name, type and public numbers, strings and tuples.
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
@@ -85,6 +88,8 @@ def network_hash(model: nn.Module) -> str:
             for key, value in vars(module).items()
             if isinstance(value, SETTING) and not key.startswith("_") and key not in NO_SETTINGS
         }
+        if isinstance(module, NoisyLayer):
+            settings["scaled"] = False  # was an attribute of every noisy layer under evaluation
         digest.update(f"{name} {type(module).__name__} {sorted(settings.items(), key=lambda item: item[0])}\n".encode())
     return digest.hexdigest()[:DIGITS]
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nft_ext._common.checked_json import intact, with_checksum
 from nft_ext._common.checks import fail
-from nft_ext._common.files import remove_leftovers, write_json
+from nft_ext._common.files import make_writable_folder, remove_leftovers, write_json
 from nft_ext.reproduce.grid import Cell
 
 
@@ -27,7 +28,7 @@ class Store:
         if out.exists() and not out.is_dir():
             fail("--out", "must be a folder", str(out))
         for folder in (self.cells, self.running, self.checkpoints):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_writable_folder("--out", folder)
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """The content of a finished cell, with this cell's variant name. None if it is not finished.
@@ -37,19 +38,20 @@ class Store:
         """
         path = self.cells / f"{cell.key}.json"
         try:
-            found = json.loads(path.read_text())
-            points = found["points"]
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not intact(found):
+                raise ValueError("it does not match its checksum")
+            if found["key"] != cell.key or len(found["points"]) != len(cell.sigmas):
+                raise ValueError("it is the result of another network")
+            return found | {"config": found["config"] | {"variant": cell.variant}}
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             fail("--out", f"must hold undamaged results; remove this file to compute it again ({error})", str(path))
-        if len(points) != len(cell.sigmas):
-            fail("--out", "must hold undamaged results; remove this file to compute it again", str(path))
-        return found | {"config": found["config"] | {"variant": cell.variant}}
 
     def write(self, cell: Cell, found: dict[str, Any]) -> None:
-        """Writes a finished cell, atomically."""
-        write_json(self.cells / f"{cell.key}.json", {"key": cell.key, **found})
+        """Writes a finished cell and a checksum, atomically."""
+        write_json(self.cells / f"{cell.key}.json", with_checksum({"key": cell.key, **found}))
 
     def others(self, cells: list[Cell]) -> int:
         """The number of finished cells of other configurations."""

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from nft_ext._common.checks import fail, file_path, instance, items, number
-from nft_ext._common.files import check_writable_target, write_atomically
+from nft_ext._common.files import check_writable_target, number_in_name, write_atomically
 from nft_ext._common.processes import is_main
 from nft_ext.methods import Method
 from nft_ext.training.fitting import fit
@@ -144,7 +144,7 @@ def with_beta(method: Method, beta: float) -> Method:
 def beside(path: str | PathLike, beta: float) -> Path:
     """The file name of one training: "out.safetensors" -> "out-beta0.1.safetensors"."""
     path = Path(path)
-    return path.with_name(f"{path.stem}-beta{beta:g}{path.suffix}")
+    return path.with_name(f"{path.stem}-beta{number_in_name(beta)}{path.suffix}")
 
 
 def _rank(history: History) -> tuple[float, float]:

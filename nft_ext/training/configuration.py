@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nft_ext._common.differences import Difference, differences
+from nft_ext._common.network_identity import network_differences, network_identity, tied
 from nft_ext._common.tensor_hash import tensor_hash
+from nft_ext._common.value_identity import Describer
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
 from nft_ext.ops.build_info import info
 from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import versions
+from nft_ext.training.randomness import own_randomness
 from nft_ext.training.recipe import Recipe
 from nft_ext.version import NOISE
+
+# Fields that states before 0.3 lack. Such a state continues, with a warning that names them.
+LATER = ("network", "frozen", "tied", "classes", "augment_code", "items")
+SAMPLE = 16  # items of a data set that are read to identify it
 
 
 def configuration(
@@ -30,10 +41,21 @@ def configuration(
 ) -> dict[str, Any]:
     """Everything that determines the result, except the initial weights. A state continues only under the same one.
 
-    The SHA-256 identifies data in memory. Type and length identify other data. Its name identifies `augment`.
+    Data in memory count by their SHA-256. Other data count by the code and the attributes of their data set, and by a
+    few of their items. Callables count by their code, closures and attributes.
     """
+    describe = Describer()
+    network, unread = network_identity(prepared)
+    later = {
+        "network": network,
+        "frozen": [name for name, parameter in prepared.named_parameters() if not parameter.requires_grad],
+        "tied": tied(prepared),
+        "classes": {"method": _classes(method, describe), "recipe": describe(type(recipe)), "nvm": describe(type(nvm))},
+        "augment_code": describe(augment),
+        "items": {name: items_of(batches, describe) for name, batches in data.items() if batches.tensors is None},
+    }
     return {
-        "method": method.config(),
+        "method": {name: describe(value) for name, value in method.config().items()},
         "nvm": None if nvm is None else nvm.describe(),
         "recipe": dataclasses.asdict(recipe),
         "model": {name: f"{_short(t.dtype)}{list(t.shape)}" for name, t in prepared.state_dict().items()},
@@ -41,7 +63,24 @@ def configuration(
         "augment": None if augment is None else _name(augment),
         "noise": NOISE,
         **others,
+        **later,
+        "unread": sorted(unread | describe.unread),
     }
+
+
+def configuration_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[list[Difference], list[str]]:
+    """What differs between a stored configuration and the present one, and the fields that the file does not record.
+
+    Both are as JSON returns them.
+    """
+    unrecorded = [name for name in LATER if name in here and name not in there]
+    one, other = dict(there), {name: value for name, value in here.items() if name not in unrecorded}
+    found = []
+    if "network" in one and "network" in other:
+        found = network_differences(one.pop("network"), other.pop("network"))
+    for each in (one, other):
+        each.pop("unread", None)
+    return found + differences(one, other), unrecorded
 
 
 def environment() -> dict[str, Any]:
@@ -54,6 +93,40 @@ def fingerprint(data: Batches) -> dict[str, Any]:
     if data.tensors is None:
         return {"images": len(data), "type": type(data.items).__name__}
     return {"images": len(data), "sha256": tensor_hash((None, tensor) for tensor in data.tensors)}
+
+
+def items_of(data: Batches, describe: Describer) -> dict[str, Any]:
+    """Identifies a data set that is not in memory: its code, its attributes, and the content of a few of its items."""
+    return {"attributes": describe.short(data.items), "sample": _sample(data)}
+
+
+def _sample(data: Batches) -> str | None:
+    """A hash over items spread over the data set. None if reading an item twice gives two results."""
+    indices = torch.arange(len(data)) if len(data) <= SAMPLE else torch.linspace(0, len(data) - 1, SAMPLE).long()
+    found = set()
+    for _ in range(2):
+        with own_randomness(0, torch.device("cpu")), _seeded():
+            found.add(tensor_hash((None, tensor) for tensor in data.take(indices)))
+    return found.pop() if len(found) == 1 else None
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Seeds the generators of Python and NumPy, and restores them at the end."""
+    before, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 (what the items of others draw from)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(arrays)  # noqa: NPY002
+
+
+def _classes(method: Method, describe: Describer) -> list[Any]:
+    """The classes of a method and of the methods inside it."""
+    inner = [getattr(method, field.name) for field in dataclasses.fields(cast(Any, method))]
+    return [describe(type(method)), *(_classes(one, describe) for one in inner if isinstance(one, Method))]
 
 
 def _short(dtype: torch.dtype) -> str:

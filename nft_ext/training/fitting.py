@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from nft_ext._common.bfloat16 import warn_where_slow
 from nft_ext._common.checks import fail, instance, module, torch_device
+from nft_ext._common.file_claim import claimed
+from nft_ext._common.files import check_distinct, check_writable_target
 from nft_ext._common.logits import logits_of
 from nft_ext.data import ImageSet
 from nft_ext.device import NVMDevice
@@ -70,6 +73,8 @@ def fit(
     **Resuming.** With `state`, call `fit` again with the same arguments: a killed training continues from its last save
     and ends as if it had never stopped. This holds bit for bit under the conditions above, if data and augmentation
     draw only from torch's generators. A finished training returns at once. Only the first call uses `model`'s weights.
+    Another network, method, recipe, data set or augmentation is refused. Other people's classes and functions count by
+    their code, and objects by their attributes, so an augmentation must not keep counters.
 
     **Several processes.** Under torchrun all ranks call `fit` with the same arguments. Each takes its share of every
     batch, and the gradients are summed, so all ranks have the same weights. The first rank writes the files. All ranks
@@ -110,6 +115,8 @@ def fit(
         TypeError, ValueError, FileNotFoundError: before any training, a bad argument, or a state that is corrupt or has
             another configuration (the message shows the difference).
         ImportError: `tensorboard` is given but the package is not installed.
+        RuntimeError: another thread of this process is inside `fit`. Both would share torch's generators.
+        BlockingIOError: another training writes one of the files.
         NonFiniteLoss: the loss became NaN or infinite; its `.history` holds the last good weights.
         OSError: a file could not be written. The message names it, and an older file is kept.
     """
@@ -141,7 +148,8 @@ def fit(
 
     ranks = processes.joined(device)
     _check_shares(recipe, train, ranks)
-    with own_randomness(seed, device):
+    files = {"state": state, "checkpoint": checkpoint, "log": log}
+    with own_randomness(seed, device), _claimed(files if ranks.first else {}):
         notes = {
             "model": describe_model(model),
             "method": method.config(),
@@ -184,6 +192,17 @@ def fit(
         loop = Loop(gradient, validation, validation_chips, keep, compile, history)
         loop.run(progress if ranks.first else False, outputs, keeper)
     return history
+
+
+@contextlib.contextmanager
+def _claimed(files: Mapping[str, str | PathLike | None]) -> Iterator[None]:
+    """Checks the output files, and keeps other trainings from writing them meanwhile."""
+    check_distinct(files)
+    given = {name: check_writable_target(name, path) for name, path in files.items() if path is not None}
+    with contextlib.ExitStack() as stack:
+        for name, path in given.items():
+            stack.enter_context(claimed(name, path))
+        yield
 
 
 def _checked_recipe(recipe: Recipe | None) -> Recipe:

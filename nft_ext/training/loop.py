@@ -53,6 +53,8 @@ class Loop:
         saved = None if state is None else state.read()
         if saved is not None:
             self.restore(*saved)
+        else:
+            self.save(state)  # before any other file: whoever finds one of them finds the state, too
         before = self.history.seconds
         self.ranks.agree_with_first("state", {"epoch": self.epoch, "step": self.step})
         outputs.begin(self.history)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from nft_ext._common.files import check_writable_target, remove_leftovers
+from nft_ext._common.files import check_writable_target, make_writable_folder, remove_leftovers
 from nft_ext.training.checkpoint import save
 from nft_ext.training.history import COLUMNS, History
 
@@ -36,7 +36,7 @@ class Outputs:
         for argument, path in (("log", log), ("checkpoint", checkpoint)):
             if path is not None:
                 remove_leftovers(check_writable_target(argument, path))
-        self._folder = tensorboard
+        self._folder = None if tensorboard is None else make_writable_folder("tensorboard", tensorboard)
         self._writer_class = None if tensorboard is None else summary_writer()
         self._writer = None
 

@@ -8,10 +8,15 @@ pair shares a chip.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from nft_ext._common.checks import fail
+
+_IN_USE = threading.RLock()  # one thread may nest
 
 
 def seed_at(seed: int, purpose: str, *place: int) -> int:
@@ -30,7 +35,17 @@ def seed_torch(value: int, device: torch.device) -> None:
 
 @contextmanager
 def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's generators of the CPU and of `device`, and restores them at the end."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed_torch(seed, device)
-        yield
+    """Seeds torch's generators of the CPU and of `device`, and restores them at the end.
+
+    Raises:
+        RuntimeError: another thread is inside. Both would draw from the same generators.
+    """
+    if not _IN_USE.acquire(blocking=False):
+        rule = "must not run in two threads of one process, which share torch's generators; start a process for each"
+        fail("fit", rule, "a second thread", kind=RuntimeError)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed_torch(seed, device)
+            yield
+    finally:
+        _IN_USE.release()

@@ -19,7 +19,7 @@ from torch import Tensor
 from nft_ext._common.checks import fail, number
 from nft_ext._common.differences import differences, listed
 from nft_ext._common.files import check_writable_target, remove_leftovers
-from nft_ext.training.configuration import environment
+from nft_ext.training.configuration import configuration_differences, environment
 from nft_ext.training.container import read_tensors, write_tensors
 
 FORMAT = "nft_ext training state 1"
@@ -44,6 +44,8 @@ class StateFile:
         self, path: str | PathLike, configuration: Mapping[str, Any], resume: bool, every: float, writes: bool
     ) -> None:
         self.path = check_writable_target("state", path)
+        if self.path.exists() and not self.path.is_file():
+            fail("state", "must name a file that keeps what is written, not a pipe or a device", str(path))
         self.configuration = json.loads(json.dumps(configuration))  # as JSON returns it
         self.resume = resume
         self.every = number("save_every", every, low=0.0)
@@ -61,13 +63,22 @@ class StateFile:
         if not (self.resume and self.path.exists()):
             return None
         tensors, meta = read_tensors("state", self.path, FORMAT, EXPECTED)
-        differing = listed(differences(meta["configuration"], self.configuration), "there", "here")
+        found, unrecorded = configuration_differences(meta["configuration"], self.configuration)
+        differing = listed(found, "there", "here")
         if differing:
             fail(
                 "state",
                 "must have the same configuration; use another file, or resume=False to start over",
                 f"{self.path}, which differs in {differing}",
             )
+        if unrecorded:
+            warnings.warn(
+                f"state: {self.path} is of an earlier version and does not record {', '.join(unrecorded)}; these "
+                "could not be checked",
+                stacklevel=2,
+            )
+        if unread := ", ".join(self.configuration.get("unread", ())):
+            warnings.warn(f"state: values of these types cannot be compared with {self.path}: {unread}", stacklevel=2)
         differing = listed(differences(meta["environment"], environment()), "there", "here")
         if differing:
             warnings.warn(

@@ -3,10 +3,12 @@
 import codecs
 import collections
 import dataclasses
+import hashlib
 import os
 import pickle
 import pickletools
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ COUNT = 4
 
 def little(archive):
     splits = {split: (files, COUNT) for split, (files, _) in archive.python.splits.items()}
-    return dataclasses.replace(archive, python=dataclasses.replace(archive.python, splits=splits))
+    return dataclasses.replace(archive, python=dataclasses.replace(archive.python, splits=splits, md5={}))
 
 
 LITTLE = {"cifar10": little(cifar.CIFAR10), "cifar100": little(cifar.CIFAR100)}
@@ -125,6 +127,28 @@ def test_the_binary_version_is_read_where_both_are_there(tmp_path):
     (tmp_path / "cifar-10-batches-bin").mkdir()
     with pytest.raises(FileNotFoundError, match="data_batch_1.bin: must be 10000 records"):
         cifar.load(LITTLE["cifar10"], tmp_path)
+
+
+def test_a_file_that_is_not_the_published_one_is_named(tmp_path):
+    """A changed pixel leaves a right format. Only the published digest tells."""
+    archive = LITTLE["cifar10"]
+    write(archive, tmp_path)
+    path = tmp_path / archive.python.folder / "data_batch_3"
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    archive = dataclasses.replace(archive, python=dataclasses.replace(archive.python, md5={path.name: digest}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cifar.load(archive, tmp_path)
+    changed = bytearray(path.read_bytes())
+    changed[len(changed) // 2] ^= 1  # in the pixels
+    path.write_bytes(changed)
+    with pytest.warns(UserWarning, match=f"{re.escape(str(path))}: right format, but not the published file"):
+        cifar.load(archive, tmp_path)
+
+
+def test_every_published_file_has_a_digest():
+    for archive in (cifar.CIFAR10, cifar.CIFAR100):
+        assert {file for files, _ in archive.python.splits.values() for file in files} == set(archive.python.md5)
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import nft_ext as nft
 from nft_ext import methods
@@ -50,18 +51,36 @@ class Stop(Exception):
     """A failure at a chosen step, which the run knows nothing about."""
 
 
-def stopping_at(step, error=Stop):
-    """jitter that fails at a step, counted from 1."""
+HOOKS = []  # what `at_each_step` registered
+
+
+def at_each_step(action):
+    """Calls action(step), counted from 1, before the gradients of each later step are applied. A run does not see it:
+    a state records the code of its augmentation, so a test cannot count there."""
     count = [0]
 
-    def augment(x):
+    def counted(*_):
         count[0] += 1
-        if count[0] == step:
-            raise error
-        return jitter(x)
+        action(count[0])
 
-    augment.__qualname__ = jitter.__qualname__
-    return augment
+    HOOKS.append(register_optimizer_step_pre_hook(counted))
+
+
+def forget_hooks():
+    while HOOKS:
+        HOOKS.pop().remove()
+
+
+def stopping_at(step, error=Stop):
+    """jitter, for a run that fails in a step."""
+
+    def fail(count):
+        if count == step:
+            forget_hooks()
+            raise error
+
+    at_each_step(fail)
+    return jitter
 
 
 TRAIN, VALIDATION = blobs(96, 1), blobs(48, 2)
@@ -88,12 +107,7 @@ def outcome(history):
 def child(folder, name, step, options):
     """The run in a process of its own: raises the semaphore at each step, leaves outcome.json."""
     torch.set_num_threads(1)
-
-    def counted(x):
-        step.release()
-        return jitter(x)
-
-    counted.__qualname__ = jitter.__qualname__
+    at_each_step(lambda _: step.release())
     paths = {"state": folder / "state", "checkpoint": folder / "best.safetensors", "log": folder / "log.csv"}
-    history = run(name, augment=counted, **paths, **options)
+    history = run(name, augment=jitter, **paths, **options)
     (folder / "outcome.json").write_text(outcome(history))

@@ -18,7 +18,9 @@ from support.training_runs import (
     TRAIN,
     VALIDATION,
     Stop,
+    at_each_step,
     child,
+    forget_hooks,
     jitter,
     outcome,
     run,
@@ -28,6 +30,12 @@ from support.training_runs import (
 )
 
 STEPS = 18  # three epochs of six
+
+
+@pytest.fixture(autouse=True)
+def no_hook_is_left():
+    yield
+    forget_hooks()
 
 
 def stopped_then_continued(path, step, name="noise", **options):
@@ -60,15 +68,10 @@ def test_every_recipe_continues_bit_for_bit(tmp_path, options):
 
 def test_steps_after_the_last_save_are_done_again(tmp_path):
     steps = []
-
-    def counted(x):
-        steps.append(1)
-        return jitter(x)
-
-    counted.__qualname__ = jitter.__qualname__
     with pytest.raises(Stop):
         run(augment=stopping_at(10), state=tmp_path / "state", save_every=3600)  # saved after the first epoch's 6 steps
-    continued = run(augment=counted, state=tmp_path / "state", save_every=3600)
+    at_each_step(steps.append)
+    continued = run(augment=jitter, state=tmp_path / "state", save_every=3600)
     assert len(steps) == STEPS - 6
     assert outcome(continued) == outcome(run(augment=jitter))
 
@@ -159,16 +162,17 @@ def test_a_stop_around_the_rename_changes_nothing(tmp_path, monkeypatch, moment)
         if moment == "after the rename":
             replace(source, target)
         if count[0] == 8:
+            patch.setattr(files.os, "unlink", lambda path: None)  # a kill cleans nothing up
             raise Stop
         if moment == "before the rename":
             replace(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "replace", stopping)
-        patch.setattr(files.os, "unlink", lambda path: None)  # a kill cleans nothing up
         with pytest.raises(Stop):
             run(augment=jitter, state=tmp_path / "state", save_every=0)
-    assert len(list(tmp_path.iterdir())) == (2 if moment == "before the rename" else 1)
+    kinds = sorted(path.suffix for path in tmp_path.iterdir())
+    assert kinds == (["", ".lock", ".tmp"] if moment == "before the rename" else ["", ".lock"])
     assert outcome(run(augment=jitter, state=tmp_path / "state")) == outcome(run(augment=jitter))
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
@@ -243,18 +247,15 @@ def test_another_environment_gets_a_warning(tmp_path, threads):
 def test_a_full_disk_stops_the_run_and_keeps_the_old_state(tmp_path):
     path = tmp_path / "state"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    count = [0]
 
-    def disk_full_in_the_second_epoch(x):
-        count[0] += 1
-        if count[0] == 8:
+    def disk_full_in_the_second_epoch(step):
+        if step == 8:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-        return jitter(x)
 
-    disk_full_in_the_second_epoch.__qualname__ = jitter.__qualname__
+    at_each_step(disk_full_in_the_second_epoch)
     try:
         with pytest.raises(OSError, match="not written, an older file is kept: .*state") as error:
-            run(augment=disk_full_in_the_second_epoch, state=path, save_every=0)
+            run(augment=jitter, state=path, save_every=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert error.value.filename == str(path)
@@ -263,19 +264,19 @@ def test_a_full_disk_stops_the_run_and_keeps_the_old_state(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"accumulate": 2}], ids=str)
-def test_a_nan_loss_leaves_a_good_state_and_checkpoint(tmp_path, options):
+def test_a_nan_loss_leaves_a_good_state_and_checkpoint(tmp_path, monkeypatch, options):
     """Eight steps, then NaN; continued without it, the run ends as it should have."""
-    count = [0]
+    calls, randn_like = [], torch.randn_like
 
     def nan_from_the_ninth(x):
-        count[0] += 1
-        return jitter(x) if count[0] <= 8 * options.get("accumulate", 1) else x * math.nan
+        calls.append(x)
+        return randn_like(x) * (1.0 if len(calls) <= 8 * options.get("accumulate", 1) else math.nan)
 
-    nan_from_the_ninth.__qualname__ = jitter.__qualname__
     paths = {"state": tmp_path / "state", "checkpoint": tmp_path / "best.safetensors"}
     words = "the loss became NaN .* in epoch 2 .*epoch 1 are kept"
-    with pytest.raises(nft.training.NonFiniteLoss, match=words) as error:
-        run(augment=nan_from_the_ninth, save_every=0, **paths, **options)
+    with monkeypatch.context() as patch, pytest.raises(nft.training.NonFiniteLoss, match=words) as error:
+        patch.setattr(torch, "randn_like", nan_from_the_ninth)
+        run(augment=jitter, save_every=0, **paths, **options)
     weights, meta = nft.training.load(paths["checkpoint"])
     assert meta["epoch"] == 1 and all(bool(t.isfinite().all()) for t in weights.values())
     assert all(torch.equal(weights[key], value) for key, value in error.value.history.model.state_dict().items())

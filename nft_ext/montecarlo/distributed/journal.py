@@ -12,17 +12,22 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from nft_ext._common.checks import fail
-from nft_ext._common.differences import differences, listed
+from nft_ext._common.differences import Difference, differences, listed
 from nft_ext._common.files import sync_folder
-from nft_ext.montecarlo.distributed.rows import Row
+from nft_ext._common.network_identity import network_differences
+from nft_ext.montecarlo.distributed.rows import Row, signed, verified
 
-FORMAT = "nft_ext.journal/1"
-START = f'{{"format": "{FORMAT}"'.encode()
+FORMAT = "nft_ext.journal/2"
+OLDER = "nft_ext.journal/1"  # without a checksum of the header
+STARTS = tuple(f'{{"format": "{name}"'.encode() for name in (FORMAT, OLDER))
+HEADER = ("fixed", "noted", "recorded")  # the mappings that the header line stores
+UNCHECKED = "an earlier version began it, so attributes, callables and buffers of the network could not be checked"
 
 
 class Journal:
@@ -44,11 +49,13 @@ class Journal:
             path: the file.
             header: {"fixed": ..., "noted": ..., "recorded": ...}, each a mapping of JSON values. A file is refused if
                 its "fixed" fields differ. Differences in "noted" fields change figures only by rounding and give notes.
+                "older" and "unread", if there, are those of `configuration`.
             settle: called for a new file only. Returns `settled`, which the header line stores.
 
         Raises:
             FileNotFoundError: the folder does not exist.
             ValueError: another kind of file, a damaged line, or another configuration; names the fields that differ.
+                Also a pipe or a device in place of a file.
             OSError: another process writes the file, or it cannot be written.
         """
         self.path = Path(path)
@@ -56,6 +63,8 @@ class Journal:
             fail("resume", "must lie in an existing folder", str(path), kind=FileNotFoundError)
         if self.path.is_dir():
             fail("resume", "must name a file, not a folder", str(path))
+        if self.path.exists() and not self.path.is_file():
+            fail("resume", "must name a file that keeps what is written, not a pipe or a device", str(path))
         self.rows: dict[int, Row] = {}
         self.notes: list[str] = []
         self._end = 0
@@ -108,27 +117,34 @@ class Journal:
 
     def _begin(self, content: bytes, header: dict[str, Any], settle: Callable[[], dict[str, Any]]) -> None:
         # Overwrites only an empty file or a torn header.
-        if content[: len(START)] != START[: len(content)]:
+        if not any(content[: len(start)] == start[: len(content)] for start in STARTS):
             self._refuse_kind()
         os.ftruncate(self._file, 0)
         self.settled = settle()
-        self._append((json.dumps({"format": FORMAT} | header | {"settled": self.settled}) + "\n").encode())
+        kept = {name: header[name] for name in HEADER}
+        self._append((signed(json.dumps({"format": FORMAT} | kept | {"settled": self.settled})) + "\n").encode())
         sync_folder(self.path.parent)
+        self._note_unread(header)
 
     def _continue(self, whole: bytes, header: dict[str, Any]) -> None:
         first, *lines = whole[:-1].split(b"\n")
-        if not first.startswith(START):
+        if not first.startswith(STARTS):
             self._refuse_kind()
         try:
-            found = json.loads(first)
-            fixed, noted, self.settled = found["fixed"], found["noted"], found["settled"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError):
+            text = first.decode()
+            signature = verified(text)
+            # Only a header of the older format may lack its checksum.
+            found = json.loads(text if signature is None and first.startswith(STARTS[1]) else signature or "")
+            fixed, noted, self.settled = dict(found["fixed"]), dict(found["noted"]), dict(found["settled"])
+            if "crc" in found:
+                raise ValueError("a checksum that does not match")
+        except (ValueError, KeyError, TypeError, RecursionError):
             fail("resume", "must begin with a whole header line", f"{self.path}: line 1 is damaged")
         self._compare(*_as_of_now(fixed, noted), header)
         for number, line in enumerate(lines, start=2):
             try:
                 row = Row.parse(line.decode())
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 fail(
                     "resume",
                     "must have whole lines before the last one",
@@ -144,12 +160,20 @@ class Journal:
         self._end = len(whole)
 
     def _compare(self, fixed: dict[str, Any], noted: dict[str, Any], header: dict[str, Any]) -> None:
-        if found := differences(fixed, header["fixed"]):
+        if found := _fixed_differences(fixed, header):
             text = listed(found, "in the file", "now")
             fail("resume", "must be of the same configuration", f"{self.path}, which differs in {text}")
         for name, there, now in differences(noted, header["noted"]):
             begun = f"{self.path.name} was begun with {name} {there}, now {now}"
             self.notes.append(f"{begun}: chips of the two may differ by rounding")
+        if not isinstance(fixed.get("network"), Mapping) and "network" in header.get("older", {}):
+            self.notes.append(f"{self.path.name}: {UNCHECKED}")
+            warnings.warn(f"resume: {self.path}: {UNCHECKED}", stacklevel=2)
+        self._note_unread(header)
+
+    def _note_unread(self, header: dict[str, Any]) -> None:
+        if unread := ", ".join(header.get("unread", ())):
+            self.notes.append(f"{self.path.name}: values of these types in the network cannot be compared: {unread}")
 
     def _refuse_kind(self) -> NoReturn:
         fail(
@@ -174,6 +198,14 @@ class Journal:
                 str(self.path),
             ) from error
         self._end += len(content)
+
+
+def _fixed_differences(fixed: dict[str, Any], header: dict[str, Any]) -> list[Difference]:
+    """What differs in the fields that must not. The network is compared layer by layer, or as its file recorded it."""
+    now, there = dict(header["fixed"]), dict(fixed)
+    if isinstance(there.get("network"), Mapping) and isinstance(now.get("network"), Mapping):
+        return network_differences(there.pop("network"), now.pop("network")) + differences(there, now)
+    return differences(there, now | header.get("older", {}))
 
 
 def _as_of_now(fixed: dict[str, Any], noted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

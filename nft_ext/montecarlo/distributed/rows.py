@@ -35,8 +35,7 @@ class Row:
     def line(self) -> str:
         """The line as JSON, without its newline. `repr` writes floats so that they read back as the same bits."""
         content = {"draw": self.draw, "seconds": self.seconds, "tallies": _map_numbers(self.tallies, _write)}
-        text = json.dumps(content, allow_nan=False)[:-1]
-        return f'{text}{CHECKSUM}{_checksum(text)}"}}'
+        return signed(json.dumps(content, allow_nan=False))
 
     @classmethod
     def parse(cls, line: str) -> Row:
@@ -45,10 +44,10 @@ class Row:
         Raises:
             ValueError: any other text, for example a torn or changed line.
         """
-        text, found, tail = line.rpartition(CHECKSUM)
-        if not found or tail != f'{_checksum(text)}"}}':
+        text = verified(line)
+        if text is None:
             fail("line", "must be a chip's tallies with their checksum", line if len(line) < 60 else line[:57] + "...")
-        content = json.loads(text + "}")
+        content = json.loads(text)
         return cls(content["draw"], _map_numbers(content["tallies"], _read), content["seconds"])
 
     def same_figures(self, other: Row) -> bool:
@@ -70,6 +69,17 @@ def tallies_of_rows(rows: Iterable[Row]) -> Tallies:
         return Tallies.concatenate([])
     columns = {f.name: [row.tallies[f.name] for row in rows] for f in fields(Tallies)}
     return Tallies(**{name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()})
+
+
+def signed(text: str) -> str:
+    """A JSON object with its checksum as the last entry."""
+    return f'{text[:-1]}{CHECKSUM}{_checksum(text[:-1])}"}}'
+
+
+def verified(line: str) -> str | None:
+    """The JSON object that `signed` was given; None for a torn or changed line."""
+    text, found, tail = line.rpartition(CHECKSUM)
+    return text + "}" if found and tail == f'{_checksum(text)}"}}' else None
 
 
 def _map_numbers(tallies: dict[str, Any], convert: Callable[[Any], Any]) -> dict[str, Any]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+from pathlib import Path
 from typing import Any
+
+from nft_ext._common.files import write_atomically
 
 # Okabe and Ito's palette, which suits every kind of colour vision. Dark colours come first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -37,3 +42,13 @@ def require_matplotlib():
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install matplotlib") from error
     return matplotlib
+
+
+def save_figure(figure, path: str | os.PathLike) -> None:
+    """Writes a figure atomically. The suffix of `path` selects PNG, PDF or SVG; without one ".png" is added."""
+    target = Path(path)
+    if not target.suffix:
+        target = target.with_name(target.name + ".png")
+    content = io.BytesIO()
+    figure.savefig(content, format=target.suffix[1:], dpi=DPI)
+    write_atomically(target, content.getvalue())

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from nft_ext._common.checked_json import intact, with_checksum
 from nft_ext._common.checks import fail
 from nft_ext._common.files import finite_or_none, write_csv, write_json
 from nft_ext.montecarlo.report.report_plot import plot_report
@@ -172,8 +173,8 @@ class MonteCarloReport:
         return finite_or_none(content)
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Writes `to_dict()` to a file."""
-        write_json(path, self.to_dict(), strict=True)
+        """Writes `to_dict()` and a checksum to a file, atomically."""
+        write_json(path, with_checksum(self.to_dict()), strict=True)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> MonteCarloReport:
@@ -186,12 +187,14 @@ class MonteCarloReport:
         if not Path(path).is_file():
             fail("path", "must be a report written by to_json", f"no file {path}", kind=FileNotFoundError)
         try:
-            content = json.loads(Path(path).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError, OSError) as error:
             fail("path", "must be a whole report written by to_json", f"{path}: {error}")
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
             fail("path", f"must be a report of format {FORMAT}", f"{path}: format {found}")
+        if not intact(content):
+            fail("path", "must be a report as to_json wrote it; it does not match its checksum", str(path))
         try:
             statistics = {name: statistic_of(_none_to_nan(entry)) for name, entry in content["metrics"].items()}
             # Fields that reports of earlier versions lack have a default.
@@ -200,9 +203,11 @@ class MonteCarloReport:
                 for f in fields(cls)
                 if f.name in content or (f.default is f.default_factory is MISSING and f.name != "statistics")
             }
+            return cls(statistics=statistics, **(rest | {"ece": _none_to_nan(rest["ece"])}))
         except KeyError as error:
             fail("path", "must be a whole report written by to_json", f"{path}: no entry {error}")
-        return cls(statistics=statistics, **(rest | {"ece": _none_to_nan(rest["ece"])}))
+        except (AttributeError, TypeError, ValueError) as error:
+            fail("path", "must be a whole report written by to_json", f"{path}: {error}")
 
 
 def _none_to_nan(value: Any) -> Any:

@@ -7,7 +7,7 @@ import textwrap
 
 import numpy as np
 
-from nft_ext.montecarlo.report.figure_style import COLOURS, DPI, INK, STYLE, require_matplotlib
+from nft_ext.montecarlo.report.figure_style import COLOURS, INK, STYLE, require_matplotlib, save_figure
 from nft_ext.montecarlo.report.text_table import images_per_chip
 
 
@@ -53,7 +53,7 @@ def plot_report(report, path: str | os.PathLike) -> None:
         if whole:
             _mark_worst(top, strip, accuracy, percent, height)
         figure.suptitle(_report_title(report), fontsize=10, x=0.01, ha="left")
-        figure.savefig(path, dpi=DPI)
+        save_figure(figure, path)
 
 
 def _mark_worst(top, strip, accuracy, percent: np.ndarray, height: np.ndarray) -> None:

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from nft_ext.montecarlo.report.curves import check_curves, common_conditions, convention
-from nft_ext.montecarlo.report.figure_style import COLOURS, DPI, FAINT, MARKERS, STYLE, require_matplotlib
+from nft_ext.montecarlo.report.figure_style import COLOURS, FAINT, MARKERS, STYLE, require_matplotlib, save_figure
 
 
 def plot_sweep(curves: dict, path: str | os.PathLike, title: str) -> None:
@@ -53,7 +53,7 @@ def plot_sweep(curves: dict, path: str | os.PathLike, title: str) -> None:
         _label_ends(axes, ends)
         axes.set_title(common_conditions(reports), fontsize=8.5, color="#555555", loc="left")
         figure.suptitle(title, fontsize=12, x=0.01, ha="left")
-        figure.savefig(path, dpi=DPI)
+        save_figure(figure, path)
 
 
 def _label_ends(axes, ends: list[tuple[str, str, float, float]]) -> None:
