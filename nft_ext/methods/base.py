@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, cast
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from nft_ext._common.checks import fail, instance, module
 from nft_ext.device import NVMDevice
 from nft_ext.nn.conversion import convert, restore
+from nft_ext.nn.replaced import copied
 
 
 class Method(ABC):
@@ -54,7 +54,7 @@ class Method(ABC):
         module("model", model)
         device = self._device(nvm)
         if self.sigma is None:
-            return copy.deepcopy(model)
+            return copied(model)
         return convert(model, device)
 
     def _device(self, nvm: NVMDevice | None) -> NVMDevice:
@@ -78,7 +78,7 @@ class Method(ABC):
 
     def finish(self, model: nn.Module) -> nn.Module:
         """A plain copy of the prepared model, with the state_dict keys of the original model."""
-        return copy.deepcopy(model) if self.sigma is None else restore(model)
+        return copied(model) if self.sigma is None else restore(model)
 
     def backbone(self, model: nn.Module) -> nn.Module:
         """The part of the prepared model that `finish` copies. This is not a copy."""

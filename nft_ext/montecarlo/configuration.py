@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from nft_ext._common.network_identity import DEVICE, STATE, network_identity
 from nft_ext._common.tensor_hash import tensor_hash
 from nft_ext.montecarlo.execution.arguments import Arguments
-from nft_ext.nn import NoisyLayer, noisy_layers
+from nft_ext.nn import NoisyLayer
+from nft_ext.nn.base import noisy_layers_by_path
 from nft_ext.ops.build_info import info
 from nft_ext.version import NOISE
 
@@ -51,8 +52,8 @@ def configuration(
             "weights": tensor_hash((n, t) for n, t in model.state_dict().items() if torch.is_tensor(t))[:DIGITS],
             "sigma": _sigma(model, asked.sigma),
             "devices": _devices(model),
-            "streams": {name: layer.stream for name, layer in noisy_layers(model).items()},
-            "noise_off": [name for name, layer in noisy_layers(model).items() if not layer.noise_enabled],
+            "streams": {name: layer.stream for name, layer in noisy_layers_by_path(model).items()},
+            "noise_off": [name for name, layer in noisy_layers_by_path(model).items() if not layer.noise_enabled],
             "images": list(inputs.shape),
             "data": tensor_hash([("inputs", inputs), ("labels", labels)])[:DIGITS],
             "seed": asked.seed,
@@ -96,14 +97,14 @@ def network_hash(model: nn.Module) -> str:
 
 def _sigma(model: nn.Module, sigma: float | None) -> float | dict[str, float]:
     """The sigma used: one number, or layer -> number if layers differ."""
-    values = {name: layer.nvm.sigma if sigma is None else sigma for name, layer in noisy_layers(model).items()}
+    values = {name: layer.nvm.sigma if sigma is None else sigma for name, layer in noisy_layers_by_path(model).items()}
     return values if len(set(values.values())) > 1 else next(iter(values.values()))
 
 
 def _devices(model: nn.Module) -> dict[str, Any]:
     """The device without sigma: one for all layers, or layer -> device if layers differ."""
     devices = {}
-    for name, layer in noisy_layers(model).items():
+    for name, layer in noisy_layers_by_path(model).items():
         devices[name] = {key: value for key, value in layer.nvm.describe().items() if key != "sigma"}
     first = next(iter(devices.values()))
     return devices if any(device != first for device in devices.values()) else first

@@ -19,6 +19,7 @@ from nft_ext.montecarlo.execution.arguments import Arguments, checked
 from nft_ext.montecarlo.execution.collector import Collector
 from nft_ext.montecarlo.execution.evaluated_model import devices_in_use, layers_without_noise
 from nft_ext.montecarlo.execution.out_of_memory import Halving
+from nft_ext.montecarlo.execution.passes import PROBE_IMAGES
 from nft_ext.montecarlo.execution.plan import Plan, execute, plan
 from nft_ext.montecarlo.execution.preparation import Prepared, check, prepared
 from nft_ext.montecarlo.execution.session import Session
@@ -28,6 +29,8 @@ from nft_ext.montecarlo.statistics.slice_estimate import least_exact
 from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Precision
 from nft_ext.montecarlo.statistics.tallies import Tallies
+from nft_ext.nn.noise_free import shared_weights
+from nft_ext.nn.observed import Observation
 from nft_ext.ops.build_info import facts
 
 
@@ -135,6 +138,11 @@ def monte_carlo(
         shown = progress if session.main else False
         collector = Collector(halving, per_pass, label, shown, session)
         tallies, fixed = execute(asked, collector, planned.count)
+        observed = session.agree("observed", asdict(ready.observation))
+        findings = Observation(**observed).texts(f"in a pass of {min(PROBE_IMAGES, len(ready.labels))} images")
+        if session.main:
+            for text in findings:
+                warnings.warn(f"monte_carlo: {text}", stacklevel=2)
         seconds = session.agree("seconds", session.seconds_before + time.perf_counter() - ready.began)
         said = session.agree("notes", [*session.notes, *([halving.note] if halving.note else [])])
 
@@ -143,7 +151,7 @@ def monte_carlo(
     else:
         statistics = slice_statistics(tallies, planned.slices, fixed)
     notes = [*said, *doubtful, *([f"one chip per pass: {ready.alone}"] if ready.alone else [])]
-    notes += _notes(evaluator.model, tallies, asked, planned, fixed, collector.interrupted, statistics)
+    notes += findings + _notes(evaluator.model, tallies, asked, planned, fixed, collector.interrupted, statistics)
     return MonteCarloReport(
         statistics={name: statistics[name] for name in METRICS if name in asked.metrics},
         ece=tallies.ece(),
@@ -165,6 +173,7 @@ def monte_carlo(
         slices=planned.count,
         pilot=planned.pilot,
         stopping=_stopping(asked, fixed),
+        observed=observed,
     )
 
 
@@ -251,6 +260,8 @@ def _notes(
     quiet = layers_without_noise(model)
     if quiet:
         notes.append("layers without noise (not converted, or switched off): " + ", ".join(quiet))
+    if shared := shared_weights(model):
+        notes.append(shared)
     undefined = int(tallies.undefined.sum())
     if undefined:
         notes.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,14 @@ from torch import nn
 
 from nft_ext._common.checks import fail, file_path, items, number
 from nft_ext.device import NVMDevice
+from nft_ext.montecarlo.common_chips import chips_apart
 from nft_ext.montecarlo.evaluate import monte_carlo
 from nft_ext.montecarlo.execution.evaluated_model import check_model
 from nft_ext.montecarlo.execution.session import main_rank_makes, read_together
 from nft_ext.montecarlo.sweep_result import Curve, Sweep
 from nft_ext.nn import noisy_layers
 from nft_ext.nn.conversion import convert
+from nft_ext.nn.replaced import copied
 
 
 def sweep(
@@ -34,7 +35,7 @@ def sweep(
     """Evaluates every network on every device at every sigma, on common chips.
 
     All points use the chips 0 .. runs-1 of `seed`. Layers of the same name get the same normals for any weights, device
-    and sigma. So two curves can be compared chip by chip (`Sweep.paired`).
+    and sigma. So two curves can be compared chip by chip (`Sweep.paired`). `Sweep.notes` names layers of other names.
 
     Args:
         models: a network, or name -> network. Converted (`nft.convert`), or plain if `devices` is given.
@@ -59,7 +60,7 @@ def sweep(
         fail("sigma", "must be given as sigmas", options["sigma"])
     files = _files(resume, curves, sigmas, options.get("ranks"))
     data = read_together(data, options.get("ranks"))
-    found = Sweep(curves)
+    found = Sweep(curves, notes=chips_apart({curve.name: curve.model for curve in curves}))
     for sigma in sigmas:
         for curve in curves:
             try:
@@ -123,7 +124,7 @@ def _on(model: nn.Module, device: NVMDevice) -> nn.Module:
     """A copy on `device`. A converted network keeps its noisy layers; of a plain one, all layers become noisy."""
     if not noisy_layers(model):
         return convert(model, device)
-    model = copy.deepcopy(model)
+    model = copied(model)
     for layer in noisy_layers(model).values():
         enabled = layer.noise_enabled
         layer.attach(device, layer.name, layer.stream)

@@ -15,7 +15,7 @@ from nft_ext.metrics import Paired, paired
 from nft_ext.montecarlo.report.curves import sweep_table
 from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.report.sweep_plot import plot_sweep
-from nft_ext.montecarlo.report.text_table import align
+from nft_ext.montecarlo.report.text_table import align, note_lines
 
 FORMAT = "nft_ext.sweep/1"
 COMPARED = "on common chips: this compares these checkpoints, not the methods that trained them"
@@ -46,10 +46,12 @@ class Sweep:
     Attributes:
         curves: one per network and device.
         interrupted: True if the sweep stopped before its last point.
+        notes: remarks that a reader needs, such as curves that do not share all chips.
     """
 
     curves: list[Curve]
     interrupted: bool = field(default=False)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def reports(self) -> dict[str, list[MonteCarloReport]]:
@@ -99,7 +101,7 @@ class Sweep:
 
     def table(self) -> str:
         """Mean accuracy of all curves as text, one row per sigma."""
-        return sweep_table(self.reports)
+        return "\n".join([sweep_table(self.reports), *self._notes()])
 
     __str__ = table
 
@@ -121,7 +123,10 @@ class Sweep:
                     ]
                 )
         # Without noise all chips are equal, so the interval is 0 and there is no p-value.
-        return "\n".join([f"accuracy minus that of {baseline}, {COMPARED}", *align(rows)])
+        return "\n".join([f"accuracy minus that of {baseline}, {COMPARED}", *align(rows), *self._notes()])
+
+    def _notes(self) -> list[str]:
+        return [line for note in self.notes for line in note_lines(note)]
 
     def plot(self, path: str | os.PathLike, title: str = "Accuracy over programmed chips") -> None:
         """Writes a figure of all curves over sigma with 95 % bands.
@@ -194,6 +199,7 @@ class Sweep:
         return {
             "format": FORMAT,
             "interrupted": self.interrupted,
+            "notes": self.notes,
             "curves": curves,
             "differences": differences,
             "differences_are": COMPARED,

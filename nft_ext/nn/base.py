@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from nft_ext._common.checks import fail, module
 from nft_ext.device import NVMDevice
 from nft_ext.nn import recomputation
+from nft_ext.nn.names import named, select
+from nft_ext.nn.streams import name_layers
 from nft_ext.ops import operators
 from nft_ext.ops.functional import Crossbar, own_table
-from nft_ext.ops.keys import fresh_key, stream_of
+from nft_ext.ops.keys import fresh_key
 from nft_ext.ops.operands import check_tensor, is_ordinary
 
 _Kind = TypeVar("_Kind", bound=nn.Module)
@@ -38,6 +40,7 @@ class NoisyLayer(nn.Module):
     _key: Tensor | None
     _programmed: Tensor | None
     scaled = False  # whether the rows of _programmed are multiplied by row_scale
+    _met_as: str | None = None  # the name from a context's model, of a layer that `convert` has not named
     shares_codes = False  # whether forwards with gradients share one quantized weight
 
     def attach(self, nvm: NVMDevice, name: str | None = None, stream: int = 0) -> None:
@@ -160,7 +163,7 @@ class NoisyLayer(nn.Module):
 
     def __getstate__(self) -> dict:
         # A copy made inside a context keeps the chips, but drops what was computed from the weights.
-        return {**self.__dict__, "_shared": None, "shares_codes": False, "_programmed": None}
+        return {**super().__getstate__(), "_shared": None, "shares_codes": False, "_programmed": None}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -180,17 +183,23 @@ class NoisyLayer(nn.Module):
 def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:
     """The model's noisy layers by qualified name, each once.
 
-    A layer built by hand gets its name and stream here. So does a layer whose stream an earlier layer has: that happens
-    in models that were converted separately and then joined.
+    Known wrappers (DataParallel, DistributedDataParallel, FullyShardedDataParallel, compiled modules, AveragedModel)
+    are no part of a name. A layer built by hand gets its name and stream here. So does a layer whose stream another
+    layer has: that happens in models that were converted separately and then joined.
+
+    Raises:
+        ValueError: such a layer was used before, under another name in another model.
     """
-    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, NoisyLayer)}
-    first = {layer.stream: layer for layer in reversed(found.values()) if layer.name is not None}
-    taken = set(first)
-    for name, layer in found.items():
-        if first.get(layer.stream) is not layer:
-            layer.name, layer.stream = name, stream_of(name, taken)
-            taken.add(layer.stream)
+    chosen = select(model, lambda module: isinstance(module, NoisyLayer))
+    found = {name: cast("NoisyLayer", layer) for name, (_, layer) in chosen.items()}
+    name_layers(found)
     return found
+
+
+def noisy_layers_by_path(model: nn.Module) -> dict[str, NoisyLayer]:
+    """`noisy_layers(model)` by torch's names, which include wrappers. Files of version 0.2 have these."""
+    noisy_layers(model)
+    return {path: module for _, path, module in named(model) if isinstance(module, NoisyLayer)}
 
 
 def check_noisy(model: nn.Module) -> dict[str, NoisyLayer]:
@@ -213,6 +222,7 @@ def as_kind(kind: type[_Kind], layer: nn.Module) -> _Kind:
     """
     found = object.__new__(kind)
     found.__dict__ = dict(layer.__dict__)
+    found.__dict__.pop("_met_as", None)  # it may get another place, and keeps its name there
     found._buffers = dict(layer._buffers)
     found._non_persistent_buffers_set = set(layer._non_persistent_buffers_set)
     return found

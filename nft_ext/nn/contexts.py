@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nft_ext._common.checks import boolean, fail, number
 from nft_ext.nn import NoisyLayer, check_noisy, noisy_layers, recomputation
+from nft_ext.nn.observed import own_forwards
 from nft_ext.nn.programmed import program_layers
 from nft_ext.ops.functional import device_at
 from nft_ext.ops.keys import noise_key
@@ -169,7 +170,7 @@ def shared_codes(model: nn.Module) -> Iterator[None]:
 def _swapped(model: nn.Module) -> Iterator[dict[str, NoisyLayer]]:
     """The model's noisy layers. The exit restores their noise state."""
     layers = check_noisy(model)
-    with _entered(model), _restored(layers):
+    with _entered(model), _restored(layers), own_forwards(layers):
         yield layers
 
 

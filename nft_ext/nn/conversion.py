@@ -2,75 +2,100 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import warnings
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nft_ext._common.checks import did_you_mean, fail, integer, module
 from nft_ext.device import NVMDevice
 from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy, noisy_layers
-from nft_ext.nn.base import as_kind
+from nft_ext.nn.example import check_example, run_example
 from nft_ext.nn.fused import FusedLayer
-from nft_ext.nn.noise_free import noise_free_layers
+from nft_ext.nn.names import select
+from nft_ext.nn.noise_free import check_no_lazy_layers, unconverted
 from nft_ext.nn.programmed import program_layers
-from nft_ext.ops.keys import noise_key, stream_of
+from nft_ext.nn.replaceable import check_replaceable, check_weight
+from nft_ext.nn.replaced import copied, drop_own_methods
+from nft_ext.nn.streams import keep_names, keepers
+from nft_ext.ops.keys import noise_key, settled_streams
 
 _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
 # What `attach` and `share_codes` set.
 _OWN = (
-    *("nvm", "name", "stream", "noise_enabled", "shares_codes"),
-    *("_shared", "_last", "_spec", "_table", "_key", "_programmed"),
+    *("nvm", "name", "stream", "noise_enabled", "shares_codes", "scaled"),
+    *("_shared", "_last", "_spec", "_table", "_key", "_programmed", "_met_as"),
 )
 _PLAIN = {noisy: plain for plain, noisy in _NOISY.items()}
-_SHOWN = 6  # layers that a warning names
 Patterns = Iterable[str | type] | str | type | None
 
 
-def convert(model: nn.Module, nvm: NVMDevice, include: Patterns = None, exclude: Patterns = None) -> nn.Module:
+def convert(
+    model: nn.Module,
+    nvm: NVMDevice,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    *,
+    example: Any = None,
+) -> nn.Module:
     """A copy of `model` whose Conv2d and Linear layers are noisy.
 
     Args:
         model: any nn.Module. Noisy layers get the device model `nvm`. Subclasses of Conv2d and Linear stay unchanged,
             because their forward is unknown. Without `include`, a UserWarning names the layers that stay noise-free.
+            Noisy layers whose weight another module also reads, as a tied embedding does, are named too.
         nvm: the device model.
         include: convert only these layers: qualified names, glob patterns of names, or module types.
         exclude: do not convert these layers.
+        example: an input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The noisy copy
+            runs it once, in eval mode without gradients. A UserWarning names noisy layers that did not run (their
+            weight is read instead of the layer called), and matrices that were multiplied without noise. Random
+            generators, buffers and training flags are restored.
 
     Returns:
         The copy, with its own parameters and the state_dict keys of `model`.
 
     Raises:
-        TypeError: `model` or `nvm` has a wrong type.
-        ValueError: no layer to convert, a pattern that matches none, or weights that are not finite.
+        TypeError: `model`, `nvm`, `example` or a weight has a wrong type.
+        ValueError: no layer to convert, a pattern that matches none, weights that are not finite, or an example that
+            the model does not accept. Also a layer that is pruned, weight-normed, spectral-normed, lazy, sharded, on
+            the meta device, or whose forward was replaced on the instance. The message says what to do first.
     """
     module("model", model)
     if not isinstance(nvm, NVMDevice):
         fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
-    names = {name: m for name, m in model.named_modules() if type(m) in _NOISY or isinstance(m, NoisyLayer)}
-    wanted = _match("include", include, names) if include is not None else set(names)
-    wanted -= _match("exclude", exclude, names)
+    check_example(example)
+    if isinstance(model, torch.jit.ScriptModule):
+        fail("model", "must not be scripted or traced: convert first", type(model).__name__, TypeError)
+    layers = select(model, lambda m: type(m) in _NOISY or isinstance(m, NoisyLayer))
+    wanted = _match("include", include, layers) if include is not None else set(layers)
+    wanted -= _match("exclude", exclude, layers)
+    if include is None:
+        check_no_lazy_layers(model)
     if not wanted:
         fail("model", "must hold at least one Conv2d or Linear to convert", type(model).__name__)
-    for name in wanted:
-        _check_finite(name, names[name])
-    if include is None:
-        _warn_of_noise_free(model, names)
-    result = copy.deepcopy(model)
-    taken = {m.stream for m in names.values() if isinstance(m, NoisyLayer) and m.name is not None}
-    for name in names:  # in the model's order: hash collisions resolve the same way every time
+    for name, (_, layer) in layers.items():
         if name in wanted:
-            plain = result.get_submodule(name)
-            if isinstance(plain, NoisyLayer):
-                plain.attach(nvm, plain.name, plain.stream)
-                continue
-            stream = stream_of(name, taken)
-            taken.add(stream)
-            result = _replace(result, plain, _as_noisy(plain, nvm, name, stream))
+            if not isinstance(layer, NoisyLayer):
+                check_replaceable(name, layer, "convert")
+            check_weight(name, layer, "convert")
+    result = copied(model)
+    found = {name: result.get_submodule(path) for name, (path, _) in layers.items()}
+    streams = _final_streams(found)
+    for name, layer in found.items():
+        if name in wanted:
+            _make_noisy(layer).attach(nvm, *streams[name])
+        elif isinstance(layer, NoisyLayer):
+            layer.name, layer.stream = streams[name]
+    keep_names({name: layer for name, layer in found.items() if isinstance(layer, NoisyLayer)})
     _leave_fast_paths(result)
+    chosen = None if include is None else lambda name, layer: _hits(_patterns(include), name, "", layer)
+    _warn("convert", unconverted(result, chosen))
+    if example is not None:
+        _warn("convert", run_example(result, example))
     return result
 
 
@@ -79,12 +104,18 @@ def restore(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: not a module.
-        ValueError: a fused model. Restore the model that was fused.
+        ValueError: a fused model (restore the model that was fused), or a layer that is pruned, parametrized, or whose
+            forward was replaced on the instance.
     """
     module("model", model)
-    result = copy.deepcopy(model)
-    for layer in noisy_layers(result).values():
-        result = _replace(result, layer, _as_plain(layer))
+    # Not `noisy_layers`, which names layers: plain weights do not depend on names.
+    noisy = select(model, lambda m: isinstance(m, NoisyLayer))
+    for name, (_, layer) in noisy.items():
+        _check_unfused(name, layer)
+        check_replaceable(name, layer, "restore")
+    result = copied(model)
+    for path, _ in noisy.values():
+        _make_plain(result.get_submodule(path))
     _take_fast_paths(result)
     return result
 
@@ -96,87 +127,98 @@ def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
 
     Raises:
         TypeError: not a module.
-        ValueError: no noisy layers, seed or draw out of range, or weights that are not finite.
+        ValueError: no noisy layers, seed or draw out of range, weights that are not finite, a fused model, or a layer
+            that is pruned, parametrized, on the meta device, or whose forward was replaced on the instance.
     """
     integer("draw", draw, 0, 2**32 - 1)
     key = noise_key(seed, draw)
     for name, layer in check_noisy(model).items():
-        _check_finite(name, layer)
-    result = copy.deepcopy(model)
-    layers = noisy_layers(result)
-    for layer in layers.values():
+        _check_unfused(name, layer)
+        check_replaceable(name, layer, "program")
+        check_weight(name, layer, "program")
+    result = copied(model)
+    layers = list(noisy_layers(result).values())
+    for layer in layers:
         layer.set_key(key.to(layer.weight.device))
-    for layer, chip in zip(layers.values(), program_layers(layers.values(), torch.float32), strict=True):
-        plain = _as_plain(layer)
-        plain.weight = nn.Parameter(chip[0].to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
-        result = _replace(result, layer, plain)
+    for layer, chip in zip(layers, program_layers(layers, torch.float32), strict=True):
+        weight = nn.Parameter(chip[0].to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+        _make_plain(layer).weight = weight
     _take_fast_paths(result)
     return result
 
 
-def _check_finite(name: str, layer: nn.Module) -> None:
-    weight = layer.weight
-    if isinstance(weight, Tensor) and not bool(torch.isfinite(weight).all()):
-        fail(f"{name or 'model'}.weight", "must be finite (no NaN, no infinity)", "a tensor that is not")
+def _final_streams(layers: dict[str, nn.Module]) -> dict[str, tuple[str, int]]:
+    """name -> (layer's name, stream). Noisy layers that have a final one keep it.
+
+    All layers that could be noisy count. So a later call that converts the others gives the same streams.
+    """
+    kept = keepers({name: layer for name, layer in layers.items() if isinstance(layer, NoisyLayer)})
+    own = {id(layer): (layer.name, layer.stream) for layer in kept}
+    rest = [name for name, layer in layers.items() if id(layer) not in own]
+    streams = settled_streams(rest, {layer.stream for layer in kept})
+    return {name: own.get(id(layer)) or (name, streams[name]) for name, layer in layers.items()}
 
 
-def _warn_of_noise_free(model: nn.Module, convertible: dict[str, nn.Module]) -> None:
-    others = [f"{name} ({type(m).__name__})" for name, m in noise_free_layers(model).items() if name not in convertible]
-    if others:
-        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
-        warnings.warn(f"convert: these layers stay noise-free: {shown}", stacklevel=3)
+def _warn(argument: str, texts: list[str]) -> None:
+    for text in texts:
+        warnings.warn(f"{argument}: {text}", stacklevel=3)
 
 
-def _as_noisy(plain: nn.Module, nvm: NVMDevice, name: str, stream: int) -> NoisyLayer:
-    """The same layer (parameters, hooks, settings) with its noisy class."""
-    layer = as_kind(_NOISY[type(plain)], plain)
-    layer.attach(nvm, name, stream)
+def _make_noisy(layer: nn.Module) -> NoisyLayer:
+    """The layer itself, now of its noisy class. So everything that refers to it runs with noise."""
+    if not isinstance(layer, NoisyLayer):
+        drop_own_methods(layer)
+        layer.__class__ = _NOISY[type(layer)]
+    return cast("NoisyLayer", layer)
+
+
+def _make_plain(layer: nn.Module) -> nn.Module:
+    """The layer itself, now of its plain class."""
+    drop_own_methods(layer)
+    layer.__class__ = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
+    for name in _OWN:
+        layer.__dict__.pop(name, None)  # models pickled by earlier versions lack some
     return layer
 
 
-def _as_plain(layer: NoisyLayer) -> nn.Module:
+def _check_unfused(name: str, layer: nn.Module) -> None:
     if isinstance(layer, FusedLayer):
         fail(
             "model",
             "must not be fused: call this on the model that was fused",
-            f"a {type(layer).__name__} {layer.name}",
+            f"a {type(layer).__name__} {name}",
         )
-    kind = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
-    plain = as_kind(kind, layer)
-    plain._parameters = dict(layer._parameters)
-    for name in _OWN:
-        plain.__dict__.pop(name, None)  # models pickled by earlier versions lack some
-    return plain
 
 
-def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Replaces `old` by `new` everywhere in `root`; returns the root, which may be `new`."""
-    if root is old:
-        return new
-    for parent in root.modules():
-        for key, child in parent._modules.items():
-            if child is old:
-                parent._modules[key] = new
-    return root
-
-
-def _match(argument: str, patterns: Patterns, names: dict[str, nn.Module]) -> set[str]:
-    if patterns is None:
-        return set()
+def _match(argument: str, patterns: Patterns, layers: dict[str, tuple[str, nn.Module]]) -> set[str]:
     found: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, (str, type)) else list(patterns):
-        if isinstance(pattern, type):
-            hits = {name for name, m in names.items() if isinstance(m, pattern)}
-        else:
-            hits = {name for name in names if fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".")}
+    for pattern in _patterns(patterns):
+        hits = {name for name, (path, layer) in layers.items() if _hits([pattern], name, path, layer)}
         if not hits:
             fail(
                 argument,
-                f"must match a Conv2d or Linear of the model{did_you_mean(pattern, names, most=3)}",
+                f"must match a Conv2d or Linear of the model{did_you_mean(pattern, layers, most=3)}",
                 str(pattern),
             )
         found |= hits
     return found
+
+
+def _patterns(patterns: Patterns) -> list[str | type]:
+    if patterns is None:
+        return []
+    return [patterns] if isinstance(patterns, (str, type)) else list(patterns)
+
+
+def _hits(patterns: list[str | type], name: str, path: str, layer: nn.Module) -> bool:
+    """Whether a pattern names the layer: its type, its name, or its path, which has the names of wrappers."""
+    for pattern in patterns:
+        if isinstance(pattern, type):
+            if isinstance(layer, pattern):
+                return True
+        elif any(fnmatch.fnmatchcase(text, pattern) or text.startswith(pattern + ".") for text in (name, path)):
+            return True
+    return False
 
 
 _FAST_PATHS = {

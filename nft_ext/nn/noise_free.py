@@ -1,22 +1,127 @@
-"""Finds torch layers whose weights are on no crossbar."""
+"""Finds layers whose weights are on no crossbar, and weights that are read in two places."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 
+from nft_ext._common.checks import fail
 from nft_ext.nn.base import NoisyLayer
+from nft_ext.nn.names import named, select
 
 _MULTIPLY = (_ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+_CONVERTIBLE = (nn.Linear, nn.Conv2d)
+_SHOWN = 6  # names in a warning
 
 
 def noise_free_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Convolution, linear, recurrent and attention layers that are not noisy, by qualified name.
 
-    Products inside the user's own modules are not found.
+    Scripted and quantized layers count. Products inside the user's own modules are not found.
     """
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _MULTIPLY) and not isinstance(module, NoisyLayer)
+    return {name: layer for name, (_, layer) in select(model, _multiplies).items()}
+
+
+def unconverted(model: nn.Module, chosen: Callable[[str, nn.Module], bool] | None) -> list[str]:
+    """What a user of a converted model should know about weights without noise, one text per kind.
+
+    Args:
+        model: the converted model.
+        chosen: whether the user asked for a layer, given its name; None if for all.
+    """
+    others = {
+        name: m
+        for name, m in noise_free_layers(model).items()
+        if type(m) not in _CONVERTIBLE and (chosen is None or chosen(name, m))
     }
+    texts = []
+    if others:
+        texts.append(f"these layers stay noise-free: {_listed(map(_described, others, others.values()))}")
+    made = [name for name, m in others.items() if isinstance(m, _CONVERTIBLE) and parametrize.is_parametrized(m)]
+    if made:
+        texts.append(
+            "layers with a parametrization stay noise-free; to make them noisy, call "
+            f"torch.nn.utils.parametrize.remove_parametrizations and convert again: {_listed(made)}"
+        )
+    if chosen is None and (hidden := list(_unregistered(model))):
+        texts.append(
+            "modules in plain lists, tuples or dicts stay noise-free; hold them in nn.ModuleList or "
+            f"nn.ModuleDict: {_listed(hidden)}"
+        )
+    if shared := shared_weights(model):
+        texts.append(shared)
+    return texts
+
+
+def shared_weights(model: nn.Module) -> str | None:
+    """Names noisy layers whose weight is also a parameter of a module without noise, such as a tied embedding."""
+    found = []
+    noisy = select(model, lambda m: isinstance(m, NoisyLayer))
+    for name, (_, layer) in noisy.items():
+        weight = layer._parameters.get("weight")
+        others = [
+            _described(other, m)
+            for other, _, m in named(model)
+            if not isinstance(m, NoisyLayer) and any(p is weight for p in m._parameters.values() if p is not None)
+        ]
+        found += [f"{name} (with {', '.join(others)})"] if others else []
+    return f"modules without noise share the weights of these noisy layers: {_listed(found)}" if found else None
+
+
+def check_no_lazy_layers(model: nn.Module) -> None:
+    """Refuses lazy Linear and convolution layers that have no shape yet: they would stay noise-free.
+
+    Raises:
+        ValueError: the model has one.
+    """
+    for name, _, m in named(model):
+        if isinstance(m, _MULTIPLY) and any(isinstance(p, UninitializedParameter) for p in m._parameters.values()):
+            fail(
+                name or "model",
+                "must have its shape: run the model once, so that lazy layers get theirs, then convert",
+                type(m).__name__,
+            )
+
+
+def _multiplies(module: nn.Module) -> bool:
+    if isinstance(module, NoisyLayer):
+        return False
+    if isinstance(module, torch.jit.ScriptModule):
+        kind = getattr(nn, getattr(module, "original_name", ""), None)
+        return isinstance(kind, type) and issubclass(kind, _MULTIPLY)
+    return isinstance(module, _MULTIPLY) or (
+        type(module).__module__.startswith(_QUANTIZED) and hasattr(module, "weight")
+    )
+
+
+def _unregistered(model: nn.Module) -> Iterator[str]:
+    """Names of attributes with layers that are in no `named_modules()`."""
+    modules = list(named(model))
+    known = {id(m) for _, _, m in modules}
+    for name, _, module in modules:
+        for key, value in vars(module).items():
+            held = list(value.values()) if isinstance(value, dict) else value
+            items = held if isinstance(held, (list, tuple, set)) else (held,)
+            hidden = (m for m in items if isinstance(m, nn.Module) and id(m) not in known)
+            if any(_multiplies(m) for item in hidden for m in item.modules()):
+                yield f"{name}.{key}" if name else key
+
+
+def _described(name: str, module: nn.Module) -> str:
+    kind = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        kind = f"scripted {module.original_name}"
+    elif type(module).__module__.startswith(_QUANTIZED):
+        kind = f"quantized {kind}"
+    return f"{name or 'model'} ({kind})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -127,12 +127,26 @@ def fresh_keys(like: torch.Tensor, count: int) -> list[torch.Tensor]:
 def stream_of(name: str, taken: Iterable[int] = ()) -> int:
     """The 32-bit stream of the layer with this qualified name: its hash, independent of other layers.
 
-    `taken` holds the streams of earlier layers. On a collision the name is extended and hashed again.
+    `taken` holds the streams of other layers. On a collision the name is extended and hashed again.
     """
     taken = set(taken)
     text = name
-    while True:
-        stream = int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "little")
-        if stream not in taken:
-            return stream
+    while (stream := _hash(text)) in taken:
         text += "'"
+    return stream
+
+
+def settled_streams(names: Iterable[str], taken: Iterable[int] = ()) -> dict[str, int]:
+    """name -> stream, all different. Collisions are settled in the order of the sorted names.
+
+    So the streams depend on the names alone, not on the order of layers or calls.
+    """
+    taken, found = set(taken), {}
+    for name in sorted(set(names)):
+        found[name] = stream_of(name, taken)
+        taken.add(found[name])
+    return found
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "little")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext._common.progress import Progress
+from nft_ext.nn.observed import observed
 from nft_ext.training.batches import Batches, permuted
 from nft_ext.training.history import History, NonFiniteLoss
 from nft_ext.training.outputs import Outputs
@@ -90,7 +92,7 @@ class Loop:
         for index in range(self.step, len(batches)):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate(first + index, steps)
-            loss = self.gradient(batches[index], first + index)
+            loss = self._gradient(batches[index], first + index)
             self.total += loss * self._used(batches[index])
             if self.device.type == "cpu" or index % STEPS_PER_CHECK == 0 or index == len(batches) - 1:
                 self._check_finite(self.total)
@@ -101,6 +103,17 @@ class Loop:
                 self.save(state)
         lr = self.recipe.learning_rate(first + len(batches) - 1, steps)
         return {"epoch": self.epoch + 1, "lr": lr, "train_loss": float(self.total) / sum(map(self._used, batches))}
+
+    def _gradient(self, indices: Tensor, step: int) -> Tensor:
+        """The loss of a step. In the first step, warns of noisy layers that did not run."""
+        if step > 0 or self.method.sigma is None:
+            return self.gradient(indices, step)
+        with observed(self.prepared) as observer:
+            loss = self.gradient(indices, step)
+        if self.ranks.first:
+            for text in observer.found().texts("in the first step"):
+                warnings.warn(f"fit: {text}", stacklevel=5)
+        return loss
 
     def _used(self, indices: Tensor) -> int:
         return len(indices) - len(indices) % self.ranks.size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,9 @@ from torch import nn
 
 from nft_ext._common.checks import fail, torch_device
 from nft_ext.nn import check_noisy, noisy_layers
+from nft_ext.nn.names import named
 from nft_ext.nn.noise_free import noise_free_layers
+from nft_ext.nn.replaced import copied
 from nft_ext.ops.functional import device_table
 
 
@@ -42,7 +43,7 @@ def on_device(model: nn.Module, device: torch.device | str | None) -> tuple[nn.M
         wanted = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         fail("device", "must be an available torch device", f"{device!r} ({str(error).splitlines()[0]})")
-    return (model, home) if wanted == home else (copy.deepcopy(model).to(wanted), wanted)
+    return (model, home) if wanted == home else (copied(model).to(wanted), wanted)
 
 
 def check_sigma_is_known(model: nn.Module) -> None:
@@ -87,4 +88,4 @@ def layers_without_noise(model: nn.Module) -> list[str]:
     quiet = {name for name, layer in noisy_layers(model).items() if not layer.noise_enabled} | set(
         noise_free_layers(model)
     )
-    return [name for name, _ in model.named_modules() if name in quiet]
+    return [name for name in dict.fromkeys(name for name, _, _ in named(model)) if name in quiet]

@@ -22,6 +22,7 @@ from nft_ext.montecarlo.execution.plan import Plan
 from nft_ext.montecarlo.execution.session import Session
 from nft_ext.nn import noisy_layers
 from nft_ext.nn.contexts import noise
+from nft_ext.nn.observed import Observation, observed
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Prepared:
         evaluator: the network in eval mode at the sigma asked for, with its data.
         labels: int64 [n].
         probe: results of one small pass.
+        observation: which layers ran in that pass.
         alone: the reason why chips must not share a pass; None if they may.
         hardware: name of the torch device.
         began: time.perf_counter() at the start.
@@ -42,6 +44,7 @@ class Prepared:
     evaluator: ChipEvaluator
     labels: Tensor
     probe: Probe
+    observation: Observation
     alone: str | None
     hardware: str
     began: float
@@ -103,11 +106,12 @@ def prepared(
         stack.enter_context(autocast(asked.precision, device))
         stack.enter_context(noise(model, sigma=asked.sigma))  # one context, so that layers quantize once
         evaluator = ChipEvaluator(model, inputs, labels, asked.seed, min(batch_size, len(labels)), device)
-        found = probe(model, evaluator.logits, evaluator.inputs)
+        with observed(model) as observer:
+            found = probe(model, evaluator.logits, evaluator.inputs)
         check_label_range(labels, found.classes)
         if gains_by_channels_last(model, evaluator.inputs, device):
             evaluator.channels_last = takes_channels_last(evaluator.logits, evaluator.inputs, asked.precision)
         alone = None
         if asked.most_runs > 1 and asked.chips_per_pass != 1:
             alone = why_one_chip(evaluator.logits, evaluator.inputs, asked.precision)
-        yield Prepared(asked, evaluator, labels, found, alone, hardware, began)
+        yield Prepared(asked, evaluator, labels, found, observer.found(), alone, hardware, began)

@@ -50,6 +50,9 @@ class MonteCarloReport:
         slices: slices per tiling.
         pilot: the measurements behind slice_images="auto" (variances, costs in seconds), else None.
         stopping: target_ci, reached (bool), pilot_runs, min_runs, max_runs; None without a target.
+        observed: what one small pass ran: never_ran (noisy layers whose forward did not run), share (their part of the
+            noisy weights), read (noisy layers whose weight was read past the layer), matrices (parameters of other
+            modules that were multiplied without noise). None in reports of version 0.2.
     """
 
     statistics: dict[str, RunStatistic | SliceStatistic]
@@ -72,6 +75,7 @@ class MonteCarloReport:
     slices: int = 1
     pilot: dict[str, Any] | None = None
     stopping: dict[str, Any] | None = None
+    observed: dict[str, Any] | None = None
 
     def _statistic(self, name: str) -> RunStatistic | SliceStatistic:
         if name not in self.statistics:

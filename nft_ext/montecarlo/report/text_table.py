@@ -47,8 +47,13 @@ def report_table(report) -> str:
     ]
     lines += _of_whole_sets(report) if report.slice_images is None else _of_slices(report)
     for note in report.notes:
-        lines += textwrap.wrap(f"note: {note}", WIDTH, initial_indent="  ", subsequent_indent="        ")
+        lines += note_lines(note)
     return "\n".join(lines)
+
+
+def note_lines(note: str) -> list[str]:
+    """A note as indented lines."""
+    return textwrap.wrap(f"note: {note}", WIDTH, initial_indent="  ", subsequent_indent="        ")
 
 
 def _of_whole_sets(report) -> list[str]:

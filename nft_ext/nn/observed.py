@@ -1,0 +1,212 @@
+"""What a forward really runs: noisy layers that never run, weights that are read past their layer.
+
+The evidence is the noisy forward itself. Inside `observed`, each noisy layer notes that its own forward began. A hook
+would not do: a forward that was replaced on the instance may bypass the noise, or may end in the noisy forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nft_ext._common.checks import fail
+from nft_ext.nn.base import NoisyLayer, noisy_layers
+from nft_ext.nn.names import named
+from nft_ext.nn.noise_free import noise_free_layers
+from nft_ext.nn.replaced import replaced_method
+
+_BEGINS = ("programmed", "injected_weight", "crossbar")  # one of these methods begins every noisy forward
+_PRODUCTS = {
+    *("linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "einsum"),
+    *("tensordot", "addmm", "addmv", "addbmm", "baddbmm", "chain_matmul", "multi_dot", "multi_head_attention_forward"),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "embedding"),
+}
+_SHOWN = 6  # names in a text
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one forward showed.
+
+    Attributes:
+        never_ran: names of noisy layers whose forward did not run.
+        share: their part of the weights of all noisy layers, 0 .. 1.
+        read: names of noisy layers whose weight a product outside of the layer read, without noise.
+        matrices: names of other parameters that a product read, in modules that are no torch layers.
+    """
+
+    never_ran: list[str]
+    share: float
+    read: list[str]
+    matrices: list[str]
+
+    def texts(self, where: str) -> list[str]:
+        """One text per kind of finding; none if all noisy layers ran and nothing else multiplied.
+
+        Args:
+            where: names the forward, as "in the first step".
+        """
+        texts = []
+        if self.never_ran:
+            texts.append(
+                f"these noisy layers did not run {where}, so their noise had no effect ({100 * self.share:.3g} % of "
+                f"the noisy weights): {_listed(self.never_ran)}"
+            )
+        if self.read:
+            texts.append(f"the weights of these noisy layers are read without noise: {_listed(self.read)}")
+        if self.matrices:
+            texts.append(f"these matrices are multiplied without noise: {_listed(self.matrices)}")
+        return texts
+
+
+@dataclass
+class Observer:
+    """Collects while `observed` is open."""
+
+    layers: dict[str, NoisyLayer]
+    ran: set[NoisyLayer] = field(default_factory=set)
+    read: set[str] = field(default_factory=set)
+    matrices: list[str] = field(default_factory=list)
+
+    def found(self) -> Observation:
+        """What has been observed so far."""
+        sizes = {name: layer.weight.numel() for name, layer in self.layers.items()}
+        never = [name for name, layer in self.layers.items() if layer not in self.ran]
+        share = sum(sizes[name] for name in never) / max(1, sum(sizes.values()))
+        return Observation(never, share, [name for name in self.layers if name in self.read], self.matrices)
+
+
+@contextlib.contextmanager
+def observed(model: nn.Module) -> Iterator[Observer]:
+    """Observes the forwards inside, layer by layer and without compiled graphs. Nothing stays behind.
+
+    Raises:
+        ValueError: at a forward: a layer was called, but its own forward did not run.
+    """
+    observer = Observer(noisy_layers(model))
+    # Only where something may be compiled: importing torch._dynamo takes seconds.
+    compiled = "torch._dynamo" in sys.modules
+    with contextlib.ExitStack() as stack:
+        for name, layer in observer.layers.items():
+            stack.enter_context(_checked(name, layer, observer.ran))
+        if compiled:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        products = stack.enter_context(_Products(model, observer))
+        # Only reads by the model's own forward count: a loss may read weights too, as a regularizer does.
+        stack.callback(model.register_forward_pre_hook(products.enter).remove)
+        stack.callback(model.register_forward_hook(products.leave, always_call=True).remove)
+        yield observer
+
+
+@contextlib.contextmanager
+def own_forwards(layers: dict[str, NoisyLayer]) -> Iterator[None]:
+    """Checks in every call that a forward replaced on an instance runs the noisy forward in the end.
+
+    Raises:
+        ValueError: at a forward: it did not.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            if replaced_method(layer) is not None:
+                stack.enter_context(_checked(name, layer, set()))
+        yield
+
+
+@contextlib.contextmanager
+def _checked(name: str, layer: NoisyLayer, ran: set[NoisyLayer]) -> Iterator[None]:
+    """Adds the layer to `ran` when its own forward runs. Refuses calls in which it does not."""
+    calls: list[bool] = []  # per call in progress, whether the forward ran
+
+    def begin(*_: Any) -> None:
+        calls.append(False)
+
+    def end(*_: Any) -> None:
+        if calls and not calls.pop():
+            method = replaced_method(layer)
+            rule = "must end in the forward of NoisyLinear or NoisyConv2d, but this one bypasses the noise"
+            if method is not None:
+                rule += f": it was put on the instance, so remove it (del layer.{method}), or convert the model again"
+            fail(f"{name or type(layer).__name__}.{method or 'forward'}", rule, type(layer).__name__)
+
+    def note(method: Any, counts: bool, *args: Any, **kwargs: Any) -> Any:
+        if counts or calls:
+            ran.add(layer)
+        calls[-1:] = [True] if calls else []
+        return method(*args, **kwargs)
+
+    own = layer.__dict__
+    before = {method: own[method] for method in _BEGINS if method in own}
+    methods = {method: getattr(layer, method) for method in _BEGINS if hasattr(layer, method)}
+    hooks = [layer.register_forward_pre_hook(begin), layer.register_forward_hook(end)]
+    # Programming ahead of the forwards asks for the crossbar, too.
+    own.update({name: functools.partial(note, bound, name != "crossbar") for name, bound in methods.items()})
+    try:
+        yield
+    finally:
+        for method in methods:
+            own.pop(method, None)
+        own.update(before)
+        for hook in hooks:
+            hook.remove()
+
+
+class _Products(TorchFunctionMode):
+    """Notes products in the model's forward that read a parameter of two or more dimensions directly."""
+
+    def __init__(self, model: nn.Module, observer: Observer) -> None:
+        super().__init__()
+        self.observer = observer
+        self.depth = 0  # calls of the model in progress
+        weights = {id(layer.weight): (name, True, layer.weight) for name, layer in observer.layers.items()}
+        named_elsewhere = {id(p) for m in noise_free_layers(model).values() for p in m.parameters()}
+        for prefix, _, module in named(model):
+            for key, p in module._parameters.items():
+                if p is not None and id(p) not in named_elsewhere:
+                    weights.setdefault(id(p), (f"{prefix}.{key}" if prefix else key, False, p))
+        # (first byte, end, name, whether of a noisy layer)
+        self.spans = [
+            (p.data_ptr(), p.data_ptr() + p.nbytes, name, noisy)
+            for name, noisy, p in weights.values()
+            if type(p.detach()) is Tensor and p.dim() >= 2 and not p.is_meta and p.numel()
+        ]
+
+    def enter(self, *_: Any) -> None:
+        """A forward of the model begins."""
+        self.depth += 1
+
+    def leave(self, *_: Any) -> None:
+        """A forward of the model ends."""
+        self.depth -= 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if self.depth and name in _PRODUCTS:
+            # The first operand of a layer is its input.
+            operands = args[1:] if name.startswith(("linear", "bilinear", "conv", "embedding")) else args
+            for value in (*operands, *kwargs.values()):
+                for item in value if isinstance(value, (list, tuple)) else (value,):
+                    if type(item) in (Tensor, nn.Parameter) and not item.is_meta:
+                        self._note(item, name)
+        return func(*args, **kwargs)
+
+    def _note(self, tensor: Tensor, product: str) -> None:
+        address = tensor.data_ptr()
+        for first, end, name, noisy in self.spans:
+            if first <= address < end:
+                if noisy:
+                    self.observer.read.add(name)
+                elif product != "embedding" and name not in self.observer.matrices:
+                    self.observer.matrices.append(name)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
