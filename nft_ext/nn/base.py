@@ -12,7 +12,7 @@ from nft_ext.device import NVMDevice
 from nft_ext.nn import recomputation
 from nft_ext.nn.names import named, select
 from nft_ext.nn.streams import name_layers
-from nft_ext.ops import operators
+from nft_ext.ops import autograd, operators
 from nft_ext.ops.functional import Crossbar, own_table
 from nft_ext.ops.keys import fresh_key
 from nft_ext.ops.operands import check_tensor, is_ordinary
@@ -77,8 +77,8 @@ class NoisyLayer(nn.Module):
         return None
 
     def programmed(self) -> Tensor | None:
-        """The stored weights [S, *weight.shape]; None without any, or with gradients on: they need the operator."""
-        if torch.is_grad_enabled() or self._programmed is None:
+        """The stored weights [S, *weight.shape]; None without any, or where derivatives need the operator."""
+        if self._programmed is None or torch.is_grad_enabled() or autograd.is_special():
             return None
         if self.training and not torch.compiler.is_compiling():
             recomputation.note_forward(self, True)
@@ -111,13 +111,14 @@ class NoisyLayer(nn.Module):
             compiling = torch.compiler.is_compiling()
         if not compiling and not is_ordinary(weight):
             check_tensor(f"{self.name or type(self).__name__}.weight", weight)
-        if weight.dtype != torch.float32:
+        if weight.dtype not in (torch.float32, torch.float64):
             weight = weight.float()
         if not compiling:
             self._note_forward()
         if key is None:
             key = fresh_key(weight)
-        codes, step = self.codes_and_step(weight) if self.shares_codes else (None, None)
+        shared = self.shares_codes and weight.dtype == torch.float32 and not autograd.is_special()
+        codes, step = self.codes_and_step(weight) if shared else (None, None)
         return Crossbar(weight, codes, step, self._table, key, self.stream, self._spec)
 
     def _note_forward(self) -> None:

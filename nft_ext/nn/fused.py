@@ -14,7 +14,7 @@ from nft_ext.nn.conv import NoisyConv2d
 from nft_ext.nn.linear import NoisyLinear
 from nft_ext.ops import operators
 from nft_ext.ops.convolution import output_size
-from nft_ext.ops.functional import Crossbar, conv2d_operands, conv2d_product, linear_product
+from nft_ext.ops.functional import Crossbar, conv2d_operands, conv2d_product, in_float32, linear_product
 from nft_ext.ops.operands import Epilogue, apply_epilogue, check_tensor, in_autocast, is_ordinary
 
 
@@ -56,7 +56,7 @@ class FusedLayer(NoisyLayer):
         compiling = torch.compiler.is_compiling()
         if isinstance(x, Tensor) and (weights := self.programmed()) is not None:
             return self.with_programmed(x, weights, residual)
-        bar = self.crossbar(compiling)
+        bar = in_float32(self.crossbar(compiling))
         if compiling or not isinstance(x, Tensor):
             return self.checked(x, residual, bar)[0]
         x = in_autocast(x)
@@ -179,7 +179,10 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         if residual is None or (not single and _fits(residual, shape, x)):
             e = Epilogue(self.scale, self.shift, residual, self.ends_in_relu)
             y = conv2d_product(x, self.bias, bar, *geometry, shared, e)
-            return y.squeeze(0) if single else y, (*geometry, shared) if x is given else None
+            return y.squeeze(0) if single else y, (
+                *geometry,
+                shared,
+            ) if x is given and x.dtype != torch.float64 else None
         y = conv2d_product(x, self.bias, bar, *geometry, shared, Epilogue(self.scale, self.shift))
         return self.add_and_relu(y.squeeze(0) if single else y, residual), None
 
@@ -253,7 +256,7 @@ class FusedLinear(FusedLayer, NoisyLinear):
         x = in_autocast(x)
         if _fits(residual, [*x.shape[:-1], self.out_features], x):
             y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift, residual, self.ends_in_relu))
-            return y, (shared,) if x.dim() == 2 else None
+            return y, (shared,) if x.dim() == 2 and x.dtype != torch.float64 else None
         y = linear_product(x, self.bias, bar, shared, Epilogue(self.scale, self.shift))
         return self.add_and_relu(y, residual), None
 

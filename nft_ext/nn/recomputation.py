@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from nft_ext._common.checks import fail
-from nft_ext.ops.operators import OTHER_NOISE
+from nft_ext.ops.same_noise import OTHER_NOISE
 
 
 class Layer(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nft_ext._common.checks import boolean, fail, integer
 from nft_ext.device import NVMDevice
-from nft_ext.ops import operators
+from nft_ext.ops import autograd, derivatives, operators  # noqa: F401  (registers the derivatives)
 from nft_ext.ops.convolution import output_size, reach
 from nft_ext.ops.keys import noise_key
 from nft_ext.ops.operands import (
@@ -30,7 +30,7 @@ from nft_ext.ops.operands import (
 class Crossbar(NamedTuple):
     """The arguments that describe a layer's crossbar, in the operators' order (csrc/operators/schemas.cpp)."""
 
-    weight: Tensor  # [*] float32
+    weight: Tensor  # [*] float32; float64 only for a product in float64
     codes: Tensor | None  # [*], or None: the operator computes them
     step: Tensor | None  # [], or None: the operator computes it
     table: Tensor  # [T]
@@ -71,9 +71,14 @@ def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enable
     if not isinstance(nvm, NVMDevice):
         fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
     check_key(key, weight.device)
-    weight = weight if weight.dtype == torch.float32 else weight.float()
+    weight = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
     table = device_table(nvm, weight.device)
     return Crossbar(weight, None, None, table, key, integer("stream", stream, 0, 2**32 - 1), nvm.operator_spec(enabled))
+
+
+def in_float32(bar: Crossbar) -> Crossbar:
+    """The crossbar with a float32 weight, as the compiled kernels take it."""
+    return bar if bar.weight.dtype == torch.float32 else bar._replace(weight=bar.weight.float())
 
 
 def program_weights(
@@ -90,7 +95,7 @@ def program_weights(
     """Programmed weights W_p, one copy per chip (Eq. 4 and 5 of arXiv 2305.14561).
 
     Args:
-        weight: [*], float32 (bfloat16 and float16 are converted).
+        weight: [*], float32 (other floating-point types are converted).
         nvm: the device model.
         seed, draws: the chips, see `noise_key`.
         stream: the layer's 32-bit stream.
@@ -111,9 +116,8 @@ def program_weights(
     key = noise_key(seed, draws, device=weight.device) if key is None else key
     if dtype not in (torch.float32, torch.bfloat16) and not (dtype == torch.float16 and weight.device.type == "cuda"):
         fail("dtype", "must be torch.float32 or torch.bfloat16 (or float16 on CUDA)", str(dtype))
-    return operators.call(
-        operators.Program, operators.ops.program.default, *crossbar(weight, nvm, key, stream, enabled=enabled), dtype
-    )
+    bar = in_float32(crossbar(weight, nvm, key, stream, enabled=enabled))
+    return operators.call(operators.Program, operators.ops.program.default, *bar, dtype)
 
 
 def noisy_linear(
@@ -152,6 +156,7 @@ def noisy_linear(
 
     Returns:
         [S * B, ..., out], chip-major, in x's dtype (or autocast's). With S = 1, x may be [in]; the result is [out].
+        In float64 torch computes the product, on the noise of the float32 weight.
 
     Raises:
         TypeError, ValueError: a bad argument.
@@ -177,14 +182,19 @@ def linear_product(
     lead = list(x.shape[:-1])
     if lead and shared:
         lead[0] *= chips
-    if epilogue is None:
-        y = operators.call(
-            operators.NoisyLinear, operators.ops.noisy_linear.default, rows, bar.weight, bias, *bar[1:], shared
-        )
-    else:
+    operator = operators.ops.noisy_linear.default
+    if epilogue is not None:
         check_epilogue(epilogue, x, bar.weight, [*lead, bar.weight.shape[0]])
         if epilogue.residual is not None:
             epilogue = epilogue._replace(residual=epilogue.residual.reshape(-1, bar.weight.shape[0]))
+    if x.dtype == torch.float64:
+        y = autograd.call_composed(operator, rows, bar.weight, bias, *bar[1:], shared)
+        y = y if epilogue is None else apply_epilogue(y, epilogue)
+        return y if x.dim() == 2 else y.reshape(*lead, y.shape[-1])
+    bar = in_float32(bar)
+    if epilogue is None:
+        y = operators.call(operators.NoisyLinear, operator, rows, bar.weight, bias, *bar[1:], shared)
+    else:
         y = operators.call_fused(
             operators.ops.noisy_linear_fused.default, rows, bar.weight, bias, *bar[1:], shared, *epilogue
         )
@@ -229,7 +239,7 @@ def noisy_conv2d(
         scale, shift, residual, relu: the epilogue, as in `noisy_linear`.
 
     Returns:
-        [S * B, out, oh, ow], chip-major, in x's dtype (or autocast's) and memory format.
+        [S * B, out, oh, ow], chip-major, in x's dtype (or autocast's) and memory format. float64: as `noisy_linear`.
 
     Raises:
         TypeError, ValueError: a bad argument.
@@ -255,6 +265,11 @@ def conv2d_product(
     x, geometry, shape = conv2d_operands(x, bias, bar, stride, padding, dilation, groups, shared)
     if epilogue is not None:
         check_epilogue(epilogue, x, bar.weight, shape)
+    operator = operators.ops.noisy_conv2d.default
+    if x.dtype == torch.float64:
+        y = autograd.call_composed(operator, x, bar.weight, bias, *bar[1:], *geometry, shared)
+        return y if epilogue is None else apply_epilogue(y, epilogue)
+    bar = in_float32(bar)
     if _split_for_compiler(x, bar):
         w_p = operators.ops.program.default(*bar, x.dtype)[0]
         y = torch.nn.functional.conv2d(x, w_p, bias if bias is None else bias.to(x.dtype), *geometry)
@@ -262,7 +277,7 @@ def conv2d_product(
     arguments = (x, bar.weight, bias, *bar[1:], *geometry, shared)
     if epilogue is not None:
         return operators.call_fused(operators.ops.noisy_conv2d_fused.default, *arguments, *epilogue)
-    return operators.call(operators.NoisyConv2d, operators.ops.noisy_conv2d.default, *arguments)
+    return operators.call(operators.NoisyConv2d, operator, *arguments)
 
 
 def conv2d_operands(

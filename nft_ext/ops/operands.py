@@ -53,13 +53,8 @@ def check_tensor(argument: str, value: Any) -> None:
         fail(argument, "must be a torch.Tensor", type(value).__name__, TypeError)
     if value.layout != torch.strided or value.is_nested:
         fail(argument, "must be a dense tensor", "a nested tensor" if value.is_nested else str(value.layout), TypeError)
-    if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        fail(
-            argument,
-            "must be float32, bfloat16 or float16 (float64: see nft_ext.reference)",
-            str(value.dtype),
-            TypeError,
-        )
+    if value.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        fail(argument, "must be float32, bfloat16, float16 or float64", str(value.dtype), TypeError)
     if value.device.type == "cuda" and build_info.cuda_failure is not None:
         fail(argument, f"must be a CPU tensor, because {build_info.cuda_failure}", str(value.device), RuntimeError)
     if value.device.type not in ("cpu", "cuda", "meta"):
@@ -125,20 +120,23 @@ def check_epilogue(e: Epilogue, x: Tensor, weight: Tensor, shape: list[int]) -> 
 def apply_epilogue(y: Tensor, e: Epilogue) -> Tensor:
     """The epilogue in torch operations. In a compiled graph the compiler makes them one loop."""
     row = [1, -1, *[1] * (y.dim() - 2)]
-    z = y.float()
+    z = y if y.dtype == torch.float64 else y.float()
     if e.scale is not None:
         z = z * e.scale.view(row)
     if e.shift is not None:
         z = z + e.shift.view(row)
     if e.residual is not None:
-        z = z + e.residual.float()
+        z = z + e.residual.to(z.dtype)
     return (z.relu() if e.relu else z).to(y.dtype)
 
 
 def in_autocast(x: Tensor) -> Tensor:
-    """x in autocast's dtype. Weights and tables stay float32; the kernel rounds W_p to x's dtype."""
+    """x in autocast's dtype. Weights and tables stay float32; the kernel rounds W_p to x's dtype.
+
+    As in torch, float64 stays float64.
+    """
     dtype = autocast_dtype(x.device)
-    return x if dtype is None or not x.is_floating_point() else x.to(dtype)
+    return x if dtype is None or not x.is_floating_point() or x.dtype == torch.float64 else x.to(dtype)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

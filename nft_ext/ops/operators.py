@@ -1,22 +1,21 @@
-"""Fake kernels and straight-through gradients of the compiled operators.
+"""Fake kernels and straight-through derivatives of the compiled operators.
 
-Arguments are those of csrc/operators/schemas.cpp. Public functions use the autograd Functions at the end of this file.
-The raw operators have the same `setup_context` and `backward`, so `torch.ops.nft_ext.*` has the same gradients.
+Arguments are those of csrc/operators/schemas.cpp. The raw operators `torch.ops.nft_ext.*` have the same derivatives as
+the public functions: nft_ext.ops.autograd says which calls the compiled kernels serve.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
-from torch.autograd.function import once_differentiable
 
 from nft_ext._common.checks import fail
-from nft_ext.ops import build_info, deterministic  # noqa: F401  (loads the libraries; a kernel)
+from nft_ext.ops import autograd, deterministic  # noqa: F401  (a kernel)
 from nft_ext.ops.convolution import output_size
+from nft_ext.ops.same_noise import check_same_noise, noise_of_forward
 
 ops = torch.ops.nft_ext
 
@@ -141,9 +140,8 @@ def _(grad, x, weight, codes, step, table, key, stream, spec, stride, padding, d
     return _fake_gradients(x, weight, wanted)
 
 
-# ---- gradients: dL/dW = dL/dW_p; dL/dx uses the forward's W_p, programmed again from the key.
+# ---- derivatives: dL/dW = dL/dW_p; dL/dx uses the forward's W_p, programmed again from the key.
 # Arguments of a forward: x, weight, bias, then tensors without gradient, then static values.
-# Second derivatives are refused: the backward kernels have none, and torch would silently omit terms.
 
 _TENSORS = 7  # x, weight, bias, codes, step, table, key
 
@@ -157,107 +155,22 @@ def _setup_product(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward_product(ctx: Any, grad: Tensor, operator: Any) -> tuple:
+    """By the compiled kernel, or by torch operations where the gradient itself is differentiated."""
     x, weight, *noise = ctx.saved_tensors
     check_same_noise(ctx.noise_then, noise[-2], noise[-1])
     needs = ctx.needs_input_grad
     wanted = needs[0] | needs[1] << 1 | (needs[2] and ctx.bias_dtype is not None) << 2
-    grads = operator(grad.to(x.dtype), x, weight, *noise, *ctx.static, int(wanted))
+    arguments = (grad.to(x.dtype), x, weight, *noise, *ctx.static, int(wanted))
+    if autograd.is_special():
+        grads = autograd.call_special(operator, *arguments)
+    elif torch.compiler.is_compiling() or torch.is_grad_enabled():
+        grads = operator(*arguments)
+    else:
+        grads = without_autograd(operator, *arguments)
     grads = [g if wanted >> i & 1 else None for i, g in enumerate(grads)]
     if grads[2] is not None:
         grads[2] = grads[2].to(ctx.bias_dtype)
     return (*grads, *[None] * (_TENSORS - 3 + len(ctx.static)))
-
-
-def noise_of_forward(table: Tensor, key: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(table, key) for `check_same_noise`; None in transforms and graphs, which never run a forward again in Python."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or type(key) is not Tensor:
-        return None
-    return table, key
-
-
-def check_same_noise(then: tuple[Tensor, Tensor] | None, table: Tensor, key: Tensor) -> None:
-    """Refuses gradients for another chip than the forward's: a recomputation may have made the saved tensors.
-
-    Args:
-        then: the forward's table and key, or None: no check.
-        table, key: those that the backward was handed.
-
-    Raises:
-        RuntimeError: they differ.
-    """
-    if then is None:
-        return
-    for before, now in zip(then, (table, key)):
-        if before is now or before.data_ptr() == now.data_ptr():
-            continue
-        if before.shape != now.shape or not torch.equal(before, now):
-            fail("the backward", *OTHER_NOISE, RuntimeError)
-
-
-OTHER_NOISE = (
-    "must recompute with the noise of the forward: call backward() inside the contexts nft.chips and nft.noise, or use "
-    "torch.utils.checkpoint with preserve_rng_state=True",
-    "another chip or sigma",
-)
-
-
-def _backward_step(ctx: Any, grad: Tensor) -> tuple:
-    return None, None  # max|W| is a constant
-
-
-def _setup_program(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    pass
-
-
-def _backward_program(ctx: Any, *grads: Tensor) -> tuple:
-    return (grads[0].sum(0, dtype=torch.float32), *[None] * 7)
-
-
-@once_differentiable
-def _backward_linear(ctx: Any, grad: Tensor) -> tuple:
-    return _backward_product(ctx, grad, ops.noisy_linear_backward)
-
-
-@once_differentiable
-def _backward_conv2d(ctx: Any, grad: Tensor) -> tuple:
-    return _backward_product(ctx, grad, ops.noisy_conv2d_backward)
-
-
-torch.library.register_autograd("nft_ext::weight_step", _backward_step)
-torch.library.register_autograd("nft_ext::program", _backward_program, setup_context=_setup_program)
-torch.library.register_autograd("nft_ext::noisy_linear", _backward_linear, setup_context=_setup_product)
-torch.library.register_autograd("nft_ext::noisy_conv2d", _backward_conv2d, setup_context=_setup_product)
-
-
-_NO_GRADIENT = (
-    "must not require a gradient, the {} operators have none: call them under torch.no_grad(), or use the plain ones"
-)
-_FOR_INFERENCE = ("noisy_linear_fused", "noisy_conv2d_fused", "noisy_cascade")
-
-
-def _refuse_gradient(ctx: Any, inputs: tuple, output: Tensor, *, name: str) -> None:
-    raise RuntimeError(f"nft_ext::{name}: arguments {_NO_GRADIENT.format(name.rpartition('_')[2])}; got one that does")
-
-
-def _no_backward(ctx: Any, grad: Tensor) -> None:
-    raise AssertionError("unreachable: the forward has raised")
-
-
-# Without these, torch would only warn and return zero gradients.
-for _name in _FOR_INFERENCE:
-    torch.library.register_autograd(
-        f"nft_ext::{_name}", _no_backward, setup_context=functools.partial(_refuse_gradient, name=_name)
-    )
-
-
-@torch.library.register_vmap("nft_ext::program")  # pyright: ignore[reportOptionalCall]  (a decorator)
-def _(info, in_dims, weight, codes, step, table, key, stream, spec, dtype):
-    """vmap over keys [V, S, 2]: one call with V * S chips."""
-    if any(dim is not None for dim in in_dims[:4]):
-        raise ValueError("nft_ext::program: vmap: must run over key only; got another batched argument")
-    key = key.movedim(in_dims[4], 0)
-    out = ops.program(weight, codes, step, table, key.reshape(-1, 2).contiguous(), stream, spec, dtype)
-    return out.unflatten(0, key.shape[:2]), 0
 
 
 # The forwards name every parameter: torch.compile counts them to find out whether a context comes first.
@@ -266,14 +179,17 @@ def _(info, in_dims, weight, codes, step, table, key, stream, spec, dtype):
 class Program(torch.autograd.Function):
     """Programmed weights [S, *weight.shape]. The gradient is the sum over chips."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(weight, codes, step, table, key, stream, spec, dtype):
         return ops.program(weight, codes, step, table, key, stream, spec, dtype)
 
-    setup_context = staticmethod(_setup_program)
-    backward = staticmethod(_backward_program)
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return (grads[0].sum(0, dtype=torch.float32), *[None] * 7)
 
 
 class NoisyLinear(torch.autograd.Function):
@@ -284,7 +200,10 @@ class NoisyLinear(torch.autograd.Function):
         return ops.noisy_linear(x, weight, bias, codes, step, table, key, stream, spec, shared)
 
     setup_context = staticmethod(_setup_product)
-    backward = staticmethod(_backward_linear)  # pyright: ignore[reportAssignmentType]  (once_differentiable's type)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _backward_product(ctx, grads[0], ops.noisy_linear_backward.default)
 
 
 class NoisyConv2d(torch.autograd.Function):
@@ -297,14 +216,19 @@ class NoisyConv2d(torch.autograd.Function):
         )
 
     setup_context = staticmethod(_setup_product)
-    backward = staticmethod(_backward_conv2d)  # pyright: ignore[reportAssignmentType]  (once_differentiable's type)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _backward_product(ctx, grads[0], ops.noisy_conv2d_backward.default)
 
 
 def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any) -> Tensor:
     """Calls the autograd Function if an argument needs a gradient, else the operator itself."""
+    if autograd.is_special():
+        return autograd.call_special(operator, *arguments)
     if torch.is_grad_enabled():
-        for differentiable in arguments[:3]:  # x, weight, bias; for `program` the weight
-            if differentiable is not None and differentiable.requires_grad:
+        for value in arguments[:3]:  # x, weight, bias; for `program` the weight
+            if value is not None and value.requires_grad:
                 return function.apply(*arguments)
     return operator(*arguments) if torch.compiler.is_compiling() else without_autograd(operator, *arguments)
 
@@ -312,8 +236,11 @@ def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any
 def without_autograd(operator: Any, *arguments: Any) -> Any:
     """Calls the operator below torch's autograd layer, which costs more than a small product.
 
-    For eager mode and calls that need no gradient.
+    For eager mode and calls that need no gradient. Inside torch.func and forward-mode differentiation the layer sees
+    the call nevertheless.
     """
+    if autograd.is_special():
+        return autograd.call_special(operator, *arguments)
     if torch.is_inference_mode_enabled():  # autograd is off already
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
@@ -327,7 +254,11 @@ def call_fused(operator: Any, *arguments: Any) -> Tensor:
         RuntimeError: gradients are on and an argument requires one.
     """
     if torch.is_grad_enabled() and (wanting := [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]):
-        kind = str(getattr(operator, "overloadpacket", operator)).rpartition("_")[2]
-        names = "x, weight, bias, scale, shift and residual"
-        fail(names, _NO_GRADIENT.format(kind), f"a tensor {list(wanting[0].shape)} that does", RuntimeError)
+        fail(
+            "x, weight, bias, scale, shift and residual",
+            "must not require a gradient, the fused operators have none: call them under torch.no_grad(), or use the "
+            "plain ones",
+            f"a tensor {list(wanting[0].shape)} that does",
+            RuntimeError,
+        )
     return operator(*arguments) if torch.compiler.is_compiling() else without_autograd(operator, *arguments)

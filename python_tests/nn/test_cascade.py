@@ -299,7 +299,7 @@ def test_vmap_goes_through_the_layers(calls):
     "bad, error, message",
     [
         (torch.randn(2, 3, 8, 8), ValueError, r"x: must have the shape \[B, 4, H, W\]"),
-        (X.double(), TypeError, "x: must be float32, bfloat16 or float16"),
+        (X.cfloat(), TypeError, "x: must be float32, bfloat16, float16 or float64"),
         (X.to_sparse(), TypeError, "x: must be a dense tensor"),
         (X.numpy(), TypeError, "x: must be a torch.Tensor; got ndarray"),
     ],

@@ -387,7 +387,7 @@ def test_checks_once_passed_do_not_hide_what_comes_later(pair):
     outputs(fused, X)
     for bad, error, message in (
         (torch.randn(2, 3, 8, 8), ValueError, r"x: must have the shape \[B, 4, H, W\]"),
-        (X.double(), TypeError, "x: must be float32, bfloat16 or float16"),
+        (X.cfloat(), TypeError, "x: must be float32, bfloat16, float16 or float64"),
         (X[0], ValueError, r"x: must have the shape \[B, 4, H, W\]; got \[4, 8, 8\]"),
         (X[..., :1, :1].expand(2, 4, 0, 0), ValueError, "padded height must be at least"),
         (X.to_sparse(), TypeError, "x: must be a dense tensor"),

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import nft_ext as nft
 from nft_ext import methods
-from nft_ext.ops.operators import OTHER_NOISE
+from nft_ext.ops.same_noise import OTHER_NOISE
 
 NVM = nft.NVMDevice(sigma=0.2)
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))

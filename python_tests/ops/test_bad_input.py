@@ -32,10 +32,10 @@ KEY_RULE = "key: must have the shape [S, 2] with S >= 1; got "
 CALLS = {
     # operands
     "x no tensor": (lambda: linear([1.0]), TypeError, "x: must be a torch.Tensor; got list"),
-    "x float64": (
-        lambda: linear(torch.randn(4, 6).double()),
+    "x complex": (
+        lambda: linear(torch.randn(4, 6).cfloat()),
         TypeError,
-        "x: must be float32, bfloat16 or float16 (float64: see nft_ext.reference); got torch.float64",
+        "x: must be float32, bfloat16, float16 or float64; got torch.complex64",
     ),
     "x float16": (
         lambda: linear(torch.randn(4, 6).half()),
@@ -89,7 +89,7 @@ CALLS = {
         TypeError,
         "weight: must be a torch.Tensor; got ndarray",
     ),
-    "weight float64": (lambda: linear(weight=torch.randn(3, 6).double()), TypeError, "weight: must be float32"),
+    "weight complex": (lambda: linear(weight=torch.randn(3, 6).cfloat()), TypeError, "weight: must be float32"),
     "weight dims": (
         lambda: linear(weight=torch.randn(3, 6, 1)),
         ValueError,
@@ -184,8 +184,8 @@ CALLS = {
         ValueError,
         "x: must have the shape [B, 4, H, W] or [4, H, W]; got [4, 5]",
     ),
-    "layer float64": (
-        lambda: nft.NoisyLinear(6, 3, nvm=NVM).double()(torch.randn(2, 6)),
+    "layer complex": (
+        lambda: nft.NoisyLinear(6, 3, nvm=NVM, dtype=torch.complex64)(torch.randn(2, 6)),
         TypeError,
         "NoisyLinear.weight: must be float32",
     ),

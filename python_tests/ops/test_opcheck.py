@@ -107,7 +107,7 @@ def test_draw_key(needs_grad):
     opcheck(ops.draw_key.default, (torch.randn(3, 4).requires_grad_(needs_grad),))
 
 
-# ---- vmap over keys
+# ---- vmap
 
 
 def test_vmap_over_keys_is_one_call_a_key():
@@ -132,6 +132,12 @@ def test_gradients_per_key():
     assert torch.equal(grads, scale[:, None, None].expand(3, 3, 4))
 
 
-def test_vmap_over_weights_is_refused_by_name():
-    with pytest.raises(ValueError, match="program: vmap: must run over key only"):
-        torch.vmap(lambda weight: ops.program(weight, *bar(torch.ones(4), 1), torch.float32))(torch.randn(3, 4))
+def test_vmap_over_weights_is_one_call_per_weight():
+    weights, keys = torch.randn(3, 4, 5), torch.stack([nft.noise_key(seed, range(2)) for seed in range(3)])
+    same_key = torch.vmap(lambda weight: nft.program_weights(weight, NVM, key=keys[0]), in_dims=2)(
+        weights.movedim(0, 2)
+    )
+    assert torch.equal(same_key, torch.stack([nft.program_weights(weight, NVM, key=keys[0]) for weight in weights]))
+    own_keys = torch.vmap(lambda weight, key: nft.program_weights(weight, NVM, key=key))(weights, keys)
+    expected = [nft.program_weights(weight, NVM, key=key) for weight, key in zip(weights, keys)]
+    assert torch.equal(own_keys, torch.stack(expected))
