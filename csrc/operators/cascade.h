@@ -72,8 +72,7 @@ std::vector<Tensor> noisy_cascade(std::vector<Tensor> inputs, std::vector<Tensor
     Epilogue e{scales[l], shifts[l], std::nullopt, wires.relu};
     if (wires.residual >= 0) e.residual = values[(size_t)wires.residual];
     const Tensor& x = *values[(size_t)wires.input];
-    Crossbar c{op,       weights[l], std::nullopt, std::nullopt, tables[l], keys[l],
-               streams[l], spec_of_layer(specs, l)};
+    Crossbar c{op, weights[l], std::nullopt, std::nullopt, tables[l], keys[l], streams[l], spec_of_layer(specs, l)};
     const bool shared = c.chips() == 1;
     Tensor y = weights[l].dim() == 2 ? linear_product<Backend>(std::move(c), x, biases[l], shared, e)
                                      : conv2d_product<Backend>(std::move(c), x, biases[l], wires.geometry, shared, e);

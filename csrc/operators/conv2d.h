@@ -35,6 +35,7 @@ template <class Backend>
 Tensor conv2d_product(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
                       bool shared, const Epilogue& e = {}) {
   check_conv2d(c, x, p);
+  c.weight = Backend::readable(c.weight);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
   if (!e.empty()) check_epilogue(c, e, x, conv2d_result(c, x, p, shared));
   if (const auto y = Backend::product(c, x, b, p, shared, e)) return *y;
@@ -74,6 +75,7 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> conv2d_gradients(Crossbar c, const Tensor& grad, const Tensor& x,
                                                     const aten::Convolution& p, bool shared, std::array<bool, 3> mask) {
   check_conv2d(c, x, p);
+  c.weight = Backend::readable(c.weight);
   const int64_t chips = c.chips();
   check_like_result(c, "grad", grad, x, conv2d_result(c, x, p, shared));
   const bool channels_last = aten::is_channels_last(x);

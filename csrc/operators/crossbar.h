@@ -26,9 +26,15 @@ inline void check_float_type(const char* op, const char* argument, ScalarType t,
         "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
 }
 
+inline void check_weight_type(const char* op, const Tensor& weight) {
+  const ScalarType t = weight.scalar_type();
+  check(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half, op, "weight",
+        "must be float32, bfloat16 or float16", "another dtype");
+}
+
 // The arguments of weight_step and quantize.
 inline void check_quantizer(const char* op, const Tensor& weight, int64_t weight_bits) {
-  check(weight.scalar_type() == ScalarType::Float, op, "weight", "must be float32", "another dtype");
+  check_weight_type(op, weight);
   check(weight_bits >= 1 && weight_bits <= 16, op, "weight_bits", "must be in 1..16", weight_bits);
 }
 
@@ -40,7 +46,7 @@ inline void check_step(const char* op, const Tensor& step) {
 inline ScalarType code_type(int64_t weight_bits) { return weight_bits <= 15 ? ScalarType::Short : ScalarType::Int; }
 
 inline void check_crossbar(const Crossbar& c) {
-  check(c.weight.scalar_type() == ScalarType::Float, c.op, "weight", "must be float32", "another dtype");
+  check_weight_type(c.op, c.weight);
   if (c.step) check_step(c.op, *c.step);
   check(c.step || !c.codes, c.op, "step", "must be given with codes", "none");
   check(c.key.scalar_type() == ScalarType::Long && c.key.dim() == 2 && c.key.size(1) == 2 && c.key.size(0) > 0, c.op,

@@ -24,6 +24,7 @@ template <class Backend>
 Tensor linear_product(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, bool shared,
                       const Epilogue& e = {}) {
   check_linear(c, x);
+  c.weight = Backend::readable(c.weight);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
   if (!e.empty()) check_epilogue(c, e, x, linear_result(c, x, shared));
   if (const auto y = Backend::product(c, x, b, aten::single_pixel(), shared, e)) return *y;
@@ -37,6 +38,7 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> linear_gradients(Crossbar c, const Tensor& grad, const Tensor& x, bool shared,
                                                     std::array<bool, 3> mask) {
   check_linear(c, x);
+  c.weight = Backend::readable(c.weight);
   const int64_t chips = c.chips();
   check_like_result(c, "grad", grad, x, linear_result(c, x, shared));
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),

@@ -4,6 +4,7 @@
 // programs the same chip again from its key.
 //
 // A Backend (cpu/torch/operators_cpu.cpp, cuda/torch/operators_cuda.cpp) has these static functions:
+//   readable              a weight in a type that the kernels read
 //   memory, weights       memory for a result, for weights [chips * out, ...]
 //   program               weights of `chips` chips from first_chip on, into such memory
 //   program_many          the same for several layers

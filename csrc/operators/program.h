@@ -23,6 +23,7 @@ Tensor program(Tensor weight, std::optional<Tensor> codes, std::optional<Tensor>
   Crossbar c{"program", weight, codes, step, table, key, stream, spec};
   check_crossbar(c);
   check_float_type(c.op, "dtype", dtype, weight.is_cuda());
+  c.weight = Backend::readable(weight);
   Ints sizes = sizes_of(weight);
   sizes.insert(sizes.begin(), c.chips());
   Tensor out = Backend::memory(sizes, dtype, weight);
@@ -53,6 +54,7 @@ std::vector<Tensor> program_many(std::vector<Tensor> weights, std::vector<std::o
     if (!steps.empty()) step = steps[l];
     layers.push_back({op, weights[l], codes[l], step, tables[l], key, streams[l], spec_of_layer(specs, l)});
     check_crossbar(layers[l]);
+    layers[l].weight = Backend::readable(weights[l]);
     if (!scales.empty()) check_row_scale<Backend>(layers[l], scales[l], channels_last);
     check(weights[l].dim() >= 1, op, "weights", "must have one dimension or more", weights[l].sizes());
     outs.push_back(Backend::weights(layers[l], key.size(0), dtype, channels_last));

@@ -2,8 +2,8 @@
 // them; Python adds fake kernels and gradients.
 //
 // Shared arguments
-//   weight  [*]            float32 master weights
-//   codes   [*] or None    quantized weights from `quantize`, valid for the present weight; they spare the division
+//   weight  [*]            master weights in float32, bfloat16 or float16; their noise is that of the float32 values
+//   codes   [*] or None    quantized weights from `quantize`, valid for the present weight; None: the operator quantizes
 //   step    [] or None     float32, from `weight_step`; None: the operator finds it, from all weights
 //   table   [T]            float32 device table, see core/conductance.h
 //   key     [S, 2]         int64 rows (seed, draw + domain * 2^32), one per chip

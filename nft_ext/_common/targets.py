@@ -6,6 +6,7 @@ Targets of a regression and outputs [B, T, C] then train on nothing, or on the w
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from typing import Any
@@ -69,10 +70,10 @@ def probability_note(logits: Tensor) -> str | None:
     if logits.dim() < 2 or logits.shape[1] < 2 or not logits.numel() or not _readable(logits):
         return None
     values = logits.detach().float()
-    low, high = (float(v) for v in values.aminmax())
-    if not (low >= 0.0 and high <= 1.0):
+    low, high, off = _read(*values.aminmax(), (values.sum(dim=1) - 1.0).abs().max())
+    if not (low >= 0.0 and high <= 1.0):  # also true for NaN
         return None
-    if float((values.sum(dim=1) - 1.0).abs().max()) <= _tolerance(logits):
+    if off <= _tolerance(logits):
         return "the outputs of the model are probabilities (each row sums to 1), not logits"
     if low > 0.0 and values.numel() >= AT_LEAST:
         return "all outputs of the model lie in 0..1, as after a sigmoid; they are probabilities, not logits"
@@ -115,13 +116,13 @@ def _check_index_shape(logits: Tensor, target: Tensor) -> None:
 def _check_indices(target: Tensor, classes: int) -> None:
     if not target.numel():
         fail("target", "must hold at least one label", "an empty tensor")
-    low, high = (int(v) for v in target.aminmax())
-    if low >= 0 and high < classes:
+    low, high = _read(*target.aminmax())
+    if not (low < 0 or high >= classes):
         return
     labels = target[target != IGNORED]
     if not labels.numel():
         fail("target", f"must hold at least one label that is not ignored ({IGNORED})", f"{target.numel()} ignored")
-    low, high = (int(v) for v in labels.aminmax())
+    low, high = map(int, _read(*labels.aminmax()))
     if low < 0 or high >= classes:
         rule = f"must lie in 0..{classes - 1}, the model's classes, or be {IGNORED} to be ignored"
         fail("target", rule, low if low < 0 else high)
@@ -133,8 +134,10 @@ def _check_probabilities(target: Tensor) -> None:
     if not target.numel():
         fail("target", "must hold at least one row of class probabilities", "an empty tensor")
     values = target.detach().float()
-    low, off = float(values.min()), float((values.sum(dim=1) - 1.0).abs().max())
-    if not (low >= 0.0 and off <= _tolerance(target)):  # also true for NaN
+    least, off = values.min(), (values.sum(dim=1) - 1.0).abs().max()
+    wrong = ~((least >= 0.0) & (off <= _tolerance(target)))  # also true for NaN
+    if _read(wrong)[0] == 1.0:
+        low, off = _read(least, off)
         rule = "of the shape of the logits must be class probabilities, >= 0 with sum 1 over dim 1"
         fail(
             "target",
@@ -149,7 +152,15 @@ def _tolerance(values: Tensor) -> float:
 
 
 def _readable(values: Tensor) -> bool:
-    """Whether values may be read: not while a graph is traced or captured, and not of meta or fake tensors."""
-    if torch.compiler.is_compiling() or type(values) not in (Tensor, nn.Parameter) or values.is_meta:
+    """Whether values may be read: not while a graph is traced or captured, and not of meta tensors."""
+    if torch.compiler.is_compiling() or values.is_meta:
         return False
     return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _read(*scalars: Tensor) -> list[float]:
+    """The scalars as floats; NaN if they have no values, as inside vmap or a fake tensor mode."""
+    try:
+        return [float(scalar) for scalar in scalars]
+    except RuntimeError:
+        return [math.nan] * len(scalars)

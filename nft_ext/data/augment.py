@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,9 +45,10 @@ class CropFlip:
         generator: torch.Generator | None = None,
     ):
         self.padding = integer("padding", padding, 0)
+        if isinstance(fill, (Tensor, np.ndarray)):
+            fill = fill.reshape(-1).tolist()
         values = [fill] if isinstance(fill, numbers.Number) else items("fill", fill, "numbers")
-        self.fill = torch.tensor([number("fill", float(v) if isinstance(v, Tensor) else v) for v in values])
-        self.fill = self.fill.to(torch.float32).reshape(1, -1, 1, 1)
+        self.fill = torch.tensor([number("fill", v) for v in values], dtype=torch.float32).reshape(1, -1, 1, 1)
         self.flip = boolean("flip", flip)
         if generator is not None:
             instance("generator", generator, torch.Generator, "a torch.Generator or None")

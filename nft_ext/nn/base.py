@@ -30,8 +30,8 @@ class NoisyLayer(nn.Module):
     Key and table are tensors that contexts replace. So one compiled graph serves all keys and sigmas. They are no
     buffers, because DistributedDataParallel broadcasts buffers, and averages of models average them.
 
-    Every forward reads the weight. Nothing computed from it is kept for a later forward, except inside `shared_codes`
-    and `chips(programmed=True)`. So every write to the weight counts, through .data or memory shared with it too.
+    Every forward reads the weight. Nothing computed from it is kept for a later forward, except inside
+    `chips(programmed=True)`. So every write to the weight counts, through .data or memory shared with it too.
     """
 
     weight: Tensor
@@ -41,7 +41,7 @@ class NoisyLayer(nn.Module):
     _programmed: Tensor | None
     scaled = False  # whether the rows of _programmed are multiplied by row_scale
     _met_as: str | None = None  # the name from a context's model, of a layer that `convert` has not named
-    shares_codes = False  # whether forwards with gradients share one quantized weight
+    shares_codes = False  # whether a forward hands its quantized weight to its backward
 
     def attach(self, nvm: NVMDevice, name: str | None = None, stream: int = 0) -> None:
         """Sets the device model, the qualified name in the model and the random stream."""
@@ -49,7 +49,6 @@ class NoisyLayer(nn.Module):
             fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
         self.nvm, self.name, self.stream = nvm, name, stream
         self.noise_enabled = True
-        self._shared: tuple | None = None
         self._last: tuple | None = None
         # A constant of compiled graphs; table and key are their inputs.
         self._spec = nvm.operator_spec()
@@ -111,13 +110,11 @@ class NoisyLayer(nn.Module):
             compiling = torch.compiler.is_compiling()
         if not compiling and not is_ordinary(weight):
             check_tensor(f"{self.name or type(self).__name__}.weight", weight)
-        if weight.dtype not in (torch.float32, torch.float64):
-            weight = weight.float()
         if not compiling:
             self._note_forward()
         if key is None:
             key = fresh_key(weight)
-        shared = self.shares_codes and weight.dtype == torch.float32 and not autograd.is_special()
+        shared = self.shares_codes and weight.dtype != torch.float64 and not autograd.is_special()
         codes, step = self.codes_and_step(weight) if shared else (None, None)
         return Crossbar(weight, codes, step, self._table, key, self.stream, self._spec)
 
@@ -129,29 +126,22 @@ class NoisyLayer(nn.Module):
         self._last = state
         recomputation.note_forward(self, self.training)
 
-    def codes_and_step(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The quantized weight and its step, computed once inside `shared_codes`; (None, None) outside."""
-        if not self.shares_codes:
-            return None, None
-        stamp = (weight.data_ptr(), weight._version, self.nvm.weight_bits)
-        if self._shared is None or self._shared[0] != stamp:
-            with torch.no_grad():
-                step = operators.ops.weight_step(weight, self.nvm.weight_bits)
-                codes = operators.ops.quantize(weight, step, self.nvm.weight_bits)
-            # The reference to the memory: no other tensor can get its address.
-            self._shared = (stamp, codes, step, weight.detach())
-        return self._shared[1:3]
+    def codes_and_step(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The quantized weight and its step for one forward and its backward."""
+        with torch.no_grad():
+            step = operators.ops.weight_step(weight, self.nvm.weight_bits)
+            return operators.ops.quantize(weight, step, self.nvm.weight_bits), step
 
     def share_codes(self, shared: bool) -> None:
-        """Sets whether later forwards share one quantized weight. Drops what was shared before."""
-        self.shares_codes, self._shared = shared, None
+        """Sets whether later forwards hand their quantized weights to their backwards."""
+        self.shares_codes = shared
 
     def _apply(self, fn, recurse=True):
         """Moves table and key with the weight, but keeps their types: a float16 table would change the noise.
 
         A row-major weight stays row-major in .to(memory_format=...), because noise is counted in that order.
         """
-        self._shared = self._programmed = None
+        self._programmed = None
         row_major = self.weight.is_contiguous()
         super()._apply(fn, recurse)
         if row_major and not self.weight.is_contiguous() and (weight := self._parameters.get("weight")) is not None:
@@ -164,7 +154,7 @@ class NoisyLayer(nn.Module):
 
     def __getstate__(self) -> dict:
         # A copy made inside a context keeps the chips, but drops what was computed from the weights.
-        return {**super().__getstate__(), "_shared": None, "shares_codes": False, "_programmed": None}
+        return {**super().__getstate__(), "shares_codes": False, "_programmed": None}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -174,7 +164,6 @@ class NoisyLayer(nn.Module):
             if name in self._buffers:
                 own[name] = self._buffers.pop(name)
                 self._non_persistent_buffers_set.discard(name)
-        own.setdefault("_shared", None)
         own.setdefault("_last", None)
 
     def extra_repr(self) -> str:

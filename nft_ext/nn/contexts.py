@@ -146,10 +146,11 @@ def hold(layers: dict[str, NoisyLayer]) -> None:
 
 @contextlib.contextmanager
 def shared_codes(model: nn.Module) -> Iterator[None]:
-    """Quantizes each CUDA weight once for all forwards and backwards inside the context, in training too.
+    """Each forward inside quantizes its CUDA weights once, and its backward uses the same codes.
 
-    For several forwards between two changes of the weights. Shared codes are computed inside and dropped at the exit,
-    so a CUDA graph of the context recomputes them in every replay. On the CPU nothing changes.
+    Otherwise a backward quantizes again. Forwards do not share codes: a write to `weight.data` between two forwards
+    cannot be noticed. The gradient is that of the forward, whatever is written before the backward. On the CPU nothing
+    changes.
 
     Raises:
         ValueError: no noisy layers.

@@ -27,7 +27,7 @@ _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
 # What `attach` and `share_codes` set.
 _OWN = (
     *("nvm", "name", "stream", "noise_enabled", "shares_codes", "scaled"),
-    *("_shared", "_last", "_spec", "_table", "_key", "_programmed", "_met_as"),
+    *("_last", "_spec", "_table", "_key", "_programmed", "_met_as"),
 )
 _PLAIN = {noisy: plain for plain, noisy in _NOISY.items()}
 Patterns = Iterable[str | type] | str | type | None

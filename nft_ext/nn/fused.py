@@ -14,8 +14,8 @@ from nft_ext.nn.conv import NoisyConv2d
 from nft_ext.nn.linear import NoisyLinear
 from nft_ext.ops import operators
 from nft_ext.ops.convolution import output_size
-from nft_ext.ops.functional import Crossbar, conv2d_operands, conv2d_product, in_float32, linear_product
-from nft_ext.ops.operands import Epilogue, apply_epilogue, check_tensor, in_autocast, is_ordinary
+from nft_ext.ops.functional import Crossbar, conv2d_operands, conv2d_product, for_kernels, linear_product
+from nft_ext.ops.operands import Epilogue, apply_epilogue, check_tensor, in_autocast, is_dense_on_cpu
 
 
 class FusedLayer(NoisyLayer):
@@ -56,7 +56,7 @@ class FusedLayer(NoisyLayer):
         compiling = torch.compiler.is_compiling()
         if isinstance(x, Tensor) and (weights := self.programmed()) is not None:
             return self.with_programmed(x, weights, residual)
-        bar = in_float32(self.crossbar(compiling))
+        bar = for_kernels(self.crossbar(compiling))
         if compiling or not isinstance(x, Tensor):
             return self.checked(x, residual, bar)[0]
         x = in_autocast(x)
@@ -98,14 +98,13 @@ class FusedLayer(NoisyLayer):
         weight = own.get("weight")
         if (
             weight is None
-            or weight.dtype != torch.float32
             or self.training
             or self.shares_codes
             or self._forward_hooks
             or self._forward_pre_hooks
             or self._programmed is not None
             or "forward" in self.__dict__
-            or not is_ordinary(weight)
+            or not is_dense_on_cpu(weight)
         ):
             return None
         bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401  (self.bias is slow to find)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from nft_ext._common.checks import fail
 from nft_ext.nn.base import NoisyLayer
 from nft_ext.ops import operators
-from nft_ext.ops.functional import in_float32
+from nft_ext.ops.functional import for_kernels
 from nft_ext.ops.operands import in_autocast
 
 
@@ -40,7 +40,7 @@ def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Ite
         together[layer.weight.device].append(place)
     found: list[Tensor] = [torch.empty(0)] * len(layers)
     for places in together.values():
-        bars = [in_float32(layers[p].crossbar()) for p in places]
+        bars = [for_kernels(layers[p].crossbar()) for p in places]
         steps = [bar.step for bar in bars]
         if any(step is None for step in steps):  # weights of another type
             bars, steps = [bar._replace(codes=None) for bar in bars], []

@@ -30,7 +30,7 @@ from nft_ext.ops.operands import (
 class Crossbar(NamedTuple):
     """The arguments that describe a layer's crossbar, in the operators' order (csrc/operators/schemas.cpp)."""
 
-    weight: Tensor  # [*] float32; float64 only for a product in float64
+    weight: Tensor  # [*] float32, bfloat16 or float16; float64 only for a product in float64
     codes: Tensor | None  # [*], or None: the operator computes them
     step: Tensor | None  # [], or None: the operator computes it
     table: Tensor  # [T]
@@ -71,14 +71,13 @@ def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enable
     if not isinstance(nvm, NVMDevice):
         fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
     check_key(key, weight.device)
-    weight = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
     table = device_table(nvm, weight.device)
     return Crossbar(weight, None, None, table, key, integer("stream", stream, 0, 2**32 - 1), nvm.operator_spec(enabled))
 
 
-def in_float32(bar: Crossbar) -> Crossbar:
-    """The crossbar with a float32 weight, as the compiled kernels take it."""
-    return bar if bar.weight.dtype == torch.float32 else bar._replace(weight=bar.weight.float())
+def for_kernels(bar: Crossbar) -> Crossbar:
+    """The crossbar as the compiled kernels take it: a float64 weight in float32."""
+    return bar._replace(weight=bar.weight.float()) if bar.weight.dtype == torch.float64 else bar
 
 
 def program_weights(
@@ -95,7 +94,7 @@ def program_weights(
     """Programmed weights W_p, one copy per chip (Eq. 4 and 5 of arXiv 2305.14561).
 
     Args:
-        weight: [*], float32 (other floating-point types are converted).
+        weight: [*]. Weights of another type than float32 get the noise of their float32 values.
         nvm: the device model.
         seed, draws: the chips, see `noise_key`.
         stream: the layer's 32-bit stream.
@@ -116,7 +115,7 @@ def program_weights(
     key = noise_key(seed, draws, device=weight.device) if key is None else key
     if dtype not in (torch.float32, torch.bfloat16) and not (dtype == torch.float16 and weight.device.type == "cuda"):
         fail("dtype", "must be torch.float32 or torch.bfloat16 (or float16 on CUDA)", str(dtype))
-    bar = in_float32(crossbar(weight, nvm, key, stream, enabled=enabled))
+    bar = for_kernels(crossbar(weight, nvm, key, stream, enabled=enabled))
     return operators.call(operators.Program, operators.ops.program.default, *bar, dtype)
 
 
@@ -191,7 +190,7 @@ def linear_product(
         y = autograd.call_composed(operator, rows, bar.weight, bias, *bar[1:], shared)
         y = y if epilogue is None else apply_epilogue(y, epilogue)
         return y if x.dim() == 2 else y.reshape(*lead, y.shape[-1])
-    bar = in_float32(bar)
+    bar = for_kernels(bar)
     if epilogue is None:
         y = operators.call(operators.NoisyLinear, operator, rows, bar.weight, bias, *bar[1:], shared)
     else:
@@ -269,7 +268,7 @@ def conv2d_product(
     if x.dtype == torch.float64:
         y = autograd.call_composed(operator, x, bar.weight, bias, *bar[1:], *geometry, shared)
         return y if epilogue is None else apply_epilogue(y, epilogue)
-    bar = in_float32(bar)
+    bar = for_kernels(bar)
     if _split_for_compiler(x, bar):
         w_p = operators.ops.program.default(*bar, x.dtype)[0]
         y = torch.nn.functional.conv2d(x, w_p, bias if bias is None else bias.to(x.dtype), *geometry)

@@ -35,7 +35,7 @@ def is_ordinary(value: Any) -> bool:
 
 
 def is_dense_on_cpu(value: Any) -> bool:
-    """Whether the CPU operators accept `value` unchanged as x or residual."""
+    """Whether the CPU operators accept `value` unchanged as x, residual or weight."""
     return is_ordinary(value) or (
         type(value) in _PLAIN
         and value.dtype is torch.bfloat16

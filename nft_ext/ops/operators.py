@@ -38,7 +38,7 @@ def _rows(x: Tensor, key: Tensor, shared: bool) -> int:
 
 @torch.library.register_fake("nft_ext::weight_step")
 def _(weight, weight_bits):
-    return weight.new_empty(())
+    return weight.new_empty((), dtype=torch.float32)
 
 
 @torch.library.register_fake("nft_ext::quantize")
@@ -53,7 +53,7 @@ def _(weight, codes, step, table, key, stream, spec, dtype):
 
 @torch.library.register_fake("nft_ext::weight_step_many")
 def _(weights, weight_bits):
-    return weights[0].new_empty((len(weights),))
+    return weights[0].new_empty((len(weights),), dtype=torch.float32)
 
 
 @torch.library.register_fake("nft_ext::program_many")
@@ -149,7 +149,7 @@ _TENSORS = 7  # x, weight, bias, codes, step, table, key
 def _setup_product(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, weight, bias, *noise = inputs[:_TENSORS]
     ctx.save_for_backward(x, weight, *noise)
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
     ctx.noise_then = noise_of_forward(noise[-2], noise[-1])
     ctx.static = inputs[_TENSORS:]
 
@@ -168,6 +168,8 @@ def _backward_product(ctx: Any, grad: Tensor, operator: Any) -> tuple:
     else:
         grads = without_autograd(operator, *arguments)
     grads = [g if wanted >> i & 1 else None for i, g in enumerate(grads)]
+    if grads[1] is not None:
+        grads[1] = grads[1].to(ctx.weight_dtype)
     if grads[2] is not None:
         grads[2] = grads[2].to(ctx.bias_dtype)
     return (*grads, *[None] * (_TENSORS - 3 + len(ctx.static)))
@@ -185,11 +187,11 @@ class Program(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        ctx.weight_dtype = inputs[0].dtype
 
     @staticmethod
     def backward(ctx, *grads):
-        return (grads[0].sum(0, dtype=torch.float32), *[None] * 7)
+        return (grads[0].sum(0, dtype=torch.float32).to(ctx.weight_dtype), *[None] * 7)
 
 
 class NoisyLinear(torch.autograd.Function):

@@ -135,6 +135,7 @@ def fit(
         meta=meta,
         save_every=save_every,
     )
+    seed, validation_chips = int(seed), int(validation_chips)  # numpy's integers are no JSON
     # "best" is not recorded, so states and checkpoints from before this option stay valid.
     kept = {} if keep == "best" else {"keep": keep}
     parameter = next(model.parameters(), None)

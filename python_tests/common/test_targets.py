@@ -82,3 +82,12 @@ def test_the_warning_comes_once_per_model():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         checked_target(logits, target, model)
+
+
+def test_values_that_cannot_be_read_are_left_to_torch():
+    """A meta tensor has no values, as a tensor inside vmap or a traced graph; shapes and dtypes are still checked."""
+    logits, target = torch.randn(B, C, device="meta"), torch.full((B,), C, device="meta")
+    assert checked_target(logits, target, nn.Identity()) is target
+    assert checked_target(logits, torch.randn(B, C, device="meta")).shape == (B, C)
+    with pytest.raises(ValueError, match="must hold integers"):
+        checked_target(logits, target.bool())

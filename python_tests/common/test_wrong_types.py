@@ -5,6 +5,7 @@ its truth, and a float is no count.
 """
 
 import inspect
+import json
 import math
 import re
 
@@ -156,3 +157,18 @@ def test_every_public_function_is_tested_here():
     }
     left = {name for module, name in public if name not in CALLS and f"{module}.{name}" not in CALLS}
     assert left == set(ELSEWHERE)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    """They give the same configuration as Python's, also in files."""
+    mine, theirs = np.float64(0.25), 0.25
+    assert json.dumps(methods.OVF(np.float32(mine), mine, feedbacks=np.int64(2)).config()) == json.dumps(
+        methods.OVF(theirs, theirs, feedbacks=2).config()
+    )
+    assert repr(training.Recipe(epochs=np.int32(3), lr=np.float32(0.5))) == repr(training.Recipe(epochs=3, lr=0.5))
+    assert nft.NVMDevice(weight_bits=np.uint8(4), sigma=np.float16(0.25)) == nft.NVMDevice(weight_bits=4, sigma=0.25)
+    files = {"checkpoint": tmp_path / "best.safetensors", "state": tmp_path / "now.state"}
+    method = methods.NoiseInjection(np.float32(mine))
+    counts = {"seed": np.int64(3), "validation_chips": np.int64(1), "epochs": np.int64(1), "batch_size": np.int64(3)}
+    nft.fit(PLAIN, method, DATA, DATA, progress=False, **counts, **files)
+    assert training.load(files["checkpoint"])[1]["seed"] == 3

@@ -38,6 +38,12 @@ def test_ovf_weighs_the_noisiest_most_and_irs_the_shallowest():
     assert gammas_shallowest_first_in_weight(4) == pytest.approx((1.0, 0.1, 0.01, 0.001))
 
 
+def test_a_feedback_of_another_shape_is_refused():
+    """Two-dimensional classifiers on a dense output [B, C, d1] would broadcast along the wrong axes."""
+    with pytest.raises(ValueError, match=r"feedbacks\[0\]: must have the shape of the backbone's logits, \[2, 2, 2\]"):
+        total_output(torch.zeros(2, 2, 2), [torch.zeros(2, 2)], 1.0, (1.0,))
+
+
 def test_each_feedback_needs_its_gamma():
     with pytest.raises(ValueError):
         total_output(torch.zeros(1, 2), [torch.zeros(1, 2)] * 2, 1.0, (1.0,))

@@ -240,29 +240,39 @@ def test_bad_options_are_refused(options, words):
         methods.OVF(**{"sigma": 0.1, "beta": 0.1} | options)
 
 
-def test_forwards_that_share_their_codes_change_nothing(step, monkeypatch):
-    """As CUDA has it: every weight is quantized once per step, for N + 1 forwards and their backwards."""
+@pytest.mark.parametrize("writes", [False, True])
+def test_forwards_that_hand_codes_to_their_backwards_change_nothing(step, monkeypatch, writes):
+    """As CUDA has it. A weight written through `.data` between two forwards counts from there on."""
     model, _, x, target = step
     model.eval()  # batch statistics would move from one call to the next
+    first = next(iter(nft.noisy_layers(model).values()))
+    before = first.weight.detach().clone()
+
+    def smaller(*_):
+        first.weight.data.mul_(0.75)
 
     def gradients():
         torch.manual_seed(3)
         model.zero_grad()
-        value = methods.OVF(sigma=0.1, beta=0.5).loss(model, x, target)
-        value.backward()
-        return [value.detach(), *(p.grad.clone() for p in model.parameters())]
+        first.weight.data.copy_(before)
+        handle = model.register_forward_pre_hook(smaller) if writes else None
+        value = methods.OVF(sigma=0.1, beta=0.5, feedbacks=2).loss(model, x, target)
+        if handle is not None:
+            handle.remove()
+        else:
+            value.backward()  # after a write, a backward without codes cannot know the weights of the first forward
+        return [value.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
     expected, quantized, quantize = gradients(), [], base.operators.ops.quantize
 
     def toggled(layer, shared):
-        layer.shares_codes, layer._shared = not layer.shares_codes, None
+        layer.shares_codes = not layer.shares_codes
 
     monkeypatch.setattr(base.NoisyLayer, "share_codes", toggled)
     monkeypatch.setattr(base.operators.ops, "quantize", lambda *arguments: quantized.append(1) or quantize(*arguments))
     found = gradients()
-    assert len(quantized) == len(nft.noisy_layers(model))
+    assert len(quantized) == 3 * len(nft.noisy_layers(model))
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
-    assert not any(layer.shares_codes or layer._shared for layer in nft.noisy_layers(model).values()), (
-        "nothing outlives the step"
-    )
+    assert not any(layer.shares_codes for layer in nft.noisy_layers(model).values()), "nothing outlives the step"
+    first.weight.data.copy_(before)

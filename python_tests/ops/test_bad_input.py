@@ -203,6 +203,26 @@ CALLS = {
         ValueError,
         "draw: must be an integer in 0..4294967295; got -1",
     ),
+    "program_weights key and seed": (
+        lambda: nft.program_weights(torch.ones(2, 2), NVM, seed=1, key=nft.noise_key()),
+        ValueError,
+        "key: must be given without seed and draws, which it replaces; got seed 1, draws 0",
+    ),
+    "program_weights by position": (
+        lambda: nft.program_weights(torch.ones(2, 2), NVM, 1, 2, 3),
+        TypeError,
+        "takes 2 positional arguments but 5 were given",
+    ),
+    "noise by position": (
+        lambda: nft.noise(nft.NoisyLinear(2, 2, nvm=NVM), 0.3),
+        TypeError,
+        "takes 1 positional argument but 2 were given",
+    ),
+    "noise off": (
+        lambda: nft.noise(nft.NoisyLinear(2, 2, nvm=NVM), enabled="off").__enter__(),
+        ValueError,
+        "enabled: must be True or False; got 'off'",
+    ),
     "noise plain": (lambda: nft.noise(nn.Linear(2, 2)).__enter__(), ValueError, "model: must hold noisy layers"),
     "noise sigma": (
         lambda: nft.noise(nft.NoisyLinear(2, 2, nvm=NVM), sigma=float("nan")).__enter__(),

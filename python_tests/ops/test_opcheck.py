@@ -102,6 +102,16 @@ def test_weight_step_and_quantize(bits, needs_grad):
     opcheck(ops.quantize.default, (weight, ops.weight_step(weight.detach(), bits), bits))
 
 
+def test_bfloat16_weights():
+    weight = torch.randn(3, 6, dtype=torch.bfloat16)
+    leaf = weight.clone().requires_grad_()
+    opcheck(ops.program.default, (leaf, *bar(weight, 2), torch.float32))
+    opcheck(ops.noisy_linear.default, (torch.randn(4, 6), leaf, None, *bar(weight, 2), True))
+    opcheck(ops.noisy_linear_backward.default, (torch.randn(8, 3), torch.randn(4, 6), weight, *bar(weight, 2), True, 7))
+    opcheck(ops.weight_step.default, (weight, 8))
+    opcheck(ops.quantize.default, (weight, ops.weight_step(weight, 8), 8))
+
+
 @pytest.mark.parametrize("needs_grad", [False, True])
 def test_draw_key(needs_grad):
     opcheck(ops.draw_key.default, (torch.randn(3, 4).requires_grad_(needs_grad),))

@@ -8,18 +8,11 @@
 #include "cpu/sampler/draws.h"
 #include "cpu/simd/table_lookup.h"
 #include "cpu/sampler/step_reciprocal.h"
+#include "cpu/sampler/widen.h"
 
 namespace nft {
 namespace NFT_ISA {
 namespace {
-
-// Prefetches the next chunk: the processor's own prefetchers stop at the end of a page, which is four chunks.
-template <class T>
-NFT_FN void ask_for_next(const T* chunk) {
-  constexpr int kLine = 64;
-  for (int i = 0; i < (int)(kChunk * sizeof(T)); i += kLine)
-    __builtin_prefetch((const char*)(chunk + kChunk) + i, 0, 3);
-}
 
 // Packed codes of one chunk (core/quantize.h): the given ones, or the quantized
 // weights, in `local`. A short last chunk is padded with zeros there. Codes take two
@@ -35,14 +28,8 @@ const Packed* codes_of_chunk(const Program& p, int64_t first, int count, Packed*
     return local;
   }
   const float top = from_int((1 << p.weight_bits) - 1);
-  alignas(64) float padded[kChunk];
-  const float* w = p.weight + first;
-  ask_for_next(w);
-  if (count < kChunk) {
-    memset(padded, 0, sizeof padded);
-    memcpy(padded, w, count * sizeof(float));
-    w = padded;
-  }
+  alignas(64) Lane wide;
+  const float* w = floats_of_chunk(p.weight + first, count, wide);
   for (int i = 0; i < kChunk; ++i) local[i] = (Packed)pack_code(code_of(w[i], p.step, top), sign_of(w[i]));
   return local;
 }
@@ -107,17 +94,31 @@ uint32_t fresh_weights(const Program& p, const float* __restrict weight, const f
   return (uint32_t)largest;
 }
 
+// The same for a table without lookups and bounded codes: no code needs a limit, so the quotients are rounded at once.
+NFT_FN uint32_t bounded_weights(const Program& p, const float* __restrict weight, const float* __restrict z,
+                                float* __restrict w) {
+  const float step = p.step, std = p.table[1 << p.weight_bits];
+  const Reciprocal r = p.reciprocal;
+  int32_t largest = 0;
+  for (int i = 0; i < kChunk; ++i) {
+    largest = larger(largest, weight[i]);
+    const float code = rounded(quotient_by(magnitude_of(weight[i]), r));
+    w[i] = programmed(weight_in_steps(code, std, z[i]), step, sign_of(weight[i]));
+  }
+  return (uint32_t)largest;
+}
+
 // Fast path from weights, for one chip: no code is stored. Returns max|W| of the
 // chunk. Of all functions of the sampler, only this one and reciprocal_of may
 // use an fma (for quotients); python_tests' test_nm.py checks the machine code.
 __attribute__((noinline)) uint32_t fresh_chunk(const Program& p, const ChipKey& key, uint64_t quad0,
                                                const float* __restrict weight, float* __restrict w) {
   alignas(64) Lane z;
-  ask_for_next(weight);
   if (p.reciprocal.high != 0.0f) {
     const Reciprocal r = p.reciprocal;
     normals_of_chunk(key, kSliceWeight, quad0, z);
     ask_for_next(w);
+    if (p.bounded && p.constant_table) return bounded_weights(p, weight, z, w);
     return fresh_weights(p, weight, z, [=](int i) { return quotient_by(magnitude_of(weight[i]), r); }, w);
   }
   // The divisions come first, in a loop of their own: the divider works on them while the random words are made.

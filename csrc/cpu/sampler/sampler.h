@@ -7,6 +7,23 @@
 namespace nft {
 
 enum class OutType : int { kFloat32 = 0, kBFloat16 = 1 };
+enum class WeightType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// Weights in memory. The kernels widen 16-bit weights to float32, which is exact: the noise is that of the wide
+// weights.
+struct Weights {
+  const void* data = nullptr;
+  WeightType type = WeightType::kFloat32;
+
+  // Inlined always: no instruction set may provide the body for another one (core/macros.h).
+  __attribute__((always_inline)) Weights(const float* floats = nullptr) : data(floats) {}
+  __attribute__((always_inline)) Weights(const void* data, WeightType type) : data(data), type(type) {}
+
+  __attribute__((always_inline)) int64_t bytes() const { return type == WeightType::kFloat32 ? 4 : 2; }
+  __attribute__((always_inline)) Weights operator+(int64_t n) const {
+    return {static_cast<const char*>(data) + n * bytes(), type};
+  }
+};
 
 // 1/s as the sum of two floats (step_reciprocal.h); zeros: divide.
 struct Reciprocal {
@@ -15,11 +32,12 @@ struct Reciprocal {
 
 // One weight tensor to be programmed onto `chips` chips. All arrays in row-major logical order.
 struct Program {
-  const float* weight;    // [n], or null if codes are given
+  Weights weight;         // [n]; without data if codes are given
   const void* codes;      // [n] int16 (weight_bits <= 15) or int32 (16), packed as core/quantize.h says, or null
   int64_t n;              // number of weights
   float step;             // s of Eq. 4
   Reciprocal reciprocal;  // 1/s, if a product may replace the division
+  bool bounded;           // no code exceeds 2^M - 1, or the results are dropped
   int weight_bits, device_bits, path, mapping;
   const float* table;   // see core/conductance.h
   bool plain_means;     // means are the codes (levels) themselves
@@ -38,13 +56,13 @@ constexpr int64_t kChunk = 256;
 struct Kernels {
   const char* name;
   // max|W| as its bit pattern: NaN > inf > finite, so one pass also finds weights that are not finite.
-  uint32_t (*abs_max_bits)(const float* weight, int64_t n);
+  uint32_t (*abs_max_bits)(Weights weight, int64_t n);
   // Step s of Eq. 4 from max|W|.
   float (*step)(float abs_max, int weight_bits);
   // 1/s for `Program::reciprocal`; zeros if products do not give the same codes as quotients, or not faster.
   Reciprocal (*reciprocal)(float step, int weight_bits);
   // Codes of `n` weights, packed as core/quantize.h says, as int16 (code_bytes 2; weight_bits <= 15) or int32 (4).
-  void (*quantize)(const float* weight, int64_t n, float step, int weight_bits, void* codes, int code_bytes);
+  void (*quantize)(Weights weight, int64_t n, float step, int weight_bits, void* codes, int code_bytes);
   // Chunks [begin, end) of a Program.
   void (*program)(const Program& program, int64_t begin, int64_t end);
   // Standard normals of elements 0..n-1 under one key row, slice and stream.

@@ -7,13 +7,15 @@ namespace nft {
 namespace NFT_ISA {
 namespace {
 
-uint32_t largest_bits(const float* weight, int64_t n) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t u = bits_of(weight[i]) & 0x7fffffffu;
-    largest = u > largest ? u : largest;
-  }
-  return largest;
+uint32_t largest_bits(Weights weights, int64_t n) {
+  return with_type(weights, [n](const auto* weight) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t u = bits_of(widened(weight[i])) & 0x7fffffffu;
+      largest = u > largest ? u : largest;
+    }
+    return largest;
+  });
 }
 
 void look(const Program& p, int64_t first, int64_t count) {
@@ -34,8 +36,9 @@ void program_packed(const Program& p, const ChipKey* keys, int first_chip, int c
     const int64_t first = chunk * kChunk;
     const int count = p.n - first < kChunk ? (int)(p.n - first) : (int)kChunk;
     if (fresh && count == kChunk) {
+      const float* weight = floats_of_chunk(p.weight + first, count, local);
       const uint32_t found =
-          fresh_chunk(p, keys[0], (uint64_t)chunk * kQuads, p.weight + first, (float*)p.out + first_chip * p.n + first);
+          fresh_chunk(p, keys[0], (uint64_t)chunk * kQuads, weight, (float*)p.out + first_chip * p.n + first);
       if (p.abs_max && found > *p.abs_max) *p.abs_max = found;
       continue;
     }
@@ -86,16 +89,24 @@ void program_chunks(const Program& p, int64_t begin, int64_t end) {
 
 float step_from(float abs_max, int weight_bits) { return step_of(abs_max, weight_bits); }
 
-void quantize_all(const float* weight, int64_t n, float step, int weight_bits, void* codes, int code_bytes) {
+template <class Packed>
+void quantize_packed(Weights weights, int64_t n, float step, int weight_bits, Packed* codes) {
   const float top = from_int((1 << weight_bits) - 1);
-  if (step_is_zero(step)) {
+  with_type(weights, [=](const auto* weight) {
+    for (int64_t i = 0; i < n; ++i) {
+      const float w = widened(weight[i]);
+      codes[i] = (Packed)pack_code(code_of(w, step, top), sign_of(w));
+    }
+  });
+}
+
+void quantize_all(Weights weights, int64_t n, float step, int weight_bits, void* codes, int code_bytes) {
+  if (step_is_zero(step))
     memset(codes, 0, (size_t)n * code_bytes);
-  } else if (code_bytes == 2) {
-    for (int64_t i = 0; i < n; ++i)
-      ((int16_t*)codes)[i] = (int16_t)pack_code(code_of(weight[i], step, top), sign_of(weight[i]));
-  } else {
-    for (int64_t i = 0; i < n; ++i) ((int32_t*)codes)[i] = pack_code(code_of(weight[i], step, top), sign_of(weight[i]));
-  }
+  else if (code_bytes == 2)
+    quantize_packed(weights, n, step, weight_bits, (int16_t*)codes);
+  else
+    quantize_packed(weights, n, step, weight_bits, (int32_t*)codes);
 }
 
 void normals_of(const int64_t* row, uint32_t stream, uint32_t slice, int64_t n, float* out) {

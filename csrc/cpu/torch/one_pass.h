@@ -133,6 +133,11 @@ class OnePassProduct {
     return order_ == Order::kPanels ? chips_of_input() * w_.groups * vectors() * w_.inner() * kernel_.lanes : 0;
   }
 
+  // What the products of one chip read.
+  int64_t input_floats() const {
+    return order_ == Order::kPanels ? w_.columns() * w_.inner() * w_.groups : w_.images * w_.channels * w_.plane();
+  }
+
   int64_t part_of_input(int64_t chip, int64_t group) const {
     return chip * w_.images * places_.image() + group * w_.group_channels() * places_.channel();
   }
@@ -219,14 +224,17 @@ class OnePassProduct {
 
   int64_t bands() const { return (w_.group_rows() + band_rows() - 1) / band_rows(); }  // of a group
 
-  // The product, one band of rows per piece; `abs_max` collects max|W| on the way.
+  // The product, one band of rows per piece; `abs_max` collects max|W| on the way. What is larger stays in the cache
+  // from piece to piece: a band of weights for all chips, or a chip's input for all bands.
   Phase rows(const Program& program, AbsMax* abs_max = nullptr) const {
-    const int64_t rows = band_rows(), bands = this->bands();
-    return {c_.chips() * w_.groups * bands, [=, &program](int64_t i) {
-              const int64_t first = i % bands * rows, group = i / bands % w_.groups, chip = i / bands / w_.groups;
+    const int64_t rows = band_rows(), bands = this->bands(), all = w_.groups * bands, chips = c_.chips();
+    const bool by_band = program.n > chips_of_input() * input_floats();
+    return {chips * all, [=, &program](int64_t i) {
+              const int64_t chip = by_band ? i % chips : i / all, band = by_band ? i / chips : i % all;
+              const int64_t first = band % bands * rows, group = band / bands;
               Program p = program;
               p.keys += 2 * chip;
-              if (abs_max && chip == 0) p.abs_max = abs_max->part(i);
+              if (abs_max && chip == 0) p.abs_max = abs_max->part(band);
               multiply_rows(p, chip, group, group * w_.group_rows() + first, std::min(rows, w_.group_rows() - first));
             }};
   }

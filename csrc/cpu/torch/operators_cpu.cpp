@@ -22,6 +22,8 @@ Phase programming(const Program& p, AbsMax* abs_max = nullptr) {
 
 // The functions that operators/per_chip.h asks for.
 struct Cpu {
+  static Tensor readable(const Tensor& weight) { return weight; }  // every type
+
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) {
     return MemoryPool::empty(sizes, dtype, like);
   }
@@ -95,7 +97,7 @@ struct Cpu {
 Tensor weight_step(Tensor weight, int64_t weight_bits) {
   check_quantizer("weight_step", weight, weight_bits);
   const Tensor dense = aten::contiguous(weight);
-  AbsMax abs_max(floats(dense), dense.numel());
+  AbsMax abs_max(weights_of(dense), dense.numel());
   run_phases({abs_max.phase()});
   abs_max.check_finite("weight_step");
   Tensor step = aten::empty({}, ScalarType::Float, weight);
@@ -118,7 +120,7 @@ Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   const Tensor dense = aten::contiguous(weight);
   Tensor codes = aten::empty(sizes_of(weight), code_type(weight_bits), weight);
   const int bytes = code_type(weight_bits) == ScalarType::Short ? 2 : 4;
-  const float* w = floats(dense);
+  const Weights w = weights_of(dense);
   char* out = static_cast<char*>(codes.data_ptr());
   const float s = *floats(step);
   const Kernels& k = kernels();

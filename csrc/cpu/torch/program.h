@@ -30,6 +30,14 @@ inline void look_at_table(Program& p) {
   p.constant_table = !other_means && !other_deviations;
 }
 
+// The sampler's view of a dense weight.
+inline Weights weights_of(const Tensor& dense) {
+  const ScalarType t = dense.scalar_type();
+  return {dense.data_ptr(), t == ScalarType::BFloat16 ? WeightType::kBFloat16
+                            : t == ScalarType::Half   ? WeightType::kFloat16
+                                                      : WeightType::kFloat32};
+}
+
 inline bool has_step(const Crossbar& c) { return c.step || c.found; }
 inline float step_of(const Crossbar& c) { return c.step ? *floats(*c.step) : *c.found; }
 
@@ -42,8 +50,8 @@ inline float step_of(uint32_t abs_max, int64_t weight_bits) {
 class AbsMax {
  public:
   // For the pieces of `phase`, or for `parts` pieces of another phase that finds it on its way.
-  AbsMax(const float* weight, int64_t n) : AbsMax(weight, n, (n + kWeightsPerPiece - 1) / kWeightsPerPiece) {}
-  AbsMax(const float* weight, int64_t n, int64_t parts) : weight_(weight), n_(n), parts_((size_t)parts, 0u) {}
+  AbsMax(Weights weight, int64_t n) : AbsMax(weight, n, (n + kWeightsPerPiece - 1) / kWeightsPerPiece) {}
+  AbsMax(Weights weight, int64_t n, int64_t parts) : weight_(weight), n_(n), parts_((size_t)parts, 0u) {}
 
   // Reads all weights. The functions below hold after this phase, or after the other one.
   Phase phase() {
@@ -77,7 +85,7 @@ class AbsMax {
   }
 
  private:
-  const float* weight_;
+  Weights weight_;
   int64_t n_;
   std::vector<uint32_t> parts_;
 };
@@ -125,7 +133,7 @@ inline Program program_of(const Crossbar& c, Tensor& holder) {
     p.codes = c.codes->data_ptr();
   } else {
     holder = aten::contiguous(c.weight);
-    p.weight = floats(holder);
+    p.weight = weights_of(holder);
   }
   p.weight_bits = (int)c.spec[0];
   p.device_bits = (int)c.spec[1];
@@ -133,6 +141,7 @@ inline Program program_of(const Crossbar& c, Tensor& holder) {
   p.mapping = (int)c.spec[3];
   p.step = has_step(c) ? step_of(c) : 0.0f;
   check(!(p.step < 0), c.op, "step", "must not be negative", p.step);
+  p.bounded = !c.step;  // a step from max|W|
   p.table = floats(c.table);
   p.keys = static_cast<const int64_t*>(c.key.data_ptr());
   p.chips = (int)c.chips();

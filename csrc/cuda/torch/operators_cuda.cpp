@@ -34,7 +34,7 @@ Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
   for (size_t l = 0; l < weights.size(); ++l) {
     check_quantizer(op, weights[l], weight_bits[l]);
     check_beside(op, "weights", weights[l], weights[0]);
-    dense.push_back(aten::contiguous(weights[l]));
+    dense.push_back(aten::contiguous(aten::cast(weights[l], ScalarType::Float)));
     programs[l].weight = floats(dense[l]);
     programs[l].n = dense[l].numel();
     programs[l].weight_bits = (int)weight_bits[l];
@@ -51,7 +51,7 @@ Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   check(weight.is_cuda(), "quantize", "weight", "must be on CUDA like the step", "another device");
   check_beside("quantize", "step", step, weight);
   const DeviceGuard here(weight);
-  const Tensor dense = aten::contiguous(weight);
+  const Tensor dense = aten::contiguous(aten::cast(weight, ScalarType::Float));
   Tensor codes = aten::empty(sizes_of(weight), code_type(weight_bits), weight);
   STD_CUDA_CHECK(
       cuda::quantize(floats(dense), dense.numel(), floats(step), (int)weight_bits, codes.data_ptr(), here.stream()));
@@ -60,6 +60,9 @@ Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
 
 // The functions that operators/per_chip.h asks for.
 struct Cuda {
+  // 16-bit weights are converted in every call.
+  static Tensor readable(const Tensor& weight) { return aten::cast(weight, ScalarType::Float); }
+
   // torch's caching allocator gives the memory of the last call again, in the order of the stream.
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) {
     return aten::empty(sizes, dtype, like);

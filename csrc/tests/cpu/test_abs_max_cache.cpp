@@ -29,6 +29,7 @@ void only_what_repeats() {
 void only_for_these_weights() {
   const auto f = noted(10);
   expect(f->expected(kWeight + 1, kCount) == 0 && f->expected(kWeight, kCount + 1) == 0, "a guess for other weights");
+  expect(f->expected({kWeight, nft::WeightType::kBFloat16}, kCount) == 0, "a guess for weights of another type");
   for (int64_t n = 1; n < 200000; ++n)  // many of them meet in the same place
     if (n != kCount)
       for (int i = 0; i < 12; ++i) f->note(kWeight, n, 9);

@@ -178,6 +178,55 @@ void abs_max_on_the_way() {
     });
 }
 
+// The float32 value of a 16-bit weight, from its definition.
+float value_of(uint16_t bits, nft::WeightType type) {
+  if (type == nft::WeightType::kBFloat16) return float_of((uint32_t)bits << 16);
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const float magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)
+                          : exponent     ? ldexpf((float)(1024 + fraction), exponent - 25)
+                                         : ldexpf((float)fraction, -24);
+  return bits >> 15 ? -magnitude : magnitude;
+}
+
+// Every 16-bit weight is read as its float32 value, on every path, by chunks and at a short end, for one chip and many.
+void narrow_weights() {
+  nft_test::each_instruction_set([&](const nft::Kernels& k) {
+    for (nft::WeightType type : {nft::WeightType::kBFloat16, nft::WeightType::kFloat16}) {
+      std::vector<uint16_t> narrow;
+      std::vector<float> wide;
+      for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+        const uint16_t one = (uint16_t)bits;
+        const float value = value_of(one, type);
+        const uint32_t found = k.abs_max_bits({&one, type}, 1);
+        const bool same = isnan(value) ? found > 0x7f800000u : found == (bits_of(value) & 0x7fffffffu);
+        expect(same, "%s, type %d: |%04x| has the bits %08x", k.name, (int)type, bits, found);
+        if (!isfinite(value)) continue;
+        narrow.push_back(one);
+        wide.push_back(value);
+      }
+      const int64_t n = (int64_t)wide.size() - 77;
+      const nft::Weights weights(narrow.data(), type);
+      for (const Case& c : cases()) {
+        if (c.weight_bits != 8) continue;
+        for (int chips : {1, kChips}) {
+          std::vector<float> want((size_t)(chips * n), kPoison), out = want;
+          nft::Program p = program_of(c, wide.data(), n, 0.01f, want.data());
+          p.chips = chips;
+          k.program(p, 0, nft::chunks_of(n));
+          p.weight = weights;
+          p.out = out.data();
+          k.program(p, 0, nft::chunks_of(n));
+          expect_same(k, c, "16-bit weights", out, want);
+        }
+      }
+      std::vector<int16_t> want((size_t)n), codes((size_t)n, -9);
+      k.quantize(wide.data(), n, 0.01f, 8, want.data(), 2);
+      k.quantize(weights, n, 0.01f, 8, codes.data(), 2);
+      expect(codes == want, "%s, type %d: other codes", k.name, (int)type);
+    }
+  });
+}
+
 // Rounding to bfloat16 at its corners: ties, carries into the exponent and to infinity, denormals, NaN.
 void bfloat16() {
   const uint32_t corners[][2] = {{0x3f800000, 0x3f80}, {0x3f808000, 0x3f80}, {0x3f808001, 0x3f81},
@@ -197,6 +246,7 @@ int main() {
   far_quads();
   zero_step();
   abs_max_on_the_way();
+  narrow_weights();
   bfloat16();
   return nft_test::exit_code("sampler");
 }

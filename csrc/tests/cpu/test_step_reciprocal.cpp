@@ -28,15 +28,17 @@ Table table_of(int weight_bits, float std, bool plain, bool equal) {
   return t;
 }
 
-// One chip's weights, by division or with `reciprocal`; `largest` is raised.
+// One chip's weights, by division or with `reciprocal`; `largest` is raised. `bounded`: as Program's.
 std::vector<float> programmed_weights(const nft::Kernels& k, const Table& t, const std::vector<float>& w, float step,
-                                      int weight_bits, nft::Reciprocal reciprocal, uint32_t* largest = nullptr) {
+                                      int weight_bits, nft::Reciprocal reciprocal, uint32_t* largest = nullptr,
+                                      bool bounded = false) {
   std::vector<float> out(w.size());
   nft::Program p{};
   p.weight = w.data();
   p.n = (int64_t)w.size();
   p.step = step;
   p.reciprocal = reciprocal;
+  p.bounded = bounded;
   p.weight_bits = weight_bits;
   p.device_bits = 1;
   p.path = kPathFast;
@@ -61,6 +63,12 @@ void expect_same_codes(const nft::Kernels& k, const Table& noiseless, const std:
   expect(same(programmed_weights(k, noiseless, w, step, weight_bits, r),
               programmed_weights(k, noiseless, w, step, weight_bits, {})),
          "%s: codes by product differ from those by division, step %a, %d bits", k.name, step, weight_bits);
+  std::vector<float> inside = w;
+  for (float& weight : inside)
+    if (!(fabsf(weight) <= (float)((1 << weight_bits) - 1) * step)) weight = 0.0f;
+  expect(same(programmed_weights(k, noiseless, inside, step, weight_bits, r, nullptr, true),
+              programmed_weights(k, noiseless, inside, step, weight_bits, {})),
+         "%s: bounded codes differ from those by division, step %a, %d bits", k.name, step, weight_bits);
 }
 
 bool given(nft::Reciprocal r) { return r.high != 0; }
@@ -130,6 +138,10 @@ void programs() {
       const std::vector<float> want = programmed_weights(k, t, w, step, 8, {}, &divided);
       expect(same(programmed_weights(k, t, w, step, 8, k.reciprocal(step, 8), &multiplied), want), "%s: table %d",
              k.name, kind);
+      uint32_t bounded = 0;
+      expect(
+          same(programmed_weights(k, t, w, step, 8, k.reciprocal(step, 8), &bounded, true), want) && bounded == divided,
+          "%s: table %d, bounded codes", k.name, kind);
       expect(divided == bits_of(0.75f) && multiplied == divided, "%s: largest %08x, %08x", k.name, divided, multiplied);
     }
   });
