@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from nft_ext.nn.fused import FusedLayer
+from nft_ext.nn.fused import FusedConv2d, FusedLayer, FusedLinear
 from nft_ext.ops import operators
 from nft_ext.ops.functional import Crossbar
 from nft_ext.ops.keys import fresh_keys
@@ -17,6 +17,7 @@ from nft_ext.ops.operands import is_dense_on_cpu
 
 _operator = operators.ops.noisy_cascade.default
 _UNKNOWN = object()
+_KINDS = (FusedConv2d, FusedLinear)  # subclasses may compute something else
 
 
 class Link(NamedTuple):
@@ -81,19 +82,23 @@ class Cascade(nn.Module):
             return None
         operands = []
         for layer in layers:
-            given = layer.plain_operands() if isinstance(layer, FusedLayer) else None
+            given = cast("FusedLayer", layer).plain_operands() if type(layer) in _KINDS else None
             if given is None:
                 return None
             operands.append(given)
         weights, tables, keys, streams, specs, biases, scales, shifts = zip(*operands)
-        # Checks run once per combination of layers, chips, shapes and types.
+        # Checks run once per combination of layers, settings, chips, shapes and types.
         stamp = (
             *layers,
+            *[setting for layer in layers for setting in cast("FusedLayer", layer).settings()],
             *[1 if key is None else key.shape[0] for key in keys],
             *[weight.shape for weight in weights],
             *[fact for x in inputs for fact in (x.shape, x.dtype)],
         )
-        wiring = self._wirings.get(stamp, _UNKNOWN)
+        try:
+            wiring = self._wirings.get(stamp, _UNKNOWN)
+        except TypeError:  # a list among the settings, which may change in place
+            return None
         if wiring is None:
             return None
         if fresh := sum(key is None for key in keys):

@@ -24,28 +24,35 @@ class FusedLayer(NoisyLayer):
     Attributes:
         scale, shift: buffers [out] or None. They stay float32 in `model.to(dtype)`.
         ends_in_relu: whether the epilogue ends with ReLU.
+
+    Every forward reads all settings anew, so later changes of them have an effect.
     """
 
     scale: Tensor | None
     shift: Tensor | None
     bias: Tensor | None
     _operator: Any
+    _sum: str | None = None  # where the model adds in place: into the "product" or the "residual"
 
-    def set_epilogue(self, scale: Tensor | None, shift: Tensor | None, ends_in_relu: bool) -> None:
-        """Sets what the layer does after its product."""
+    def set_epilogue(
+        self, scale: Tensor | None, shift: Tensor | None, ends_in_relu: bool, into: str | None = None
+    ) -> None:
+        """Sets what the layer does after its product; into: where the addition writes, None if into new memory."""
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
-        self.ends_in_relu = ends_in_relu
+        self.ends_in_relu, self._sum = ends_in_relu, into
         self._known: dict[tuple, tuple] = {}
-        self._scaled_shift: tuple = ()
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *residuals: Tensor) -> Tensor:
         """y from x and an optional residual.
 
         Raises:
             RuntimeError: training mode, or a tensor that requires a gradient.
-            TypeError, ValueError: as the noisy layer.
+            TypeError, ValueError: as the noisy layer. A residual that is None.
         """
+        residual = residuals[0] if residuals else None
+        if residuals and residual is None:
+            fail("residual", "must be a tensor, the model adds it", "None", TypeError)
         if self.training:
             fail(
                 self.name or type(self).__name__,
@@ -60,11 +67,18 @@ class FusedLayer(NoisyLayer):
         if compiling or not isinstance(x, Tensor):
             return self.checked(x, residual, bar)[0]
         x = in_autocast(x)
-        # Checks run once per combination of shapes, types and torch devices.
-        stamp = (type(x), x.shape, x.dtype, x.device, x.layout, bar.weight.shape, bar.weight.device, bar.key.shape[0])
+        # Checks run once per combination of settings, shapes, types and torch devices.
+        stamp = (
+            *self.settings(),
+            *(type(x), x.shape, x.dtype, x.device, x.layout),
+            *(bar.weight.shape, bar.weight.device, bar.key.shape[0]),
+        )
         if residual is not None:
             stamp += (type(residual), *_facts(residual))
-        static = self._known.get(stamp)
+        try:
+            static = self._known.get(stamp)
+        except TypeError:  # a list among the settings, which may change in place
+            return self.checked(x, residual, bar)[0]
         if static is not None:
             rows, own = self._buffers, self._parameters
             bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401  (self.bias is slow to find)
@@ -87,6 +101,10 @@ class FusedLayer(NoisyLayer):
                 self._known.clear()
             self._known[stamp] = static
         return y
+
+    def settings(self) -> tuple:
+        """What the operator's static arguments depend on, besides shapes and types."""
+        return (self.__dict__["ends_in_relu"],)
 
     def plain_operands(self) -> tuple | None:
         """(weight, table, key, stream, spec, bias, scale, shift) for the operator noisy_cascade.
@@ -129,7 +147,9 @@ class FusedLayer(NoisyLayer):
 
     def add_and_relu(self, y: Tensor, residual: Any) -> Tensor:
         """Residual and ReLU by torch, for a residual of another shape or type than the product."""
-        if residual is not None:
+        if residual is not None and self._sum is not None:
+            y = y.add_(residual) if self._sum == "product" else residual.add_(y)
+        elif residual is not None:
             y = y + residual
         return y.relu() if self.ends_in_relu else y
 
@@ -141,11 +161,11 @@ class FusedLayer(NoisyLayer):
             moved = self._buffers[name]
             if moved is not None and moved.dtype != torch.float32:
                 self._buffers[name] = row.to(moved.device)
-        self._known, self._scaled_shift = {}, ()
+        self._known = {}
         return self
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_known": {}, "_scaled_shift": ()}
+        return {**super().__getstate__(), "_known": {}}
 
     def extra_repr(self) -> str:
         given = {"scale": self.scale is not None, "shift": self.shift is not None, "relu": self.ends_in_relu}
@@ -164,6 +184,11 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
     """A NoisyConv2d with BatchNorm2d in eval mode, a residual and ReLU; all three are optional."""
 
     _operator = operators.ops.noisy_conv2d_fused.default
+
+    def settings(self) -> tuple:
+        own = self.__dict__
+        geometry = own["stride"], own["padding"], own["dilation"], own["groups"], own["padding_mode"]
+        return (own["ends_in_relu"], *geometry)
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         check_tensor("x", x)
@@ -201,15 +226,10 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         return self.scale if served and plain else None
 
     def scaled_shift(self, dtype: torch.dtype) -> Tensor:
-        """b * scale + shift [out] in `dtype`; cached. Only with a scale."""
+        """b * scale + shift [out] in `dtype`. Only with a scale."""
         assert self.scale is not None
-        given = [t for t in (self.bias, self.scale, self.shift) if t is not None]
-        stamp = (dtype, *((id(t), t._version) for t in given))
-        if not self._scaled_shift or self._scaled_shift[0] != stamp:
-            shift = torch.zeros_like(self.scale) if self.shift is None else self.shift
-            shift = shift if self.bias is None else torch.addcmul(shift, self.bias.float(), self.scale)
-            self._scaled_shift = (stamp, shift.to(dtype), given)  # the references keep the identities unique
-        return self._scaled_shift[1]
+        shift = torch.zeros_like(self.scale) if self.shift is None else self.shift
+        return (shift if self.bias is None else torch.addcmul(shift, self.bias.float(), self.scale)).to(dtype)
 
     def with_scaled(self, x: Tensor, weights: Tensor, residual: Any) -> Tensor:
         """y by cuDNN's convolution with an epilogue, from weights times scale."""

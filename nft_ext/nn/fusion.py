@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 import copy
 import operator
-from typing import NamedTuple, cast
+import re
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,16 +15,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nft_ext._common.checks import fail
 from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy
 from nft_ext.nn.base import as_kind
-from nft_ext.nn.cascade import Cascade, Link
-from nft_ext.nn.fused import FusedConv2d, FusedLayer, FusedLinear
-from nft_ext.nn.traced import called, module_name, written_between
+from nft_ext.nn.frozen import FusedGraph, freeze
+from nft_ext.nn.fused import FusedConv2d, FusedLinear
+from nft_ext.nn.joining import join_layers
+from nft_ext.nn.traced import (
+    NOISY,
+    attribute,
+    between,
+    called,
+    draws_nothing,
+    has_hooks,
+    is_fresh,
+    is_plain,
+    module_name,
+    shared_tensors,
+    writes_nothing,
+)
+from nft_ext.nn.tracer import Tracer, in_place
 
 _FUSED = {NoisyConv2d: FusedConv2d, NoisyLinear: FusedLinear}
 _NORM = {NoisyConv2d: nn.BatchNorm2d, NoisyLinear: nn.BatchNorm1d}
-_RELUS = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_", nn.ReLU}
+_RELUS = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, "relu", "relu_"}
 _ADDS = {operator.add, torch.add, "add"}
-_ADDS_IN_PLACE = {operator.iadd, "add_"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -31,9 +44,9 @@ def fuse(model: nn.Module) -> nn.Module:
 
     A chain of a noisy layer, BatchNorm, a residual addition and ReLU becomes
     y = relu((W_p x + b) * scale + shift + residual). All but the noisy layer are optional. A chain is folded only if
-    the forward calls the layer once and nothing else uses the intermediate results. BatchNorm is folded now:
-    scale = w / sqrt(var + eps) and shift = b - mean * scale, computed in float64, stored in float32. After further
-    training, fuse again.
+    the forward calls the layer once, nothing else uses the intermediate results, and no call in between may write to
+    what the layer reads. Any other chain stays as it is. BatchNorm is folded now: scale = w / sqrt(var + eps) and
+    shift = b - mean * scale, computed in float64, stored in float32. After further training, fuse again.
 
     On the CPU, consecutive layers are one operator call (nft_ext/nn/cascade.py), with the same bits. Hooks on layers,
     autocast and gradients turn that off.
@@ -45,51 +58,48 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Args:
         model: a model from `convert`. torch.fx traces it: the forward must not depend on values or shapes in Python,
-            except in functions marked with torch.fx.wrap.
+            except in functions marked with torch.fx.wrap. A submodule that cannot be traced is called as it is. Inputs
+            whose default is None must stay None.
 
     Returns:
         A torch.fx.GraphModule in eval mode, for torch.compile too. A forward in training mode is an error. Parameters
-        do not require gradients. The state_dict has scales and shifts in place of the folded BatchNorms.
+        do not require gradients. The state_dict has scales and shifts in place of the folded BatchNorms. Attributes of
+        the model that the graph does not read any more cannot be set.
 
     Raises:
         TypeError: not a module.
-        ValueError: no noisy layers, a forward that torch.fx cannot trace, or hooks that it would drop.
+        ValueError: no noisy layers, a forward that torch.fx cannot trace or repeat, or hooks that it would drop.
     """
     check_noisy(model)
-    tracer = _Tracer()
+    tracer = Tracer()
     for name, module in model.named_modules():
-        if _has_hooks(module) and (module is model or not tracer.is_leaf_module(module, name)):
+        if has_hooks(module) and (module is model or not tracer.is_leaf_module(module, name)):
             fail(
                 "model",
                 "must have no hooks on traced modules, torch.fx would drop them; contexts of nft_ext are hooks too: "
                 "fuse outside of them",
                 f"hooks on {name or 'the model itself'}",
             )
-    root = copy.deepcopy(model).eval().requires_grad_(False)
-    if isinstance(root, NoisyLayer):
-        root = nn.Sequential(root)  # torch.fx traces the forward of a container
+    root = _copy(model)
     try:
-        graph = tracer.trace(root)
+        graph = tracer.graph_of(root)
     except Exception as error:  # the forward may raise anything on a symbolic input
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(
             f"model: must have a forward that torch.fx can trace (no Python decision on values or shapes, except in "
-            f"functions marked with torch.fx.wrap); got {type(error).__name__}: {reason}"
+            f"functions marked with torch.fx.wrap); {_advice(model)}; got {type(error).__name__}: {reason}"
         ) from error
-    _drop_identities(root, graph)
-    for chain in _chains(root, graph):
-        _fold(root, graph, chain)
-    fused = fx.GraphModule(root, graph, type(model).__name__)  # keeps only the modules that the graph calls
-    for series in _series(fused):
-        _join(fused, series)
+    folded = _drop_identities(root, graph)
+    for call in [node for node in reversed(graph.nodes) if node.op == "call_module"]:
+        if (chain := _chain(root, graph, call)) is not None:
+            folded |= _fold(root, graph, chain)
+    _replace_relus(root, graph, folded)
+    fused = FusedGraph(root, graph, type(model).__name__)  # keeps only the modules that the graph calls
+    join_layers(fused)
+    freeze(fused, root, folded)
     fused.graph.lint()
     fused.recompile()
     return fused
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (NoisyLayer, _BatchNorm)) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Chain(NamedTuple):
@@ -98,105 +108,179 @@ class _Chain(NamedTuple):
     nodes: list[fx.Node]  # the noisy layer's call first
     norm: _BatchNorm | None
     residual: fx.Node | None
+    into: str | None  # where the addition writes
     relu: bool
+    place: fx.Node  # the fused layer is called here
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, kind) for kind in _HOOKS)
+def _copy(model: nn.Module) -> nn.Module:
+    root = copy.deepcopy(model).eval().requires_grad_(False)
+    return nn.Sequential(root) if isinstance(root, NoisyLayer) else root  # torch.fx traces the forward of a container
 
 
-def _drop_identities(root: nn.Module, graph: fx.Graph) -> None:
+def _advice(model: nn.Module) -> str:
+    """Which submodules can be fused instead."""
+    able: list[str] = []
+    for name, module in model.named_modules():
+        part_of = any(name.startswith(f"{found}.") for found in able)
+        if module is model or part_of or isinstance(module, (NoisyLayer, nn.ModuleList, nn.ModuleDict)):
+            continue
+        layers = [m for m in module.modules() if isinstance(m, NoisyLayer)]
+        if layers and not any(has_hooks(m) for m in module.modules()):
+            try:
+                Tracer().graph_of(_copy(module))
+            except Exception:
+                continue
+            able.append(name)
+    if not able:
+        return "mark such functions, or use the model without fuse"
+    able = [re.sub(r"\.(\d+)", r"[\1]", f"model.{name}") for name in able]
+    first = able[0]
+    others = f" (also {', '.join(able[1:4])}{' ...' if len(able) > 4 else ''})" if len(able) > 1 else ""
+    return f"fuse the submodules that can be traced, for example {first} = nft_ext.fuse({first}){others}"
+
+
+def _drop_identities(root: nn.Module, graph: fx.Graph) -> dict[str, str]:
+    """Names of the modules that are gone."""
+    dropped = {}
     for node in list(graph.nodes):
-        if node.op == "call_module" and type(module := called(root, node)) is nn.Identity and not _has_hooks(module):
+        if (
+            node.op == "call_module"
+            and type(module := called(root, node)) is nn.Identity
+            and is_plain(module)
+            and len(node.args) == 1
+            and not node.kwargs
+        ):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+            dropped[module_name(node)] = "the graph"
+    return dropped
 
 
-def _chains(root: nn.Module, graph: fx.Graph) -> list[_Chain]:
-    """The chains of all noisy layers that are called once and have no hooks.
+def _calls(root: nn.Module, graph: fx.Graph) -> collections.Counter[int]:
+    """How many nodes may call each module, by id: also those that call or get a module around it."""
+    found: collections.Counter[int] = collections.Counter()
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            module = attribute(root, node)
+            found.update(id(m) for m in (module.modules() if isinstance(module, nn.Module) else ()))
+    return found
 
-    The last layer comes first: if two products are added, the later one takes the other result as its residual.
+
+def _chain(root: nn.Module, graph: fx.Graph, call: fx.Node) -> _Chain | None:
+    """The longest chain after a layer's call that can be folded.
+
+    The last layer of a model comes first: if two products are added, the later takes the other as its residual.
+    Nothing else sees the memory between the links, since each result is new or written in place and has one user.
     """
-    calls = [node for node in graph.nodes if node.op == "call_module" and type(called(root, node)) in _FUSED]
-    times = collections.Counter(id(called(root, node)) for node in calls)
-    taken: set[fx.Node] = set()
-    chains = []
-    for node in reversed(calls):
-        layer = called(root, node)
-        if times[id(layer)] == 1 and not _has_hooks(layer) and len(node.args) == 1 and not node.kwargs:
-            chains.append(_chain(root, node, layer, taken))
-            taken.update(chains[-1].nodes)
-    return chains
-
-
-def _chain(root: nn.Module, call: fx.Node, layer: NoisyLayer, taken: set[fx.Node]) -> _Chain:
-    nodes, norm, residual, relu = [call], None, None, False
-    while len(nodes[-1].users) == 1 and not relu:
-        last, node = nodes[-1], next(iter(nodes[-1].users))
-        if node in taken:
-            break
-        if norm is residual is None and _is_norm(root, node, layer):
-            norm = called(root, node)
-        elif (
-            residual is None and (other := _added(node, last)) is not None and not written_between(root, [*nodes, node])
+    layer, calls = called(root, call), _calls(root, graph)
+    if type(layer) not in NOISY or not is_plain(layer) or calls[id(layer)] > 1 or len(call.args) != 1 or call.kwargs:
+        return None
+    chain = _Chain([call], None, None, None, False, call)
+    while len(chain.nodes[-1].users) == 1 and not chain.relu:
+        last, node = chain.nodes[-1], next(iter(chain.nodes[-1].users))
+        added = _added(root, node, last) if chain.residual is None else None
+        place = None if added is None else _place(root, [*chain.nodes, node], added[0])
+        if (
+            chain.norm is chain.residual is None
+            and _is_norm(root, graph, node, layer)
+            and calls[id(called(root, node))] == 1
         ):
-            residual = other
-        elif _is_relu(root, node):
-            relu = True
+            chain = chain._replace(norm=called(root, node))
+        elif added is not None and place is not None:
+            chain = chain._replace(residual=added[0], into=added[1], place=place)
+        elif _is_relu(root, node, last):
+            chain = chain._replace(relu=True)
         else:
             break
-        nodes.append(node)
-    return _Chain(nodes, norm, residual, relu)
+        chain.nodes.append(node)
+    return chain
 
 
-def _is_norm(root: nn.Module, node: fx.Node, layer: NoisyLayer) -> bool:
-    if node.op != "call_module":
+def _place(root: nn.Module, nodes: list[fx.Node], residual: fx.Node) -> fx.Node | None:
+    """The node of a chain that the fused layer replaces, or None if no place is right.
+
+    At the layer's call, the residual is read earlier than in the model. So no call up to the addition may write. A
+    residual that is computed later moves the layer to the addition. Then the calls may also draw no chips, because
+    layers would draw theirs in another order.
+    """
+    call, addition = nodes[0], nodes[-1]
+    others = [node for node in between(call, addition) if node not in nodes]
+    if not all(writes_nothing(root, node) for node in others):
+        return None
+    if residual not in others:
+        return call
+    return addition if all(draws_nothing(root, node) for node in others) else None
+
+
+def _is_norm(root: nn.Module, graph: fx.Graph, node: fx.Node, layer: NoisyLayer) -> bool:
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return False
     norm = called(root, node)
     return (
         type(norm) is _NORM[type(layer)]
+        and is_plain(norm)
         and norm.running_mean is not None
         and norm.running_var is not None
         and norm.num_features == layer.weight.shape[0]
-        and not _has_hooks(norm)
+        and not shared_tensors(root, graph, norm)
     )
 
 
-def _is_relu(root: nn.Module, node: fx.Node) -> bool:
+def _is_relu(root: nn.Module, node: fx.Node, mine: fx.Node) -> bool:
+    if not node.args or node.args[0] is not mine:
+        return False
     what = called(root, node)
     if node.op == "call_module":
-        return type(what) is nn.ReLU and not _has_hooks(what)
+        return type(what) is nn.ReLU and is_plain(what) and len(node.args) == 1 and not node.kwargs
     return node.op in ("call_function", "call_method") and what in _RELUS
 
 
-def _added(node: fx.Node, mine: fx.Node) -> fx.Node | None:
-    """The other operand if `node` adds it to `mine`, else None."""
-    if node.op not in ("call_function", "call_method") or len(node.args) != 2 or node.kwargs:
+def _added(root: nn.Module, node: fx.Node, mine: fx.Node) -> tuple[fx.Node, str | None] | None:
+    """(the other operand, where the sum is written) if `node` adds something to `mine`, else None."""
+    if node.op not in ("call_function", "call_method") or node.kwargs:
         return None
-    first, second = node.args
-    if (node.target in _ADDS_IN_PLACE and first is mine) or node.target in _ADDS:
-        other = second if first is mine else first
-        return other if isinstance(other, fx.Node) and other is not mine else None
+    augmented = node.target is in_place and node.args[0] == "iadd"
+    operands = node.args[1:] if augmented else node.args
+    if len(operands) != 2 or operands[0] is operands[1]:
+        return None
+    other = operands[1] if operands[0] is mine else operands[0]
+    if not isinstance(other, fx.Node):
+        return None
+    if node.target in _ADDS:
+        return other, None
+    if augmented or (node.op == "call_method" and node.target == "add_"):
+        if other is operands[1]:
+            return other, "product"
+        # Into the residual: right if nobody else sees its memory.
+        return (other, "residual") if is_fresh(root, other) and len(other.users) == 1 else None
     return None
 
 
-def _fold(root: nn.Module, graph: fx.Graph, chain: _Chain) -> None:
-    """Replaces a chain by one node that calls the fused layer."""
+def _fold(root: nn.Module, graph: fx.Graph, chain: _Chain) -> dict[str, str]:
+    """Replaces a chain by one node that calls the fused layer. Returns the names of the modules that it folds."""
     call, last = chain.nodes[0], chain.nodes[-1]
     scale, shift = (None, None) if chain.norm is None else _scale_and_shift(chain.norm)
     target = module_name(call)
     parent, _, name = target.rpartition(".")
-    plain = cast("NoisyLayer", root.get_submodule(target))
-    root.get_submodule(parent)._modules[name] = _as_fused(plain, scale, shift, chain.relu)
-    args = call.args if chain.residual is None else (*call.args, chain.residual)
-    # The call stays at its place, where its input is read; with a residual it moves to the addition, because the
-    # residual may be computed later.
-    adding = next((node for node in chain.nodes if chain.residual in node.all_input_nodes), call)
-    with graph.inserting_before(adding):
-        fused = graph.call_module(target, args)
+    layer = as_kind(_FUSED[type(called(root, call))], called(root, call))
+    layer.set_epilogue(scale, shift, chain.relu, chain.into)
+    root.get_submodule(parent)._modules[name] = layer
+    with graph.inserting_before(chain.place):
+        fused = graph.call_module(target, call.args if chain.residual is None else (*call.args, chain.residual))
     last.replace_all_uses_with(fused)
     for node in reversed(chain.nodes):
         graph.erase_node(node)
+    return {module_name(node): target for node in chain.nodes[1:] if node.op == "call_module"}
+
+
+def _replace_relus(root: nn.Module, graph: fx.Graph, folded: dict[str, str]) -> None:
+    """Other calls of a folded ReLU become functions: a hook or change of the module would reach only some calls."""
+    for node in list(graph.nodes):
+        if node.op == "call_module" and module_name(node) in folded and isinstance(relu := called(root, node), nn.ReLU):
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.call_function(nn.functional.relu, (node.args[0], relu.inplace)))
+            graph.erase_node(node)
 
 
 def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -207,57 +291,3 @@ def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     scale = scale if norm.weight is None else scale * norm.weight.detach().double()
     shift = -mean * scale if norm.bias is None else norm.bias.detach().double() - mean * scale
     return scale.float(), shift.float()
-
-
-def _as_fused(plain: NoisyLayer, scale: Tensor | None, shift: Tensor | None, relu: bool) -> FusedLayer:
-    layer = as_kind(_FUSED[type(plain)], plain)
-    layer.set_epilogue(scale, shift, relu)
-    return layer
-
-
-def _series(model: fx.GraphModule) -> list[list[fx.Node]]:
-    """All series of two or more consecutive fused layers whose last result is used."""
-    found: list[list[fx.Node]] = [[]]
-    for node in model.graph.nodes:
-        if _may_join(model, node):
-            found[-1].append(node)
-        elif found[-1]:
-            found.append([])
-    return [series for series in found if len(series) > 1 and series[-1].users]
-
-
-def _may_join(model: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op != "call_module" or not isinstance(layer := model.get_submodule(module_name(node)), FusedLayer):
-        return False
-    return getattr(layer, "padding_mode", "zeros") == "zeros" and all(isinstance(arg, fx.Node) for arg in node.args)
-
-
-def _join(model: fx.GraphModule, series: list[fx.Node]) -> None:
-    """Replaces the calls of the layers by one call of a Cascade.
-
-    The graph passes the model's children to the Cascade, which finds the layers in them at each call. So a layer that
-    the user replaces is called.
-    """
-    graph = model.graph
-    inputs = list(dict.fromkeys(arg for node in series for arg in node.args if arg not in series))
-    number = {node: i for i, node in enumerate([*inputs, *series])}
-    kept = [node for node in series if any(user not in series for user in node.users)]
-    paths = [module_name(node).split(".") for node in series]
-    holders = list(dict.fromkeys(path[0] for path in paths))
-    cascade = Cascade(
-        [(holders.index(path[0]), *path[1:]) for path in paths],
-        [Link(*(number[arg] for arg in node.args)) for node in series],
-        [series.index(node) for node in kept],
-        len(inputs),
-    )
-    name = next(name for i in range(len(graph.nodes)) if not hasattr(model, name := f"cascade{i}"))
-    model.add_module(name, cascade)
-    with graph.inserting_before(series[0]):
-        call = graph.call_module(name, (tuple(map(graph.get_attr, holders)), *inputs))
-        results = (
-            [call] if len(kept) == 1 else [graph.call_function(operator.getitem, (call, i)) for i in range(len(kept))]
-        )
-    for node, result in zip(kept, results, strict=True):
-        node.replace_all_uses_with(result)
-    for node in reversed(series):
-        graph.erase_node(node)
