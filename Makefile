@@ -14,7 +14,7 @@ STEP := $(PYTHON) tools/heartbeat.py
 CPP := $(shell find csrc -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.inl")
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-fast native-test lint format bench wheel docs env build clean
+.PHONY: demo test test-fast native-test asan ubsan tsan lint format bench wheel docs env build clean
 
 # The native tests and, where torch has no CUDA, the CUDA library take minutes to compile and are of no use to the demonstration:
 # `make test` adds them.
@@ -30,6 +30,15 @@ test-fast: build
 
 native-test: build
 	$(BIN)/ctest --test-dir build/$$($(BIN)/python -c "import sys; print('cmake-' + sys.implementation.cache_tag)") --output-on-failure
+
+# The native tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+asan: SANITIZER = address
+ubsan: SANITIZER = undefined
+tsan: SANITIZER = thread
+asan ubsan tsan: env
+	@$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DNFT_EXT_CUDA=0 -DNFT_EXT_SANITIZE=$(SANITIZER)
+	@$(STEP) "Building the native tests with -fsanitize=$(SANITIZER)" $(BIN)/cmake --build build/$@
+	$(BIN)/ctest --test-dir build/$@ --output-on-failure
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

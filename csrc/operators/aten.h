@@ -1,5 +1,4 @@
-// The ATen calls that the operators make, through the dispatcher of
-// torch's stable ABI, and the check whose message names the argument.
+// The ATen calls that the operators make, through the dispatcher of torch's stable ABI.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -10,41 +9,14 @@
 #include <algorithm>
 #include <array>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
-#include <string>
 #include <tuple>
-#include <vector>
+
+#include "operators/check.h"
 
 namespace nft {
 
-using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-
-// A value as an error message shows it.
-template <class Value>
-inline void show(std::ostream& out, const Value& value) {
-  out << value;
-}
-inline void show(std::ostream& out, const IntHeaderOnlyArrayRef& sizes) {
-  out << "[";
-  for (size_t i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
-  out << "]";
-}
-inline void show(std::ostream& out, const Ints& sizes) { show(out, IntHeaderOnlyArrayRef(sizes)); }
-
-// Throws "nft_ext::op: argument: rule; got value". The value becomes
-// text only if the rule is broken: every call comes through here.
-template <class Value>
-inline void check(bool holds, const char* op, const char* argument, const char* rule, const Value& value) {
-  if (holds) return;
-  std::ostringstream out;
-  out << "nft_ext::" << op << ": " << argument << ": " << rule << "; got ";
-  show(out, value);
-  throw std::runtime_error(out.str());
-}
 
 inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.data_ptr()); }
 
@@ -121,6 +93,7 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& gra
 // Dense and uninitialised, on the torch device of `like`. Not through
 // the dispatcher, which takes some 8,000 instructions per tensor.
 inline Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like, bool channels_last = false) {
+  elements_of(sizes);  // refuses what overflows
   const size_t dims = sizes.size();
   Ints strides(dims);
   int64_t next = 1;

@@ -8,26 +8,44 @@
 
 namespace nft {
 
+// Of a size, a stride, a padding and a dilation. Sums of a few and products of two then fit int64; Python has it too.
+constexpr int64_t kMostGeometry = (int64_t(1) << 30) - 1;
+
+inline void check_geometry(const char* op, const char* argument, const Ints& pair, int64_t least, const char* rule) {
+  bool holds = pair.size() == 2;
+  for (int64_t value : pair) holds = holds && value >= least && value <= kMostGeometry;
+  check(holds, op, argument, rule, pair);
+}
+
 inline void check_conv2d(const Crossbar& c, const Tensor& x, const aten::Convolution& p) {
   check_crossbar(c);
   check_x(c, x);
   check(c.weight.dim() == 4, c.op, "weight", "must be [out, C / groups, kh, kw]", c.weight.sizes());
+  check(c.weight.numel() > 0, c.op, "weight", "must have no dimension of size 0", c.weight.sizes());
   check(p.groups >= 1 && c.weight.size(0) % p.groups == 0, c.op, "groups", "must divide the output channels", p.groups);
   check(x.dim() == 4 && x.size(1) == c.weight.size(1) * p.groups, c.op, "x",
         "must be [rows, C, H, W] with the weight's C", x.sizes());
-  check(p.stride.size() == 2 && p.stride[0] > 0 && p.stride[1] > 0, c.op, "stride", "must be two positive ints",
-        p.stride);
-  check(p.padding.size() == 2 && p.padding[0] >= 0 && p.padding[1] >= 0, c.op, "padding", "must be two ints >= 0",
-        p.padding);
-  check(p.dilation.size() == 2 && p.dilation[0] > 0 && p.dilation[1] > 0, c.op, "dilation", "must be two positive ints",
-        p.dilation);
+  check_geometry(c.op, "stride", p.stride, 1, "must be two ints in 1..2^30 - 1");
+  check_geometry(c.op, "padding", p.padding, 0, "must be two ints in 0..2^30 - 1");
+  check_geometry(c.op, "dilation", p.dilation, 1, "must be two ints in 1..2^30 - 1");
+  for (int i = 0; i < 2; ++i) {
+    const int64_t size = x.size(2 + i), kernel = c.weight.size(2 + i);
+    check(size >= 1 && size <= kMostGeometry, c.op, "x", "must have a height and a width in 1..2^30 - 1", x.sizes());
+    check(kernel <= kMostGeometry, c.op, "weight", "must have a kernel below 2^30", c.weight.sizes());
+    const int64_t padded = size + 2 * p.padding[i], reach = p.dilation[i] * (kernel - 1) + 1;
+    if (padded >= reach) continue;
+    std::ostringstream rule;
+    rule << "padded " << (i ? "width" : "height") << " must be at least the kernel's " << reach;
+    check(false, c.op, "x", rule.str().c_str(), padded);
+  }
 }
 
 inline Ints conv2d_result(const Crossbar& c, const Tensor& x, const aten::Convolution& p, bool shared) {
-  Ints result{c.chips() * rows_per_chip(c.op, x, c.chips(), shared), c.weight.size(0)};
+  Ints result{for_all_chips(c.op, c.chips(), rows_per_chip(c.op, x, c.chips(), shared)), c.weight.size(0)};
   for (int i = 0; i < 2; ++i)
     result.push_back(
         generic::convolution_size(x.size(2 + i), c.weight.size(2 + i), p.stride[i], p.padding[i], p.dilation[i]));
+  elements_of(result);  // refuses what overflows
   return result;
 }
 
@@ -35,9 +53,10 @@ template <class Backend>
 Tensor conv2d_product(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, const aten::Convolution& p,
                       bool shared, const Epilogue& e = {}) {
   check_conv2d(c, x, p);
+  check_epilogue(c, e, x, conv2d_result(c, x, p, shared));
   c.weight = Backend::readable(c.weight);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
-  if (!e.empty()) check_epilogue(c, e, x, conv2d_result(c, x, p, shared));
+  Backend::check_values(c);
   if (const auto y = Backend::product(c, x, b, p, shared, e)) return *y;
   const Tensor y =
       for_each_chip<Backend>(c, x, shared, aten::is_channels_last(x),
@@ -62,7 +81,7 @@ Tensor conv2d_input_gradient(Crossbar& c, const Tensor& grad, const Tensor& x, c
     if (chips == 1) return aten::in_format(part, channels_last);
     if (!all) {
       Ints sizes = sizes_of(part);
-      sizes[0] *= chips;
+      sizes[0] = for_all_chips(c.op, chips, sizes[0]);
       all = aten::empty(sizes, x.scalar_type(), x, channels_last && !shared);
     }
     Tensor slot = torch::stable::narrow(*all, 0, chip * rows, rows);
@@ -78,6 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_gradients(Crossbar c, const Tensor& gr
   c.weight = Backend::readable(c.weight);
   const int64_t chips = c.chips();
   check_like_result(c, "grad", grad, x, conv2d_result(c, x, p, shared));
+  Backend::check_values(c);
   const bool channels_last = aten::is_channels_last(x);
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);
@@ -124,7 +144,8 @@ std::tuple<Tensor, Tensor, Tensor> noisy_conv2d_backward(Tensor grad, Tensor x, 
                                                          Ints stride, Ints padding, Ints dilation, int64_t groups,
                                                          bool shared, int64_t wanted) {
   return conv2d_gradients<Backend>({"noisy_conv2d_backward", weight, codes, step, table, key, stream, spec}, grad, x,
-                                   {stride, padding, dilation, groups}, shared, mask_of(wanted));
+                                   {stride, padding, dilation, groups}, shared,
+                                   mask_of("noisy_conv2d_backward", wanted));
 }
 
 }  // namespace operators

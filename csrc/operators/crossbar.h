@@ -21,6 +21,16 @@ struct Crossbar {
 
 constexpr size_t kSpecInts = 4;  // of Crossbar::spec
 
+// Every tensor of a call lies on the weight's torch device: a kernel reads nothing else.
+inline void check_beside(const char* op, const char* argument, const Tensor& t, const Tensor& weight) {
+  const bool beside = t.is_cpu() ? weight.is_cpu()
+                                 : t.is_cuda() && weight.is_cuda() && t.get_device_index() == weight.get_device_index();
+  check(beside, op, argument, "must be on the weight's torch device", "another device");
+}
+inline void check_beside(const char* op, const char* argument, const std::optional<Tensor>& t, const Tensor& weight) {
+  if (t) check_beside(op, argument, *t, weight);
+}
+
 inline void check_float_type(const char* op, const char* argument, ScalarType t, bool on_cuda) {
   check(t == ScalarType::Float || t == ScalarType::BFloat16 || (on_cuda && t == ScalarType::Half), op, argument,
         "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
@@ -45,13 +55,19 @@ inline void check_step(const char* op, const Tensor& step) {
 // Codes of up to 15 bits take two bytes: one bit is the sign.
 inline ScalarType code_type(int64_t weight_bits) { return weight_bits <= 15 ? ScalarType::Short : ScalarType::Int; }
 
+// All that can be checked without reading a tensor's values.
 inline void check_crossbar(const Crossbar& c) {
   check_weight_type(c.op, c.weight);
+  check_beside(c.op, "step", c.step, c.weight);
+  check_beside(c.op, "codes", c.codes, c.weight);
+  check_beside(c.op, "table", c.table, c.weight);
+  check_beside(c.op, "key", c.key, c.weight);
   if (c.step) check_step(c.op, *c.step);
   check(c.step || !c.codes, c.op, "step", "must be given with codes", "none");
   check(c.key.scalar_type() == ScalarType::Long && c.key.dim() == 2 && c.key.size(1) == 2 && c.key.size(0) > 0, c.op,
         "key", "must be int64 [S, 2] with S >= 1", c.key.sizes());
   check(c.key.is_contiguous(), c.op, "key", "must be contiguous", "a strided tensor");
+  check(c.chips() <= INT32_MAX, c.op, "key", "must have fewer than 2^31 chips", c.chips());
   check(c.spec.size() == kSpecInts, c.op, "spec", "must hold weight_bits, device_bits, path, mapping", c.spec.size());
   const int64_t m = c.spec[0], k = c.spec[1], path = c.spec[2];
   check(m >= 1 && m <= 16 && k >= 1 && m % k == 0, c.op, "spec",
@@ -86,7 +102,10 @@ inline Ints spec_of_layer(const Ints& specs, size_t layer) {
 
 // ---- x and what has the shape of a result
 
-inline void check_x(const Crossbar& c, const Tensor& x) { check_float_type(c.op, "x", x.scalar_type(), x.is_cuda()); }
+inline void check_x(const Crossbar& c, const Tensor& x) {
+  check_beside(c.op, "x", x, c.weight);
+  check_float_type(c.op, "x", x.scalar_type(), x.is_cuda());
+}
 
 // Rows of dim 0 that each chip sees.
 inline int64_t rows_per_chip(const char* op, const Tensor& x, int64_t chips, bool shared) {
@@ -105,6 +124,8 @@ inline Tensor rows_of(const Tensor& x, int64_t chip, int64_t rows, bool shared, 
 inline std::optional<Tensor> cast_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& weight,
                                        ScalarType dtype) {
   if (!bias) return std::nullopt;
+  check_beside(op, "bias", *bias, weight);
+  check_float_type(op, "bias", bias->scalar_type(), true);
   check(bias->dim() == 1 && bias->size(0) == weight.size(0), op, "bias", "must be [out]", bias->sizes());
   return aten::cast(*bias, dtype);
 }
@@ -112,6 +133,7 @@ inline std::optional<Tensor> cast_bias(const char* op, const std::optional<Tenso
 // For a result's gradient and a residual: the dtype of x and the result's sizes.
 inline void check_like_result(const Crossbar& c, const char* argument, const Tensor& t, const Tensor& x,
                               const Ints& sizes) {
+  check_beside(c.op, argument, t, c.weight);
   check(t.scalar_type() == x.scalar_type(), c.op, argument, "must have x's dtype", "another dtype");
   if (sizes_of(t) == sizes) return;
   std::ostringstream rule;
@@ -131,6 +153,9 @@ inline Tensor sum_over_chips(const Tensor& t, int64_t chips) {
 }
 
 // Which gradients are wanted: bit 0 for x, 1 for the weight, 2 for the bias.
-inline std::array<bool, 3> mask_of(int64_t wanted) { return {(wanted & 1) != 0, (wanted & 2) != 0, (wanted & 4) != 0}; }
+inline std::array<bool, 3> mask_of(const char* op, int64_t wanted) {
+  check(wanted >= 0 && wanted <= 7, op, "wanted", "must be in 0..7", wanted);
+  return {(wanted & 1) != 0, (wanted & 2) != 0, (wanted & 4) != 0};
+}
 
 }  // namespace nft

@@ -25,7 +25,7 @@ inline Tensor draw_key(Tensor like) {
 
 // The keys that `count` calls of draw_key give, one after the other.
 inline std::vector<Tensor> draw_keys(Tensor like, int64_t count) {
-  check(count >= 0, "draw_keys", "count", "must not be negative", count);
+  check(count >= 0 && count <= 1 << 20, "draw_keys", "count", "must be in 0..2^20, the number of layers", count);
   std::vector<Tensor> keys;
   for (int64_t i = 0; i < count; ++i) keys.push_back(draw_key(like));
   return keys;

@@ -20,6 +20,7 @@ struct Epilogue {
 inline void check_epilogue(const Crossbar& c, const Epilogue& e, const Tensor& x, const Ints& sizes) {
   const auto check_row = [&](const char* argument, const std::optional<Tensor>& t) {
     if (!t) return;
+    check_beside(c.op, argument, *t, c.weight);
     check(t->scalar_type() == ScalarType::Float, c.op, argument, "must be float32", "another dtype");
     check(t->dim() == 1 && t->size(0) == c.weight.size(0), c.op, argument, "must be [out]", t->sizes());
   };
@@ -39,6 +40,9 @@ void epilogue_(Tensor y, std::optional<Tensor> scale, std::optional<Tensor> shif
   check(y.is_contiguous() || aten::is_channels_last(y), op, "y", "must be dense, contiguous or channels last",
         "another layout");
   check_float_type(op, "y", y.scalar_type(), y.is_cuda());
+  check_beside(op, "scale", scale, y);
+  check_beside(op, "shift", shift, y);
+  check_beside(op, "residual", residual, y);
   for (const auto& row : {scale, shift})
     if (row)
       check(row->scalar_type() == ScalarType::Float && row->dim() == 1 && row->size(0) == y.size(1), op,

@@ -17,16 +17,19 @@ inline void check_linear(const Crossbar& c, const Tensor& x) {
 }
 
 inline Ints linear_result(const Crossbar& c, const Tensor& x, bool shared) {
-  return {c.chips() * rows_per_chip(c.op, x, c.chips(), shared), c.weight.size(0)};
+  const Ints result{for_all_chips(c.op, c.chips(), rows_per_chip(c.op, x, c.chips(), shared)), c.weight.size(0)};
+  elements_of(result);  // refuses what overflows
+  return result;
 }
 
 template <class Backend>
 Tensor linear_product(Crossbar c, const Tensor& x, const std::optional<Tensor>& bias, bool shared,
                       const Epilogue& e = {}) {
   check_linear(c, x);
+  check_epilogue(c, e, x, linear_result(c, x, shared));
   c.weight = Backend::readable(c.weight);
   const auto b = cast_bias(c.op, bias, c.weight, x.scalar_type());
-  if (!e.empty()) check_epilogue(c, e, x, linear_result(c, x, shared));
+  Backend::check_values(c);
   if (const auto y = Backend::product(c, x, b, aten::single_pixel(), shared, e)) return *y;
   const Tensor y = for_each_chip<Backend>(
       c, x, shared, false, [&](const Tensor& rows, const Tensor& w) { return aten::linear(rows, w, b); });
@@ -41,6 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_gradients(Crossbar c, const Tensor& gr
   c.weight = Backend::readable(c.weight);
   const int64_t chips = c.chips();
   check_like_result(c, "grad", grad, x, linear_result(c, x, shared));
+  Backend::check_values(c);
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);
   if (mask[0]) {
@@ -85,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor> noisy_linear_backward(Tensor grad, Tensor x, 
                                                          Tensor table, Tensor key, int64_t stream, Ints spec,
                                                          bool shared, int64_t wanted) {
   return linear_gradients<Backend>({"noisy_linear_backward", weight, codes, step, table, key, stream, spec}, grad, x,
-                                   shared, mask_of(wanted));
+                                   shared, mask_of("noisy_linear_backward", wanted));
 }
 
 }  // namespace operators

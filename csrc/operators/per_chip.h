@@ -5,6 +5,7 @@
 //
 // A Backend (cpu/torch/operators_cpu.cpp, cuda/torch/operators_cuda.cpp) has these static functions:
 //   readable              a weight in a type that the kernels read
+//   check_values          refuses a step and codes whose values are out of range
 //   memory, weights       memory for a result, for weights [chips * out, ...]
 //   program               weights of `chips` chips from first_chip on, into such memory
 //   program_many          the same for several layers
@@ -32,7 +33,7 @@ Tensor for_each_chip(Crossbar& c, const Tensor& x, bool shared, bool channels_la
     if (chips == 1) return y;
     if (!all) {
       Ints sizes = sizes_of(y);
-      sizes[0] *= chips;
+      sizes[0] = for_all_chips(c.op, chips, sizes[0]);
       all = aten::empty(sizes, dtype, y, channels_last);
     }
     Tensor slot = torch::stable::narrow(*all, 0, chip * rows, rows);

@@ -8,6 +8,7 @@ namespace nft {
 // Rows are multiplied only on their way into channels-last memory.
 template <class Backend>
 void check_row_scale(const Crossbar& c, const Tensor& scale, bool channels_last) {
+  check_beside(c.op, "scales", scale, c.weight);
   check(scale.scalar_type() == ScalarType::Float && scale.is_contiguous() && scale.dim() == 1 &&
             scale.size(0) == c.weight.size(0),
         c.op, "scales", "must be contiguous float32 [out], each for its weight", scale.sizes());
@@ -24,6 +25,7 @@ Tensor program(Tensor weight, std::optional<Tensor> codes, std::optional<Tensor>
   check_crossbar(c);
   check_float_type(c.op, "dtype", dtype, weight.is_cuda());
   c.weight = Backend::readable(weight);
+  Backend::check_values(c);
   Ints sizes = sizes_of(weight);
   sizes.insert(sizes.begin(), c.chips());
   Tensor out = Backend::memory(sizes, dtype, weight);
@@ -48,7 +50,6 @@ std::vector<Tensor> program_many(std::vector<Tensor> weights, std::vector<std::o
         scales.size());
   check_float_type(op, "dtype", dtype, key.is_cuda());
   std::vector<Crossbar> layers;
-  std::vector<Tensor> outs;
   for (size_t l = 0; l < count; ++l) {
     std::optional<Tensor> step;
     if (!steps.empty()) step = steps[l];
@@ -57,7 +58,11 @@ std::vector<Tensor> program_many(std::vector<Tensor> weights, std::vector<std::o
     layers[l].weight = Backend::readable(weights[l]);
     if (!scales.empty()) check_row_scale<Backend>(layers[l], scales[l], channels_last);
     check(weights[l].dim() >= 1, op, "weights", "must have one dimension or more", weights[l].sizes());
-    outs.push_back(Backend::weights(layers[l], key.size(0), dtype, channels_last));
+  }
+  std::vector<Tensor> outs;
+  for (Crossbar& layer : layers) {
+    Backend::check_values(layer);
+    outs.push_back(Backend::weights(layer, key.size(0), dtype, channels_last));
   }
   Backend::program_many(layers, scales, outs);
   for (size_t l = 0; l < count; ++l) {

@@ -53,6 +53,7 @@ class Progress:
         self.note = ""
         self._stream = sys.stderr
         self._terminal = bool(getattr(self._stream, "isatty", lambda: False)())
+        enabled = enabled and self._stream is not None  # None: stderr was closed before Python started
         self._shown = bool(enabled) or (enabled is None and self._terminal)
         self._interval = TERMINAL_INTERVAL if self._terminal else LOG_INTERVAL
         self._started = self._drawn = time.monotonic()

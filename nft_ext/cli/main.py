@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0 done, 1 bad input, 2 bad usage, 130 interrupted."""
+    _open_standard_streams()
     from nft_ext.cli import demo, evaluate, fetch, info, reproduce, sweep, train
     from nft_ext.montecarlo.distributed.ranks import RanksError
 
@@ -26,8 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        _check_environment()
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()  # a full disk is an error of this command, not of Python's exit
+        return status
     except BrokenPipeError:  # the reader closed the pipe, for example head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more at its exit
         return 0
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RanksError) as error:
         print(f"nft-ext {arguments.command}: {error}", file=sys.stderr)
@@ -35,6 +41,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nnft-ext {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _check_environment() -> None:
+    """Refuses settings that the first operator would refuse in the middle of the work."""
+    from nft_ext.ops import build_info
+
+    build_info.instruction_set()
+    build_info.one_pass()
+
+
+def _open_standard_streams() -> None:
+    """Opens the null device in place of closed standard streams. Else the next file opened, a result for example, would
+    get the number of stderr, and messages would be written into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # noqa: PERF203
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (stays open)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  (stays open)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ def read_batch(
         bad_file(path, expected, f"{len(classes_of)} labels", remedy)
     for index, label in enumerate(classes_of):
         if type(label) is not int or not 0 <= label < classes:
-            bad_file(path, expected, f"label {label!r:.40} at index {index}", remedy)
+            found = f"{label!r:.40}" if isinstance(label, (bytes, str)) else type(label).__name__
+            found = str(label) if type(label) is int and abs(label) < 1 << 64 else found
+            bad_file(path, expected, f"label {found} at index {index}", remedy)
     if md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         warnings.warn(
             f"{path}: right format, but not the published file (its md5 is not {md5}). Do not compare results "

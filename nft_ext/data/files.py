@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nft_ext._common.checks import fail, file_path
+from nft_ext._common.reading import open_regular
 
 ENVIRONMENT = "NFT_EXT_DATA"
 
@@ -47,11 +48,11 @@ def read_bytes(path: Path, size: int, expected: str, remedy: str) -> bytes:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is unreadable, or not a complete gzip file.
+        ValueError: the file is unreadable, not a regular file, or not a complete gzip file.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            return file.read(size + 1)
+        with open_regular(path) as file:
+            return gzip.GzipFile(fileobj=file).read(size + 1) if path.suffix == ".gz" else file.read(size + 1)
     except FileNotFoundError:
         bad_file(path, expected, "no such file", remedy, FileNotFoundError)
     except EOFError:

@@ -12,6 +12,7 @@ alphabetical order, as in torchvision's ImageFolder.
 from __future__ import annotations
 
 import hashlib
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from nft_ext._common.checks import fail, integer
 from nft_ext._common.progress import Progress
 from nft_ext.data.array_cache import read_cache, write_cache
-from nft_ext.data.files import bad_file
+from nft_ext.data.files import bad_file, read_bytes
 from nft_ext.data.image_set import ImageSet
 from nft_ext.data.pixels import IMAGE_SIZE, write_inputs
 
@@ -29,6 +30,7 @@ SIDE = 64  # pixels, as published
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # the usual values, of the training images
 FOLDER = "tiny-imagenet-200"
 CACHE = "nft_ext-cache.npz"
+LARGEST_TEXT = 1 << 24  # bytes; the annotations have 400 kB
 ZIP, ZIP_MD5 = "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
 URL = f"http://cs231n.stanford.edu/{ZIP}"
 
@@ -49,7 +51,8 @@ def load(data_dir: Path, size: int = IMAGE_SIZE) -> tuple[ImageSet, ImageSet]:
     """Tiny ImageNet as (train, test).
 
     The first load decodes the JPEG files (about a minute on one core) and caches the pixels in
-    tiny-imagenet-200/nft_ext-cache.npz (1.4 GB). The cache is valid while no file changes its name or size.
+    tiny-imagenet-200/nft_ext-cache.npz (1.4 GB). The cache is valid while no file changes its name, its size or its
+    time of change.
 
     Args:
         data_dir: the folder that holds tiny-imagenet-200.
@@ -71,7 +74,7 @@ def load(data_dir: Path, size: int = IMAGE_SIZE) -> tuple[ImageSet, ImageSet]:
     files = _files(root, remedy)
     key = _fingerprint(root, files, remedy)
     arrays = read_cache(root / CACHE, key)
-    if arrays is None:
+    if arrays is None or not _complete(arrays, files):
         arrays = _decode(root, files, remedy)
         write_cache(root / CACHE, key, arrays)
     sets = []
@@ -119,25 +122,40 @@ def _files(root: Path, remedy: str) -> dict[str, list[tuple[str, int]]]:
 
 
 def _lines(path: Path, what: str, remedy: str) -> list[str]:
+    content = read_bytes(path, LARGEST_TEXT, what, remedy)
+    if len(content) > LARGEST_TEXT:
+        bad_file(path, what, f"more than {LARGEST_TEXT} bytes", remedy)
     try:
-        return path.read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
-        bad_file(path, what, "no such file", remedy, FileNotFoundError)
-    except (UnicodeDecodeError, OSError) as error:
+        return content.decode("ascii").splitlines()
+    except UnicodeDecodeError as error:
         bad_file(path, what, f"an unreadable file ({error})", remedy)
 
 
 def _fingerprint(root: Path, files: dict[str, list[tuple[str, int]]], remedy: str) -> str:
-    """A hash over name, class and size in bytes of every image. Refuses a missing image."""
-    digest = hashlib.sha256(b"nft_ext tinyimagenet 1\n")
+    """A hash over name, class, size and time of change of every image. Refuses a missing image."""
+    digest = hashlib.sha256(b"nft_ext tinyimagenet 2\n")
     for split, entries in files.items():
         for name, label in entries:
             try:
-                size = (root / name).stat().st_size
+                found = (root / name).stat()
             except FileNotFoundError:
                 bad_file(root / name, "a JPEG image of Tiny ImageNet", "no such file", remedy, FileNotFoundError)
-            digest.update(f"{split} {name} {label} {size}\n".encode())
+            if not stat.S_ISREG(found.st_mode):
+                bad_file(root / name, "a JPEG image of Tiny ImageNet", "not a regular file", remedy)
+            digest.update(f"{split} {name} {label} {found.st_size} {found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _complete(arrays: dict[str, np.ndarray], files: dict[str, list[tuple[str, int]]]) -> bool:
+    """Whether a cache holds what `_decode` makes."""
+    return all(
+        (found := arrays.get(f"{split}_{name}")) is not None and found.shape == shape and found.dtype == dtype
+        for split, entries in files.items()
+        for name, shape, dtype in (
+            ("pixels", (len(entries), 3, SIDE, SIDE), np.uint8),
+            ("labels", (len(entries),), np.int64),
+        )
+    )
 
 
 def _decode(root: Path, files: dict[str, list[tuple[str, int]]], remedy: str) -> dict[str, np.ndarray]:
@@ -154,11 +172,13 @@ def _decode(root: Path, files: dict[str, list[tuple[str, int]]], remedy: str) ->
                 what = f"a JPEG image of {SIDE}x{SIDE} pixels"
                 try:
                     with Image.open(root / name, formats=["JPEG"]) as image:
-                        if image.size != (SIDE, SIDE):  # known from the header, before decoding
-                            bad_file(root / name, what, f"{image.size[0]}x{image.size[1]}", remedy)
-                        pixels[k] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-                except (OSError, SyntaxError) as error:
+                        if image.size == (SIDE, SIDE):  # known from the header, before decoding
+                            pixels[k] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+                # A damaged image can fail anywhere in the decoder, with any kind of exception.
+                except Exception as error:
                     bad_file(root / name, what, f"a damaged image ({error})", remedy)
+                if image.size != (SIDE, SIDE):
+                    bad_file(root / name, what, f"{image.size[0]}x{image.size[1]}", remedy)
                 progress.update(1)
             arrays[f"{split}_pixels"] = pixels
             arrays[f"{split}_labels"] = np.array([label for _, label in entries], np.int64)

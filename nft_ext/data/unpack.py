@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -56,7 +59,7 @@ def unpack(
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(aside / name, folder / name)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except ARCHIVE_ERRORS as error:
         fail(str(archive), "must be a complete archive", str(error))
     finally:
         shutil.rmtree(aside)
@@ -66,6 +69,19 @@ def _harmless(name: str) -> bool:
     outside = name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/")
     return bool(name) and not outside
 
+
+# RuntimeError: an encrypted member; NotImplementedError: an unknown compression.
+ARCHIVE_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+)
 
 Member = tuple[str, int, Callable[[], IO[bytes]]]
 

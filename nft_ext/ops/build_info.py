@@ -55,11 +55,25 @@ def one_pass() -> str:
     return _ONE_PASS or "auto"
 
 
+def instruction_set() -> str:
+    """The instruction set of the CPU kernels: NFT_EXT_CPU_ISA, or else the best that this processor can run.
+
+    Raises:
+        ValueError: NFT_EXT_CPU_ISA names none that this processor can run.
+    """
+    from nft_ext import _core  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
+
+    try:
+        return _core.isa()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+
+
 def info() -> dict[str, Any]:
     """Versions, compiler, instruction sets, threads, and CUDA architectures or the reason why CUDA is off.
 
     Raises:
-        ValueError: NFT_EXT_ONE_PASS has an unknown value.
+        ValueError: NFT_EXT_ONE_PASS or NFT_EXT_CPU_ISA has an unknown value.
     """
     from nft_ext import _core  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
 
@@ -72,7 +86,7 @@ def info() -> dict[str, Any]:
         "machine": platform.machine(),
         "compiler": build["compiler"],
         "instruction_sets": build["instruction_sets"],
-        "instruction_set": _core.isa(),
+        "instruction_set": instruction_set(),
         "threads": torch.get_num_threads(),
         "bfloat16_on_cpu": on_cpu().value,
         "cuda_built_for": build["cuda_architectures"] or None,

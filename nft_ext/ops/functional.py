@@ -12,7 +12,7 @@ from torch import Tensor
 from nft_ext._common.checks import boolean, fail, integer
 from nft_ext.device import NVMDevice
 from nft_ext.ops import autograd, derivatives, operators  # noqa: F401  (registers the derivatives)
-from nft_ext.ops.convolution import output_size, reach
+from nft_ext.ops.convolution import check_output_size, output_size
 from nft_ext.ops.keys import noise_key
 from nft_ext.ops.operands import (
     Epilogue,
@@ -286,6 +286,8 @@ def conv2d_operands(
     weight = bar.weight
     if weight.dim() != 4:
         fail("weight", "must have the shape [out, C / groups, kh, kw]", list(weight.shape))
+    if not weight.numel():
+        fail("weight", "must have no dimension of size 0", list(weight.shape))
     groups = integer("groups", groups, 1)
     if weight.shape[0] % groups:
         fail("groups", f"must divide the {weight.shape[0]} output channels", groups)
@@ -295,14 +297,7 @@ def conv2d_operands(
     stride, dilation = two("stride", stride, 1), two("dilation", dilation, 1)
     x, padding = padded(x, padding, weight.shape[2:], stride, dilation)
     size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    for i in (0, 1):
-        if size[i] < 1:
-            least = reach(weight.shape[2 + i], dilation[i])
-            fail(
-                "x",
-                f"padded {('height', 'width')[i]} must be at least the kernel's {least}",
-                x.shape[2 + i] + 2 * padding[i],
-            )
+    check_output_size(x.shape[2:], weight.shape[2:], padding, dilation, size)
     rows = x.shape[0] * (bar.key.shape[0] if shared else 1)
     return x, (stride, padding, dilation, groups), [rows, weight.shape[0], *size]
 

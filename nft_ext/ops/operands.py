@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nft_ext._common.checks import fail, integer
 from nft_ext.ops import build_info
+from nft_ext.ops.convolution import MOST
 
 
 class Epilogue(NamedTuple):
@@ -146,12 +147,12 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def two(argument: str, value: Any, low: int) -> list[int]:
-    """One or two integers >= low, as two."""
+    """One or two integers in [low, MOST], as two."""
     if (
         type(value) is tuple
         and len(value) == 2
         and type(value[0]) is type(value[1]) is int
-        and value[0] >= low <= value[1]
+        and MOST >= value[0] >= low <= value[1] <= MOST
     ):
         return list(value)  # the common case: every forward comes here
     if not isinstance(value, (int, tuple, list)):
@@ -161,7 +162,7 @@ def two(argument: str, value: Any, low: int) -> list[int]:
         values *= 2
     if len(values) != 2:
         fail(argument, "must be one or two integers", value)
-    return [integer(argument, v, low) for v in values]
+    return [integer(argument, v, low, MOST) for v in values]
 
 
 def padded(x: Tensor, padding: Any, kernel: Any, stride: list[int], dilation: list[int]) -> tuple[Tensor, list[int]]:

@@ -14,7 +14,7 @@ from torch._prims_common import suggest_memory_format
 
 from nft_ext._common.checks import fail
 from nft_ext.ops import autograd, deterministic  # noqa: F401  (a kernel)
-from nft_ext.ops.convolution import output_size
+from nft_ext.ops.convolution import check_output_size, output_size
 from nft_ext.ops.same_noise import check_same_noise, noise_of_forward
 
 ops = torch.ops.nft_ext
@@ -95,7 +95,7 @@ def _(x, weight, bias, codes, step, table, key, stream, spec, shared, *epilogue)
 @torch.library.register_fake("nft_ext::noisy_conv2d")
 @torch.library.register_fake("nft_ext::noisy_conv2d_fused")
 def _(x, weight, bias, codes, step, table, key, stream, spec, stride, padding, dilation, groups, shared, *epilogue):
-    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    size = _size(x, weight, stride, padding, dilation)
     return _image(x, (_rows(x, key, shared), weight.shape[0], *size))
 
 
@@ -108,9 +108,17 @@ def _(inputs, weights, biases, tables, keys, streams, specs, scales, shifts, wir
         if weight.dim() == 2:
             values.append(x.new_empty((rows, weight.shape[0])))
             continue
-        size = output_size(x.shape[2:], weight.shape[2:], geometry[:2], geometry[2:4], geometry[4:6])
+        size = _size(x, weight, geometry[:2], geometry[2:4], geometry[4:6])
         values.append(_image(x, (rows, weight.shape[0], *size)))
     return [values[value] for value in kept]
+
+
+def _size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:
+    """[oh, ow]; refuses what the kernels refuse."""
+    image, kernel = x.shape[2:], weight.shape[2:]
+    size = output_size(image, kernel, stride, padding, dilation)
+    check_output_size(image, kernel, padding, dilation, size)
+    return size
 
 
 def _image(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from nft_ext._common.checked_json import intact, with_checksum
 from nft_ext._common.checks import fail
 from nft_ext._common.files import make_writable_folder, remove_leftovers, write_json
+from nft_ext._common.reading import read_json
 from nft_ext.reproduce.grid import Cell
 
 
@@ -37,17 +37,21 @@ class Store:
             ValueError: the file is damaged.
         """
         path = self.cells / f"{cell.key}.json"
+        expected = "an undamaged result; remove this file to compute it again"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not intact(found):
-                raise ValueError("it does not match its checksum")
-            if found["key"] != cell.key or len(found["points"]) != len(cell.sigmas):
-                raise ValueError("it is the result of another network")
-            return found | {"config": found["config"] | {"variant": cell.variant}}
+            found = read_json("--out", path, expected)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            fail("--out", f"must hold undamaged results; remove this file to compute it again ({error})", str(path))
+        points, config = found.get("points"), found.get("config")
+        if (
+            not isinstance(points, list)
+            or not isinstance(config, dict)
+            or not intact(found)
+            or found.get("key") != cell.key
+            or len(points) != len(cell.sigmas)
+        ):
+            fail("--out", f"must be {expected}", str(path))
+        return found | {"config": config | {"variant": cell.variant}}
 
     def write(self, cell: Cell, found: dict[str, Any]) -> None:
         """Writes a finished cell and a checksum, atomically."""

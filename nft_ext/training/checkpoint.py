@@ -69,7 +69,10 @@ def load_model(path: str | PathLike) -> tuple[nn.Module, dict[str, Any]]:
     if not isinstance(description, dict) or "name" not in description:
         rule = 'must describe its model in meta["model"]; nft_ext.load reads weights without one'
         fail("path", rule, str(path))
-    model = models.build(**description)
+    try:
+        model = models.build(**description)
+    except (TypeError, ValueError) as error:
+        fail("path", "must describe a built-in model of nft_ext", f"{path} ({error})")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -58,6 +58,8 @@ def read_tensors(
         with safe_open(source, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not iterable)
+    except OSError as error:
+        fail(argument, f"must name {expected}", f"{source}: {error.strerror or error}")
     except SafetensorError as error:
         size = source.stat().st_size
         fail(argument, f"must name {expected}; this file is short or corrupt ({error})", f"{source}, {size} bytes")
@@ -65,7 +67,13 @@ def read_tensors(
         fail(argument, f"must name {expected}; this safetensors file is not one", str(source))
     if header.get("sha256") != _hash(tensors, header.get("meta", "")):
         fail(argument, f"must name {expected}; this file is corrupt (it does not match its checksum)", str(source))
-    return tensors, json.loads(header["meta"])
+    try:
+        meta = json.loads(header.get("meta", ""))
+    except (ValueError, RecursionError) as error:
+        fail(argument, f"must name {expected}; its metadata are damaged ({error})", str(source))
+    if not isinstance(meta, dict):
+        fail(argument, f"must name {expected}; its metadata must be a JSON object", str(source))
+    return tensors, meta
 
 
 def _hash(tensors: Mapping[str, Tensor], meta: str) -> str:

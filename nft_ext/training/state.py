@@ -63,6 +63,8 @@ class StateFile:
         if not (self.resume and self.path.exists()):
             return None
         tensors, meta = read_tensors("state", self.path, FORMAT, EXPECTED)
+        if not all(isinstance(meta.get(name), dict) for name in ("configuration", "environment", "facts")):
+            fail("state", f"must name {EXPECTED}; its metadata are not whole", str(self.path))
         found, unrecorded = configuration_differences(meta["configuration"], self.configuration)
         differing = listed(found, "there", "here")
         if differing:

@@ -1,11 +1,16 @@
 """The command line: what it prints and leaves, and that bad input is one line and a status."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 
 from nft_ext.cli import main
 from support.interrupts import interrupt_after
+from support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +120,30 @@ def test_missing_short_or_corrupt_checkpoint(tmp_path, capsys, content):
         path.write_bytes(content)
     assert main(["evaluate", str(path)]) == 1
     assert "broken.safetensors" in capsys.readouterr().err
+
+
+INFO = "import sys; from nft_ext.cli.main import main; sys.exit(main(['info']))"
+
+
+def run_alone(code, **options):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300, **options
+    )
+
+
+def test_an_unknown_instruction_set_is_one_line():
+    found = run_alone(INFO, env=os.environ | {"NFT_EXT_CPU_ISA": "neon"})
+    assert found.returncode == 1
+    assert re.fullmatch(
+        r"nft-ext info: NFT_EXT_CPU_ISA: must be one of the instruction sets .*; got neon", found.stderr.strip()
+    )
+
+
+def test_closed_standard_streams_leave_their_numbers_to_no_result():
+    """A file that got the number of stderr would hold messages among its results."""
+    code = f"{INFO.replace('sys.exit', 'assert 0 == ')}; sys.exit(open('README.md').fileno())"
+    found = run_alone(code, preexec_fn=lambda: os.closerange(0, 3))
+    assert found.returncode >= 3
 
 
 def test_train_refuses_bad_options_before_work(tmp_path, capsys):

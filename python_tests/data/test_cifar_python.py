@@ -8,6 +8,7 @@ import os
 import pickle
 import pickletools
 import re
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -264,11 +265,42 @@ DAMAGE = {
         lambda b: pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [1, 2, 10, 3]}),
         "label 10 at index 2",
     ),
+    "a label of 30,000 digits": (
+        lambda b: pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [1, 1, 1, 10**30000]}),
+        "label int at index 3",
+    ),
     "label x": (
         lambda b: pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [1, "x", 0, 3]}),
         "label 'x' at index 1",
     ),
 }
+
+
+LARGE = {
+    "a memo slot": b"\x80\x02Nr\xff\xff\xff\x0f.",  # nine bytes; the memo would take four gigabytes
+    "a memo slot as text": b"Np1000000000\n.",
+    "a byte array": b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
+    "a text": b"\x80\x04X\xff\xff\xff\xffab.",
+    "a frame": b"\x80\x04\x95" + (1 << 40).to_bytes(8, "little") + b"N.",
+    "tuples as a key": b"\x80\x02}N" + b"\x85" * 1_000_000 + b"Ns.",  # their hash would overflow the stack
+    "one text again and again": b"c_codecs\nencode\nq\x00X\x00\x00\x01\x00"
+    + b"a" * (1 << 16)
+    + b"q\x01X\x06\x00\x00\x00latin1q\x02"
+    + b"h\x00h\x01h\x02\x86R" * 3000
+    + b".",
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_pickle_takes_no_more_memory_than_its_size_allows(name):
+    content = LARGE[name]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError):
+            load_pickle(content)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(content) + (1 << 20)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

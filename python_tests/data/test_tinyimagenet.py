@@ -101,6 +101,20 @@ def test_a_cache_of_other_files_is_made_anew(tree):
     assert not torch.equal(before.images[1], after.images[1]) and torch.equal(before.images[2], after.images[2])
 
 
+def test_a_cache_of_changed_files_of_the_same_size_is_made_anew(tree):
+    root, _ = tree
+    one, two = root / "val/images/val_1.JPEG", root / "val/images/val_2.JPEG"
+    size = max(one.stat().st_size, two.stat().st_size)
+    for path in (one, two):
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))  # a decoder ignores what follows the image
+    before = tinyimagenet.load(root.parent)[1]
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    after = tinyimagenet.load(root.parent)[1]
+    assert torch.equal(before.images[1], after.images[2]) and torch.equal(before.images[2], after.images[1])
+
+
 @pytest.mark.parametrize(
     "damage",
     [

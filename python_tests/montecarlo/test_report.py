@@ -106,7 +106,7 @@ def test_json_names_its_conditions(tmp_path):
     "text, words",
     [
         ("{", "whole report"),
-        ("[]", "format"),
+        ("[]", "a JSON list"),
         ('{"format": "other"}', "got .*format other"),
         ('{"format": "nft_ext.monte_carlo/1", "metrics": {}}', "no entry 'ece'"),
     ],

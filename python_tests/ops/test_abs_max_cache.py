@@ -110,7 +110,7 @@ def test_other_bits_of_the_same_weight():
 def test_a_step_is_not_negative():
     nvm, weight = DEVICES["tables"], torch.ones(4)
     table = torch.from_numpy(nvm.operator_table())
-    with pytest.raises(RuntimeError, match="step: must not be negative; got -1"):
+    with pytest.raises(RuntimeError, match="step: must be a finite number >= 0; got -1"):
         torch.ops.nft_ext.program(
             weight, None, torch.tensor(-1.0), table, nft.noise_key(0, 0), 0, nvm.operator_spec(), torch.float32
         )

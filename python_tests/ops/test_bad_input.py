@@ -108,11 +108,15 @@ CALLS = {
         "bias: must be on the weight's torch device cpu; got meta",
     ),
     # geometry
-    "stride": (lambda: conv(stride=0), ValueError, "stride: must be an integer >= 1; got 0"),
-    "stride fraction": (lambda: conv(stride=(1, 1.5)), ValueError, "stride: must be an integer >= 1; got 1.5"),
+    "stride": (lambda: conv(stride=0), ValueError, "stride: must be an integer in 1..1073741823; got 0"),
+    "stride fraction": (
+        lambda: conv(stride=(1, 1.5)),
+        ValueError,
+        "stride: must be an integer in 1..1073741823; got 1.5",
+    ),
     "stride type": (lambda: conv(stride=2.0), ValueError, "stride: must be one or two integers; got 2.0"),
     "stride length": (lambda: conv(stride=(1, 1, 1)), ValueError, "stride: must be one or two integers; got (1, 1, 1)"),
-    "padding": (lambda: conv(padding=-1), ValueError, "padding: must be an integer >= 0; got -1"),
+    "padding": (lambda: conv(padding=-1), ValueError, "padding: must be an integer in 0..1073741823; got -1"),
     "padding name": (
         lambda: conv(padding="full"),
         ValueError,
@@ -123,7 +127,17 @@ CALLS = {
         ValueError,
         'padding: must not be "same" with a stride other than 1; got [2, 2]',
     ),
-    "dilation": (lambda: conv(dilation=0), ValueError, "dilation: must be an integer >= 1; got 0"),
+    "dilation": (lambda: conv(dilation=0), ValueError, "dilation: must be an integer in 1..1073741823; got 0"),
+    "padding and stride that overflow": (
+        lambda: conv(padding=2**61, stride=2**62),
+        ValueError,
+        f"stride: must be an integer in 1..1073741823; got {2**62}",
+    ),
+    "kernel of size 0": (
+        lambda: conv(weight=torch.ones(6, 4, 0, 3)),
+        ValueError,
+        "weight: must have no dimension of size 0; got [6, 4, 0, 3]",
+    ),
     "groups": (lambda: conv(groups=0), ValueError, "groups: must be an integer >= 1; got 0"),
     "groups divide": (lambda: conv(groups=4), ValueError, "groups: must divide the 6 output channels; got 4"),
     # noise
@@ -320,6 +334,107 @@ def test_raw_operators_refuse_what_does_not_fit(changes, message):
         ops.program(*args, torch.float32)
     with pytest.raises(RuntimeError, match="nft_ext::noisy_linear: " + message):
         ops.noisy_linear(torch.ones(2, 6), args[0], None, *args[1:], True)
+
+
+def convolve(x=None, weight=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, bias=None):
+    x = torch.ones(1, 3, 5, 5) if x is None else x
+    weight = torch.ones(6, 3, 3, 3) if weight is None else weight
+    args = bar(weight=weight)
+    return ops.noisy_conv2d(x, weight, bias, *args[1:], list(stride), list(padding), list(dilation), groups, True)
+
+
+SMALL = r"x: padded (height|width) must be at least the kernel's {}; got {}"
+CONVOLUTIONS = {
+    # (2 - 3) / 2, rounded down, plus 1 is 0; a division that rounds towards zero gives 1
+    "kernel one larger, stride 2": (dict(x=torch.ones(1, 3, 2, 2), stride=(2, 2)), SMALL.format(3, 2)),
+    "kernel larger": (dict(x=torch.ones(1, 3, 1, 5)), SMALL.format(3, 1)),
+    "dilated kernel larger": (dict(dilation=(1, 3)), SMALL.format(7, 5)),
+    "stride": (dict(stride=(2**62, 2**62), padding=(2**61, 2**61)), "stride: must be two ints in .*; got .4611"),
+    "padding": (dict(padding=(2**62, 0)), "padding: must be two ints in 0..2.30 - 1"),
+    "dilation": (dict(dilation=(1, 2**30)), "dilation: must be two ints in 1..2.30 - 1"),
+    "one stride": (dict(stride=(1,)), r"stride: must be two ints in .*; got \[1\]"),
+    "height 0": (dict(x=torch.ones(1, 3, 0, 5), padding=(2, 2)), "x: must have a height and a width"),
+    "no outputs": (dict(weight=torch.ones(0, 3, 3, 3)), "weight: must have no dimension of size 0"),
+    "groups": (dict(weight=torch.ones(6, 1, 3, 3), groups=2**62), "groups: must divide the output channels"),
+    "bias dtype": (dict(bias=torch.ones(6, dtype=torch.long)), "bias: must be float32 or bfloat16"),
+    "result too large": (
+        dict(x=torch.ones(1, 3, 5, 5).expand(2**56, 3, 5, 5), padding=(100, 100)),
+        "result: sizes: must have a product of at most 2.59 elements",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_raw_convolutions_check_geometry_before_torch_sees_it(case):
+    changes, message = CONVOLUTIONS[case]
+    with pytest.raises(RuntimeError, match=message):
+        convolve(**changes)
+
+
+def test_the_fake_kernel_refuses_the_same_geometry():
+    x = torch.ones(1, 3, 2, 2, device="meta")
+    args = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in bar(weight=torch.ones(6, 3, 3, 3))]
+    with pytest.raises(ValueError, match=SMALL.format(3, 2)):
+        ops.noisy_conv2d(x, args[0], None, *args[1:], [2, 2], [0, 0], [1, 1], 1, True)
+
+
+# ---- codes index the device table
+
+
+@pytest.mark.parametrize("bits, devices", [(4, 2), (16, 4)])
+@pytest.mark.parametrize("name", ["program", "program_many", "noisy_linear", "noisy_linear_backward"])
+def test_codes_of_more_bits_than_the_device_has_are_refused(bits, devices, name):
+    device = nft.NVMDevice(bits, devices, 0.1)
+    weight, x = torch.randn(300, 400), torch.ones(1, 400)
+    step = ops.weight_step(weight, bits)
+    codes = ops.quantize(weight, step, bits)
+    table, spec = torch.from_numpy(device.operator_table()), device.operator_spec()
+
+    def call():
+        if name == "program":
+            return ops.program(weight, codes, step, table, KEY, 0, spec, torch.float32)
+        if name == "program_many":
+            return ops.program_many([weight], [codes], [step], [table], KEY, [0], spec, [], torch.float32)[0]
+        if name == "noisy_linear":
+            return ops.noisy_linear(x, weight, None, codes, step, table, KEY, 0, spec, True)
+        grad = torch.ones(1, 300)
+        return ops.noisy_linear_backward(grad, x, weight, codes, step, table, KEY, 0, spec, True, 1)[0]
+
+    assert call().isfinite().all(), "codes in range are taken"
+    for wrong in (2**bits, ~(2**bits)):
+        codes[299, 399] = wrong
+        with pytest.raises(RuntimeError, match=f"nft_ext::{name}: codes: must fit weight_bits.*; got {wrong}$"):
+            call()
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_step_that_is_no_step_is_refused(value):
+    step = torch.tensor(value)
+    for call in (
+        lambda: ops.program(*bar(step=step), torch.float32),
+        lambda: ops.quantize(torch.ones(3), step, 8),
+    ):
+        with pytest.raises(RuntimeError, match="step: must be a finite number >= 0"):
+            call()
+
+
+def test_sizes_that_overflow_are_refused():
+    huge = torch.ones(1).expand(2**40, 2**20)
+    with pytest.raises(RuntimeError, match="result: sizes: must have a product of at most 2.59 elements"):
+        nft.program_weights(huge, NVM)
+    with pytest.raises(RuntimeError, match="result: sizes: must have a product of at most 2.59 elements"):
+        linear(torch.ones(1, 1).expand(2**40, 1), torch.ones(1, 1).expand(2**40, 1))
+
+
+@pytest.mark.parametrize("wanted", [-1, 8])
+def test_gradients_that_do_not_exist_are_refused(wanted):
+    with pytest.raises(RuntimeError, match="wanted: must be in 0..7"):
+        ops.noisy_linear_backward(torch.ones(2, 3), torch.ones(2, 6), *bar(), True, wanted)
+
+
+def test_keys_of_more_layers_than_a_network_has_are_refused():
+    with pytest.raises(RuntimeError, match="count: must be in 0..2.20"):
+        ops.draw_keys(torch.ones(1), 10**12)
 
 
 @pytest.mark.parametrize(

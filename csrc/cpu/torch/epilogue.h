@@ -3,7 +3,7 @@
 #pragma once
 
 #include "operators/epilogue.h"
-#include "cpu/torch/work_queue.h"
+#include "cpu/torch/threads.h"
 #include "cpu/product/multiply.h"
 
 namespace nft {

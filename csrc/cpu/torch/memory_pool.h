@@ -1,53 +1,40 @@
-// Memory for results and scratch that keeps its pages. In a fresh allocation of a
-// layer's size the operating system clears each page at its first use, which costs
-// more than sampling into it. So freed pieces wait here for the next result.
+// Memory for results and scratch that keeps its pages. In a fresh allocation of a layer's size the operating system
+// clears each page at its first use, which costs more than sampling into it. So freed pieces wait here for the next
+// result. No torch in here.
 #pragma once
 
+#include <stddef.h>
 #include <stdlib.h>
 
 #include <mutex>
+#include <new>
 #include <vector>
-
-#include "operators/aten.h"
 
 namespace nft {
 
 class MemoryPool {
  public:
-  // A dense row-major tensor, uninitialised.
-  static Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like) {
-    size_t bytes = dtype == ScalarType::Float ? 4 : 2;
-    for (int64_t size : sizes) bytes *= (size_t)size;
-    if (bytes < kLeast || bytes > kMost) return aten::empty(sizes, dtype, like);
-    Ints strides(sizes.size(), 1);
-    for (int i = (int)sizes.size() - 2; i >= 0; --i) strides[i] = strides[i + 1] * sizes[i + 1];
-    const Piece piece = instance().take((bytes + kPage - 1) / kPage * kPage);
-    check(piece.memory != nullptr, "program", "memory", "must suffice for one layer's weights", bytes);
-    return torch::stable::from_blob(piece.memory, sizes, strides, like.device(), dtype,
-                                    [piece](void*) { instance().give(piece); });
-  }
+  struct Piece {
+    void* memory;
+    size_t capacity;
+  };
 
- private:
   static constexpr size_t kPage = 4096;
   static constexpr size_t kLeast = size_t(64) << 10;  // smaller: malloc keeps its own pages
   static constexpr size_t kMost = size_t(128) << 20;  // larger: clearing pages costs little beside the work
   static constexpr size_t kKept = size_t(128) << 20;  // the most that waits unused
   static constexpr size_t kSpare = 16;                // a piece serves requests down to 1/16 of its size
 
-  struct Piece {
-    void* memory;
-    size_t capacity;
-  };
+  MemoryPool() = default;
+  MemoryPool(const MemoryPool&) = delete;
+  ~MemoryPool() { release(); }
 
-  // Never destroyed: tensors may outlive the library's statics.
-  static MemoryPool& instance() {
-    static MemoryPool* only = new MemoryPool;
-    return *only;
-  }
+  static bool serves(size_t bytes) { return bytes >= kLeast && bytes <= kMost; }
 
-  // The piece given back last, of those with a fitting size: one
-  // piece then serves layer after layer and stays in the cache.
+  // At least `bytes`. Of the pieces with a fitting size, the one given back last: one
+  // piece then serves layer after layer and stays in the cache. Throws std::bad_alloc.
   Piece take(size_t bytes) {
+    bytes = (bytes + kPage - 1) / kPage * kPage;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       for (size_t i = free_.size(); i-- > 0;) {
@@ -58,12 +45,23 @@ class MemoryPool {
         return piece;
       }
     }
-    return {aligned_alloc(kPage, bytes), bytes};
+    void* memory = aligned_alloc(kPage, bytes);
+    if (!memory) {
+      release();
+      memory = aligned_alloc(kPage, bytes);
+    }
+    if (memory) return {memory, bytes};
+    throw std::bad_alloc();
   }
 
-  void give(Piece piece) {
+  void give(Piece piece) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
-    free_.push_back(piece);
+    try {
+      free_.push_back(piece);
+    } catch (const std::bad_alloc&) {
+      free(piece.memory);
+      return;
+    }
     kept_ += piece.capacity;
     while (kept_ > kKept) {  // the oldest goes
       kept_ -= free_.front().capacity;
@@ -72,6 +70,15 @@ class MemoryPool {
     }
   }
 
+  // Frees what waits, for others to use.
+  void release() noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const Piece& piece : free_) free(piece.memory);
+    free_.clear();
+    kept_ = 0;
+  }
+
+ private:
   std::mutex mutex_;
   std::vector<Piece> free_;
   size_t kept_ = 0;

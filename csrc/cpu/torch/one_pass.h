@@ -10,7 +10,7 @@
 #include "cpu/torch/epilogue.h"
 #include "core/convolution_size.h"
 #include "cpu/product/convolution_window.h"
-#include "cpu/torch/memory_pool.h"
+#include "cpu/torch/pool_tensor.h"
 #include "cpu/torch/program.h"
 
 namespace nft {
@@ -83,19 +83,20 @@ class OnePassProduct {
     return w_.images * w_.channels * w_.plane() <= kCacheFloats / 2;
   }
 
-  // Whether 32-bit offsets reach every element, and a group has enough rows for a band.
-  bool possible() const {
-    const int64_t most = int64_t(1) << 31;
-    const bool some =
-        w_.out[0] > 0 && w_.out[1] > 0 && w_.images > 0 && w_.inner() > 0 && w_.group_rows() >= kernel_.rows;
-    return some && places_.size() < most && w_.columns() * w_.rows < most && panel_floats() < most / 4;
+  // Whether 32-bit offsets reach every element, and a group has enough rows for a band. In doubles: sizes may overflow.
+  static bool possible(const Window& w, int64_t chips, bool shared, int lanes, int rows) {
+    const double most = 0x1p31, seen = shared ? 1 : (double)chips, images = (double)w.images,
+                 columns = images * (double)w.pixels(), vectors = columns / lanes + 1;
+    const bool some = w.out[0] > 0 && w.out[1] > 0 && w.images > 0 && w.inner() > 0 && w.group_rows() >= rows;
+    return some && seen * images * (double)w.channels * (double)w.plane() < most && columns * (double)w.rows < most &&
+           seen * (double)w.groups * vectors * (double)w.inner() * lanes < most / 4;
   }
 
   Tensor run() {
     Ints sizes{c_.chips() * w_.images, w_.rows};
     if (x_.dim() == 4) sizes.insert(sizes.end(), {w_.out[0], w_.out[1]});
-    Tensor y = channels_last_ ? aten::empty(sizes, ScalarType::Float, x_, true)
-                              : MemoryPool::empty(sizes, ScalarType::Float, x_);
+    Tensor y =
+        channels_last_ ? aten::empty(sizes, ScalarType::Float, x_, true) : pool_tensor(sizes, ScalarType::Float, x_);
     y_ = static_cast<float*>(y.data_ptr());
     pointers_ = epilogue_pointers(bias_, epilogue_, channels_last_);
 
@@ -148,7 +149,7 @@ class OnePassProduct {
       input_ = x_data_;
       return;
     }
-    padded_ = MemoryPool::empty({places_.size()}, ScalarType::Float, x_);
+    padded_ = pool_tensor({places_.size()}, ScalarType::Float, x_);
     input_ = floats(*padded_);
     phases.push_back(
         Phase::tiles(w_.channels, std::max<int64_t>(1, w_.channels / 16), [this](int64_t begin, int64_t end) {
@@ -194,7 +195,7 @@ class OnePassProduct {
       from_ = input_;
       return;
     }
-    panels_ = MemoryPool::empty({panel_floats()}, ScalarType::Float, x_);
+    panels_ = pool_tensor({panel_floats()}, ScalarType::Float, x_);
     float* panels = static_cast<float*>(panels_->data_ptr());
     from_ = panels;
     const int64_t panel = w_.inner() * lanes;
@@ -290,9 +291,10 @@ inline std::optional<Tensor> one_pass_product(Crossbar& c, const Tensor& x, cons
                                               const aten::Convolution& p, bool shared, const Epilogue& epilogue) {
   if (x.scalar_type() != ScalarType::Float || (bias && bias->scalar_type() != ScalarType::Float)) return std::nullopt;
   const Window window = window_of(x, c.weight, p, rows_per_chip(c.op, x, c.chips(), shared));
+  const Multiply& kernel = multiply_of(kernels());
+  if (!OnePassProduct::possible(window, c.chips(), shared, kernel.lanes, kernel.rows)) return std::nullopt;
   OnePassProduct product(c, x, bias, epilogue, window, shared);
-  if (!product.worth() || !product.possible()) return std::nullopt;
-  return product.run();
+  return product.worth() ? std::optional<Tensor>(product.run()) : std::nullopt;
 }
 
 }  // namespace nft

@@ -1,11 +1,12 @@
 // The operators on the CPU: the sampler over torch's own threads, and the registration of every operator.
 #include <algorithm>
 
-#include "cpu/torch/memory_pool.h"
+#include "cpu/torch/pool_tensor.h"
 #include "cpu/torch/one_pass.h"
 #include "cpu/torch/program.h"
 #include "operators/cascade.h"
 #include "operators/draw_key.h"
+#include "operators/failure.h"
 #include "operators/program.h"
 
 namespace nft {
@@ -24,8 +25,10 @@ Phase programming(const Program& p, AbsMax* abs_max = nullptr) {
 struct Cpu {
   static Tensor readable(const Tensor& weight) { return weight; }  // every type
 
+  static void check_values(const Crossbar& c) { nft::check_values(c); }
+
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) {
-    return MemoryPool::empty(sizes, dtype, like);
+    return pool_tensor(sizes, dtype, like);
   }
 
   static bool can_be_channels_last(const Crossbar&) { return false; }
@@ -33,7 +36,7 @@ struct Cpu {
   // For weights [chips * out, ...], always in their logical order.
   static Tensor weights(const Crossbar& c, int64_t chips, ScalarType dtype, bool) {
     Ints sizes = sizes_of(c.weight);
-    sizes[0] *= chips;
+    sizes[0] = for_all_chips(c.op, chips, sizes[0]);
     return memory(sizes, dtype, c.weight);
   }
 
@@ -117,12 +120,13 @@ Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
 Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   check_quantizer("quantize", weight, weight_bits);
   check_step("quantize", step);
+  const float s = *floats(step);
+  check(s >= 0 && s <= std::numeric_limits<float>::max(), "quantize", "step", "must be a finite number >= 0", s);
   const Tensor dense = aten::contiguous(weight);
   Tensor codes = aten::empty(sizes_of(weight), code_type(weight_bits), weight);
   const int bytes = code_type(weight_bits) == ScalarType::Short ? 2 : 4;
   const Weights w = weights_of(dense);
   char* out = static_cast<char*>(codes.data_ptr());
-  const float s = *floats(step);
   const Kernels& k = kernels();
   run_tiles(dense.numel(), kWeightsPerPiece, [&](int64_t begin, int64_t end) {
     k.quantize(w + begin, end - begin, s, (int)weight_bits, out + begin * bytes, bytes);
@@ -130,23 +134,27 @@ Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
   return codes;
 }
 
+void release_memory() { memory_pool().release(); }
+
 }  // namespace
 }  // namespace nft
 
+#define NFT_BOX(f) TORCH_BOX((&nft::WithReasons<&f, &nft::release_memory>::call))
+
 STABLE_TORCH_LIBRARY_IMPL(nft_ext, CPU, m) {
-  m.impl("draw_key", TORCH_BOX(&nft::draw_key));
-  m.impl("draw_keys", TORCH_BOX(&nft::draw_keys));
-  m.impl("weight_step", TORCH_BOX(&nft::weight_step));
-  m.impl("weight_step_many", TORCH_BOX(&nft::weight_step_many));
-  m.impl("quantize", TORCH_BOX(&nft::quantize));
-  m.impl("program", TORCH_BOX(&nft::operators::program<nft::Cpu>));
-  m.impl("program_many", TORCH_BOX(&nft::operators::program_many<nft::Cpu>));
-  m.impl("epilogue_", TORCH_BOX(&nft::operators::epilogue_<nft::Cpu>));
-  m.impl("noisy_linear", TORCH_BOX(&nft::operators::noisy_linear<nft::Cpu>));
-  m.impl("noisy_linear_fused", TORCH_BOX(&nft::operators::noisy_linear_fused<nft::Cpu>));
-  m.impl("noisy_linear_backward", TORCH_BOX(&nft::operators::noisy_linear_backward<nft::Cpu>));
-  m.impl("noisy_conv2d", TORCH_BOX(&nft::operators::noisy_conv2d<nft::Cpu>));
-  m.impl("noisy_conv2d_fused", TORCH_BOX(&nft::operators::noisy_conv2d_fused<nft::Cpu>));
-  m.impl("noisy_conv2d_backward", TORCH_BOX(&nft::operators::noisy_conv2d_backward<nft::Cpu>));
-  m.impl("noisy_cascade", TORCH_BOX(&nft::operators::noisy_cascade<nft::Cpu>));
+  m.impl("draw_key", NFT_BOX(nft::draw_key));
+  m.impl("draw_keys", NFT_BOX(nft::draw_keys));
+  m.impl("weight_step", NFT_BOX(nft::weight_step));
+  m.impl("weight_step_many", NFT_BOX(nft::weight_step_many));
+  m.impl("quantize", NFT_BOX(nft::quantize));
+  m.impl("program", NFT_BOX(nft::operators::program<nft::Cpu>));
+  m.impl("program_many", NFT_BOX(nft::operators::program_many<nft::Cpu>));
+  m.impl("epilogue_", NFT_BOX(nft::operators::epilogue_<nft::Cpu>));
+  m.impl("noisy_linear", NFT_BOX(nft::operators::noisy_linear<nft::Cpu>));
+  m.impl("noisy_linear_fused", NFT_BOX(nft::operators::noisy_linear_fused<nft::Cpu>));
+  m.impl("noisy_linear_backward", NFT_BOX(nft::operators::noisy_linear_backward<nft::Cpu>));
+  m.impl("noisy_conv2d", NFT_BOX(nft::operators::noisy_conv2d<nft::Cpu>));
+  m.impl("noisy_conv2d_fused", NFT_BOX(nft::operators::noisy_conv2d_fused<nft::Cpu>));
+  m.impl("noisy_conv2d_backward", NFT_BOX(nft::operators::noisy_conv2d_backward<nft::Cpu>));
+  m.impl("noisy_cascade", NFT_BOX(nft::operators::noisy_cascade<nft::Cpu>));
 }

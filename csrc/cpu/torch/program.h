@@ -2,12 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <limits>
 #include <vector>
 
 #include "core/macros.h"
 #include "cpu/sampler/sampler.h"
 #include "cpu/torch/abs_max_cache.h"
-#include "cpu/torch/work_queue.h"
+#include "cpu/torch/threads.h"
 #include "operators/crossbar.h"
 
 namespace nft {
@@ -124,6 +126,36 @@ float run_finding_step(const char* op, Program& p, int64_t parts, const Run& run
   return abs_max.noted(op, p.weight_bits);
 }
 
+// Codes index the device table, so one beyond M bits would read past its end.
+template <class Packed>
+void check_codes(const Crossbar& c) {
+  const Packed* codes = static_cast<const Packed*>(c.codes->data_ptr());
+  const int32_t top = (1 << c.spec[0]) - 1;
+  if (top == std::numeric_limits<Packed>::max()) return;  // no int16 has more than 15 bits
+  const auto in_range = [&](int64_t begin, int64_t end) {
+    constexpr int kSign = 8 * sizeof(Packed) - 1;
+    Packed bits = 0;  // of all magnitudes; in vectors of short numbers
+    for (int64_t i = begin; i < end; ++i) bits |= (Packed)(codes[i] ^ (codes[i] >> kSign));
+    return (bits & ~top) == 0;
+  };
+  std::atomic<int64_t> wrong{-1};  // the first code of a piece with a wrong one
+  run_tiles(c.codes->numel(), kWeightsPerPiece, [&](int64_t begin, int64_t end) {
+    if (!in_range(begin, end)) wrong = begin;
+  });
+  for (int64_t i = wrong; i >= 0 && i < c.codes->numel(); ++i)
+    check(in_range(i, i + 1), c.op, "codes",
+          "must fit weight_bits, so make them with nft_ext::quantize for this device", codes[i]);
+}
+
+// What can be checked only by reading: the step and the codes that a caller gives.
+inline void check_values(const Crossbar& c) {
+  if (c.step) {
+    const float step = *floats(*c.step);
+    check(step >= 0 && step <= std::numeric_limits<float>::max(), c.op, "step", "must be a finite number >= 0", step);
+  }
+  if (c.codes) c.spec[0] <= 15 ? check_codes<int16_t>(c) : check_codes<int32_t>(c);
+}
+
 // The sampler's view of a crossbar, without its chips and its result.
 // `holder` keeps a copy of the weight alive if one is needed.
 inline Program program_of(const Crossbar& c, Tensor& holder) {
@@ -140,7 +172,6 @@ inline Program program_of(const Crossbar& c, Tensor& holder) {
   p.path = (int)c.spec[2];
   p.mapping = (int)c.spec[3];
   p.step = has_step(c) ? step_of(c) : 0.0f;
-  check(!(p.step < 0), c.op, "step", "must not be negative", p.step);
   p.bounded = !c.step;  // a step from max|W|
   p.table = floats(c.table);
   p.keys = static_cast<const int64_t*>(c.key.data_ptr());

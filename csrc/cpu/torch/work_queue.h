@@ -1,11 +1,12 @@
-// A queue of pieces of work for torch's threads: each thread takes the next piece when it is done with its last one.
-// torch's parallel_for cuts the range into equal parts instead, and then the slowest thread decides.
+// A queue of pieces of work: each thread takes the next piece when it is done with its last one. Equal parts for all
+// threads, as torch's parallel_for gives them, would let the slowest thread decide. No torch in here.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
+#include <stdint.h>
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -35,40 +36,60 @@ struct Phase {
   }
 };
 
-// Runs the phases in order, each after the previous one is done, in one parallel region.
-// Waking the threads costs as much as a small layer; `on_this_thread` avoids it. No
-// thread waits for a piece that no thread works on, however many threads torch provides.
-inline void run_phases(const std::vector<Phase>& phases, bool on_this_thread = false) {
+// The phases, shared by the threads that run them.
+class WorkQueue {
+ public:
+  explicit WorkQueue(const std::vector<Phase>& phases) : phases_(phases), progress_(new Progress[phases.size()]) {}
+
+  // Each thread calls this once. No thread waits for a piece that no thread works on, however many threads there are.
+  // After a piece has thrown, the pieces that follow are skipped, so that no thread waits for ever.
+  void work() {
+    for (size_t p = 0; p < phases_.size(); ++p) {
+      Progress& now = progress_[p];
+      for (int64_t i; (i = now.next.fetch_add(1, std::memory_order_relaxed)) < phases_[p].pieces;) {
+        if (!failed_.load(std::memory_order_relaxed)) run(phases_[p], i);
+        now.done.fetch_add(1, std::memory_order_release);
+      }
+      if (p + 1 == phases_.size()) return;
+      for (int spins = 0; now.done.load(std::memory_order_acquire) < phases_[p].pieces;)
+        if (++spins > 2000) std::this_thread::yield();
+    }
+  }
+
+  // After all threads are done: throws what a piece has thrown first.
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
   struct Progress {
     std::atomic<int64_t> next{0}, done{0};
   };
-  int64_t most = 0;
-  for (const Phase& phase : phases) most = std::max(most, phase.pieces);
-  const int64_t threads = std::min<int64_t>(most, torch::stable::get_num_threads());
-  if (on_this_thread || threads <= 1) {
-    for (const Phase& phase : phases)
-      for (int64_t i = 0; i < phase.pieces; ++i) phase.run(i);
-    return;
-  }
-  const std::unique_ptr<Progress[]> progress(new Progress[phases.size()]);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (size_t p = 0; p < phases.size(); ++p) {
-      Progress& now = progress[p];
-      for (int64_t i; (i = now.next.fetch_add(1, std::memory_order_relaxed)) < phases[p].pieces;) {
-        phases[p].run(i);
-        now.done.fetch_add(1, std::memory_order_release);
-      }
-      if (p + 1 == phases.size()) return;
-      for (int spins = 0; now.done.load(std::memory_order_acquire) < phases[p].pieces;)
-        if (++spins > 2000) std::this_thread::yield();
+
+  void run(const Phase& phase, int64_t piece) {
+    try {
+      phase.run(piece);
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
     }
-  });
+  }
+
+  const std::vector<Phase>& phases_;
+  std::unique_ptr<Progress[]> progress_;
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;
+};
+
+inline void run_on_this_thread(const std::vector<Phase>& phases) {
+  for (const Phase& phase : phases)
+    for (int64_t i = 0; i < phase.pieces; ++i) phase.run(i);
 }
 
-// f(begin, end) for pieces of `size` items that tile [0, n).
-template <class F>
-void run_tiles(int64_t n, int64_t size, const F& f) {
-  run_phases({Phase::tiles(n, size, [&f](int64_t begin, int64_t end) { f(begin, end); })});
+// The most threads that can have work at once.
+inline int64_t useful_threads(const std::vector<Phase>& phases) {
+  int64_t most = 0;
+  for (const Phase& phase : phases) most = std::max(most, phase.pieces);
+  return most;
 }
 
 }  // namespace nft

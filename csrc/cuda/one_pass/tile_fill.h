@@ -105,7 +105,7 @@ NFT_FN void clear_rest(const Sizes&, int, typename T::Element*) {}  // the slots
 template <class T, int kPath, class S>
 NFT_FN void fill_weights(const cuda::Program& p, const Table& t, const S& s, const Place& place, int step, int thread,
                          typename T::Element* tile) {
-  const float step_size = *p.step;
+  const float step_size = usable_step(p.step);
   const int slots = slots_of_step<T>(s);
 #if defined(__CUDACC__)
 #pragma unroll 1  // one quad's registers at a time

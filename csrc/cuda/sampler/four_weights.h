@@ -199,13 +199,16 @@ NFT_FN void quad_on_chip(const cuda::Program& p, const Table& t, int64_t chip, i
     for (int i = 0; i < 4; ++i) in_steps[i] = c.code[i];
 }
 
+// A negative step, which only a caller can give, counts as NaN: its weights are all NaN, and no table is read.
+NFT_FN float usable_step(const float* step) { return *step < 0.0f ? float_of(0x7fc00000u) : *step; }
+
 // Weights 4 * quad .. 4 * quad + 3 on the chips first_chip, first_chip + chip_stride, ... The weights are read and
 // quantized once for all these chips.
 template <int kPath, cuda::OutType kOut>
 NFT_FN void program_quad(const cuda::Program& p, const Table& t, int64_t quad, int64_t first_chip,
                          int64_t chip_stride) {
   typedef typename Stored<kOut>::Type Out;
-  const float step = *p.step;
+  const float step = usable_step(p.step);
   const int count = count_of(p.n, quad);
   Out* out = (Out*)p.out + 4 * quad;
   Quad<Out> w;

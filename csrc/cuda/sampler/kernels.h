@@ -77,13 +77,22 @@ __global__ void __launch_bounds__(kThreads)
     quantize_quad(weight, n, *step, weight_bits, codes, quad);
 }
 
+// Codes index the device table. If one has more than weight_bits bits, the step becomes NaN, and no table is read.
+template <class Packed>
+__global__ void __launch_bounds__(kThreads) check_codes_kernel(const Packed* codes, int64_t n, int top, float* step) {
+  const int64_t first = (int64_t)blockIdx.x * kThreads + threadIdx.x, stride = (int64_t)gridDim.x * kThreads;
+  bool wrong = false;
+  for (int64_t i = first; i < n; i += stride) wrong = wrong || code_magnitude(codes[i]) > top;
+  if (wrong) *step = float_of(0x7fc00000u);
+}
+
 // Where a tile starts in shared memory, after the table, in floats.
 __host__ __device__ constexpr int tile_offset(int table_bytes) { return (table_bytes + 15) / 16 * 4; }
 
 // Programs the eights of a share.
 template <OutType kOut, bool kConstant>
 __device__ void program_eights(const Program& p, const Table& table, const Range& eights) {
-  const float step = *p.step, std = table.values[table.levels];
+  const float step = usable_step(p.step), std = table.values[table.levels];
 #pragma unroll 1
   for (int64_t eight = eights.begin + threadIdx.x; eight < eights.end; eight += kThreads)
     program_eight<kOut, kConstant>(p, table, step, std, eight, load_eight(p, step, eight), blockIdx.y, gridDim.y);
@@ -97,14 +106,14 @@ constexpr OutType kTileType = kScaled ? OutType::kFloat32 : kOut;
 template <OutType kOut, bool kConstant, bool kScaled>
 __device__ void program_tiles(const Program& p, const Table& table, const Range& tiles,
                               typename Stored<kTileType<kOut, kScaled>>::Type* tile_memory) {
-  const float step = *p.step, std = table.values[table.levels];
+  const float step = usable_step(p.step), std = table.values[table.levels];
   TileStart at = tile_start(p, tiles.begin);
 #pragma unroll 1
   for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, advance(at, p)) {
     const int eights = channels_in_tile(p, tile) * p.taps / 8;
     const int64_t eight = tile * (tile_channels(p.taps) * p.taps / 8) + threadIdx.x;
     EightCodes c = {};
-    if ((int)threadIdx.x < eights) c = unpacked_eight(load_packed(p, eight));
+    if ((int)threadIdx.x < eights && step >= 0.0f) c = unpacked_eight(load_packed(p, eight));
 #pragma unroll 1
     for (int chip = (int)blockIdx.y; chip < p.chips; chip += (int)gridDim.y) {
       if ((int)threadIdx.x < eights) {

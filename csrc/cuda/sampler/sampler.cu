@@ -150,6 +150,21 @@ cudaError_t quantize(const float* weight, int64_t n, const float* step, int weig
   return cudaGetLastError();
 }
 
+cudaError_t check_codes(const void* codes, int64_t n, int weight_bits, const float* step, float* checked,
+                        cudaStream_t stream) {
+  cudaError_t error = cudaMemcpyAsync(checked, step, sizeof *step, cudaMemcpyDeviceToDevice, stream);
+  if (error != cudaSuccess || n == 0) return error;
+  dim3 grid;
+  error = grid_for(works_of(strips_of(n)), 1, kResident, &grid);
+  if (error != cudaSuccess) return error;
+  const int top = (1 << weight_bits) - 1;
+  if (weight_bits <= 15)
+    check_codes_kernel<<<grid, kThreads, 0, stream>>>(static_cast<const int16_t*>(codes), n, top, checked);
+  else
+    check_codes_kernel<<<grid, kThreads, 0, stream>>>(static_cast<const int32_t*>(codes), n, top, checked);
+  return cudaGetLastError();
+}
+
 cudaError_t program_many(const Program* programs, int count, cudaStream_t stream) {
   for (int i = 1; i < count; ++i)
     if (programs[i].keys != programs[0].keys || programs[i].chips != programs[0].chips) return cudaErrorInvalidValue;

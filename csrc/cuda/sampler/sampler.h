@@ -21,6 +21,10 @@ cudaError_t weight_step(const float* weight, int64_t n, int weight_bits, float* 
 cudaError_t quantize(const float* weight, int64_t n, const float* step, int weight_bits, void* codes,
                      cudaStream_t stream);
 
+// The step for codes [n] that a caller gives, into checked []: NaN if a code has more than weight_bits bits.
+cudaError_t check_codes(const void* codes, int64_t n, int weight_bits, const float* step, float* checked,
+                        cudaStream_t stream);
+
 // Programmed weights [chips, n] of every layer. All layers must have the same keys and chips, else the result is
 // cudaErrorInvalidValue. One launch per 56 layers of one kind (layer_batch.h).
 cudaError_t program_many(const Program* programs, int count, cudaStream_t stream);

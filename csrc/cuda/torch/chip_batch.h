@@ -10,7 +10,8 @@ constexpr int64_t kMostBatchBytes = int64_t(1) << 29;  // of weights; more go ch
 
 inline bool fits_chip_batch(const Crossbar& c, const Tensor& x) {
   return c.chips() > 1 && x.size(0) > 0 &&
-         c.chips() * c.weight.numel() * (x.scalar_type() == ScalarType::Float ? 4 : 2) <= kMostBatchBytes;
+         (double)c.chips() * (double)c.weight.numel() * (x.scalar_type() == ScalarType::Float ? 4 : 2) <=
+             kMostBatchBytes;
 }
 
 // x [B, in] or [S * B, in], all [S * out, in] -> [S * B, out], without bias.

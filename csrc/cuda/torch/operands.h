@@ -10,11 +10,6 @@
 
 namespace nft {
 
-inline void check_beside(const char* op, const char* argument, const Tensor& t, const Tensor& weight) {
-  check(t.is_cuda() && t.get_device_index() == weight.get_device_index(), op, argument,
-        "must be on the weight's device", "another device");
-}
-
 inline cuda::OutType out_type(const Tensor& out) {
   switch (out.scalar_type()) {
     case ScalarType::BFloat16:
@@ -42,10 +37,6 @@ inline Tensor weight_step(Tensor weight, int64_t weight_bits) {
 inline cuda::Program program_of(Crossbar& c, Tensor& dense) {
   check(c.weight.is_cuda(), c.op, "weight", "must be on CUDA like the other tensors", "another device");
   if (!c.step) c.step = weight_step(c.weight, c.spec[0]);
-  check_beside(c.op, "step", *c.step, c.weight);
-  check_beside(c.op, "table", c.table, c.weight);
-  check_beside(c.op, "key", c.key, c.weight);
-  if (c.codes) check_beside(c.op, "codes", *c.codes, c.weight);
   dense = c.codes ? c.weight : aten::contiguous(c.weight);
   cuda::Program p = {};
   p.n = c.weight.numel();
@@ -96,20 +87,13 @@ struct LayerProduct {
   std::optional<Tensor> bias, scale, shift;
 };
 
-inline void check_product(const Crossbar& c, const Tensor& x, const Epilogue& epilogue) {
-  for (const auto& t : {epilogue.scale, epilogue.shift, epilogue.residual})
-    if (t) check_beside(c.op, "scale, shift and residual", *t, c.weight);
-  check(x.is_cuda() && c.weight.is_cuda() && x.get_device_index() == c.weight.get_device_index(), c.op, "x",
-        "must be on the weight's device", "another device");
-}
-
 // A product that gathers `seen`, of which each chip sees `images`, into `rows` channels of `out` pixels; none if a size
 // is out of reach of 32-bit coordinates.
 inline std::optional<LayerProduct> product_of(const Crossbar& c, const Tensor& seen, int64_t images, int64_t rows,
                                               std::array<int64_t, 2> out, const aten::Convolution& p) {
   constexpr int64_t kMost = int64_t(1) << 29;
   const bool image = seen.dim() == 4;
-  bool fits = rows < kMost;
+  bool fits = rows < kMost && (double)images * (double)out[0] * (double)out[1] < 0x1p62;
   for (int i = 1; i < seen.dim(); ++i) fits = fits && seen.size(i) < kMost;
   for (int i = 0; i < 2; ++i)
     fits = fits && out[i] < kMost && p.stride[i] < kMost && p.padding[i] < kMost && p.dilation[i] < kMost;
@@ -136,14 +120,13 @@ inline std::optional<LayerProduct> product_of(const Crossbar& c, const Tensor& s
   return layer;
 }
 
-// The forward; none also if the kernel does not fit the padded input (torch's product then says what is wrong).
+// The forward.
 inline std::optional<LayerProduct> forward_product(const Crossbar& c, const Tensor& x, const aten::Convolution& p,
                                                    bool shared) {
   std::array<int64_t, 2> out{1, 1};
   if (x.dim() == 4)
     for (int i = 0; i < 2; ++i)
       out[i] = generic::convolution_size(x.size(2 + i), c.weight.size(2 + i), p.stride[i], p.padding[i], p.dilation[i]);
-  if (out[0] == 0 || out[1] == 0) return std::nullopt;
   return product_of(c, x, rows_per_chip(c.op, x, c.chips(), shared), c.weight.size(0), out, p);
 }
 

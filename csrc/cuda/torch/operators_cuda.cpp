@@ -6,6 +6,7 @@
 #include "cuda/torch/one_pass_switch.h"
 #include "cuda/torch/operands.h"
 #include "operators/draw_key.h"
+#include "operators/failure.h"
 #include "operators/linear.h"
 #include "operators/program.h"
 
@@ -63,6 +64,16 @@ struct Cuda {
   // 16-bit weights are converted in every call.
   static Tensor readable(const Tensor& weight) { return aten::cast(weight, ScalarType::Float); }
 
+  // No call waits for the GPU, so values out of range make every result NaN, as weights that are not finite do.
+  static void check_values(Crossbar& c) {
+    if (!c.codes) return;
+    const DeviceGuard here(c.weight);
+    const Tensor step = aten::empty({}, ScalarType::Float, c.weight);
+    STD_CUDA_CHECK(cuda::check_codes(c.codes->data_ptr(), c.codes->numel(), (int)c.spec[0], floats(*c.step),
+                                     static_cast<float*>(step.data_ptr()), here.stream()));
+    c.step = step;
+  }
+
   // torch's caching allocator gives the memory of the last call again, in the order of the stream.
   static Tensor memory(const Ints& sizes, ScalarType dtype, const Tensor& like) {
     return aten::empty(sizes, dtype, like);
@@ -73,7 +84,7 @@ struct Cuda {
   // For weights [chips * out, ...]; channels last only if they can be programmed so.
   static Tensor weights(const Crossbar& c, int64_t chips, ScalarType dtype, bool channels_last) {
     Ints sizes = sizes_of(c.weight);
-    sizes[0] *= chips;
+    sizes[0] = for_all_chips(c.op, chips, sizes[0]);
     return aten::empty(sizes, dtype, c.weight, channels_last && can_be_channels_last(c));
   }
 
@@ -120,8 +131,6 @@ struct Cuda {
     std::vector<Tensor> dense(layers.size());
     std::vector<cuda::Program> programs;
     for (size_t l = 0; l < layers.size(); ++l) {
-      check_beside(layers[l].op, "weights", layers[l].weight, layers[0].weight);
-      if (!scales.empty()) check_beside(layers[l].op, "scales", scales[l], layers[0].weight);
       programs.push_back(program_into(layers[l], dense[l], outs[l]));
       if (!scales.empty()) programs[l].scale = floats(scales[l]);
     }
@@ -131,7 +140,6 @@ struct Cuda {
 
   static std::optional<Tensor> product(Crossbar& c, const Tensor& x, const std::optional<Tensor>& bias,
                                        const aten::Convolution& p, bool shared, const Epilogue& epilogue) {
-    check_product(c, x, epilogue);
     auto layer = forward_product(c, x, p, shared);
     if (!layer) return std::nullopt;
     layer->f.x_type = out_type(x);
@@ -144,8 +152,6 @@ struct Cuda {
   // Every chip's gradient with respect to its x, chip-major, in x's memory format.
   static std::optional<Tensor> input_gradient(Crossbar& c, const Tensor& grad, const Tensor& x,
                                               const aten::Convolution& p) {
-    check_beside(c.op, "x", x, c.weight);
-    check_beside(c.op, "grad", grad, c.weight);
     auto layer = gradient_product(c, grad, x, p);
     if (!layer) return std::nullopt;
     layer->f.x_type = out_type(x);
@@ -219,21 +225,25 @@ struct Cuda {
   }
 };
 
+void nothing_to_release() {}  // torch's allocator frees its own memory before it fails
+
 }  // namespace
 }  // namespace nft
 
+#define NFT_BOX(f) TORCH_BOX((&nft::WithReasons<&f, &nft::nothing_to_release>::call))
+
 STABLE_TORCH_LIBRARY_IMPL(nft_ext, CUDA, m) {
-  m.impl("draw_key", TORCH_BOX(&nft::draw_key));
-  m.impl("weight_step", TORCH_BOX(&nft::weight_step));
-  m.impl("weight_step_many", TORCH_BOX(&nft::weight_step_many));
-  m.impl("quantize", TORCH_BOX(&nft::quantize));
-  m.impl("program", TORCH_BOX(&nft::operators::program<nft::Cuda>));
-  m.impl("program_many", TORCH_BOX(&nft::operators::program_many<nft::Cuda>));
-  m.impl("epilogue_", TORCH_BOX(&nft::operators::epilogue_<nft::Cuda>));
-  m.impl("noisy_linear", TORCH_BOX(&nft::operators::noisy_linear<nft::Cuda>));
-  m.impl("noisy_linear_fused", TORCH_BOX(&nft::operators::noisy_linear_fused<nft::Cuda>));
-  m.impl("noisy_linear_backward", TORCH_BOX(&nft::operators::noisy_linear_backward<nft::Cuda>));
-  m.impl("noisy_conv2d", TORCH_BOX(&nft::operators::noisy_conv2d<nft::Cuda>));
-  m.impl("noisy_conv2d_fused", TORCH_BOX(&nft::operators::noisy_conv2d_fused<nft::Cuda>));
-  m.impl("noisy_conv2d_backward", TORCH_BOX(&nft::operators::noisy_conv2d_backward<nft::Cuda>));
+  m.impl("draw_key", NFT_BOX(nft::draw_key));
+  m.impl("weight_step", NFT_BOX(nft::weight_step));
+  m.impl("weight_step_many", NFT_BOX(nft::weight_step_many));
+  m.impl("quantize", NFT_BOX(nft::quantize));
+  m.impl("program", NFT_BOX(nft::operators::program<nft::Cuda>));
+  m.impl("program_many", NFT_BOX(nft::operators::program_many<nft::Cuda>));
+  m.impl("epilogue_", NFT_BOX(nft::operators::epilogue_<nft::Cuda>));
+  m.impl("noisy_linear", NFT_BOX(nft::operators::noisy_linear<nft::Cuda>));
+  m.impl("noisy_linear_fused", NFT_BOX(nft::operators::noisy_linear_fused<nft::Cuda>));
+  m.impl("noisy_linear_backward", NFT_BOX(nft::operators::noisy_linear_backward<nft::Cuda>));
+  m.impl("noisy_conv2d", NFT_BOX(nft::operators::noisy_conv2d<nft::Cuda>));
+  m.impl("noisy_conv2d_fused", NFT_BOX(nft::operators::noisy_conv2d_fused<nft::Cuda>));
+  m.impl("noisy_conv2d_backward", NFT_BOX(nft::operators::noisy_conv2d_backward<nft::Cuda>));
 }

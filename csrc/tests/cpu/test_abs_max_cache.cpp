@@ -1,7 +1,10 @@
 // The cache expects a value only after it came true often enough, only for the same weights, and seldom wrongly.
 #include "cpu/torch/abs_max_cache.h"
 
+#include <atomic>
 #include <memory>
+#include <thread>
+#include <vector>
 
 #include "tests/check.h"
 
@@ -66,12 +69,31 @@ void changing_weights(int period, int before) {
   if (period >= 400) expect(right > 3000, "weights new every %d calls: %d right guesses of 5000", period, right);
 }
 
+// Weights that several threads program at once, each with one value: never another weight's value.
+void threads_share_the_cache() {
+  const std::unique_ptr<AbsMaxCache> f(new AbsMaxCache);
+  std::atomic<int> guesses{0}, wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&, t] {
+      for (int call = 0; call < 2000; ++call) {
+        const int layer = (call + t) % 7;
+        const uint32_t truth = 100 + (uint32_t)layer, guess = f->expected(kWeight + 4096 * layer, kCount);
+        if (guess != 0) ++(guess == truth ? guesses : wrong);
+        f->note(kWeight + 4096 * layer, kCount, truth);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  expect(wrong == 0 && guesses > 4000, "%d wrong values, %d right ones", (int)wrong, (int)guesses);
+}
+
 }  // namespace
 
 int main() {
   only_what_repeats();
   only_for_these_weights();
   many_weights();
+  threads_share_the_cache();
   for (int period = 1; period <= 600; ++period)
     for (int before : {0, 1, 3, 20, 500}) changing_weights(period, before);
   return nft_test::exit_code("abs_max_cache");

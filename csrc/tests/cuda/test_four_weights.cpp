@@ -182,10 +182,10 @@ std::vector<Case> cases() {
   return list;
 }
 
-// A zero step makes all weights +0 and all codes 0; a NaN step all weights NaN; tables and keys notwithstanding.
+// A zero step makes all weights +0 and all codes 0; a NaN or negative step all weights NaN, whatever table and keys.
 void test_irregular_step() {
   const Case c = {8, 2, kPathFast, 0, std::vector<float>(512, 1.0f), "irregular step"};
-  for (float step : {0.0f, NAN}) {
+  for (float step : {0.0f, NAN, -1.0f}) {
     const float weight[5] = {NAN, INFINITY, -1, 0, 2};
     float out[5 * kChips];
     nft::cuda::Program p = program_of(c, 5, &step);

@@ -21,6 +21,7 @@ from nft_ext._common.checks import fail
 from nft_ext._common.differences import Difference, differences, listed
 from nft_ext._common.files import sync_folder
 from nft_ext._common.network_identity import network_differences
+from nft_ext._common.reading import check_regular
 from nft_ext.montecarlo.distributed.rows import Row, signed, verified
 
 FORMAT = "nft_ext.journal/2"
@@ -70,13 +71,17 @@ class Journal:
         self._end = 0
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
+            check_regular(self._file, self.path)  # a pipe would block, and a device may never end
             self._lock()
+            begin = os.pread(self._file, max(map(len, STARTS)), 0)
+            if not any(begin[: len(start)] == start[: len(begin)] for start in STARTS):
+                self._refuse_kind()  # before the whole of it is read
             content = self.path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
             if whole:
                 self._continue(whole, json.loads(json.dumps(header)))
             else:
-                self._begin(content, header, settle)
+                self._begin(header, settle)
         except BaseException:
             self.close()
             raise
@@ -115,10 +120,8 @@ class Journal:
                 str(self.path),
             ) from None
 
-    def _begin(self, content: bytes, header: dict[str, Any], settle: Callable[[], dict[str, Any]]) -> None:
+    def _begin(self, header: dict[str, Any], settle: Callable[[], dict[str, Any]]) -> None:
         # Overwrites only an empty file or a torn header.
-        if not any(content[: len(start)] == start[: len(content)] for start in STARTS):
-            self._refuse_kind()
         os.ftruncate(self._file, 0)
         self.settled = settle()
         kept = {name: header[name] for name in HEADER}
@@ -128,8 +131,6 @@ class Journal:
 
     def _continue(self, whole: bytes, header: dict[str, Any]) -> None:
         first, *lines = whole[:-1].split(b"\n")
-        if not first.startswith(STARTS):
-            self._refuse_kind()
         try:
             text = first.decode()
             signature = verified(text)

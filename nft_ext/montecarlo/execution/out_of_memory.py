@@ -10,8 +10,15 @@ import torch
 from nft_ext.montecarlo.execution.collector import TalliesOf
 from nft_ext.montecarlo.statistics.tallies import Tallies
 
-# Messages of torch's CPU allocator and of the CUDA libraries. Only CUDA's allocator raises torch.OutOfMemoryError.
-_MESSAGES = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+# Texts of torch's CPU allocator, of CUDA's libraries, of oneDNN, and of our operators (csrc/operators/failure.h). Only
+# CUDA's allocator raises torch.OutOfMemoryError. oneDNN gives no better reason; a second attempt changes no result.
+_MESSAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "could not create a primitive",
+    "could not execute a primitive",
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -74,9 +81,10 @@ class Halving:
             if not out_of_memory(error):
                 raise
             if self.at_once == 1:
+                said = (str(error).splitlines() or [type(error).__name__])[0]
                 raise RuntimeError(
                     "batch_size: one chip must fit the memory with this many images per pass, so use a smaller "
-                    f"batch_size; got {self.batch_size}"
+                    f"batch_size; got {self.batch_size} ({said:.200})"
                 ) from error
         # After the except clause, because the error holds the memory of the failed forward.
         fewer = -(-self.at_once // 2)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from nft_ext._common.checked_json import intact, with_checksum
 from nft_ext._common.checks import fail
 from nft_ext._common.files import finite_or_none, write_csv, write_json
+from nft_ext._common.reading import read_json
 from nft_ext.montecarlo.report.report_plot import plot_report
 from nft_ext.montecarlo.report.statistic_json import statistic_entry, statistic_of
 from nft_ext.montecarlo.report.text_table import report_table
@@ -188,13 +187,8 @@ class MonteCarloReport:
             FileNotFoundError: no such file.
             ValueError: the file is damaged or of another kind.
         """
-        if not Path(path).is_file():
-            fail("path", "must be a report written by to_json", f"no file {path}", kind=FileNotFoundError)
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, OSError) as error:
-            fail("path", "must be a whole report written by to_json", f"{path}: {error}")
-        found = content.get("format") if isinstance(content, dict) else None
+        content = read_json("path", path, "a whole report written by to_json")
+        found = content.get("format")
         if found != FORMAT:
             fail("path", f"must be a report of format {FORMAT}", f"{path}: format {found}")
         if not intact(content):
@@ -210,8 +204,8 @@ class MonteCarloReport:
             return cls(statistics=statistics, **(rest | {"ece": _none_to_nan(rest["ece"])}))
         except KeyError as error:
             fail("path", "must be a whole report written by to_json", f"{path}: no entry {error}")
-        except (AttributeError, TypeError, ValueError) as error:
-            fail("path", "must be a whole report written by to_json", f"{path}: {error}")
+        except (TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+            fail("path", "must be a whole report written by to_json", f"{path}: a damaged entry ({error})")
 
 
 def _none_to_nan(value: Any) -> Any:
