@@ -15,7 +15,7 @@ import torch
 from bench.cpu import limits
 from bench.harness import machine, measure, registry, table
 from bench.harness.case import Case
-from nft_ext._common.files import write_json
+from nft_ext._common.files import check_writable_target, write_json
 from nft_ext._common.progress import Progress
 
 
@@ -46,8 +46,11 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     for name in ("rounds", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name}: must be an integer >= 1; got {getattr(options, name)}")
-    if options.out is not None and not options.out.resolve().parent.is_dir():
-        parser.error(f"--out: must lie in an existing folder; got {options.out}")
+    try:
+        if options.out is not None:
+            check_writable_target("--out", options.out)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     return options
 
 

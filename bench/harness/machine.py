@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import datetime
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 import nft_ext
-from nft_ext._common.files import write_json
+from nft_ext._common.files import check_writable_target, write_json
 
 
 def _cpu_model() -> str:
@@ -50,9 +51,18 @@ def header() -> dict[str, Any]:
     }
 
 
+def output(text: str) -> Path:
+    """The type of an option that names an output file: checked before hours of work."""
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return check_writable_target("file", path)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def record(out: Path, study: str, found: dict[str, Any]) -> None:
     """Writes the results of the module bench.studies.`study`, with the machine and the command."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", f"bench.studies.{study}", *sys.argv[1:]])
     write_json(out, {"machine": header(), "command": command, **found})
 

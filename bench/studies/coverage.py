@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.harness import machine
 from bench.studies.populations import Recorded, Synthetic
 from nft_ext._common.files import write_json
 from nft_ext.montecarlo.statistics.slice_estimate import SliceEstimate, between_chips, estimate
@@ -214,7 +215,7 @@ def main() -> int:
         metavar="TEXT",
         help="run only settings whose names contain one of these; --out keeps its other results",
     )
-    parser.add_argument("--out", type=Path, metavar="JSON")
+    parser.add_argument("--out", type=machine.output, metavar="JSON")
     arguments = parser.parse_args()
     settings = synthetic_settings()
     if arguments.recorded is not None:
@@ -228,17 +229,18 @@ def main() -> int:
             parser.error(
                 f"--only: must contain a part of a setting's name ({'; '.join(names)}); got {' '.join(arguments.only)}"
             )
+    kept = []
+    if arguments.out is not None and arguments.only is not None and arguments.out.exists():
+        kept = json.loads(arguments.out.read_text())["results"]  # before the work: a damaged file ends the study here
     results = []
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for result in pool.map(study, settings, [arguments.evaluations] * len(settings)):
             results.append(result)
             print(line(result), flush=True)
     if arguments.out is not None:
-        if arguments.only is not None and arguments.out.exists():
-            kept = json.loads(arguments.out.read_text())["results"]
+        if kept:
             found = {result["name"]: result for result in kept + results}
             results = [found[name] for name in names if name in found]
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out, {"band": BAND, "results": results})
     return 0 if all(result["within_band"] for result in results) else 1
 

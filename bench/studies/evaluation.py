@@ -228,7 +228,7 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first stratified evaluation; each further one adds 1"
     )
-    parser.add_argument("--out", type=Path, metavar="JSON")
+    parser.add_argument("--out", type=machine.output, metavar="JSON")
     arguments = parser.parse_args()
     reports = [MonteCarloReport.from_json(path) for path in arguments.full]
     model = load_model(arguments.checkpoint)[0].eval()

@@ -71,7 +71,7 @@ def wait(child: int, seconds: float) -> bool:
 
 
 def figures(report: Path) -> dict[str, Any]:
-    return json.loads(report.read_text()) | {"seconds": None}
+    return json.loads(report.read_text()) | {"seconds": None, "crc": None}
 
 
 def draws_of(journal: Path) -> list[int]:
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="number of kills")
     parser.add_argument("--runs", type=int, default=200, metavar="R", help="chips per evaluation")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--out", type=machine.output, metavar="FILE", help="write the results as JSON")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     facts = machine.header()

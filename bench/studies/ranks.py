@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data-dir", metavar="DIR")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, metavar="JSON")
+    parser.add_argument("--out", type=machine.output, metavar="JSON")
     arguments = parser.parse_args()
     data = ["--dataset", arguments.dataset] + (["--data-dir", arguments.data_dir] if arguments.data_dir else [])
     results: dict[str, Any] = {}

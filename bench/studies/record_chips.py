@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 import nft_ext as nft
+from bench.harness import machine
 from bench.studies.digits import trained
 from nft_ext import data
+from nft_ext._common.files import atomic_file
 
 
 def record(model: torch.nn.Module, chips: int, seed: int) -> np.ndarray:
@@ -30,7 +32,7 @@ def record(model: torch.nn.Module, chips: int, seed: int) -> np.ndarray:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=machine.output)
     parser.add_argument("--sigma", type=float, default=0.2)
     parser.add_argument("--chips", type=int, default=2000)
     parser.add_argument("--width", type=float, default=0.125)
@@ -48,7 +50,8 @@ def main() -> int:
         f"accuracy {100 * correct.mean():.2f} %, std over chips {100 * by_chip.std(ddof=1):.2f} points, "
         f"worst {100 * by_chip.min():.2f} %"
     )
-    np.savez_compressed(arguments.out, bits=np.packbits(correct, axis=1), shape=np.array(correct.shape))
+    with atomic_file(arguments.out) as file:
+        np.savez_compressed(file, bits=np.packbits(correct, axis=1), shape=np.array(correct.shape))
     return 0
 
 

@@ -170,7 +170,7 @@ def main() -> int:
     parser.add_argument("--sigma", type=float, default=0.3)
     parser.add_argument("--dataset", default="mnist", choices=nft.data.NAMES)
     parser.add_argument("--data-dir", metavar="DIR")
-    parser.add_argument("--out", type=Path, metavar="JSON")
+    parser.add_argument("--out", type=machine.output, metavar="JSON")
     arguments = parser.parse_args()
     if arguments.checkpoint is None:
         print(on_paper())

@@ -8,13 +8,13 @@ sum_w dL/dW (W_p - W_d), whose mean over chips is 0.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 import nft_ext as nft
+from bench.harness import machine
 from bench.studies.digits import trained
 from nft_ext import data
 from nft_ext._common.files import write_json
@@ -69,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--out", type=Path, metavar="JSON")
+    parser.add_argument("--out", type=machine.output, metavar="JSON")
     arguments = parser.parse_args()
     results = []
     for name, sigmas in (("noise", (0.1, 0.2, 0.3)), ("vanilla", (0.05, 0.1, 0.2))):
@@ -86,7 +86,6 @@ def main() -> int:
                 flush=True,
             )
     if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out, results)
     return 0
 

@@ -42,9 +42,12 @@ class _Injected(NoisyLayer):
 
         Raises:
             ValueError: the key holds several chips.
+            RuntimeError: a forward in another thread than that of the layer's contexts.
         """
         weight, key = self.weight, self._key
         if not torch.compiler.is_compiling():
+            if self._owner is not None:
+                self.check_caller()
             self._note_forward()
         if key is None:
             key = fresh_key(weight)

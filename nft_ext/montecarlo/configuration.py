@@ -22,11 +22,18 @@ from nft_ext.version import NOISE
 
 DIGITS = 16  # hex digits kept of a hash
 SETTING = (bool, int, float, str, tuple, type(None))
+Identity = tuple[dict[str, dict[str, Any]], set[str]]  # of `network_identity`
 NO_SETTINGS = ("training", "name", "stream", *STATE)
 
 
 def configuration(
-    model: nn.Module, inputs: Tensor, labels: Tensor, asked: Arguments, hardware: str, channels_last: bool = False
+    model: nn.Module,
+    identity: Identity,
+    inputs: Tensor,
+    labels: Tensor,
+    asked: Arguments,
+    hardware: str,
+    channels_last: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """The header of a journal.
 
@@ -35,6 +42,7 @@ def configuration(
 
     Args:
         model: with noisy layers.
+        identity: `identity_of(model)` before its first forward, which can change counters and fill caches.
         inputs, labels: the data as read.
         asked: the checked arguments.
         hardware: name of the torch device.
@@ -45,7 +53,7 @@ def configuration(
         that earlier versions wrote}. "unread": types of values in the network that nobody can compare.
     """
     built = info()
-    network, unread = network_identity(model, leave_out=DEVICE)
+    network, unread = identity
     return {
         "fixed": {
             "network": network,
@@ -75,6 +83,11 @@ def configuration(
         "older": {"network": network_hash(model)},
         "unread": dict.fromkeys(sorted(unread), "network"),
     }
+
+
+def identity_of(model: nn.Module) -> Identity:
+    """The identity of a network without devices, names and streams of layers, which have fields of their own."""
+    return network_identity(model, leave_out=DEVICE)
 
 
 def network_hash(model: nn.Module) -> str:

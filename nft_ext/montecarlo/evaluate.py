@@ -14,7 +14,7 @@ from torch import nn
 from nft_ext._common.checks import fail, optional_boolean
 from nft_ext._common.targets import probability_note
 from nft_ext.metrics.temperature import Tempered
-from nft_ext.montecarlo.configuration import configuration
+from nft_ext.montecarlo.configuration import Identity, configuration, identity_of
 from nft_ext.montecarlo.execution.arguments import Arguments, checked
 from nft_ext.montecarlo.execution.collector import Collector
 from nft_ext.montecarlo.execution.evaluated_model import devices_in_use, layers_without_noise
@@ -129,10 +129,11 @@ def monte_carlo(
     label = "monte carlo" if asked.sigma is None else f"monte carlo, sigma {asked.sigma:g}"
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(resume, ranks))
+        identity = identity_of(model) if session.keeps else ({}, set())
         ready = stack.enter_context(prepared(session, model, data, asked, device))
         asked, evaluator = ready.asked, ready.evaluator
         doubtful = _probability_notes(ready)
-        planned = _settled(session, ready)
+        planned = _settled(session, ready, identity)
         per_pass = session.agree("chips_per_pass", ready.chips_per_pass(planned))  # free memory differs between ranks
         halving = Halving(planned.tallies_of(evaluator), per_pass, evaluator.batch_size)
         shown = progress if session.main else False
@@ -177,7 +178,7 @@ def monte_carlo(
     )
 
 
-def _settled(session: Session, ready: Prepared) -> Plan:
+def _settled(session: Session, ready: Prepared, identity: Identity) -> Plan:
     """The plan of all chips. It comes from the journal if that exists, else from rank 0."""
     asked, evaluator = ready.asked, ready.evaluator
 
@@ -188,9 +189,8 @@ def _settled(session: Session, ready: Prepared) -> Plan:
     if not session.keeps:
         settled = settle()
     else:
-        header = configuration(
-            evaluator.model, evaluator.inputs, evaluator.labels, asked, ready.hardware, evaluator.channels_last
-        )
+        data = evaluator.inputs, evaluator.labels
+        header = configuration(evaluator.model, identity, *data, asked, ready.hardware, evaluator.channels_last)
         goal = asked.goal and asdict(asked.goal)
         common = {"runs": asked.runs, "target": goal, "slice_images": asked.slice_images}
         settled = session.open(header, common | header["recorded"], settle)

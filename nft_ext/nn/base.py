@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+import threading
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from nft_ext.ops.operands import check_tensor, is_ordinary
 
 _Kind = TypeVar("_Kind", bound=nn.Module)
 _STATE = ("_table", "_key", "_programmed")
+ANYWHERE = 0  # in place of a thread: copies made inside a context, and replicas of DataParallel
 
 
 class NoisyLayer(nn.Module):
@@ -39,6 +41,9 @@ class NoisyLayer(nn.Module):
     _table: Tensor
     _key: Tensor | None
     _programmed: Tensor | None
+    _changes: list  # of the contexts that this layer is in, see nft_ext/nn/scopes.py
+    _owner: int | None  # the thread that is in them
+    _entry: Any  # where several chips come in, see nft_ext/nn/entry.py; None with one chip
     scaled = False  # whether the rows of _programmed are multiplied by row_scale
     _met_as: str | None = None  # the name from a context's model, of a layer that `convert` has not named
     shares_codes = False  # whether a forward hands its quantized weight to its backward
@@ -53,7 +58,8 @@ class NoisyLayer(nn.Module):
         # A constant of compiled graphs; table and key are their inputs.
         self._spec = nvm.operator_spec()
         self._table = own_table(nvm, self.weight.device)
-        self._key = self._programmed = None
+        self._key = self._programmed = self._owner = self._entry = None
+        self._changes = []
 
     def noise_state(self) -> tuple:
         """The state that a context restores: (table, key, programmed weights, enabled, spec, scaled)."""
@@ -61,11 +67,12 @@ class NoisyLayer(nn.Module):
 
     def set_noise_state(self, state: tuple) -> None:
         """Restores a state from `noise_state`."""
-        self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.scaled = state
+        own = self.__dict__  # nn.Module's __setattr__ is slow, and every context comes here
+        own["_table"], own["_key"], own["_programmed"], own["noise_enabled"], own["_spec"], own["scaled"] = state
 
     def set_key(self, key: Tensor) -> None:
         """Sets the chips for later forwards."""
-        self._key, self._programmed = key, None
+        self.__dict__.update(_key=key, _programmed=None)
 
     def set_programmed(self, weights: Tensor, scaled: bool = False) -> None:
         """Stores W_p [S, *weight.shape] of the present key for later forwards; scaled: times `row_scale`."""
@@ -79,15 +86,17 @@ class NoisyLayer(nn.Module):
         """The stored weights [S, *weight.shape]; None without any, or where derivatives need the operator."""
         if self._programmed is None or torch.is_grad_enabled() or autograd.is_special():
             return None
-        if self.training and not torch.compiler.is_compiling():
-            recomputation.note_forward(self, True)
+        if not torch.compiler.is_compiling():
+            if self._owner is not None:
+                self.check_caller()
+            if self.training:
+                recomputation.note_forward(self, True)
         return self._programmed
 
-    def set_device(self, nvm: NVMDevice) -> None:
-        """Sets the device model for later forwards (sigma sweeps). Noise stays on or off."""
-        self._programmed = None
-        self._table = own_table(nvm, self.weight.device)
-        self._spec = nvm.operator_spec(self.noise_enabled)
+    def set_device(self, nvm: NVMDevice, table: Tensor | None = None) -> None:
+        """Sets the device model for later forwards (sigma sweeps), and its table if given. Noise stays on or off."""
+        table = own_table(nvm, self.weight.device) if table is None else table
+        self.__dict__.update(_programmed=None, _table=table, _spec=nvm.operator_spec(self.noise_enabled))
 
     def set_enabled(self, enabled: bool) -> None:
         """Turns the noise on or off for later forwards."""
@@ -95,33 +104,84 @@ class NoisyLayer(nn.Module):
         path = self.nvm.operator_spec(enabled)[2]
         self._spec = [*self._spec[:2], path, self._spec[3]]
 
-    def crossbar(self, compiling: bool | None = None) -> Crossbar:
+    def crossbar(self, compiling: bool | None = None, forward: bool = True) -> Crossbar:
         """The operator arguments of this layer for one forward.
 
         Args:
             compiling: torch.compiler.is_compiling(), if the caller knows it.
+            forward: False to program the weights for later forwards.
+
+        Raises:
+            RuntimeError: a forward in another thread than that of the layer's contexts, or past the model on several
+                chips.
         """
         # Read the dictionary: nn.Module's __getattr__ is slow, and every forward comes here.
         master: Tensor | None = self._parameters.get("weight")
         if master is None:
             master = self.weight  # of a parametrization
-        weight, key = master, self._key
         if compiling is None:
             compiling = torch.compiler.is_compiling()
+        weight, table, key, spec = master, self._table, self._key, self._spec
+        # After the reads: a context of another thread sets its owner first.
+        if not compiling and self._owner is not None:
+            self.check_caller(forward)
+            table, key = self._table, self._key
         if not compiling and not is_ordinary(weight):
             check_tensor(f"{self.name or type(self).__name__}.weight", weight)
-        if not compiling:
+        if not compiling and forward:
             self._note_forward()
         if key is None:
             key = fresh_key(weight)
+        here = weight.device
+        if key.device != here or (table.device != here and here.type != "meta"):
+            fail(
+                f"{self.name or type(self).__name__}.weight",
+                "must be on the torch device where its context began: offloading hooks move weights later, so remove "
+                "them first",
+                f"{here}, chips on {key.device}",
+                RuntimeError,
+            )
         shared = self.shares_codes and weight.dtype != torch.float64 and not autograd.is_special()
         codes, step = self.codes_and_step(weight) if shared else (None, None)
-        return Crossbar(weight, codes, step, self._table, key, self.stream, self._spec)
+        return Crossbar(weight, codes, step, table, key, self.stream, spec)
+
+    def check_caller(self, forward: bool = True) -> None:
+        """Checks that this thread is in the layer's contexts, and that several chips came in through their model.
+
+        Raises:
+            RuntimeError: it is not, or they did not.
+        """
+        self.check_thread()
+        if self._entry is not None and not self._entry.calls and forward:
+            self._entry.refuse_outside(self)
+
+    def check_thread(self) -> None:
+        """Checks that this thread is in the layer's contexts, if any is.
+
+        Raises:
+            RuntimeError: it is not.
+        """
+        if self._owner is None or self._owner == threading.get_ident():
+            return
+        if self._owner == ANYWHERE:
+            self.follow_weight()  # a replica's weight is on another torch device
+        elif torch._C._current_graph_task_id() == -1:  # autograd recomputes in threads of its own
+            refuse_thread(self.name or type(self).__name__)
+
+    def follow_weight(self) -> None:
+        """Moves the noise state to the weight's torch device."""
+        device = self.weight.device
+        if device.type != "meta" and self._table.device != device:
+            self._table = self._table.to(device)
+            self._key = None if self._key is None else self._key.to(device)
+            self._programmed = None if self._programmed is None else self._programmed.to(device)
 
     def _note_forward(self) -> None:
         """For activation checkpointing: notes the state, and refuses a recomputation with another one."""
-        state = (id(self._key), id(self._table), self.noise_enabled)
-        if recomputation.is_unknown_recomputation() and self._last != state:
+        state = self._key, self._table, self.noise_enabled
+        if recomputation.is_unknown_recomputation() and any(
+            a is not b for a, b in zip(state, self._last or (None,) * 3)
+        ):
             recomputation.refuse_unknown(self)
         self._last = state
         recomputation.note_forward(self, self.training)
@@ -146,15 +206,19 @@ class NoisyLayer(nn.Module):
         super()._apply(fn, recurse)
         if row_major and not self.weight.is_contiguous() and (weight := self._parameters.get("weight")) is not None:
             weight.data = weight.data.contiguous()
-        device = self.weight.device
-        if device.type != "meta":
-            self._table = self._table.to(device)
-            self._key = None if self._key is None else self._key.to(device)
+        self.follow_weight()
         return self
+
+    def _replicate_for_data_parallel(self):
+        replica = super()._replicate_for_data_parallel()
+        replica._owner, replica._changes = ANYWHERE, []
+        return replica
 
     def __getstate__(self) -> dict:
         # A copy made inside a context keeps the chips, but drops what was computed from the weights.
-        return {**super().__getstate__(), "shares_codes": False, "_programmed": None}
+        owner = None if self._entry is None else ANYWHERE
+        dropped = {"shares_codes": False, "_programmed": None, "_last": None, "_changes": [], "_owner": owner}
+        return {**self.__dict__, **dropped}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -164,10 +228,21 @@ class NoisyLayer(nn.Module):
             if name in self._buffers:
                 own[name] = self._buffers.pop(name)
                 self._non_persistent_buffers_set.discard(name)
-        own.setdefault("_last", None)
+        for name, value in (("_last", None), ("_changes", []), ("_owner", None), ("_entry", None)):
+            own.setdefault(name, value)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, nvm=({self.nvm})"
+
+
+def refuse_thread(argument: str) -> NoReturn:
+    """Refuses a forward in another thread than that of the noise contexts.
+
+    Raises:
+        RuntimeError: always.
+    """
+    rule = "must not run in one thread while another is in its noise contexts; use a copy of the model per thread"
+    fail(argument, rule, "a forward in another thread", RuntimeError)
 
 
 def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:

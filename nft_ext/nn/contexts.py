@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nft_ext._common.checks import boolean, fail, number
-from nft_ext.nn import NoisyLayer, check_noisy, noisy_layers, recomputation
+from nft_ext.nn import NoisyLayer, chip_check, recomputation
+from nft_ext.nn.compiled_check import checks_by
+from nft_ext.nn.entry import Entry, again
 from nft_ext.nn.observed import own_forwards
 from nft_ext.nn.programmed import program_layers
-from nft_ext.ops.functional import device_at
+from nft_ext.nn.scopes import changed
+from nft_ext.nn.structure import layers_of
+from nft_ext.ops.functional import device_at, own_table
 from nft_ext.ops.keys import noise_key
 from nft_ext.ops.operands import autocast_dtype, check_key
-
-_owners: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-_OWN_INPUTS = "_chips_have_own_inputs"  # set inside `chips`; an attribute, because compiled graphs guard on it
 
 
 @contextlib.contextmanager
 def noise(model: nn.Module, *, enabled: bool | None = None, sigma: float | None = None) -> Iterator[nn.Module]:
     """Turns the noise of every noisy layer of `model` on or off, or changes sigma, inside the context.
 
-    train() and eval() do not change the noise.
+    train() and eval() do not change the noise. Contexts may be left in any order.
 
     Args:
         model: a noisy model.
@@ -37,18 +35,25 @@ def noise(model: nn.Module, *, enabled: bool | None = None, sigma: float | None 
 
     Raises:
         ValueError: no noisy layers, enabled is neither None nor a bool, or a bad sigma.
-        RuntimeError: another thread is inside a context of this model.
+        RuntimeError: another thread is inside a context of this model. At the forward: in another thread.
     """
     if enabled is not None:
         boolean("enabled", enabled)
     if sigma is not None:
         sigma = number("sigma", sigma, 0.0)
-    with _swapped(model) as layers:
-        for layer in layers.values():
-            if enabled is not None:
-                layer.set_enabled(enabled)
-            if sigma is not None:
-                layer.set_device(device_at(layer.nvm, sigma))
+    layers = layers_of(model)
+    tables: dict[NoisyLayer, Tensor] = {}
+
+    def change(layer: NoisyLayer) -> None:
+        if enabled is not None:
+            layer.set_enabled(enabled)
+        if sigma is not None:
+            device = device_at(layer.nvm, sigma)
+            if layer not in tables:
+                tables[layer] = own_table(device, layer.weight.device)
+            layer.set_device(device, tables[layer])
+
+    with _changed(model, layers, change):
         yield model
 
 
@@ -65,14 +70,21 @@ def chips(
 ) -> Iterator[nn.Module]:
     """Runs `model` on S chips in one pass inside the context.
 
-    The model repeats every tensor argument S times along dim 0. So model(x [B, ...]) returns [S * B, ...], chip-major:
-    y.unflatten(0, (S, B)). In nested contexts of one model the innermost decides.
+    The model repeats every tensor of its inputs S times along dim 0, also in containers. So model(x [B, ...]) returns
+    [S * B, ...], chip-major: y.unflatten(0, (S, B)). In nested contexts of one model the innermost decides. Contexts
+    may be left in any order.
+
+    For S > 1 a check compares two chips in one pass with one pass per chip, once per model and kind of input. A model
+    that mixes chips, as a sequence-first one does, runs one chip per pass, and a UserWarning says why. The result is
+    the same: the chips' results one after another along dim 0. A floating-point result without dimensions, such as a
+    loss, is the mean over the chips. A compiled graph cannot run the chips one by one: there, such a model is refused.
+    Compiled models whose inputs are not all tensors are not checked.
 
     Args:
         model: a noisy model.
         seed, draws, domain: the chips, see `noise_key`.
         key: int64 [S, 2], in place of seed, draws and domain.
-        repeat: False if each chip has its own input: x is then [S * B, ...], chip-major.
+        repeat: False if each chip has its own input: every tensor is then [S * B, ...], chip-major.
         programmed: program all layers once, at the entry, and keep W_p [S, *weight.shape]. Forwards without gradients
             then compute library products, on the same chips bit for bit. This pays for several batches with many rows
             per chip, and takes S times the memory of the weights. Later changes of the weights have no effect inside.
@@ -82,21 +94,70 @@ def chips(
 
     Raises:
         ValueError: no noisy layers, or draws out of range. At the forward: BatchNorm with batch statistics and S > 1,
-            which would mix chips, or an input whose length is no multiple of S with repeat=False.
-        RuntimeError: another thread is inside a context of this model.
+            which would mix chips, an input whose length is no multiple of S with repeat=False, results that cannot be
+            joined, or a part with several chips inside a model with several.
+        RuntimeError: another thread is inside a context of this model. At the forward: in another thread, or with S > 1
+            past the model (`model.encode(x)`), whose rows would be split among the chips.
     """
-    with _swapped(model) as layers:
-        device = next(iter(layers.values())).weight.device
-        key = noise_key(seed, draws, domain=domain, device=device) if key is None else key
-        check_key(key, device)
-        keys = {device: key}
-        for layer in layers.values():
-            here = layer.weight.device
-            layer.set_key(keys.setdefault(here, key.to(here)))
+    boolean("repeat", repeat)
+    boolean("programmed", programmed)
+    layers = layers_of(model)
+    devices = [layer.weight.device for layer in layers]
+    device = next((device for device in devices if device.type != "meta"), devices[0])
+    if key is None:
+        key = noise_key(seed, draws, domain=domain, device=device)
+    elif seed != 0 or draws != 0:
+        fail("key", "must be given without seed and draws, which it replaces", f"seed {seed}, draws {draws}")
+    check_key(key, device)
+    with _on_chips(model, layers, key, repeat):
         if programmed:
             hold(layers)
-        with _at_entry(model, repeat):
-            yield model
+        yield model
+
+
+@contextlib.contextmanager
+def _on_chips(
+    model: nn.Module, layers: list[NoisyLayer], key: Tensor, repeat: bool, quiet: bool = False
+) -> Iterator[Entry | None]:
+    keys = {key.device: key}
+    entry = None
+    if key.shape[0] > 1:
+        outer = {before for layer in layers for before in (layer._entry, *(a.before[1] for a in layer._changes))}
+        entry = Entry(key.shape[0], repeat, [e for e in outer if e is not None], quiet, threading.get_ident())
+
+    def change(layer: NoisyLayer) -> None:
+        here = layer.weight.device
+        if here not in keys:
+            keys[here] = key.to(here)
+        layer.set_key(keys[here])
+        layer.__dict__["_entry"] = entry
+
+    with _changed(model, layers, change), contextlib.nullcontext() if entry is None else entry.at(model):
+        yield entry
+
+
+@contextlib.contextmanager
+def _changed(model: nn.Module, layers: list[NoisyLayer], change: Callable[[NoisyLayer], None]) -> Iterator[None]:
+    with changed(model, layers, change), own_forwards({layer.name or "": layer for layer in layers}):
+        yield
+
+
+def why_apart(model: nn.Module, *args: Tensor) -> str | None:
+    """The reason why chips must not share a pass of this model, or None if they may. Checks these inputs anew.
+
+    Later `chips` contexts know the outcome.
+    """
+    chip_check.forget(model)
+    return _reason(model, *args)
+
+
+@checks_by
+def _reason(model: nn.Module, *args: Tensor, **kwargs: Tensor) -> str | None:
+    layers = layers_of(model)
+    key = noise_key(0, range(2), device=layers[0].weight.device)
+    with _on_chips(model, layers, key, repeat=True, quiet=True) as entry:
+        model(*args, **kwargs)
+        return None if entry is None else entry.reason
 
 
 def checkpoint_contexts(
@@ -115,15 +176,18 @@ def checkpoint_contexts(
     """
 
     def context_fn():
-        states = {name: layer.noise_state() for name, layer in noisy_layers(model).items()}
-        repeat = not getattr(model, _OWN_INPUTS, False)
+        layers = layers_of(model)
+        states = [(layer.noise_state(), layer._entry) for layer in layers]
+        came_in = next((e for _, e in states if e is not None and e.is_on(model)), None)
 
         @contextlib.contextmanager
         def replay():
-            # Not `_swapped`: autograd may run this in another thread, inside the forward's context.
-            layers = noisy_layers(model)
-            noted = {layers[name]: state for name, state in states.items()}
-            with recomputation.with_states(noted), _at_entry(model, repeat):
+            # Not `changed`: autograd may run this in another thread, inside the forward's context.
+            entered = contextlib.nullcontext()
+            if came_in is not None:
+                inside = [layer for layer, (_, past) in zip(layers, states) if past is came_in]
+                entered = again(model, inside, came_in.count, came_in.repeat)
+            with recomputation.with_states({layer: state for layer, (state, _) in zip(layers, states)}), entered:
                 yield
 
         return contextlib.nullcontext(), replay()
@@ -131,12 +195,13 @@ def checkpoint_contexts(
     return context_fn
 
 
-def hold(layers: dict[str, NoisyLayer]) -> None:
+def hold(layers: Iterable[NoisyLayer]) -> None:
     """Programs all layers for the present chips, in few launches. They use these weights until the context ends."""
+    layers = list(layers)
     if not layers:
         return
-    dtype = autocast_dtype(next(iter(layers.values())).weight.device) or torch.float32
-    scales = {layer: layer.row_scale(dtype) for layer in layers.values()}
+    dtype = autocast_dtype(layers[0].weight.device) or torch.float32
+    scales = {layer: layer.row_scale(dtype) for layer in layers}
     for scaled in (False, True):
         held = [layer for layer, scale in scales.items() if (scale is not None) == scaled]
         factors = [scale for scale in scales.values() if scale is not None] if scaled else []
@@ -156,101 +221,5 @@ def shared_codes(model: nn.Module) -> Iterator[None]:
         ValueError: no noisy layers.
         RuntimeError: another thread is inside a context of this model.
     """
-    with _swapped(model) as layers:
-        before = {layer: layer.shares_codes for layer in layers.values()}
-        try:
-            for layer in before:
-                layer.share_codes(layer.weight.is_cuda)
-            yield
-        finally:
-            for layer, shared in before.items():
-                layer.share_codes(shared)
-
-
-@contextlib.contextmanager
-def _swapped(model: nn.Module) -> Iterator[dict[str, NoisyLayer]]:
-    """The model's noisy layers. The exit restores their noise state."""
-    layers = check_noisy(model)
-    with _entered(model), _restored(layers), own_forwards(layers):
-        yield layers
-
-
-@contextlib.contextmanager
-def _restored(layers: dict[str, NoisyLayer]) -> Iterator[dict[str, NoisyLayer]]:
-    """`layers`. The exit restores their noise state."""
-    states = {name: layer.noise_state() for name, layer in layers.items()}
-    try:
-        yield layers
-    finally:
-        for name, layer in layers.items():
-            layer.set_noise_state(states[name])
-
-
-@contextlib.contextmanager
-def _entered(model: nn.Module) -> Iterator[None]:
-    """Refuses a second thread, which would see the noise of the first. Contexts nest within one thread."""
-    me = threading.get_ident()
-    with _lock:
-        owner, depth = _owners.get(model, (me, 0))
-        if depth and owner != me:
-            fail(
-                "model",
-                "must not be in noise contexts of two threads at once; use a copy per thread",
-                type(model).__name__,
-                RuntimeError,
-            )
-        _owners[model] = (me, depth + 1)
-    try:
+    with changed(model, layers_of(model), lambda layer: layer.share_codes(layer.weight.is_cuda)):
         yield
-    finally:
-        with _lock:
-            _owners[model] = (me, depth)
-
-
-@contextlib.contextmanager
-def _at_entry(model: nn.Module, repeat: bool) -> Iterator[None]:
-    """Makes the model repeat its inputs for the present chips, or take them chip-major. Nested contexts share it."""
-    outer = getattr(model, _OWN_INPUTS, False)
-    hooked = _prepare_inputs in model._forward_pre_hooks.values()
-    handle = None if hooked else model.register_forward_pre_hook(_prepare_inputs, with_kwargs=True)
-    setattr(model, _OWN_INPUTS, not repeat)
-    try:
-        yield
-    finally:
-        setattr(model, _OWN_INPUTS, outer)
-        if handle is not None:
-            handle.remove()
-            delattr(model, _OWN_INPUTS)
-
-
-def _prepare_inputs(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Repeats every tensor argument once per chip, unless each chip has its own input.
-
-    The number of chips comes from the called model: a copy made inside a context keeps the hook, but may have left the
-    context.
-    """
-    key = next((m._key for m in model.modules() if isinstance(m, NoisyLayer)), None)
-    count = 1 if key is None else key.shape[0]
-    if count == 1:
-        return args, kwargs
-    for name, m in model.named_modules():
-        if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None):
-            fail(
-                name or type(m).__name__,
-                f"must use its running statistics for {count} chips in one pass, because batch statistics mix chips: "
-                "call model.eval() or run one chip per pass",
-                "training mode" if m.training else "track_running_stats=False",
-            )
-    own_inputs = getattr(model, _OWN_INPUTS, False)
-    if not torch.compiler.is_compiling():
-        recomputation.note_entry(lambda: _at_entry(model, not own_inputs), model.training)
-    if own_inputs:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor) and value.dim() and value.shape[0] % count:
-                fail("inputs", f"must be chip-major [{count} * B, ...] under chips(repeat=False)", list(value.shape))
-        return args, kwargs
-
-    def repeat(value):
-        return torch.cat([value] * count) if isinstance(value, Tensor) and value.dim() else value
-
-    return tuple(repeat(a) for a in args), {k: repeat(v) for k, v in kwargs.items()}

@@ -27,7 +27,7 @@ _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
 # What `attach` and `share_codes` set.
 _OWN = (
     *("nvm", "name", "stream", "noise_enabled", "shares_codes", "scaled"),
-    *("_last", "_spec", "_table", "_key", "_programmed", "_met_as"),
+    *("_last", "_spec", "_table", "_key", "_programmed", "_met_as", "_changes", "_owner", "_entry"),
 )
 _PLAIN = {noisy: plain for plain, noisy in _NOISY.items()}
 Patterns = Iterable[str | type] | str | type | None
@@ -71,9 +71,10 @@ def convert(
     if isinstance(model, torch.jit.ScriptModule):
         fail("model", "must not be scripted or traced: convert first", type(model).__name__, TypeError)
     layers = select(model, lambda m: type(m) in _NOISY or isinstance(m, NoisyLayer))
-    wanted = _match("include", include, layers) if include is not None else set(layers)
-    wanted -= _match("exclude", exclude, layers)
-    if include is None:
+    chosen = None if include is None else _patterns(include)
+    wanted = set(layers) if chosen is None else _match("include", chosen, layers)
+    wanted -= _match("exclude", _patterns(exclude), layers)
+    if chosen is None:
         check_no_lazy_layers(model)
     if not wanted:
         fail("model", "must hold at least one Conv2d or Linear to convert", type(model).__name__)
@@ -92,8 +93,8 @@ def convert(
             layer.name, layer.stream = streams[name]
     keep_names({name: layer for name, layer in found.items() if isinstance(layer, NoisyLayer)})
     _leave_fast_paths(result)
-    chosen = None if include is None else lambda name, layer: _hits(_patterns(include), name, "", layer)
-    _warn("convert", unconverted(result, chosen))
+    asked_for = None if chosen is None else lambda name, layer: _hits(chosen, name, name, layer)
+    _warn("convert", unconverted(result, asked_for))
     if example is not None:
         _warn("convert", run_example(result, example))
     return result
@@ -190,9 +191,9 @@ def _check_unfused(name: str, layer: nn.Module) -> None:
         )
 
 
-def _match(argument: str, patterns: Patterns, layers: dict[str, tuple[str, nn.Module]]) -> set[str]:
+def _match(argument: str, patterns: list[str | type], layers: dict[str, tuple[str, nn.Module]]) -> set[str]:
     found: set[str] = set()
-    for pattern in _patterns(patterns):
+    for pattern in patterns:
         hits = {name for name, (path, layer) in layers.items() if _hits([pattern], name, path, layer)}
         if not hits:
             fail(

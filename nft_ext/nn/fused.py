@@ -114,6 +114,9 @@ class FusedLayer(NoisyLayer):
         """
         own, rows = self._parameters, self._buffers
         weight = own.get("weight")
+        table, key, spec = self._table, self._key, self._spec
+        if self._owner is not None:
+            self.check_caller()
         if (
             weight is None
             or self.training
@@ -126,7 +129,7 @@ class FusedLayer(NoisyLayer):
         ):
             return None
         bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401  (self.bias is slow to find)
-        return weight, self._table, self._key, self.stream, self._spec, bias, rows["scale"], rows["shift"]
+        return weight, table, key, self.stream, spec, bias, rows["scale"], rows["shift"]
 
     def checked(self, x: Any, residual: Any, bar: Crossbar) -> tuple[Tensor, tuple | None]:
         """(y, the operator's static arguments, or None if it cannot take x and residual unchanged), with all checks."""

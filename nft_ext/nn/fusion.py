@@ -32,6 +32,7 @@ from nft_ext.nn.traced import (
     writes_nothing,
 )
 from nft_ext.nn.tracer import Tracer, in_place
+from nft_ext.ops.functional import device_table
 
 _FUSED = {NoisyConv2d: FusedConv2d, NoisyLinear: FusedLinear}
 _NORM = {NoisyConv2d: nn.BatchNorm2d, NoisyLinear: nn.BatchNorm1d}
@@ -68,9 +69,10 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: not a module.
-        ValueError: no noisy layers, a forward that torch.fx cannot trace or repeat, or hooks that it would drop.
+        ValueError: no noisy layers, a model inside a noise context, a forward that torch.fx cannot trace or repeat, or
+            hooks that it would drop.
     """
-    check_noisy(model)
+    layers = check_noisy(model)
     tracer = Tracer()
     for name, module in model.named_modules():
         if has_hooks(module) and (module is model or not tracer.is_leaf_module(module, name)):
@@ -79,6 +81,14 @@ def fuse(model: nn.Module) -> nn.Module:
                 "must have no hooks on traced modules, torch.fx would drop them; contexts of nft_ext are hooks too: "
                 "fuse outside of them",
                 f"hooks on {name or 'the model itself'}",
+            )
+    for name, layer in layers.items():
+        own = layer.noise_enabled and torch.equal(layer._table, device_table(layer.nvm, layer.weight.device))
+        if layer._key is not None or not own:
+            fail(
+                "model",
+                "must be outside of noise contexts when fused, the copy would keep their chips and sigma for good",
+                f"{name or 'a layer'} inside of one",
             )
     root = _copy(model)
     try:

@@ -49,7 +49,7 @@ def unconverted(model: nn.Module, chosen: Callable[[str, nn.Module], bool] | Non
             "layers with a parametrization stay noise-free; to make them noisy, call "
             f"torch.nn.utils.parametrize.remove_parametrizations and convert again: {_listed(made)}"
         )
-    if chosen is None and (hidden := list(_unregistered(model))):
+    if chosen is None and (hidden := list(unregistered(model, _multiplies))):
         texts.append(
             "modules in plain lists, tuples or dicts stay noise-free; hold them in nn.ModuleList or "
             f"nn.ModuleDict: {_listed(hidden)}"
@@ -100,16 +100,16 @@ def _multiplies(module: nn.Module) -> bool:
     )
 
 
-def _unregistered(model: nn.Module) -> Iterator[str]:
-    """Names of attributes with layers that are in no `named_modules()`."""
-    modules = list(named(model))
+def unregistered(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[str]:
+    """Names of attributes, plain lists, tuples and dicts for example, whose `wanted` modules are in no `modules()`."""
+    modules = named(model)
     known = {id(m) for _, _, m in modules}
     for name, _, module in modules:
         for key, value in vars(module).items():
             held = list(value.values()) if isinstance(value, dict) else value
             items = held if isinstance(held, (list, tuple, set)) else (held,)
             hidden = (m for m in items if isinstance(m, nn.Module) and id(m) not in known)
-            if any(_multiplies(m) for item in hidden for m in item.modules()):
+            if any(wanted(m) for item in hidden for m in item.modules()):
                 yield f"{name}.{key}" if name else key
 
 
@@ -119,6 +119,8 @@ def _described(name: str, module: nn.Module) -> str:
         kind = f"scripted {module.original_name}"
     elif type(module).__module__.startswith(_QUANTIZED):
         kind = f"quantized {kind}"
+    elif getattr(nn, kind, type(module)) is not type(module):
+        kind = f"{type(module).__module__}.{kind}"  # another class of that name
     return f"{name or 'model'} ({kind})"
 
 

@@ -26,8 +26,10 @@ from nft_ext.nn.replaced import replaced_method
 _BEGINS = ("programmed", "injected_weight", "crossbar")  # one of these methods begins every noisy forward
 _PRODUCTS = {
     *("linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "einsum"),
-    *("tensordot", "addmm", "addmv", "addbmm", "baddbmm", "chain_matmul", "multi_dot", "multi_head_attention_forward"),
+    *("tensordot", "addmm", "addmv", "addbmm", "baddbmm", "chain_matmul", "multi_dot", "grouped_mm", "_grouped_mm"),
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "embedding"),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "multi_head_attention_forward", "_native_multi_head_attention"),
+    "_transformer_encoder_layer_fwd",
 }
 _SHOWN = 6  # names in a text
 
@@ -165,9 +167,22 @@ class _Products(TorchFunctionMode):
         super().__init__()
         self.observer = observer
         self.depth = 0  # calls of the model in progress
-        weights = {id(layer.weight): (name, True, layer.weight) for name, layer in observer.layers.items()}
+        weights = {}
+        for name, layer in observer.layers.items():
+            if (weight := layer._parameters.get("weight")) is not None:
+                weights[id(weight)] = name, True, weight
+        # Modules that share a noisy layer's weight are named without an observation.
+        self.shared = {
+            weights[id(p)][0]
+            for _, _, m in named(model)
+            if not isinstance(m, NoisyLayer)
+            for p in m._parameters.values()
+            if id(p) in weights
+        }
         named_elsewhere = {id(p) for m in noise_free_layers(model).values() for p in m.parameters()}
         for prefix, _, module in named(model):
+            if "parametrizations" in prefix.split("."):
+                continue  # products there make a weight
             for key, p in module._parameters.items():
                 if p is not None and id(p) not in named_elsewhere:
                     weights.setdefault(id(p), (f"{prefix}.{key}" if prefix else key, False, p))
@@ -175,7 +190,7 @@ class _Products(TorchFunctionMode):
         self.spans = [
             (p.data_ptr(), p.data_ptr() + p.nbytes, name, noisy)
             for name, noisy, p in weights.values()
-            if type(p.detach()) is Tensor and p.dim() >= 2 and not p.is_meta and p.numel()
+            if _has_address(p) and p.dim() >= 2 and p.numel()
         ]
 
     def enter(self, *_: Any) -> None:
@@ -189,12 +204,12 @@ class _Products(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if self.depth and name in _PRODUCTS:
+        if self.depth and name in _PRODUCTS and not torch._C._are_functorch_transforms_active():
             # The first operand of a layer is its input.
             operands = args[1:] if name.startswith(("linear", "bilinear", "conv", "embedding")) else args
             for value in (*operands, *kwargs.values()):
                 for item in value if isinstance(value, (list, tuple)) else (value,):
-                    if type(item) in (Tensor, nn.Parameter) and not item.is_meta:
+                    if _has_address(item):
                         self._note(item, name)
         return func(*args, **kwargs)
 
@@ -203,9 +218,19 @@ class _Products(TorchFunctionMode):
         for first, end, name, noisy in self.spans:
             if first <= address < end:
                 if noisy:
-                    self.observer.read.add(name)
+                    if product != "embedding" or name not in self.shared:
+                        self.observer.read.add(name)
                 elif product != "embedding" and name not in self.observer.matrices:
                     self.observer.matrices.append(name)
+
+
+def _has_address(value: Any) -> bool:
+    """Whether `value` is a tensor of plain memory."""
+    return (
+        type(value) in (Tensor, nn.Parameter)
+        and value.layout is torch.strided
+        and not (value.is_meta or value.is_nested)
+    )
 
 
 def _listed(names: list[str]) -> str:

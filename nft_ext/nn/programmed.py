@@ -40,7 +40,7 @@ def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Ite
         together[layer.weight.device].append(place)
     found: list[Tensor] = [torch.empty(0)] * len(layers)
     for places in together.values():
-        bars = [for_kernels(layers[p].crossbar()) for p in places]
+        bars = [for_kernels(layers[p].crossbar(forward=False)) for p in places]
         steps = [bar.step for bar in bars]
         if any(step is None for step in steps):  # weights of another type
             bars, steps = [bar._replace(codes=None) for bar in bars], []

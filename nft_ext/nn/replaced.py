@@ -60,7 +60,7 @@ def copied(model: nn.Module) -> nn.Module:
         if forward is None or not any(True for _ in old.parameters()):
             continue
         shared = forward is vars(old)["forward"] and isinstance(forward, (types.FunctionType, types.BuiltinMethodType))
-        if shared or _reaches(forward, originals):
+        if shared or _reaches(forward, originals, set()):
             fail(
                 name or "model",
                 "must not have a forward that was replaced by a function, because a copy would run the original's "
@@ -70,12 +70,13 @@ def copied(model: nn.Module) -> nn.Module:
     return result
 
 
-def _reaches(value: Any, modules: set[int], depth: int = 0) -> bool:
+def _reaches(value: Any, modules: set[int], seen: set[int], depth: int = 0) -> bool:
     """Whether a function, method or partial holds one of `modules`, given by their ids."""
-    if depth > _DEPTH:
-        return False
     if isinstance(value, nn.Module):
         return id(value) in modules
+    if depth > _DEPTH or id(value) in seen:
+        return False
+    seen.add(id(value))
     held: list[Any] = []
     if isinstance(value, types.MethodType):
         held = [value.__self__, value.__func__]
@@ -87,4 +88,4 @@ def _reaches(value: Any, modules: set[int], depth: int = 0) -> bool:
         held = [*cells, *(value.__defaults__ or ()), *names, getattr(value, "__wrapped__", None)]
     elif isinstance(value, (list, tuple)):
         held = list(value)
-    return any(_reaches(item, modules, depth + 1) for item in held)
+    return any(_reaches(item, modules, seen, depth + 1) for item in held)

@@ -27,6 +27,7 @@ from nft_ext.version import NOISE
 
 # Fields that states before 0.3 lack. Such a state continues, with a warning that names them.
 LATER = ("network", "frozen", "tied", "classes", "augment_code", "items")
+RANKS_OWN = ("augment_code", "items")  # may differ between ranks, for example by a global that holds the rank
 SAMPLE = 16  # items of a data set that are read to identify it
 
 
@@ -71,10 +72,11 @@ def configuration(
 def configuration_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[list[Difference], list[str]]:
     """What differs between a stored configuration and the present one, and the fields that the file does not record.
 
-    Both are as JSON returns them.
+    Both are as JSON returns them. `here` may lack RANKS_OWN, which only the first rank compares.
     """
     unrecorded = [name for name in LATER if name in here and name not in there]
-    one, other = dict(there), {name: value for name, value in here.items() if name not in unrecorded}
+    one = {name: value for name, value in there.items() if name in here or name not in RANKS_OWN}
+    other = {name: value for name, value in here.items() if name not in unrecorded}
     found = []
     if "network" in one and "network" in other:
         found = network_differences(one.pop("network"), other.pop("network"))

@@ -23,7 +23,7 @@ from nft_ext.training import ranks as processes
 from nft_ext.training.arguments import check_arguments
 from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import describe_model, versions
-from nft_ext.training.configuration import configuration
+from nft_ext.training.configuration import RANKS_OWN, configuration
 from nft_ext.training.history import History
 from nft_ext.training.loop import Loop
 from nft_ext.training.outputs import Outputs
@@ -182,9 +182,14 @@ def fit(
                 chip_per_rank=chip_per_rank,
                 **kept,
             )
-            ranks.agree_with_first("fit", run | {"state": None if state is None else str(state)})
+            shared = {name: value for name, value in run.items() if name not in RANKS_OWN}
+            ranks.agree_with_first("fit", shared | {"state": None if state is None else str(state)})
             ranks.share_weights(prepared)
-            keeper = None if state is None else StateFile(state, run, resume, save_every, writes=ranks.first)
+            keeper = (
+                None
+                if state is None
+                else StateFile(state, run if ranks.first else shared, resume, save_every, writes=ranks.first)
+            )
         history = History(with_memory_format(method.finish(prepared), torch.contiguous_format).eval())
         _check_fit(history.model, train, validation, device)
         if compile:

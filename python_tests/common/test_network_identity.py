@@ -16,6 +16,7 @@ from torch import nn
 import nft_ext as nft
 from nft_ext._common.network_identity import network_differences, network_identity, tied
 from support.paths import importing
+from support.unordered import Unordered
 
 GAIN = 1.0
 
@@ -197,16 +198,12 @@ def test_tied_parameters_are_grouped():
     assert tied(net) == [["layer.weight", "then.weight"]]
 
 
-def unordered():
-    return Net(f=lambda x: x in {"a", "b", "c"}, names={"d", "e", "f"})
-
-
 @pytest.mark.slow  # one more import of torch
 def test_another_process_finds_the_same_identity():
-    """Sets and hashes of strings have another order in every process."""
     code = (
-        "from python_tests.common.test_network_identity import *; print(json.dumps(network_identity(unordered())[0]))"
+        "import json; from nft_ext._common.network_identity import network_identity; "
+        "from support.unordered import Unordered; print(json.dumps(network_identity(Unordered())[0]))"
     )
     seeded = importing(PYTHONHASHSEED="1")
     run = subprocess.run([sys.executable, "-c", code], env=seeded, capture_output=True, text=True, check=True)
-    assert json.loads(run.stdout) == network_identity(unordered())[0]
+    assert json.loads(run.stdout) == network_identity(Unordered())[0]

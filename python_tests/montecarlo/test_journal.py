@@ -6,6 +6,7 @@ import math
 import resource
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -203,6 +204,7 @@ def test_a_full_disk_names_the_file_and_keeps_what_is_finished(tmp_path):
     [
         ("no/such/j", FileNotFoundError, "must lie in an existing folder"),
         (".", ValueError, "must name a file, not a folder"),
+        ("/dev/full", ValueError, "must name a file that keeps what is written"),
     ],
 )
 def test_bad_places_are_refused(tmp_path, path, kind, words):
@@ -325,6 +327,38 @@ def test_what_changes_rounding_only_is_noted(model, data, tmp_path):
 def test_resume_must_be_a_path(model, data, value, kind):
     with pytest.raises(kind, match="^resume: must be the path of a file"):
         evaluate(model, data, resume=value)
+
+
+class Counting(nn.Module):
+    """Counts its forwards, as some networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls, self._cache = nn.Linear(9, 4), 0, None
+
+    def forward(self, x):
+        self.calls += 1
+        self._cache = torch.ones(self.calls)
+        return self.layer(x)
+
+
+def test_forwards_that_change_a_network_do_not_make_another_network_of_a_new_one(data, tmp_path):
+    def fresh():
+        torch.manual_seed(2)
+        return nft.convert(Counting(), nft.NVMDevice(sigma=0.3))
+
+    evaluate(fresh(), data, resume=tmp_path / "j", runs=3)
+    model = fresh()
+    evaluate(model, data, resume=tmp_path / "j", batch_size=7)
+    with pytest.raises(ValueError, match="the network: calls: 0 in the file, .* now"):
+        evaluate(model, data, resume=tmp_path / "j")
+
+
+def test_values_that_cannot_be_compared_are_named_in_the_report(model, data, tmp_path):
+    model.lock = threading.Lock()
+    expected = "values of these types in the network cannot be compared: _thread.lock"
+    for _ in range(2):
+        assert any(expected in note for note in evaluate(model, data, resume=tmp_path / "j").notes)
 
 
 # ---- kills

@@ -72,3 +72,11 @@ def test_nothing_is_said_where_all_layers_ran():
         warnings.simplefilter("error")
         report = evaluate(nft.convert(network(), NVM))
     assert report.observed == {"never_ran": [], "share": 0.0, "read": [], "matrices": []} and report.notes == []
+
+
+def test_noisy_layers_in_plain_lists_are_refused():
+    """No context reaches them, so every pass would run other chips."""
+    model = nft.convert(network(), NVM)
+    model[1].hidden = [nft.NoisyLinear(8, 8, nvm=NVM)]
+    with pytest.raises(ValueError, match=r"model: must hold its noisy layers in nn\.ModuleList .*; got 1\.hidden"):
+        evaluate(model)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nft_ext.montecarlo.execution import passes
-from nft_ext.montecarlo.execution.passes import chips_that_fit, split_chips, why_one_chip
+from nft_ext.montecarlo.execution.passes import chips_that_fit, split_chips
 
 CPU = torch.device("cpu")
 
@@ -52,26 +52,3 @@ def test_only_logits_are_taken(output, kind):
 def test_logits_are_chip_major():
     output = torch.arange(12.0).reshape(6, 2)
     assert split_chips(output, chips=2, images=3)[1, 0].tolist() == [6, 7]
-
-
-def logits_of(draws, images):
-    return torch.stack([torch.full((images, 2), float(draw + 1)) for draw in draws])
-
-
-def test_several_chips_share_a_pass_only_if_it_changes_nothing():
-    inputs = torch.zeros(5, 3)
-
-    def sound(batch, draws):
-        return logits_of(draws, len(batch)) * (1 + 1e-6 * len(draws))
-
-    def swapped(batch, draws):
-        return logits_of(draws[::-1], len(batch))
-
-    def refusing(batch, draws):
-        if len(draws) > 1:
-            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\ndetails")
-        return logits_of(draws, len(batch))
-
-    assert why_one_chip(sound, inputs, "float32") is None
-    assert "differ from two passes by 5.0e-01" in why_one_chip(swapped, inputs, "float32")
-    assert why_one_chip(refusing, inputs, "float32").endswith("shapes cannot be multiplied")

@@ -119,7 +119,7 @@ def reports(folder, name="report"):
 
 
 def figures(report):
-    return {**report, "seconds": None}
+    return {**report, "seconds": None, "crc": None}
 
 
 @pytest.fixture(scope="module")

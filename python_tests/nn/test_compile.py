@@ -185,6 +185,15 @@ def test_switching_the_noise_and_the_chips_needs_one_graph_each():
     assert counter.frame_count == 3
 
 
+def test_the_innermost_context_decides_in_compiled_models_too():
+    net, compiled, _ = compiled_net()
+    with torch.no_grad(), nft.chips(net, seed=9, draws=range(2)):
+        for draws in (range(3), [4]):
+            with nft.chips(net, seed=4, draws=draws):
+                assert torch.equal(compiled(X), net(X))
+        assert torch.equal(compiled(X), net(X))
+
+
 def test_contexts_take_the_compiled_model_itself():
     net, compiled, _ = compiled_net()
     with nft.chips(compiled, seed=4, draws=range(2)):

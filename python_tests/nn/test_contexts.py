@@ -203,16 +203,17 @@ def test_domains_are_disjoint(model):
     assert not any(torch.equal(a, b) for a, b in zip(outputs, outputs[1:] + outputs[:1]))
 
 
-def test_rows_that_do_not_divide_among_the_chips_are_an_error(model):
-    with nft.chips(model, draws=range(3)):
+def test_a_layer_by_itself_needs_a_batch_and_whole_chips(model):
+    with nft.chips(model[4], draws=range(3), repeat=False):
         with pytest.raises(
-            ValueError, match=r"x: dim 0 must be a multiple of the 3 chips of the key \(chip-major\); got 4"
+            ValueError, match=r"inputs: must be chip-major \[3 \* B, ...\] under chips\(repeat=False\); got \[4, 64\]"
         ):
             model[4](torch.randn(4, 64))
-        with pytest.raises(ValueError, match=r"x: must have a batch dimension for 3 chips; got \[64\]"):
-            model[4](torch.randn(64))
-        with pytest.raises(ValueError, match=r"x: must have a batch dimension for 3 chips; got \[3, 6, 6\]"):
-            model[0](torch.randn(3, 6, 6))
+    for part, x in ((model[4], torch.randn(64)), (model[0], torch.randn(3, 6, 6))):
+        with nft.chips(part, draws=range(3)), pytest.warns(UserWarning, match="one chip per pass.*must have"):
+            y = part(x)
+        with nft.chips(part, draws=1):
+            assert torch.equal(y.chunk(3)[1], part(x))
 
 
 # ---- batch normalisation

@@ -181,6 +181,19 @@ def test_hooks_on_containers_are_refused():
             register(print)
 
 
+@pytest.mark.parametrize(
+    "context",
+    [lambda m: nft.noise(m, sigma=0.3), lambda m: nft.noise(m, enabled=False), lambda m: nft.chips(m[0])],
+    ids=["sigma", "off", "chips"],
+)
+def test_a_model_inside_a_noise_context_is_not_fused(context):
+    net = models()[0]
+    part = nn.Sequential(net[0].c1, nn.ReLU())
+    with context(net), pytest.raises(ValueError, match="must be outside of noise contexts"):
+        nft.fuse(part)
+    nft.fuse(part)
+
+
 def test_training_mode_is_refused_without_any_fused_layer():
     net = trained(Net(lambda m, x: F.dropout(m.conv(m.conv(x)), 0.5, m.training), conv=conv()))
     with pytest.raises(RuntimeError, match=r"model: must stay in eval mode.*; got train\(\)"):

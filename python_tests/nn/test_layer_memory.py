@@ -70,6 +70,16 @@ def test_checkpointing_replays_the_fresh_chips_of_torchs_generator(reentrant):
     assert_equal(gradients(model, with_checkpoints), gradients(model, without))
 
 
+@contextlib.contextmanager
+def replaced(model, forward):
+    """`model` with another forward: Sequential has no place for a checkpoint."""
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+
+
 @pytest.mark.parametrize("block", ["inner layers", "whole model"])
 @pytest.mark.parametrize("draws", [[5], range(3)], ids=["one chip", "three chips"])
 def test_checkpointing_inside_contexts_that_are_left_before_the_backward(draws, block):
@@ -82,7 +92,8 @@ def test_checkpointing_inside_contexts_that_are_left_before_the_backward(draws, 
             options = dict(use_reentrant=False, context_fn=nft.checkpoint_contexts(model))
             if block == "whole model":
                 return checkpoint(model, X, **options)
-            return model[4](checkpoint(model[:4], X.repeat(len(draws), 1), **options))
+            with replaced(model, lambda x: model[4](checkpoint(model[:4], x, **options))):
+                return model(X)
 
     assert_equal(gradients(model, lambda: forward(True)), gradients(model, lambda: forward(False)))
     assert all(layer.noise_state()[1] is None for layer in nft.noisy_layers(model).values())

@@ -63,6 +63,23 @@ def test_a_layer_that_is_called_and_read_is_named():
     assert (observation.never_ran, observation.read) == ([], ["fc"])
 
 
+def test_a_tied_embedding_is_a_finding_of_the_conversion_only():
+    class Tied(nn.Module):
+        def __init__(self, tied):
+            super().__init__()
+            self.out = nn.Linear(6, 5, bias=False)
+            if tied:
+                self.words = nn.Embedding(5, 6)
+                self.words.weight = self.out.weight
+
+        def forward(self, x):
+            read = functional.embedding(x, self.out.weight) if not hasattr(self, "words") else self.words(x)
+            return self.out(read)
+
+    for tied, read in ((True, []), (False, ["out"])):
+        assert found(nft.convert(Tied(tied), NVM), torch.arange(4)).read == read
+
+
 def test_matrices_of_other_modules_are_named():
     observation = found(nft.convert(nn.Sequential(Own(), nn.Linear(6, 6)), NVM), X)
     assert (observation.never_ran, observation.read, observation.matrices) == ([], [], ["0.weight"])
@@ -78,6 +95,16 @@ def test_a_network_whose_layers_all_run_gives_no_finding(fuse):
         with torch.no_grad(), observed(noisy) as observer:
             assert torch.equal(noisy(images), expected)
     assert observer.found().texts("here") == []
+
+
+def test_products_that_make_a_weight_are_no_finding():
+    class Square(nn.Module):
+        def forward(self, weight):
+            return weight @ weight
+
+    noisy = nft.convert(nn.Sequential(nn.Linear(6, 6)), NVM)
+    nn.utils.parametrize.register_parametrization(noisy[0], "weight", Square())
+    assert found(noisy, X).texts("here") == []
 
 
 def test_layers_called_by_their_forward_have_run():

@@ -58,7 +58,7 @@ def test_the_results_are_those_of_the_same_chips(model, draws, layout):
 @pytest.mark.parametrize("draws", DRAWS.values(), ids=DRAWS)
 def test_every_layer_holds_what_program_bakes_in(model, draws):
     with torch.no_grad(), nft.chips(model, seed=3, draws=draws, programmed=True):
-        held = {name: layer.programmed() for name, layer in nft.noisy_layers(model).items()}
+        held = {name: layer.noise_state()[2] for name, layer in nft.noisy_layers(model).items()}
     for chip, draw in enumerate(draws):
         baked = nft.program(model, seed=3, draw=draw)
         for name, weights in held.items():
@@ -70,7 +70,7 @@ def test_under_autocast_the_weights_are_rounded_once(model):
         with nft.chips(model, seed=1, draws=range(2)):
             expected = model(images())
         with nft.chips(model, seed=1, draws=range(2), programmed=True):
-            assert model.a.programmed().dtype == torch.bfloat16
+            assert model.a.noise_state()[2].dtype == torch.bfloat16
             found = model(images())
     assert found.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected.float(), rtol=2e-2, atol=2e-2)
@@ -119,7 +119,10 @@ def test_one_launch_serves_layers_with_different_devices(model):
 
 def test_rows_must_divide_among_the_chips(model):
     layer = model.f
-    with torch.no_grad(), nft.chips(model, draws=range(3), programmed=True):
+    with torch.no_grad(), nft.chips(layer, draws=range(3), programmed=True):
+        found = layer(torch.zeros(2, 20))
+        layer._entry = None  # as a layer that gets its chips by hand
+        assert layer(torch.zeros(6, 20)).shape == found.shape
         with pytest.raises(
             ValueError, match=r"x: dim 0 must be a multiple of the 3 chips of the key \(chip-major\); got 4"
         ):
@@ -182,7 +185,7 @@ def test_fused_layers_compute_with_what_is_held(block, draws, layout, dtype):
         with nft.chips(block, seed=3, draws=draws, programmed=True):
             found = block(x)
             for layer in nft.noisy_layers(block).values():  # nothing else can have multiplied
-                layer.programmed().zero_()
+                layer.noise_state()[2].zero_()
             silenced = block(x)
     allowed = 2e-5 if dtype == torch.float32 else 3e-2
     assert found.shape == expected.shape and found.dtype == expected.dtype

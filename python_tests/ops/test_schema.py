@@ -41,6 +41,7 @@ SCHEMAS = {
     "Tensor[] keys, int[] streams, int[] specs, Tensor?[] scales, Tensor?[] shifts, "
     "int[] wiring, int[] kept) -> Tensor[]",
     "draw_key": "(Tensor like) -> Tensor",
+    "checked_inputs": "(Tensor x, Tensor[] others, str[] names, str model, SymInt parts) -> Tensor",
     "draw_keys": "(Tensor like, int count) -> Tensor[]",
 }
 

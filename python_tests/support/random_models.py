@@ -50,8 +50,9 @@ class Model(nn.Module):
     def __init__(self, program, returned):
         super().__init__()
         self.program, self.returned = program, returned
-        self.convs = nn.ModuleList([conv(i) for i in range(8)])
-        self.norms = nn.ModuleList([nn.BatchNorm2d(4) for _ in range(24)])
+        used = {kind: sorted({step[3] % 24 for step in program if step[0] == kind}) for kind in ("conv", "norm")}
+        self.convs = nn.ModuleDict({str(i): conv(i) for i in used["conv"]})
+        self.norms = nn.ModuleDict({str(i): nn.BatchNorm2d(4) for i in used["norm"]})
         self.relus = nn.ModuleList([nn.ReLU(), nn.ReLU(inplace=True)])
         self.identity, self.dropout = nn.Identity(), nn.Dropout(0.5)
         self.writes, self.keeps = WritesItsInput(), KeepsItsInput()
@@ -133,8 +134,8 @@ def in_another_type(m, i, a, b):
 
 
 OPERATIONS = {
-    "conv": lambda m, i, a: m.convs[i](a),
-    "norm": lambda m, i, a: m.norms[i % 24](a),
+    "conv": lambda m, i, a: m.convs[str(i)](a),
+    "norm": lambda m, i, a: m.norms[str(i % 24)](a),
     "relu": lambda m, i, a: m.relus[i % 2](a),
     "relu function": lambda m, i, a: F.relu(a, i % 2 == 1),
     "relu_": lambda m, i, a: a.relu_(),

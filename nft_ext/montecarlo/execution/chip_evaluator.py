@@ -72,7 +72,7 @@ class ChipEvaluator:
                 batch = slice(start, start + self.batch_size)
                 here = images[:, batch].to(self.inputs.device)
                 rows = self.inputs[here.flatten()]  # [S * b, ...], chip-major
-                logits = split_chips(self.model(self._laid_out(rows)), *here.shape)
+                logits = split_chips(self.model(self.laid_out(rows)), *here.shape)
                 labels = self.labels[here.to(self.device)]
                 parts.append(Tallies.of(logits, labels, counted[:, batch].to(self.device)))
                 done(here.shape[1] / slices.size)
@@ -109,14 +109,14 @@ class ChipEvaluator:
             repeat=False,
             programmed=self.programmed,
         ):
-            logits = split_chips(self.model(self._laid_out(self.inputs[rows])), chips_, count)
+            logits = split_chips(self.model(self.laid_out(self.inputs[rows])), chips_, count)
             Tallies.of(logits, self.labels[rows.to(self.device)].view(chips_, count)).chips(chips_)
 
     def _pass(self, inputs: Tensor, draws: list[int]) -> Tensor:
         """Logits [S, b, C] on `inputs` [b, ...] of the chips that the open context programs."""
-        return split_chips(self.model(self._laid_out(inputs)), len(draws), len(inputs))
+        return split_chips(self.model(self.laid_out(inputs)), len(draws), len(inputs))
 
-    def _laid_out(self, inputs: Tensor) -> Tensor:
+    def laid_out(self, inputs: Tensor) -> Tensor:
         """`inputs` on the model's torch device, in the memory format that the model sees."""
         inputs = inputs.to(self.device)
         return channels_last(inputs) if self.channels_last else inputs

@@ -103,7 +103,11 @@ class MonteCarloGraph:
         return self.replay()
 
     def replay(self) -> Any:
-        """Runs the step on the contents of `inputs` and `key`, on the current stream; returns the output."""
+        """Runs the step on the contents of `inputs` and `key`, on the current stream; returns the output.
+
+        Raises:
+            RuntimeError: a weight moved in memory after the capture.
+        """
         for name, then, now in zip(self._layers, self._captured, self._addresses()):
             if then != now:
                 fail(
@@ -146,7 +150,7 @@ class MonteCarloGraph:
         # Autocast's cache would give the graph copies of weights that no longer exist at the replay.
         with autocast(self._precision, self.device, cache=False):
             if self._programmed:
-                hold(self._layers)
+                hold(self._layers.values())
             y = self.model(self.inputs)
         return y if self._after is None else self._after(y.unflatten(0, (self.chips, self.inputs.shape[0])))
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from nft_ext._common.checks import fail, torch_device
-from nft_ext.nn import check_noisy, noisy_layers
+from nft_ext.nn import NoisyLayer, check_noisy, noisy_layers
 from nft_ext.nn.names import named
-from nft_ext.nn.noise_free import noise_free_layers
+from nft_ext.nn.noise_free import noise_free_layers, unregistered
 from nft_ext.nn.replaced import copied
 from nft_ext.ops.functional import device_table
 
@@ -21,10 +21,16 @@ def check_model(model) -> None:
     """Checks the model.
 
     Raises:
-        TypeError, ValueError: `model` is no module, has no noisy layer, or has a weight that is not finite.
+        TypeError, ValueError: `model` is no module, has no noisy layer or one that is not registered, or has a weight
+            that is not finite.
     """
     check_noisy(model)
+    hidden = next(unregistered(model, lambda m: isinstance(m, NoisyLayer)), None)
+    if hidden is not None:
+        fail("model", "must hold its noisy layers in nn.ModuleList or nn.ModuleDict, not in plain lists", hidden)
     for name, value in model.state_dict().items():
+        if torch.is_tensor(value) and value.is_meta:
+            fail("model", "must have weights with values: load them, and remove offloading hooks", f"{name!r} on meta")
         if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
             fail("model", "weights and statistics must be finite", f"NaN or inf in {name!r}")
 

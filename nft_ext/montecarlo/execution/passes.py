@@ -1,4 +1,4 @@
-"""Decides how many chips share a forward pass: how many fit, and whether the model allows more than one."""
+"""Decides how many chips share a forward pass."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ ROWS = {"cpu": 128, "cuda": 4096}
 IMAGES = {"cpu": 128, "cuda": 256}  # images per batch for batch_size="auto"
 MEMORY_SHARE = 0.25  # largest share of the free memory
 LIVE_OUTPUTS = 4  # a layer's input, output, unfolded patches, and one more for a residual branch
-# Largest difference of equal logits, relative to the largest logit. Two ways to batch the same products differ far less
-# (rounding). A model that mixes rows of the batch differs far more (noise).
+# Largest difference of equal logits, relative to the largest logit. Rounding differs far less, another result far more.
 SAME = {"float32": 1e-3, "bfloat16": 5e-2}
 
 # forward(inputs [b, ...], draws) -> logits [len(draws), b, C]
@@ -112,26 +111,6 @@ def free_memory(device: torch.device) -> int:
         return 1024 * int(kibibytes)
     except (OSError, StopIteration):
         return 2**31  # not Linux: assume 2 GiB
-
-
-def why_one_chip(forward: Forward, inputs: Tensor, precision: str) -> str | None:
-    """The reason why chips must not share a pass of this model; None if they may.
-
-    Compares chips 0 and 1 in one pass with one pass per chip, on a few images.
-    """
-    inputs = inputs[:PROBE_IMAGES]
-    apart = torch.cat([forward(inputs, [0]), forward(inputs, [1])])
-    try:
-        together = forward(inputs, [0, 1])
-    except (RuntimeError, ValueError, IndexError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return f"two chips in one pass fail: {first_line}"
-    if together.shape != apart.shape:
-        return "two chips in one pass give logits of another shape"
-    off = difference(together, apart)
-    if not off <= SAME[precision]:  # also true for NaN
-        return f"two chips in one pass differ from two passes by {off:.1e} of the largest logit"
-    return None
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

@@ -17,11 +17,11 @@ from nft_ext.montecarlo.execution.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.execution.data_reader import check_label_range
 from nft_ext.montecarlo.execution.evaluated_model import check_model, check_sigma_is_known, eval_mode, on_device
 from nft_ext.montecarlo.execution.memory_format import gains_by_channels_last, takes_channels_last
-from nft_ext.montecarlo.execution.passes import Probe, chips_that_fit, images_that_suit, probe, why_one_chip
+from nft_ext.montecarlo.execution.passes import PROBE_IMAGES, Probe, chips_that_fit, images_that_suit, probe
 from nft_ext.montecarlo.execution.plan import Plan
 from nft_ext.montecarlo.execution.session import Session
 from nft_ext.nn import noisy_layers
-from nft_ext.nn.contexts import noise
+from nft_ext.nn.contexts import noise, why_apart
 from nft_ext.nn.observed import Observation, observed
 
 
@@ -113,5 +113,5 @@ def prepared(
             evaluator.channels_last = takes_channels_last(evaluator.logits, evaluator.inputs, asked.precision)
         alone = None
         if asked.most_runs > 1 and asked.chips_per_pass != 1:
-            alone = why_one_chip(evaluator.logits, evaluator.inputs, asked.precision)
+            alone = why_apart(model, evaluator.laid_out(evaluator.inputs[:PROBE_IMAGES]))
         yield Prepared(asked, evaluator, labels, found, observer.found(), alone, hardware, began)

@@ -1,0 +1,33 @@
+"""The modules of a model, found fast: every context and every forward on several chips asks for them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from nft_ext._common.checks import module
+from nft_ext.nn.base import NoisyLayer, check_noisy
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """The model and all modules in it, each once. Several times as fast as model.modules(), in another order."""
+    found = {model: None}
+    every = [model]
+    for parent in every:
+        for child in parent._modules.values():
+            if child is not None and child not in found:
+                found[child] = None
+                every.append(child)
+    return every
+
+
+def layers_of(model: nn.Module) -> list[NoisyLayer]:
+    """The model's noisy layers, at least one, each with a name and a stream of its own.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: no noisy layers.
+    """
+    layers = [m for m in modules_of(module("model", model)) if isinstance(m, NoisyLayer)]
+    named = {layer.stream for layer in layers if layer.name is not None and layer._met_as is None}
+    settled = layers and len(named) == len(layers)
+    return layers if settled else list(check_noisy(model).values())
