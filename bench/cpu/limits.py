@@ -41,7 +41,7 @@ Run = Callable[[], Any]
 
 
 def _program(weight: Tensor, nvm: nft.NVMDevice, *, kept: bool, noise: bool = True, step_known: bool = True) -> Run:
-    """Programs `weight` [out, in] into scratch memory."""
+    """Programs `weight` [out, in] into scratch memory; kept: from codes."""
     ops, bits = operators.ops, nvm.weight_bits
     step = ops.weight_step(weight, bits)
     codes = ops.quantize(weight, step, bits) if kept else None
@@ -49,6 +49,15 @@ def _program(weight: Tensor, nvm: nft.NVMDevice, *, kept: bool, noise: bool = Tr
     spec, x = nvm.operator_spec(noise), weight.new_empty(0, weight.shape[1])
     step = step if step_known else None
     return lambda: ops.noisy_linear(x, weight, None, codes, step, table, key, 0, spec, True)
+
+
+def _from_codes(weight: Tensor, nvm: nft.NVMDevice) -> Run:
+    """Programs `weight` from codes into a fresh result."""
+    ops, bits = operators.ops, nvm.weight_bits
+    step = ops.weight_step(weight, bits)
+    rest = (torch.from_numpy(nvm.operator_table()), nft.noise_key(0, 1), 0, nvm.operator_spec(), torch.float32)
+    codes = ops.quantize(weight, step, bits)
+    return lambda: ops.program(weight, codes, step, *rest)
 
 
 def _pieces(n: int) -> dict[str, Run]:
@@ -123,7 +132,7 @@ def _whole(rounds: int) -> dict[str, measure.Timing]:
     runs = {
         "copy": lambda: target.copy_(source),
         "fresh": sampler._program("one").run,
-        "kept": sampler._program_cached("one", torch.float32, "fp32").run,
+        "kept": each([_from_codes(w, nvm) for w in weights]),
         "fresh, scratch": each([_program(w, nvm, kept=False, step_known=False) for w in flat]),
         "kept, scratch": each([_program(w, nvm, kept=True) for w in flat]),
         "fresh, calls": each([lambda: nft.program_weights(tiny, nvm, draws=1)] * len(weights)),

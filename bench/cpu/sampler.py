@@ -97,7 +97,7 @@ def _program_new(draws: str) -> Ready:
 
 
 def _program_cached(draws: str, dtype: torch.dtype, precision: str) -> Ready:
-    """A layer at inference: codes and step are kept."""
+    """A layer at inference: max|W| is cached and verified."""
     layers = list(nft.noisy_layers(nft.convert(network(), SAMPLING[draws])).values())
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 // The M-bit quantizer (Eq. 4): step s = fl(max|W| / (2^M - 1)),
 // code q = rint(fl(|W| / s)), ties to even, plus a sign bit.
 //
-// A cached code keeps the sign as the ones' complement (code = q or ~q), so that a small negative weight, whose code is
+// A stored code keeps the sign as the ones' complement (code = q or ~q), so that a small negative weight, whose code is
 // zero, stays on the negative crossbar. int16 for M <= 15, int32 for M = 16.
 #pragma once
 

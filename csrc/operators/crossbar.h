@@ -36,15 +36,30 @@ inline void check_float_type(const char* op, const char* argument, ScalarType t,
         "must be float32 or bfloat16 (or float16 on CUDA)", "another dtype");
 }
 
-inline void check_weight_type(const char* op, const Tensor& weight) {
+// Reading a tensor whose owner has taken its memory back would be a crash: FSDP does that to weights between forwards.
+inline void check_in_memory(const char* op, const char* argument, const Tensor& t) {
+  int64_t bytes, last;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &last));
+  for (int64_t dim = 0; dim < t.dim(); ++dim) {
+    if (t.size(dim) == 0) return;
+    last += (t.size(dim) - 1) * t.stride(dim);
+  }
+  check((last + 1) * (int64_t)t.element_size() <= bytes, op, argument,
+        "must be in memory (FSDP frees weights outside its forward)", t.sizes());
+}
+
+// What holds for every weight.
+inline void check_weight(const char* op, const Tensor& weight) {
   const ScalarType t = weight.scalar_type();
   check(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half, op, "weight",
         "must be float32, bfloat16 or float16", "another dtype");
+  check_in_memory(op, "weight", weight);
 }
 
 // The arguments of weight_step and quantize.
 inline void check_quantizer(const char* op, const Tensor& weight, int64_t weight_bits) {
-  check_weight_type(op, weight);
+  check_weight(op, weight);
   check(weight_bits >= 1 && weight_bits <= 16, op, "weight_bits", "must be in 1..16", weight_bits);
 }
 
@@ -57,7 +72,7 @@ inline ScalarType code_type(int64_t weight_bits) { return weight_bits <= 15 ? Sc
 
 // All that can be checked without reading a tensor's values.
 inline void check_crossbar(const Crossbar& c) {
-  check_weight_type(c.op, c.weight);
+  check_weight(c.op, c.weight);
   check_beside(c.op, "step", c.step, c.weight);
   check_beside(c.op, "codes", c.codes, c.weight);
   check_beside(c.op, "table", c.table, c.weight);
@@ -105,6 +120,7 @@ inline Ints spec_of_layer(const Ints& specs, size_t layer) {
 inline void check_x(const Crossbar& c, const Tensor& x) {
   check_beside(c.op, "x", x, c.weight);
   check_float_type(c.op, "x", x.scalar_type(), x.is_cuda());
+  check_in_memory(c.op, "x", x);
 }
 
 // Rows of dim 0 that each chip sees.
@@ -125,7 +141,7 @@ inline std::optional<Tensor> cast_bias(const char* op, const std::optional<Tenso
                                        ScalarType dtype) {
   if (!bias) return std::nullopt;
   check_beside(op, "bias", *bias, weight);
-  check_float_type(op, "bias", bias->scalar_type(), true);
+  if (bias->scalar_type() != ScalarType::Double) check_float_type(op, "bias", bias->scalar_type(), true);
   check(bias->dim() == 1 && bias->size(0) == weight.size(0), op, "bias", "must be [out]", bias->sizes());
   return aten::cast(*bias, dtype);
 }

@@ -3,7 +3,7 @@
 //
 // Shared arguments
 //   weight  [*]            master weights in float32, bfloat16 or float16; their noise is that of the float32 values
-//   codes   [*] or None    quantized weights from `quantize`, valid for the present weight; None: the operator quantizes
+//   codes   [*] or None    from `quantize`, of the present weight; None: the operator quantizes
 //   step    [] or None     float32, from `weight_step`; None: the operator finds it, from all weights
 //   table   [T]            float32 device table, see core/conductance.h
 //   key     [S, 2]         int64 rows (seed, draw + domain * 2^32), one per chip

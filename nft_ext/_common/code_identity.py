@@ -140,7 +140,7 @@ def _global(held: Any, names: frozenset[str], value: Value, depth: int) -> Any:
     """A global of a function. Of a module or an object, only the attributes that the function names count."""
     if isinstance(held, types.ModuleType) and (by_name(held.__name__) or _installed(held.__name__)):
         return held.__name__
-    if isinstance(held, _FOLLOWED) or (callable(held) and not isinstance(held, nn.Module)):
+    if isinstance(held, _FOLLOWED) or callable(held):
         return value(held)
     kind = "a module" if isinstance(held, types.ModuleType) else value(type(held))
     inner = getattr(held, "__dict__", {}) if depth < 3 else {}

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from nft_ext._common.network_identity import DEVICE, STATE, network_identity
 from nft_ext._common.tensor_hash import tensor_hash
+from nft_ext._common.value_identity import Describer
+from nft_ext.device import NVMDevice
 from nft_ext.montecarlo.execution.arguments import Arguments
 from nft_ext.nn import NoisyLayer
 from nft_ext.nn.base import noisy_layers_by_path
@@ -77,6 +79,8 @@ def configuration(
             "threads": torch.get_num_threads(),
             "nft_ext": str(built["nft_ext"]),
             "torch": str(built["torch"]),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
             "instruction_set": str(built["instruction_set"]),
         },
         "recorded": {"metrics": sorted(asked.metrics)},
@@ -119,5 +123,7 @@ def _devices(model: nn.Module) -> dict[str, Any]:
     devices = {}
     for name, layer in noisy_layers_by_path(model).items():
         devices[name] = {key: value for key, value in layer.nvm.describe().items() if key != "sigma"}
+        if type(layer.nvm) is not NVMDevice:  # a class of other people may give other conductances
+            devices[name]["class"] = Describer()(type(layer.nvm))
     first = next(iter(devices.values()))
     return devices if any(device != first for device in devices.values()) else first

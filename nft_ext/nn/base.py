@@ -178,13 +178,14 @@ class NoisyLayer(nn.Module):
 
     def _note_forward(self) -> None:
         """For activation checkpointing: notes the state, and refuses a recomputation with another one."""
-        state = self._key, self._table, self.noise_enabled
-        if recomputation.is_unknown_recomputation() and any(
-            a is not b for a, b in zip(state, self._last or (None,) * 3)
-        ):
-            recomputation.refuse_unknown(self)
-        self._last = state
-        recomputation.note_forward(self, self.training)
+        own = self.__dict__
+        state = own["_key"], own["_table"], own["noise_enabled"]
+        if recomputation.may_matter(self.training):
+            last = self._last or (None, None, None)
+            if recomputation.is_unknown() and any(a is not b for a, b in zip(state, last)):
+                recomputation.refuse_unknown(self)
+            recomputation.note_forward(self, self.training)
+        own["_last"] = state
 
     def codes_and_step(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The quantized weight and its step for one forward and its backward."""
@@ -218,7 +219,7 @@ class NoisyLayer(nn.Module):
         # A copy made inside a context keeps the chips, but drops what was computed from the weights.
         owner = None if self._entry is None else ANYWHERE
         dropped = {"shares_codes": False, "_programmed": None, "_last": None, "_changes": [], "_owner": owner}
-        return {**self.__dict__, **dropped}
+        return {**super().__getstate__(), **dropped}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

@@ -145,7 +145,7 @@ class Cascade(nn.Module):
         return results
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_wirings": {}}
+        return {**super().__getstate__(), "_wirings": {}}
 
     def extra_repr(self) -> str:
         return f"{len(self.links)} layers"

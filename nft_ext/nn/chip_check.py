@@ -109,20 +109,32 @@ def why_apart(forward: Forward, modules: list[nn.Module], layers: list[NoisyLaye
                 layer.set_key(keys[chosen].to(layer.weight.device))
             return tensors_of(forward(chosen)), list(seen)
 
-        lasting = False  # an error of one chip alone may come from these inputs
         try:
-            alone = run([0]), run([1])
-            lasting = True
-            together = run([0, 1])
-        except Exception as error:
-            if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-                raise
-            first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            return f"{'two chips in one pass fail' if lasting else 'the check fails'}: {first_line}", lasting
+            # In float32 if possible: what 16 bits round differently adds up in a deep model.
+            kinds = {"cpu", *(layer.weight.device.type for layer in layers)}
+            active = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
+            with contextlib.ExitStack() as off:
+                for kind in active:
+                    off.enter_context(torch.autocast(kind, enabled=False))
+                outcome = _outcome(run, layers)
+            return outcome if outcome[1] or outcome[0] is None or not active else _outcome(run, layers)
         finally:
             for hook in hooks:
                 hook.remove()
-        return _compared(alone, together, layers)
+
+
+def _outcome(run: Callable, layers: list[NoisyLayer]) -> tuple[str | None, bool]:
+    lasting = False  # an error of one chip alone may come from these inputs
+    try:
+        alone = run([0]), run([1])
+        lasting = True
+        together = run([0, 1])
+    except Exception as error:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            raise
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"{'two chips in one pass fail' if lasting else 'the check fails'}: {first_line}", lasting
+    return _compared(alone, together, layers)
 
 
 def _compared(alone: tuple, together: tuple, layers: list[NoisyLayer]) -> tuple[str | None, bool]:

@@ -5,9 +5,11 @@ A graph cannot run the model chip by chip, so a compiled model that mixes chips 
 
 from __future__ import annotations
 
+import ast
 import itertools
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,19 +43,27 @@ def checks_by(run: Callable) -> Callable:
 def checked(model: str, args: tuple, kwargs: dict, parts: int) -> tuple[tuple, dict]:
     """The same inputs, through the operator.
 
-    Inputs in containers, and inputs that are no tensors, are not checked.
+    The operator takes tensors, None, True, False and strings. With other inputs, as in containers, the model is not
+    checked.
 
     Args:
         model: its number.
         args, kwargs: the inputs.
         parts: 1, or the number of chips if each has its own inputs.
     """
-    given = [*args, *kwargs.values()]
-    if not model or not given or not all(isinstance(value, Tensor) for value in given):
+    given = [("", value) for value in args] + list(kwargs.items())
+    if not model or not all(value is None or isinstance(value, (Tensor, bool, str)) for _, value in given):
         return args, kwargs
-    names = [*[""] * len(args), *kwargs]
-    first = torch.ops.nft_ext.checked_inputs(given[0], given[1:], names, model, parts)
-    return ((first, *args[1:]), kwargs) if args else (args, {**kwargs, names[0]: first})
+    tensors = [value for _, value in given if isinstance(value, Tensor)]
+    if not tensors:
+        return args, kwargs
+    names = [name if isinstance(value, Tensor) else f"{name}={value!r}" for name, value in given]
+    first = torch.ops.nft_ext.checked_inputs(tensors[0], tensors[1:], names, model, parts)
+
+    def out(value: Any) -> Any:
+        return first if value is tensors[0] else value
+
+    return tuple([out(value) for value in args]), {name: out(value) for name, value in kwargs.items()}
 
 
 torch.library.define(
@@ -78,9 +88,12 @@ def _checked_inputs(x: Tensor, others: list[Tensor], names: list[str], model: st
     found = _models.get(model)
     if found is None:
         return x.clone()
-    given = of_chips([x, *others], parts, [0]) if parts > 1 else [x, *others]
-    args = tuple(value for value, name in zip(given, names) if not name)
-    kwargs = {name: value for value, name in zip(given, names) if name}
+    tensors = iter(of_chips([x, *others], parts, [0]) if parts > 1 else [x, *others])
+    given = []
+    for name in names:
+        name, constant, value = name.partition("=")
+        given.append((name, ast.literal_eval(value) if constant else next(tensors)))
+    args, kwargs = tuple(value for name, value in given if not name), {name: value for name, value in given if name}
     modules = modules_of(found)
     layers = [m for m in modules if isinstance(m, NoisyLayer)]
     for layer in layers:

@@ -78,7 +78,7 @@ def chips(
     that mixes chips, as a sequence-first one does, runs one chip per pass, and a UserWarning says why. The result is
     the same: the chips' results one after another along dim 0. A floating-point result without dimensions, such as a
     loss, is the mean over the chips. A compiled graph cannot run the chips one by one: there, such a model is refused.
-    Compiled models whose inputs are not all tensors are not checked.
+    Compiled models with inputs in containers, or with numbers, are not checked.
 
     Args:
         model: a noisy model.

@@ -16,7 +16,7 @@ from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy, noisy_
 from nft_ext.nn.example import check_example, run_example
 from nft_ext.nn.fused import FusedLayer
 from nft_ext.nn.names import select
-from nft_ext.nn.noise_free import check_no_lazy_layers, unconverted
+from nft_ext.nn.noise_free import check_no_lazy_layers, noise_free_layers, stay_noise_free, unconverted
 from nft_ext.nn.programmed import program_layers
 from nft_ext.nn.replaceable import check_replaceable, check_weight
 from nft_ext.nn.replaced import copied, drop_own_methods
@@ -72,8 +72,8 @@ def convert(
         fail("model", "must not be scripted or traced: convert first", type(model).__name__, TypeError)
     layers = select(model, lambda m: type(m) in _NOISY or isinstance(m, NoisyLayer))
     chosen = None if include is None else _patterns(include)
-    wanted = set(layers) if chosen is None else _match("include", chosen, layers)
-    wanted -= _match("exclude", _patterns(exclude), layers)
+    wanted = set(layers) if chosen is None else _match("include", chosen, layers, model)
+    wanted -= _match("exclude", _patterns(exclude), layers, model)
     if chosen is None:
         check_no_lazy_layers(model)
     if not wanted:
@@ -191,16 +191,17 @@ def _check_unfused(name: str, layer: nn.Module) -> None:
         )
 
 
-def _match(argument: str, patterns: list[str | type], layers: dict[str, tuple[str, nn.Module]]) -> set[str]:
+def _match(
+    argument: str, patterns: list[str | type], layers: dict[str, tuple[str, nn.Module]], model: nn.Module
+) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
         hits = {name for name, (path, layer) in layers.items() if _hits([pattern], name, path, layer)}
         if not hits:
-            fail(
-                argument,
-                f"must match a Conv2d or Linear of the model{did_you_mean(pattern, layers, most=3)}",
-                str(pattern),
-            )
+            others = {name: m for name, m in noise_free_layers(model).items() if _hits([pattern], name, name, m)}
+            near = "" if others else did_you_mean(pattern, layers, most=3)
+            rule = f"must match a Conv2d or Linear of the model{near}"
+            fail(argument, "; ".join([rule, *stay_noise_free(others)]), str(pattern))
         found |= hits
     return found
 

@@ -6,6 +6,7 @@ import collections
 import copy
 import operator
 import re
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ from nft_ext.nn.traced import (
     shared_tensors,
     writes_nothing,
 )
-from nft_ext.nn.tracer import Tracer, in_place
+from nft_ext.nn.tracer import Tracer, in_place, reason_of
 from nft_ext.ops.functional import device_table
 
 _FUSED = {NoisyConv2d: FusedConv2d, NoisyLinear: FusedLinear}
@@ -59,8 +60,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Args:
         model: a model from `convert`. torch.fx traces it: the forward must not depend on values or shapes in Python,
-            except in functions marked with torch.fx.wrap. A submodule that cannot be traced is called as it is. Inputs
-            whose default is None must stay None.
+            except in functions marked with torch.fx.wrap. A submodule that cannot be traced is called as it is; if it
+            has noisy layers, a UserWarning names it. Inputs whose default is None must stay None.
 
     Returns:
         A torch.fx.GraphModule in eval mode, for torch.compile too. A forward in training mode is an error. Parameters
@@ -94,11 +95,11 @@ def fuse(model: nn.Module) -> nn.Module:
     try:
         graph = tracer.graph_of(root)
     except Exception as error:  # the forward may raise anything on a symbolic input
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(
             f"model: must have a forward that torch.fx can trace (no Python decision on values or shapes, except in "
-            f"functions marked with torch.fx.wrap); {_advice(model)}; got {type(error).__name__}: {reason}"
+            f"functions marked with torch.fx.wrap); {_advice(model)}; got {reason_of(error)}"
         ) from error
+    _warn_of_untraced(root, tracer)
     folded = _drop_identities(root, graph)
     for call in [node for node in reversed(graph.nodes) if node.op == "call_module"]:
         if (chain := _chain(root, graph, call)) is not None:
@@ -126,6 +127,17 @@ class _Chain(NamedTuple):
 def _copy(model: nn.Module) -> nn.Module:
     root = copy.deepcopy(model).eval().requires_grad_(False)
     return nn.Sequential(root) if isinstance(root, NoisyLayer) else root  # torch.fx traces the forward of a container
+
+
+def _warn_of_untraced(root: nn.Module, tracer: Tracer) -> None:
+    """A module that holds noisy layers may be most of the model."""
+    noisy = [
+        name for name in tracer.untraced if any(isinstance(m, NoisyLayer) for m in root.get_submodule(name).modules())
+    ]
+    if noisy:
+        reasons = "; ".join(f"{name} ({tracer.untraced[name]})" for name in noisy[:3])
+        more = f" and {len(noisy) - 3} more" if len(noisy) > 3 else ""
+        warnings.warn(f"fuse: these submodules cannot be traced, they stay as they are: {reasons}{more}", stacklevel=3)
 
 
 def _advice(model: nn.Module) -> str:

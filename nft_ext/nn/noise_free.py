@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -40,15 +40,7 @@ def unconverted(model: nn.Module, chosen: Callable[[str, nn.Module], bool] | Non
         for name, m in noise_free_layers(model).items()
         if type(m) not in _CONVERTIBLE and (chosen is None or chosen(name, m))
     }
-    texts = []
-    if others:
-        texts.append(f"these layers stay noise-free: {_listed(map(_described, others, others.values()))}")
-    made = [name for name, m in others.items() if isinstance(m, _CONVERTIBLE) and parametrize.is_parametrized(m)]
-    if made:
-        texts.append(
-            "layers with a parametrization stay noise-free; to make them noisy, call "
-            f"torch.nn.utils.parametrize.remove_parametrizations and convert again: {_listed(made)}"
-        )
+    texts = stay_noise_free(others)
     if chosen is None and (hidden := list(unregistered(model, _multiplies))):
         texts.append(
             "modules in plain lists, tuples or dicts stay noise-free; hold them in nn.ModuleList or "
@@ -56,6 +48,20 @@ def unconverted(model: nn.Module, chosen: Callable[[str, nn.Module], bool] | Non
         )
     if shared := shared_weights(model):
         texts.append(shared)
+    return texts
+
+
+def stay_noise_free(layers: Mapping[str, nn.Module]) -> list[str]:
+    """Says of layers, by name, that `convert` does not make them noisy, and what to do; nothing of none."""
+    texts = []
+    if layers:
+        texts.append(f"these layers stay noise-free: {_listed(map(_described, layers, layers.values()))}")
+    made = [name for name, m in layers.items() if isinstance(m, _CONVERTIBLE) and parametrize.is_parametrized(m)]
+    if made:
+        texts.append(
+            "layers with a parametrization stay noise-free; to make them noisy, call "
+            f"torch.nn.utils.parametrize.remove_parametrizations and convert again: {_listed(made)}"
+        )
     return texts
 
 

@@ -41,16 +41,18 @@ def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Ite
     found: list[Tensor] = [torch.empty(0)] * len(layers)
     for places in together.values():
         bars = [for_kernels(layers[p].crossbar(forward=False)) for p in places]
-        steps = [bar.step for bar in bars]
-        if any(step is None for step in steps):  # weights of another type
-            bars, steps = [bar._replace(codes=None) for bar in bars], []
+        for place, bar in zip(places, bars, strict=True):
+            if bar.weight.dim() not in (2, 4):
+                name = layers[place].name or type(layers[place]).__name__
+                rule = "must have the shape [out, in] or [out, C / groups, kh, kw]: gather sharded weights first"
+                fail(f"{name}.weight", rule, list(bar.weight.shape))
         spec = [entry for bar in bars for entry in bar.spec]
         # For tensor cores: torch's convolutions copy weights of other layouts in every call.
         channels_last = bars[0].weight.is_cuda and dtype != torch.float32
         many = operators.ops.program_many(
             [bar.weight for bar in bars],
-            [bar.codes for bar in bars],
-            steps,
+            [None] * len(bars),
+            [],
             [bar.table for bar in bars],
             bars[0].key,
             [bar.stream for bar in bars],

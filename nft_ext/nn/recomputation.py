@@ -33,6 +33,7 @@ class Layer(Protocol):
 
 
 _top_hooks: Callable = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore[reportAttributeAccessIssue]
+_backward, _gradients_on = torch._C._current_graph_task_id, torch.is_grad_enabled
 _Region = tuple[Any, str]  # who runs a function again, and the name of that function there
 _NOTES = "_noise_notes"  # the attribute of a function that is run again
 _local = threading.local()
@@ -56,9 +57,16 @@ def note_entry(context: Callable[[], contextlib.AbstractContextManager], trainin
         _notes_of(region).contexts.append(context)
 
 
-def is_unknown_recomputation() -> bool:
+def may_matter(training: bool) -> bool:
+    """Whether this forward may be part of a region, or run again by a backward. A quick look, in every forward."""
+    if _gradients_on():
+        return _top_hooks(True) is not None or _backward() != -1
+    return training
+
+
+def is_unknown() -> bool:
     """Whether a backward runs this forward again, and no state was noted for it."""
-    return torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled() and not getattr(_local, "depth", 0)
+    return _backward() != -1 and _gradients_on() and not getattr(_local, "depth", 0)
 
 
 @contextlib.contextmanager
@@ -119,7 +127,7 @@ def _replayed(function: Callable, notes: _Notes) -> Callable:
 
 def _regions(training: bool) -> list[_Region]:
     """The regions that now run for the first time, innermost first. Without any, a look at two flags suffices."""
-    if torch.is_grad_enabled():
+    if _gradients_on():
         if _top_hooks(True) is None:
             return []
     elif not training or torch.is_inference_mode_enabled():

@@ -59,7 +59,8 @@ def copied(model: nn.Module) -> nn.Module:
         forward = vars(new).get("forward")
         if forward is None or not any(True for _ in old.parameters()):
             continue
-        shared = forward is vars(old)["forward"] and isinstance(forward, (types.FunctionType, types.BuiltinMethodType))
+        # A function gets no module, so it can call the children only of the original.
+        shared = forward is vars(old)["forward"] and isinstance(forward, types.FunctionType) and bool(old._modules)
         if shared or _reaches(forward, originals, set()):
             fail(
                 name or "model",

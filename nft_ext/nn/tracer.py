@@ -33,6 +33,11 @@ def in_place(operation: str, left: Any, right: Any) -> Any:
     return getattr(operator, operation)(left, right)
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of an error of a traced forward."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".removesuffix(": ")
+
+
 def must_be_tensor(value: Any) -> None:
     """Refuses a value that a traced `isinstance` took for a tensor."""
     if not isinstance(value, Tensor):
@@ -102,7 +107,7 @@ class Tracer(fx.Tracer):
     """Traces a model. Noisy layers, BatchNorms and modules that cannot be traced are single nodes.
 
     Attributes:
-        untraced: names of the modules that could not be traced; the graph calls them as they are.
+        untraced: names of the modules that could not be traced, and why; the graph calls them as they are.
         taken_for_tensors: values whose type the forward has asked for.
     """
 
@@ -110,7 +115,7 @@ class Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.untraced: list[str] = []
+        self.untraced: dict[str, str] = {}
         self.taken_for_tensors: list[fx.Node] = []
         self._constants: dict[str, tuple[Tensor, int]] = {}
         self._before: dict[nn.Module, dict[str, Any]] = {}
@@ -149,7 +154,7 @@ class Tracer(fx.Tracer):
             found = super().call_module(m, forward, args, kwargs)
             self._check_attributes(m, name)
             return found
-        except Exception:  # a forward may raise anything on a symbolic input
+        except Exception as error:  # a forward may raise anything on a symbolic input
             for node in reversed(self.graph.nodes):
                 if node is before:
                     break
@@ -157,7 +162,7 @@ class Tracer(fx.Tracer):
             self.module_stack = stack
             for changed in m.modules():
                 _restore(changed, self._before[changed])
-            self.untraced.append(name)
+            self.untraced[name] = reason_of(error)
             return self.create_proxy("call_module", name, args, kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,9 @@ def check_tensor(argument: str, value: Any) -> None:
         return
     if not isinstance(value, Tensor):
         fail(argument, "must be a torch.Tensor", type(value).__name__, TypeError)
+    # A DTensor exists only if this module has been imported, which takes long.
+    if (sharded := sys.modules.get("torch.distributed.tensor")) and isinstance(value, sharded.DTensor):
+        fail(argument, "must be a whole tensor: gather it first, as FSDP does in its forward", "a DTensor", TypeError)
     if value.layout != torch.strided or value.is_nested:
         fail(argument, "must be a dense tensor", "a nested tensor" if value.is_nested else str(value.layout), TypeError)
     if value.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):

@@ -191,7 +191,7 @@ class Program(torch.autograd.Function):
 
     @staticmethod
     def forward(weight, codes, step, table, key, stream, spec, dtype):
-        return ops.program(weight, codes, step, table, key, stream, spec, dtype)
+        return _without_gradient(ops.program.default, weight, codes, step, table, key, stream, spec, dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -207,7 +207,8 @@ class NoisyLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight, bias, codes, step, table, key, stream, spec, shared):
-        return ops.noisy_linear(x, weight, bias, codes, step, table, key, stream, spec, shared)
+        bar = (codes, step, table, key, stream, spec)
+        return _without_gradient(ops.noisy_linear.default, x, weight, bias, *bar, shared)
 
     setup_context = staticmethod(_setup_product)
 
@@ -221,9 +222,8 @@ class NoisyConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight, bias, codes, step, table, key, stream, spec, stride, padding, dilation, groups, shared):
-        return ops.noisy_conv2d(
-            x, weight, bias, codes, step, table, key, stream, spec, stride, padding, dilation, groups, shared
-        )
+        bar, geometry = (codes, step, table, key, stream, spec), (stride, padding, dilation, groups)
+        return _without_gradient(ops.noisy_conv2d.default, x, weight, bias, *bar, *geometry, shared)
 
     setup_context = staticmethod(_setup_product)
 
@@ -240,6 +240,11 @@ def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any
         for value in arguments[:3]:  # x, weight, bias; for `program` the weight
             if value is not None and value.requires_grad:
                 return function.apply(*arguments)
+    return _without_gradient(operator, *arguments)
+
+
+def _without_gradient(operator: Any, *arguments: Any) -> Any:
+    """Calls an operator that needs no gradient here, in eager mode or in a graph."""
     return operator(*arguments) if torch.compiler.is_compiling() else without_autograd(operator, *arguments)
 
 
@@ -271,4 +276,4 @@ def call_fused(operator: Any, *arguments: Any) -> Tensor:
             f"a tensor {list(wanting[0].shape)} that does",
             RuntimeError,
         )
-    return operator(*arguments) if torch.compiler.is_compiling() else without_autograd(operator, *arguments)
+    return _without_gradient(operator, *arguments)

@@ -87,7 +87,12 @@ def configuration_differences(there: Mapping[str, Any], here: Mapping[str, Any])
 
 def environment() -> dict[str, Any]:
     """Versions and machine settings that can change the last bits of a result."""
-    return versions() | {"threads": torch.get_num_threads(), "instruction_set": info()["instruction_set"]}
+    return versions() | {
+        "threads": torch.get_num_threads(),
+        "instruction_set": info()["instruction_set"],
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+    }
 
 
 def fingerprint(data: Batches) -> dict[str, Any]:

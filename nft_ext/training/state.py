@@ -45,7 +45,7 @@ class StateFile:
     ) -> None:
         self.path = check_writable_target("state", path)
         if self.path.exists() and not self.path.is_file():
-            fail("state", "must name a file that keeps what is written, not a pipe or a device", str(path))
+            fail("state", "must name a regular file, not a pipe or a device", str(path))
         self.configuration = json.loads(json.dumps(configuration))  # as JSON returns it
         self.resume = resume
         self.every = number("save_every", every, low=0.0)
@@ -81,7 +81,8 @@ class StateFile:
             )
         if unread := ", ".join(self.configuration.get("unread", ())):
             warnings.warn(f"state: values of these types cannot be compared with {self.path}: {unread}", stacklevel=2)
-        differing = listed(differences(meta["environment"], environment()), "there", "here")
+        recorded = {name: value for name, value in environment().items() if name in meta["environment"]}
+        differing = listed(differences(meta["environment"], recorded), "there", "here")
         if differing:
             warnings.warn(
                 f"state: {self.path} was written in another environment; the last bits may differ: {differing}",

@@ -114,5 +114,5 @@ def test_a_damaged_result_of_a_reproduction_is_never_another_result(tmp_path):
     assert len(figures) < PLACES
     store.write(cell, {"config": cell.config(), "points": points})
     path.rename(store.cells / f"{other.key}.json")
-    with pytest.raises(ValueError, match="must hold undamaged results"):
+    with pytest.raises(ValueError, match="must be an undamaged result"):
         store.read(other)

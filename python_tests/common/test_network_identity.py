@@ -144,6 +144,21 @@ def test_a_global_that_the_code_names_counts(monkeypatch):
     assert network_differences(before, network_identity(Net())[0])
 
 
+def through_another_network(x):
+    return OTHER(x)
+
+
+OTHER = nn.Linear(2, 2)
+
+
+def test_a_network_that_a_function_names_counts_with_its_weights():
+    before = json.loads(json.dumps(network_identity(Net(f=through_another_network))[0]))
+    assert network_differences(before, network_identity(Net(f=through_another_network))[0]) == []
+    with torch.no_grad():
+        OTHER.weight.add_(1)
+    assert network_differences(before, network_identity(Net(f=through_another_network))[0])
+
+
 def test_weights_gradients_and_the_mode_do_not_count():
     net = Net(nn.BatchNorm1d(4)).eval()
     net.layer.weight.requires_grad_(False)

@@ -198,7 +198,7 @@ def test_epilogues_inside_the_librarys_convolution(draws, layout, dtype):
             # The product that is made last takes the residual and the ReLU; the other has none, and is finished by
             # itself.
             assert [fused.a.scaled, fused.b.scaled, fused.s.scaled] == [True, False, True]
-            weights = fused.s.programmed()
+            weights = fused.s.noise_state()[2]
     expected = nft.program_weights(
         fused.s.weight, NVM, seed=3, stream=fused.s.stream, draws=draws
     ) * fused.s.scale.view(-1, 1, 1, 1)

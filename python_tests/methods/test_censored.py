@@ -148,7 +148,7 @@ def test_a_key_in_force_decides_the_draw(step):
             losses.append(method.loss(prepared, x, target).item())
     assert losses[0] == losses[2] != losses[1]
     with nft.chips(prepared, draws=range(2)), pytest.warns(UserWarning, match="key: must hold one chip"):
-        with pytest.raises(ValueError, match="batch_size"):  # one target for the logits of two chips
+        with pytest.raises(ValueError, match="target: must be class indices"):  # one target, logits of two chips
             method.loss(prepared, x, target)
 
 

@@ -204,7 +204,7 @@ def test_a_full_disk_names_the_file_and_keeps_what_is_finished(tmp_path):
     [
         ("no/such/j", FileNotFoundError, "must lie in an existing folder"),
         (".", ValueError, "must name a file, not a folder"),
-        ("/dev/full", ValueError, "must name a file that keeps what is written"),
+        ("/dev/full", ValueError, "must name a regular file"),
     ],
 )
 def test_bad_places_are_refused(tmp_path, path, kind, words):
@@ -321,6 +321,27 @@ def test_what_changes_rounding_only_is_noted(model, data, tmp_path):
     report = evaluate(model, data, resume=tmp_path / "j", chips_per_pass=3, batch_size=7)
     assert report.runs == RUNS and len(report.notes) == 2
     assert any("batch_size 128, now 7: chips of the two may differ by rounding" in note for note in report.notes)
+
+
+def test_another_precision_of_float32_products_is_noted(model, data, tmp_path, monkeypatch):
+    evaluate(model, data, resume=tmp_path / "j", runs=4)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    (note,) = evaluate(model, data, resume=tmp_path / "j").notes
+    assert note.startswith("j was begun with float32_matmul_precision highest, now medium")
+
+
+class Louder(nft.NVMDevice):
+    """A device with conductances of its own."""
+
+    def level_deviations(self):
+        return 2.0
+
+
+def test_another_class_of_device_is_another_device(model, data, tmp_path):
+    evaluate(model, data, resume=tmp_path / "j")
+    louder = nft.convert(nft.restore(model), Louder(sigma=0.3))
+    with pytest.raises(ValueError, match="devices.class: nothing in the file, class Louder"):
+        evaluate(louder, data, resume=tmp_path / "j")
 
 
 @pytest.mark.parametrize("value, kind", [(3, TypeError), (b"j", TypeError)])

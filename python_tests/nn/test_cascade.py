@@ -174,7 +174,7 @@ def test_fresh_keys_are_those_of_single_calls():
     torch.manual_seed(2)
     assert all(torch.equal(key, ops.draw_key(X)) for key in together) and torch.equal(torch.get_rng_state(), after)
     assert ops.draw_keys(X, 0) == []
-    with pytest.raises(RuntimeError, match="draw_keys: count: must not be negative; got -1"):
+    with pytest.raises(RuntimeError, match="draw_keys: count: must be in 0..2.20, the number of layers; got -1"):
         ops.draw_keys(X, -1)
 
 

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import func, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -121,6 +123,24 @@ def test_transforms_are_compiled(kind):
         function, x = COMPILED[kind](model), random(4, 5)
         compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), function(x))
+
+
+def test_a_compiled_training_step_computes_with_the_kernels():
+    torch._dynamo.reset()
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append({node.target for node in graph.graph.nodes})
+        return make_boxed_func(graph.forward)
+
+    model = nft.convert(nn.Linear(5, 3), NVM)
+    with nft.chips(model, seed=5):
+        torch.compile(model, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))(random(4, 5)).sum().backward()
+    ops = torch.ops.nft_ext
+    forward, backward = graphs
+    assert ops.noisy_linear.default in forward
+    assert ops.noisy_linear_backward.default in backward
+    assert ops.program.default not in forward | backward
 
 
 # ---- fused layers: for inference

@@ -174,6 +174,15 @@ def test_the_model_itself_refuses_too_and_takes_new_names():
         assert torch.equal(outputs(model), outputs(fused)) and type(model).__name__ == "Net"
 
 
+def test_monte_carlo_takes_a_fused_model_with_containers():
+    net, fused = models()
+    heads = [nn.Sequential(m, nn.Flatten(), nn.Linear(256, 3)) for m in (net, fused)]
+    data = (X, torch.zeros(2, dtype=torch.int64))
+    heads[1].load_state_dict(heads[0].state_dict(), strict=False)
+    reports = [nft.monte_carlo(m.eval(), data, runs=3, progress=False) for m in heads]
+    assert reports[0].accuracy.per_run.tolist() == reports[1].accuracy.per_run.tolist()
+
+
 def test_hooks_on_containers_are_refused():
     container = models()[1].get_submodule("0")
     for register in (container.register_forward_hook, container.register_forward_pre_hook):

@@ -58,6 +58,11 @@ def test_parametrized_layers_stay_noise_free_with_the_way_out():
     with pytest.warns(UserWarning, match="remove_parametrizations and convert again: 0$"):
         noisy = nft.convert(model, NVM)
     assert list(nft.noisy_layers(noisy)) == ["2"]
+    rule = (
+        r"include: must match a Conv2d or Linear .*stay noise-free: 0 \(ParametrizedLinear\); .*remove_parametrizations"
+    )
+    with pytest.raises(ValueError, match=rule):
+        nft.convert(model, NVM, include="0")
     PARAMETRIZED[1](model[0])
     assert list(nft.noisy_layers(nft.convert(model, NVM))) == ["0", "2"]
 

@@ -89,3 +89,49 @@ def test_moves_keep_the_table_in_float32():
     assert {layer.noise_state()[0].dtype for layer in nft.noisy_layers(back).values()} == {torch.float32}
     back.float().load_state_dict(model.state_dict())
     assert torch.equal(on_chip(back), expected)
+
+
+def test_functional_call_computes_with_the_given_weights():
+    model, other = net(), net()
+    with torch.no_grad():
+        nft.noisy_layers(other)["0"].weight.mul_(0.5)
+        with nft.chips(model, seed=5, draws=[0]):
+            found = torch.func.functional_call(model, dict(other.named_parameters()), (X,))
+    assert torch.equal(found, on_chip(other)) and not torch.equal(found, on_chip(model))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_stacked_models_compute_as_each_by_itself(gradients):
+    models = [net(), net()]
+    nft.noisy_layers(models[1])["0"].weight.data.mul_(0.5)
+    parameters, buffers = torch.func.stack_module_state(models)
+
+    def call(*state):
+        return torch.func.functional_call(models[0], state, (X,))
+
+    with torch.set_grad_enabled(gradients), nft.chips(models[0], seed=5, draws=[0]):
+        found = torch.func.vmap(call)(parameters, buffers)
+    for one, model in zip(found, models, strict=True):
+        assert torch.equal(one, on_chip(model))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_traced_model_reads_its_weights_in_every_call():
+    model = net()
+    with torch.no_grad(), nft.chips(model, seed=5, draws=[0]):
+        traced = torch.jit.trace(model, X)
+    with torch.no_grad():
+        for write in (lambda w: w.mul_(2.0), lambda w: w.data.mul_(0.25), lambda w: w.numpy().fill(0.5)):
+            write(nft.noisy_layers(model)["0"].weight.detach())
+            assert torch.equal(traced(X), on_chip(model)), "on the chip of the trace"
+    with pytest.raises(ValueError, match="model: must hold noisy layers"), nft.chips(traced):
+        pass
+
+
+@pytest.mark.parametrize("call", [on_chip, lambda model: on_chip(model, programmed=True)])
+def test_a_weight_whose_memory_was_taken_back_is_refused(call):
+    """As FSDP does between forwards."""
+    model = net()
+    nft.noisy_layers(model)["3"].weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="weight: must be in memory"):
+        call(model)

@@ -317,6 +317,8 @@ def bar(**changes):
         (dict(step=torch.zeros(2)), r"step: must be one float32; got \[2\]"),
         (dict(key=torch.zeros(1, 3, dtype=torch.long)), r"key: must be int64 \[S, 2\] with S >= 1; got \[1, 3\]"),
         (dict(key=torch.zeros(2, 2, dtype=torch.long).t()), "key: must be contiguous"),
+        (dict(key=torch.tensor([[0, 1], [0, 2**40]])), r"key: must have draw \+ domain .*; got 1099511627776"),
+        (dict(key=torch.tensor([[0, -1]])), r"key: must have draw \+ domain .*; got -1"),
         (dict(codes=torch.zeros(3, 5, dtype=torch.int16)), r"codes: must be the contiguous result .*; got \[3, 5\]"),
         (dict(codes=torch.zeros(3, 6, dtype=torch.int32)), "codes: must be the contiguous result"),
         (dict(stream=-1), "stream: must be a 32-bit unsigned number; got -1"),

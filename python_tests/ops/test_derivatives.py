@@ -26,6 +26,20 @@ def test_every_derivative_is_that_of_the_definition(product, kind, dtype):
     assert_equal_derivatives(found, KINDS[kind](definition, exact), TOLERANCE[dtype])
 
 
+MIXED = [(torch.float64, torch.float32), (torch.float32, torch.float64), (torch.float32, torch.bfloat16)]
+
+
+@pytest.mark.parametrize("kind", ["jvp", "hessian", "forward over reverse"])
+@pytest.mark.parametrize("of_x, of_weight", MIXED)
+def test_inputs_and_weights_of_two_types(of_x, of_weight, kind):
+    operator, definition, x, weight, bias = PRODUCTS["conv, groups, dilation, 2 chips"]()
+    arguments = [x.to(of_x), weight.to(of_weight), bias.to(of_weight)]
+    # A derivative has the type of its tensor: the weight's is rounded to of_weight.
+    tolerance = 2 * max(torch.finfo(of_x).eps, torch.finfo(of_weight).eps, 1e-6)
+    expected = KINDS[kind](definition, [t.double() for t in arguments])
+    assert_equal_derivatives(KINDS[kind](operator, arguments), expected, tolerance)
+
+
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_float64_derivatives_are_right_numerically(product):
     """In x and bias: the weight's derivative is straight-through by definition, not by numbers."""

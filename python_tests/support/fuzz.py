@@ -66,14 +66,21 @@ class Case:
         return self.normal(*shape)
 
     def weight(self, *shape):
-        kind = self.choose("weight", "normal", "normal", "normal", "zeros among", "outlier", "zero", "tiny", "bfloat16")
+        kind = self.choose(
+            "weight", "normal", "normal", "normal", "zeros among", "outlier", "zero", "tiny", "bfloat16", "float16"
+        )
         weight = self.laid_out("weight", *shape) * self.choose("scale of the weight", 1e-3, 0.1, 1.0, 100.0)
         if kind == "zeros among":
             return torch.where(self.normal(*shape) > 0, weight, self.pick.choice([0.0, -0.0]))
         if kind == "outlier" and weight.numel():
             weight = weight.clone()
             weight[tuple(self.pick.randrange(size) for size in shape)] = self.pick.choice([-1e4, 1e4])
-        return {"zero": weight * -0.0, "tiny": weight * 1e-41, "bfloat16": weight.bfloat16()}.get(kind, weight)
+        return {
+            "zero": weight * -0.0,
+            "tiny": weight * 1e-41,
+            "bfloat16": weight.bfloat16(),
+            "float16": weight.half(),
+        }.get(kind, weight)
 
     def device(self):
         """A device model, and whether its noise is on."""

@@ -63,6 +63,7 @@ def calls():
     def normal(*shape):
         return torch.randn(shape, generator=generator)
 
+    types = itertools.cycle([torch.float32, torch.bfloat16, torch.float16])  # of weights
     for (device, (nvm, enabled)), from_codes in itertools.product(DEVICES.items(), (False, True)):
         bits, spec, table = nvm.weight_bits, nvm.operator_spec(enabled), torch.from_numpy(nvm.operator_table())
 
@@ -72,7 +73,7 @@ def calls():
 
         for dtype, (rows, fan_in, out) in itertools.product((torch.float32, torch.bfloat16), LINEARS):
             name = f"{device}, codes {from_codes}, {dtype}, linear {rows}x{fan_in}x{out}"
-            x, weight, bias = normal(rows, fan_in).to(dtype), normal(out, fan_in), normal(out).to(dtype)
+            x, weight, bias = normal(rows, fan_in).to(dtype), normal(out, fan_in).to(next(types)), normal(out).to(dtype)
             yield name, ops.program, [*bar(weight), dtype]
             weight, *noise = bar(weight)
             yield name, ops.noisy_linear, [x, weight, bias, *noise, True]
@@ -85,7 +86,7 @@ def calls():
             name = f"{device}, codes {from_codes}, conv {images}x{channels}x{side}, {out}x{kernel}, last {last}"
             layout = torch.channels_last if last else torch.contiguous_format
             x = normal(images, channels, side, side).contiguous(memory_format=layout)
-            weight, *noise = bar(normal(out, channels // groups, kernel, kernel))
+            weight, *noise = bar(normal(out, channels // groups, kernel, kernel).to(next(types)))
             geometry = [[stride] * 2, [padding] * 2, [1, 1], groups]
             size = (side + 2 * padding - kernel) // stride + 1
             like = normal(2 * images, out, size, size).contiguous(memory_format=layout)
@@ -94,7 +95,7 @@ def calls():
             yield name, ops.noisy_conv2d_fused, [x, weight, normal(out), *noise, *geometry, True, *epilogue]
             yield name, ops.noisy_conv2d_backward, [like, x, weight, *noise, *geometry, True, 7]
             yield name, ops.epilogue_, [like.clone(), *epilogue]
-        weights = [normal(41, 301), normal(6, 4, 3, 3), normal(3)]
+        weights = [normal(*shape).to(next(types)) for shape in ((41, 301), (6, 4, 3, 3), (3,))]
         bars = [bar(weight) for weight in weights]
         codes, steps = [b[1] for b in bars], [b[2] for b in bars] if from_codes else []
         for weight, (_, _, step, *_) in zip(weights, bars):

@@ -214,7 +214,7 @@ def test_the_papers_beta_is_the_default_where_there_is_one(arguments, beta):
         (["--method", "irs", "--beta", "paper"], "panel: must be one of"),
         (["--method", "noise", "--base", "ovf"], "--base: needs --method correctnet"),
         (["--method", "ovf", "-o", "detla=0.1"], "did you mean 'delta'"),
-        (["--method", "noise", "--beta", "search"], "method: must have a beta to search"),
+        (["--method", "noise", "--beta", "search"], "--beta: must be left out with --method noise"),
     ],
 )
 def test_the_command_refuses_options_that_do_not_fit(tmp_path, capsys, arguments, words):

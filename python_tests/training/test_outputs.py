@@ -40,7 +40,7 @@ def never(x):
         ({"state": "missing/a"}, "state: must lie in an existing folder"),
         ({"checkpoint": "dangling"}, "checkpoint: must lie in an existing folder"),
         ({"checkpoint": "x" * 300}, "checkpoint: must lie in a writable folder .File name too long"),
-        ({"state": "pipe"}, "state: must name a file that keeps what is written, not a pipe or a device"),
+        ({"state": "pipe"}, "state: must name a regular file, not a pipe or a device"),
         ({"tensorboard": "file"}, "tensorboard: must be a folder or the name of a new one"),
     ],
 )

@@ -101,6 +101,7 @@ void quantize_packed(Weights weights, int64_t n, float step, int weight_bits, Pa
 }
 
 void quantize_all(Weights weights, int64_t n, float step, int weight_bits, void* codes, int code_bytes) {
+  if (n == 0) return;  // an empty tensor may have no memory
   if (step_is_zero(step))
     memset(codes, 0, (size_t)n * code_bytes);
   else if (code_bytes == 2)

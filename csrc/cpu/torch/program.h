@@ -147,8 +147,13 @@ void check_codes(const Crossbar& c) {
           "must fit weight_bits, so make them with nft_ext::quantize for this device", codes[i]);
 }
 
-// What can be checked only by reading: the step and the codes that a caller gives.
+// What can be checked only by reading: the key, and the step and the codes that a caller gives. The kernels read 40
+// bits of a row's second number; others would silently name another chip.
 inline void check_values(const Crossbar& c) {
+  const int64_t* rows = static_cast<const int64_t*>(c.key.data_ptr());
+  for (int64_t chip = 0; chip < c.chips(); ++chip)
+    check(rows[2 * chip + 1] >> 40 == 0, c.op, "key",
+          "must have draw + domain * 2^32 in 0..2^40 - 1 in its second column", rows[2 * chip + 1]);
   if (c.step) {
     const float step = *floats(*c.step);
     check(step >= 0 && step <= std::numeric_limits<float>::max(), c.op, "step", "must be a finite number >= 0", step);

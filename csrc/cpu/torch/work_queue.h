@@ -9,6 +9,9 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -56,9 +59,10 @@ class WorkQueue {
     }
   }
 
-  // After all threads are done: throws what a piece has thrown first.
+  // After all threads are done: throws what a piece has thrown first, bad_alloc or its words.
   void rethrow() const {
-    if (error_) std::rethrow_exception(error_);
+    if (out_of_memory_) throw std::bad_alloc();
+    if (failed_) throw std::runtime_error(error_);
   }
 
  private:
@@ -69,15 +73,18 @@ class WorkQueue {
   void run(const Phase& phase, int64_t piece) {
     try {
       phase.run(piece);
-    } catch (...) {
-      if (!failed_.exchange(true)) error_ = std::current_exception();
+    } catch (const std::bad_alloc&) {
+      if (!failed_.exchange(true)) out_of_memory_ = true;
+    } catch (const std::exception& error) {
+      if (!failed_.exchange(true)) error_ = error.what();
     }
   }
 
   const std::vector<Phase>& phases_;
   std::unique_ptr<Progress[]> progress_;
   std::atomic<bool> failed_{false};
-  std::exception_ptr error_;
+  bool out_of_memory_ = false;
+  std::string error_;  // no exception_ptr: the library would need symbols of one libstdc++
 };
 
 inline void run_on_this_thread(const std::vector<Phase>& phases) {

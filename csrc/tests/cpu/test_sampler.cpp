@@ -44,7 +44,7 @@ void one_case(const nft::Kernels& k, const Case& c, const std::vector<float>& w,
     k.program(one, 0, chunks);
   }
   expect_same(k, c, "one chip per call", out, want);
-  // From cached codes.
+  // From given codes.
   std::vector<int16_t> narrow(n);
   std::vector<int32_t> wide(n);
   const int bytes = c.weight_bits <= 15 ? 2 : 4;

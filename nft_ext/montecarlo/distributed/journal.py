@@ -25,8 +25,8 @@ from nft_ext._common.reading import check_regular
 from nft_ext.montecarlo.distributed.rows import Row, signed, verified
 
 FORMAT = "nft_ext.journal/2"
-OLDER = "nft_ext.journal/1"  # without a checksum of the header
-STARTS = tuple(f'{{"format": "{name}"'.encode() for name in (FORMAT, OLDER))
+START = f'{{"format": "{FORMAT}"'.encode()
+OLDER = b'{"format": "nft_ext.journal/1"'  # without a checksum of the header
 HEADER = ("fixed", "noted", "recorded")  # the mappings that the header line stores
 UNCHECKED = "an earlier version began it, so attributes, callables and buffers of the network could not be checked"
 
@@ -65,16 +65,16 @@ class Journal:
         if self.path.is_dir():
             fail("resume", "must name a file, not a folder", str(path))
         if self.path.exists() and not self.path.is_file():
-            fail("resume", "must name a file that keeps what is written, not a pipe or a device", str(path))
+            fail("resume", "must name a regular file, not a pipe or a device", str(path))
         self.rows: dict[int, Row] = {}
         self.notes: list[str] = []
         self._end = 0
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            check_regular(self._file, self.path)  # a pipe would block, and a device may never end
+            check_regular(self._file, self.path)  # whatever has taken the name since
             self._lock()
-            begin = os.pread(self._file, max(map(len, STARTS)), 0)
-            if not any(begin[: len(start)] == start[: len(begin)] for start in STARTS):
+            beginning = os.pread(self._file, len(START), 0)
+            if not any(beginning == start[: len(beginning)] for start in (START, OLDER)):
                 self._refuse_kind()  # before the whole of it is read
             content = self.path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
@@ -135,7 +135,7 @@ class Journal:
             text = first.decode()
             signature = verified(text)
             # Only a header of the older format may lack its checksum.
-            found = json.loads(text if signature is None and first.startswith(STARTS[1]) else signature or "")
+            found = json.loads(text if signature is None and first.startswith(OLDER) else signature or "")
             fixed, noted, self.settled = dict(found["fixed"]), dict(found["noted"]), dict(found["settled"])
             if "crc" in found:
                 raise ValueError("a checksum that does not match")
@@ -164,7 +164,8 @@ class Journal:
         if found := _fixed_differences(fixed, header):
             text = listed(found, "in the file", "now")
             fail("resume", "must be of the same configuration", f"{self.path}, which differs in {text}")
-        for name, there, now in differences(noted, header["noted"]):
+        recorded = {name: value for name, value in header["noted"].items() if name in noted}
+        for name, there, now in differences(noted, recorded):
             begun = f"{self.path.name} was begun with {name} {there}, now {now}"
             self.notes.append(f"{begun}: chips of the two may differ by rounding")
         if not isinstance(fixed.get("network"), Mapping) and "network" in header.get("older", {}):

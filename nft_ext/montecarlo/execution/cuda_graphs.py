@@ -106,7 +106,7 @@ class MonteCarloGraph:
         """Runs the step on the contents of `inputs` and `key`, on the current stream; returns the output.
 
         Raises:
-            RuntimeError: a weight moved in memory after the capture.
+            RuntimeError: a weight moved in memory, because the model was moved or a parameter replaced.
         """
         for name, then, now in zip(self._layers, self._captured, self._addresses()):
             if then != now:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nft_ext._common.checks import fail
 from nft_ext._common.logits import logits_of
+from nft_ext.nn import frozen
 
 PROBE_IMAGES = 8
 # Rows (chips x images) of a pass that fill the machine. More rows cost memory traffic without a gain in speed.
@@ -53,7 +54,8 @@ def probe(model: nn.Module, forward: Forward, inputs: Tensor) -> Probe:
         if torch.is_tensor(output):
             largest = max(largest, output.numel() * output.element_size())
 
-    hooks = [m.register_forward_hook(measure) for m in model.modules()]
+    # Nothing calls the containers of a fused model, and they refuse hooks.
+    hooks = [m.register_forward_hook(measure) for m in model.modules() if not isinstance(m, frozen.Module)]
     try:
         logits = forward(inputs[:rows], [0])
     finally:
