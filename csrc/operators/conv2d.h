@@ -8,7 +8,7 @@
 
 namespace nft {
 
-// Of a size, a stride, a padding and a dilation. Sums of a few and products of two then fit int64; Python has it too.
+// Bound of sizes, strides, paddings and dilations: sums of a few and products of two then fit int64. Python has it too.
 constexpr int64_t kMostGeometry = (int64_t(1) << 30) - 1;
 
 inline void check_geometry(const char* op, const char* argument, const Ints& pair, int64_t least, const char* rule) {

@@ -1,4 +1,4 @@
-"""Checks of input. An error is one sentence that names the argument, the rule and the value."""
+"""Checks of input. An error has at most two sentences and names the argument, the rule and the value."""
 
 from __future__ import annotations
 

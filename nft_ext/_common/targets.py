@@ -88,8 +88,8 @@ def _warn_of_probabilities(model: nn.Module, logits: Tensor) -> None:
     note = probability_note(logits)
     if note is not None:
         warnings.warn(
-            f"{note}: the cross-entropy takes their softmax again, so the loss is wrong and its gradients are weak; "
-            "remove the model's last activation",
+            f"{note}. The cross-entropy takes their softmax again, so the loss is wrong: remove the model's "
+            "last activation",
             stacklevel=4,
         )
 
@@ -103,13 +103,13 @@ def _check_index_shape(logits: Tensor, target: Tensor) -> None:
         if classes_last:
             fail(
                 "target",
-                "must fit logits with the classes in dim 1: move the last dim of the model's output there",
+                "must fit logits [B, classes, ...]. Return logits.movedim(-1, 1) if the classes come last",
                 got,
             )
         rule = f"must be class indices {[shape[0], *shape[2:]]} or class probabilities {shape}"
         fail("target", f"{rule}; use a loss of your own for regression", got)
     if classes_last:
-        rule = "must tell the classes from the positions: return logits [B * positions, C] and flatten the target"
+        rule = "must leave no doubt where the classes are. Return logits [B * positions, C] and flatten the target"
         fail("target", rule, f"{got}, whose dims 1 and {logits.dim() - 1} may both hold the classes")
 
 

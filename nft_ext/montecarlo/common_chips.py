@@ -42,7 +42,7 @@ def _text(first: list[str], second: list[str], a: dict[int, str], b: dict[int, s
     details = "; ".join(f"{what}: {_listed(layers)}" for what, layers in parts if layers)
     return (
         f"{_listed(second)} shares the chips of {len(a.keys() & b.keys())} of {max(len(a), len(b))} layers with "
-        f"{_listed(first)}, so their differences are not paired on common chips in the other layers ({details})"
+        f"{_listed(first)}; the other layers have chips of their own, so differences have more noise ({details})"
     )
 
 

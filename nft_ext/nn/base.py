@@ -136,8 +136,7 @@ class NoisyLayer(nn.Module):
         if key.device != here or (table.device != here and here.type != "meta"):
             fail(
                 f"{self.name or type(self).__name__}.weight",
-                "must be on the torch device where its context began: offloading hooks move weights later, so remove "
-                "them first",
+                "must stay on the torch device where its noise context began. Remove offloading hooks first",
                 f"{here}, chips on {key.device}",
                 RuntimeError,
             )
@@ -242,7 +241,7 @@ def refuse_thread(argument: str) -> NoReturn:
     Raises:
         RuntimeError: always.
     """
-    rule = "must not run in one thread while another is in its noise contexts; use a copy of the model per thread"
+    rule = "must not run in one thread while another is in its noise contexts. Use one copy of the model per thread"
     fail(argument, rule, "a forward in another thread", RuntimeError)
 
 

@@ -105,8 +105,8 @@ def _checked_inputs(x: Tensor, others: list[Tensor], names: list[str], model: st
     if (reason := known.get(kind)) is not None:
         fail(
             "model",
-            "must give the same on several chips in one pass as on each alone if it is compiled; use one draw per "
-            "context, or do not compile it",
+            "must give the same on several chips in one pass as on each alone, because it is compiled. Use one draw "
+            "per context, or do not compile it",
             reason,
             RuntimeError,
         )

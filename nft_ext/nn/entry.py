@@ -252,8 +252,8 @@ class Entry:
             return  # parts of a compiled model may run without a graph
         fail(
             layer.name or type(layer).__name__,
-            f"must be reached through a call of the model that was given to nft_ext.chips, because {self.count} chips "
-            "share a pass: call that model, or give this part to nft_ext.chips",
+            f"must be reached through a call of the model given to nft_ext.chips, because {self.count} chips share a "
+            "pass. Call that model, or give nft_ext.chips the part that you call",
             "a call past it",
             RuntimeError,
         )
@@ -265,8 +265,8 @@ class Entry:
 
 def _warn(model: nn.Module, reason: str | None) -> None:
     warnings.warn(
-        f"chips: {type(model).__name__} runs one chip per pass, which is slower, because {reason}. Several chips share "
-        "a pass if dim 0 of every input is the batch.",
+        f"chips: {type(model).__name__} runs one chip per pass, because {reason}. The results are right, but slower. "
+        "Chips share a pass if dim 0 of every input and result is the batch.",
         UserWarning,
         stacklevel=4,
     )
@@ -295,8 +295,8 @@ def refuse_batch_statistics(model: nn.Module, modules: list[nn.Module], count: i
             name = next(name for name, other in model.named_modules() if other is m)
             fail(
                 name or type(m).__name__,
-                f"must use its running statistics for {count} chips in one pass, because batch statistics mix chips: "
-                "call model.eval() or run one chip per pass",
+                f"must use its running statistics for {count} chips in one pass, because batch statistics mix chips. "
+                "Call model.eval(), or use one draw per context",
                 "training mode" if m.training else "track_running_stats=False",
             )
 

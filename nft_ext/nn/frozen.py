@@ -1,4 +1,4 @@
-"""What `fuse` returns: a graph that refuses changes which it would not notice."""
+"""What `fuse` returns: a graph that refuses changes without effect."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Frozen(nn.Module):
 
     def _refuse(self, name: str) -> NoReturn:
         raise AttributeError(
-            f"{name}: {self.__dict__['_frozen'][name]} when the model was fused, so the fused model has it no more; "
-            "change the original model and fuse again"
+            f"{name}: {self.__dict__['_frozen'][name]} when the model was fused, so the fused model does not read it. "
+            "Change the original model and fuse again"
         )
 
 
@@ -40,7 +40,7 @@ class Module(Frozen):
     def _never_called(self, *args: Any, **kwargs: Any) -> NoReturn:
         fail(
             "hook",
-            "must be on a layer or on the fused model, because nothing calls this container",
+            "must be on a layer or on the whole fused model, because a fused model does not call its containers",
             "Module",
             RuntimeError,
         )
@@ -54,7 +54,12 @@ class FusedGraph(Frozen, fx.GraphModule):
 
     def train(self, mode: bool = True) -> FusedGraph:
         if mode and not any(isinstance(m, FusedLayer) for m in self.modules()):
-            fail("model", "must stay in eval mode, it was fused: train the original model", "train()", RuntimeError)
+            fail(
+                "model",
+                "must stay in eval mode, because it was fused. Train the original model",
+                "train()",
+                RuntimeError,
+            )
         return super().train(mode)  # otherwise the fused layers refuse to be called
 
     def __deepcopy__(self, memo: Any) -> FusedGraph:

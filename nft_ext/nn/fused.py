@@ -52,11 +52,11 @@ class FusedLayer(NoisyLayer):
         """
         residual = residuals[0] if residuals else None
         if residuals and residual is None:
-            fail("residual", "must be a tensor, the model adds it", "None", TypeError)
+            fail("residual", "must be a tensor, because the model adds it", "None", TypeError)
         if self.training:
             fail(
                 self.name or type(self).__name__,
-                "must be in eval mode, a fused model is for inference: train the original model, then fuse again",
+                "must be in eval mode, because it was fused for inference. Train the original model, then fuse again",
                 "training mode",
                 RuntimeError,
             )

@@ -88,16 +88,16 @@ def fuse(model: nn.Module) -> nn.Module:
         if layer._key is not None or not own:
             fail(
                 "model",
-                "must be outside of noise contexts when fused, the copy would keep their chips and sigma for good",
-                f"{name or 'a layer'} inside of one",
+                "must be fused outside of noise contexts, because the copy would keep their chips and sigma",
+                f"{name or 'a layer'} inside a context",
             )
     root = _copy(model)
     try:
         graph = tracer.graph_of(root)
     except Exception as error:  # the forward may raise anything on a symbolic input
         raise ValueError(
-            f"model: must have a forward that torch.fx can trace (no Python decision on values or shapes, except in "
-            f"functions marked with torch.fx.wrap); {_advice(model)}; got {reason_of(error)}"
+            f"model: must have a forward that torch.fx can trace, without Python decisions on values or shapes; "
+            f"{_advice(model)}; got {reason_of(error)}"
         ) from error
     _warn_of_untraced(root, tracer)
     folded = _drop_identities(root, graph)
@@ -137,7 +137,7 @@ def _warn_of_untraced(root: nn.Module, tracer: Tracer) -> None:
     if noisy:
         reasons = "; ".join(f"{name} ({tracer.untraced[name]})" for name in noisy[:3])
         more = f" and {len(noisy) - 3} more" if len(noisy) > 3 else ""
-        warnings.warn(f"fuse: these submodules cannot be traced, they stay as they are: {reasons}{more}", stacklevel=3)
+        warnings.warn(f"fuse: these submodules cannot be traced and stay as they are: {reasons}{more}", stacklevel=3)
 
 
 def _advice(model: nn.Module) -> str:

@@ -59,8 +59,8 @@ def stay_noise_free(layers: Mapping[str, nn.Module]) -> list[str]:
     made = [name for name, m in layers.items() if isinstance(m, _CONVERTIBLE) and parametrize.is_parametrized(m)]
     if made:
         texts.append(
-            "layers with a parametrization stay noise-free; to make them noisy, call "
-            f"torch.nn.utils.parametrize.remove_parametrizations and convert again: {_listed(made)}"
+            "parametrized layers stay noise-free; call torch.nn.utils.parametrize.remove_parametrizations, then "
+            f"convert again: {_listed(made)}"
         )
     return texts
 

@@ -1,4 +1,4 @@
-"""Layers that cannot change their class as they are, with what to do first."""
+"""Refuses layers that cannot become noisy or plain as they are, and says what to do first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_replaceable(name: str, layer: nn.Module, task: str) -> None:
     if (method := replaced_method(layer)) is not None:
         fail(
             f"{name}.{method}",
-            "must be that of the layer's class, but it was replaced on the instance, as accelerate's hooks do: remove "
+            "must be that of the layer's class, but was replaced on the instance, as by accelerate's hooks. Remove "
             f"them (accelerate.hooks.remove_hook_from_submodules), {task}, then add them again",
             type(vars(layer)[method]).__name__,
         )
@@ -42,8 +42,8 @@ def check_replaceable(name: str, layer: nn.Module, task: str) -> None:
         if which not in layer._parameters:
             fail(
                 f"{name}.{which}",
-                "must be a parameter of the layer itself: undo pruning (torch.nn.utils.prune.remove), weight norm "
-                f"(remove_weight_norm) or spectral norm (remove_spectral_norm), or unwrap FSDP, then {task}",
+                "must be a parameter of the layer itself. Undo pruning (torch.nn.utils.prune.remove), weight norm "
+                f"(remove_weight_norm), spectral norm (remove_spectral_norm) or FSDP, then {task}",
                 "a tensor made of " + (", ".join(key for key in layer._parameters if which in key) or "others"),
             )
 
@@ -71,7 +71,7 @@ def check_weight(name: str, layer: nn.Module, task: str) -> None:
     if weight.is_meta:
         fail(
             name,
-            "must have values, not be on the meta device: load the weights (load_state_dict(..., assign=True)) and "
+            "must have values, not be on the meta device. Load the weights (load_state_dict(..., assign=True)) and "
             f"remove offloading hooks, then {task}",
             "meta",
         )

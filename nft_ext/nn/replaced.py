@@ -51,8 +51,8 @@ def copied(model: nn.Module) -> nn.Module:
     except Exception as error:  # torch raises many kinds
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(
-            "model: must be one that copy.deepcopy can copy: remove pruning (torch.nn.utils.prune.remove) and other "
-            f"reparametrizations, and call this before FSDP wraps the model; got {type(error).__name__}: {reason}"
+            "model: must be one that copy.deepcopy can copy; undo pruning (torch.nn.utils.prune.remove) and other "
+            f"reparametrizations, and wrap with FSDP later. Got {type(error).__name__}: {reason}"
         ) from error
     originals = {id(module) for _, _, module in named(model)}
     for (name, _, old), (_, _, new) in zip(named(model), named(result)):
@@ -65,7 +65,7 @@ def copied(model: nn.Module) -> nn.Module:
             fail(
                 name or "model",
                 "must not have a forward that was replaced by a function, because a copy would run the original's "
-                "layers: put the class's own forward back (del module.forward), call this, then replace or compile it",
+                "layers. Remove it (del module.forward), call this, then replace it again",
                 getattr(forward, "__qualname__", type(forward).__name__),
             )
     return result

@@ -46,9 +46,8 @@ def name_layers(layers: Mapping[str, Any]) -> None:
         if layer._met_as not in (None, name):
             fail(
                 "model",
-                f"must give its layers the names that their chips came from, but layer {name!r} was used before as "
-                f"{layer._met_as!r} of another model. Name the layers for good with nft_ext.convert(model, nvm) on "
-                "the whole model",
+                f"must give its layers the names of their first use, but layer {name!r} was used before as "
+                f"{layer._met_as!r} of another model. Fix the names by nft_ext.convert(model, nvm) on the whole model",
                 repr(name),
             )
     for name, stream in settled_streams(rest, {layer.stream for layer in kept}).items():

@@ -9,7 +9,7 @@ from nft_ext._common.checks import fail
 
 # (rule, what was found), for `fail`
 OTHER_NOISE = (
-    "must recompute with the noise of the forward: call backward() inside the contexts nft.chips and nft.noise, or use "
+    "must recompute with the noise of the forward. Call backward() inside nft.chips and nft.noise, or use "
     "torch.utils.checkpoint with preserve_rng_state=True",
     "another chip or sigma",
 )

@@ -75,8 +75,8 @@ class StateFile:
             )
         if unrecorded:
             warnings.warn(
-                f"state: {self.path} is of an earlier version and does not record {', '.join(unrecorded)}; these "
-                "could not be checked",
+                f"state: {self.path} is of an earlier version and does not record {', '.join(unrecorded)}. These could "
+                "not be checked",
                 stacklevel=2,
             )
         if unread := ", ".join(self.configuration.get("unread", ())):

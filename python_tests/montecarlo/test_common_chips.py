@@ -48,10 +48,10 @@ def test_a_sweep_says_which_layers_have_other_chips():
     nft.noisy_layers(models["moved"])["2"].stream = 5
     found = sweep(models)
     assert found.notes == [
-        "named shares the chips of 0 of 2 layers with a, b, so their differences are not paired on common chips in the "
-        "other layers (only in a: 0, 2; only in named: body.0, body.2)",
-        "moved shares the chips of 1 of 2 layers with a, b, so their differences are not paired on common chips in the "
-        "other layers (another stream: 2)",
+        "named shares the chips of 0 of 2 layers with a, b; the other layers have chips of their own, so differences "
+        "have more noise (only in a: 0, 2; only in named: body.0, body.2)",
+        "moved shares the chips of 1 of 2 layers with a, b; the other layers have chips of their own, so differences "
+        "have more noise (another stream: 2)",
     ]
     for table in (found.table(), found.differences_table()):
         assert "note: moved shares the chips of 1 of 2 layers" in table

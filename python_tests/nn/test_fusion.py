@@ -407,7 +407,7 @@ def test_it_is_for_inference(pair):
     assert not fused(X).requires_grad  # no torch.no_grad() needed
     fused.train()
     with pytest.raises(
-        RuntimeError, match="0: must be in eval mode, a fused model is for inference: .*; got training mode"
+        RuntimeError, match="0: must be in eval mode, because it was fused for inference.*; got training mode"
     ):
         fused(X)
     fused.eval()

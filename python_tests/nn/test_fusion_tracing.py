@@ -292,7 +292,7 @@ class Branches(nn.Module):
 
 def test_submodules_that_cannot_be_traced_are_called():
     with pytest.warns(
-        UserWarning, match="fuse: these submodules cannot be traced, they stay as they are: branches .Trace"
+        UserWarning, match="fuse: these submodules cannot be traced and stay as they are: branches .Trace"
     ):
         fused = check(lambda m, x: m.branches(m.relu(m.norm(m.conv(x)))), branches=Branches())
     assert folds(fused) == 1 and fused.branches.calls == 2

@@ -55,7 +55,7 @@ def test_the_same_of_noisy_layers(change, undo, task):
 def test_parametrized_layers_stay_noise_free_with_the_way_out():
     model = network()
     PARAMETRIZED[0](model[0])
-    with pytest.warns(UserWarning, match="remove_parametrizations and convert again: 0$"):
+    with pytest.warns(UserWarning, match="remove_parametrizations, then convert again: 0$"):
         noisy = nft.convert(model, NVM)
     assert list(nft.noisy_layers(noisy)) == ["2"]
     rule = (
@@ -71,7 +71,7 @@ def test_a_pruned_layer_that_is_not_converted_is_refused_too():
     """torch cannot copy it."""
     model = network()
     UNDO["pruned"][0](model[0])
-    with pytest.raises(ValueError, match=r"model: must be one that copy\.deepcopy can copy: .*prune\.remove"):
+    with pytest.raises(ValueError, match=r"model: must be one that copy\.deepcopy can copy; .*prune\.remove"):
         nft.convert(model, NVM, include="2")
 
 

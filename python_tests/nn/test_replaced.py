@@ -186,7 +186,7 @@ def test_weights_that_arrive_after_the_chips_were_chosen_are_refused():
     noisy[0].register_forward_pre_hook(lambda layer, args: setattr(layer, "weight", weight))
     with (
         nft.chips(noisy),
-        pytest.raises(RuntimeError, match=r"0\.weight: must be on the torch device .*remove them first"),
+        pytest.raises(RuntimeError, match=r"0\.weight: must stay on the torch device .*Remove offloading hooks first"),
     ):
         noisy(X)
     noisy[0].to("meta")

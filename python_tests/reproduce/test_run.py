@@ -217,9 +217,14 @@ def command(out, *more):
     ]
 
 
+def locks(out):
+    """The locks of the cells that have begun; those of their trainings' files begin with a dot."""
+    return [path for path in (out / "running").glob("*.lock") if not path.name.startswith(".")]
+
+
 def quiet(out):
     """Whether no process holds a cell of `out`."""
-    for path in (out / "running").glob("*.lock"):
+    for path in locks(out):
         with open(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -245,7 +250,7 @@ def test_stopping_the_command_stops_its_processes(tmp_path, how):
         start_new_session=True,
     )
     try:
-        wait_for(lambda: len(list((tmp_path / "running").glob("*.lock"))) == 2, "two cells begun")
+        wait_for(lambda: len(locks(tmp_path)) == 2, "two cells begun")
         os.kill(process.pid, how)
         status = process.wait(60)
         wait_for(lambda: quiet(tmp_path), "end of the work")

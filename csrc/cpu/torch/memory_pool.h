@@ -70,7 +70,7 @@ class MemoryPool {
     }
   }
 
-  // Frees what waits, for others to use.
+  // Returns all waiting pieces to the operating system.
   void release() noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const Piece& piece : free_) free(piece.memory);

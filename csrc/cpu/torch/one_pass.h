@@ -225,8 +225,8 @@ class OnePassProduct {
 
   int64_t bands() const { return (w_.group_rows() + band_rows() - 1) / band_rows(); }  // of a group
 
-  // The product, one band of rows per piece; `abs_max` collects max|W| on the way. What is larger stays in the cache
-  // from piece to piece: a band of weights for all chips, or a chip's input for all bands.
+  // The product, one band of rows per piece; `abs_max` collects max|W| on the way. Weights or input, the larger stays
+  // in the cache from piece to piece: a band of weights for all chips, or a chip's input for all bands.
   Phase rows(const Program& program, AbsMax* abs_max = nullptr) const {
     const int64_t rows = band_rows(), bands = this->bands(), all = w_.groups * bands, chips = c_.chips();
     const bool by_band = program.n > chips_of_input() * input_floats();

@@ -59,7 +59,7 @@ class WorkQueue {
     }
   }
 
-  // After all threads are done: throws what a piece has thrown first, bad_alloc or its words.
+  // Call after all threads are done. Throws the first error of a piece: bad_alloc, or one with its words.
   void rethrow() const {
     if (out_of_memory_) throw std::bad_alloc();
     if (failed_) throw std::runtime_error(error_);

@@ -28,7 +28,7 @@ FORMAT = "nft_ext.journal/2"
 START = f'{{"format": "{FORMAT}"'.encode()
 OLDER = b'{"format": "nft_ext.journal/1"'  # without a checksum of the header
 HEADER = ("fixed", "noted", "recorded")  # the mappings that the header line stores
-UNCHECKED = "an earlier version began it, so attributes, callables and buffers of the network could not be checked"
+UNCHECKED = "an earlier version wrote it, so attributes, callables and buffers of the network could not be checked"
 
 
 class Journal:

@@ -83,8 +83,8 @@ class Halving:
             if self.at_once == 1:
                 said = (str(error).splitlines() or [type(error).__name__])[0]
                 raise RuntimeError(
-                    "batch_size: one chip must fit the memory with this many images per pass, so use a smaller "
-                    f"batch_size; got {self.batch_size} ({said:.200})"
+                    "batch_size: one chip must fit the memory with this many images per pass; use a smaller one; "
+                    f"got {self.batch_size} ({said:.200})"
                 ) from error
         # After the except clause, because the error holds the memory of the failed forward.
         fewer = -(-self.at_once // 2)
