@@ -37,6 +37,23 @@ def dataset_of(arguments: argparse.Namespace, metas: Metas) -> str:
     return str(name)
 
 
+def normalisation_entry(normalisation: str) -> dict[str, str]:
+    """The entry of a checkpoint's metadata for the normalisation of its images, nothing for the usual one."""
+    return {} if normalisation == "default" else {"normalisation": normalisation}
+
+
+def normalisation_of(metas: Metas) -> str:
+    """The normalisation of the images that all checkpoints were trained on.
+
+    Raises:
+        ValueError: the checkpoints were trained under different normalisations.
+    """
+    found = {name: meta.get("normalisation", "default") for name, meta in metas.items()}
+    if len(set(found.values())) != 1:
+        fail("checkpoint", "must all be trained on images of one normalisation; evaluate the others apart", found)
+    return next(iter(found.values()))
+
+
 def device_left_open(arguments: argparse.Namespace, metas: Metas) -> NVMDevice:
     """The device that the checkpoints were trained for, or the default device if they name none.
 

@@ -92,12 +92,12 @@ def settings(arguments: argparse.Namespace) -> dict:
     }
 
 
-def test_set(arguments: argparse.Namespace):
-    """The test images, at most --limit of them."""
+def test_set(arguments: argparse.Namespace, metas: checkpoints.Metas):
+    """The test images, at most --limit of them, normalised as the checkpoints' training images were."""
     from nft_ext import data
     from nft_ext._common.checks import integer
 
-    _, test = data.load(arguments.dataset, arguments.data_dir)
+    _, test = data.load(arguments.dataset, arguments.data_dir, checkpoints.normalisation_of(metas))
     if arguments.limit is not None:
         test = test.subset(range(min(integer("--limit", arguments.limit, 1), len(test))))
     return test
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         fail("--resume", "needs a single --sigma; use nft-ext sweep --resume DIR for several", str(arguments.resume))
     stems = _stems(arguments)
     noisy = convert(model, device.replace(sigma=arguments.sigma[0]))
-    test, asked = test_set(arguments), settings(arguments)
+    test, asked = test_set(arguments, metas), settings(arguments)
     if arguments.estimate or arguments.dry_run:
         slices = _estimate(noisy, test, arguments.sigma, asked)
         if len(arguments.sigma) == 1 and arguments.resume is None and slices is not None:

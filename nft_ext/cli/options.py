@@ -7,6 +7,7 @@ from typing import Any
 
 from nft_ext import data, models
 from nft_ext._common.checks import fail, file_path
+from nft_ext._common.initialisation import INITS
 from nft_ext.device.model import PRESETS, NVMDevice
 
 DEFAULT_DEVICE = NVMDevice()
@@ -115,3 +116,9 @@ def add_data(parser: argparse.ArgumentParser, left_open: str | None = None) -> N
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=models.NAMES, default="vgg8", help="network (default vgg8)")
     parser.add_argument("--width", type=float, default=1.0, help="factor on all channel counts (default 1)")
+    parser.add_argument(
+        "--init",
+        choices=INITS,
+        default="default",
+        help="initial weights: default (torch's), or published (normal, variance 2 / fan_out, biases 0)",
+    )

@@ -10,8 +10,10 @@ from pathlib import Path
 
 def add_parser(commands) -> None:
     from nft_ext._common.bfloat16 import PRECISIONS
-    from nft_ext.reproduce.grid import EXPERIMENTS, FIGURE_METHODS
+    from nft_ext.reproduce.as_published import SETTINGS
+    from nft_ext.reproduce.grid import EXPERIMENTS
     from nft_ext.reproduce.panels import PANELS, PRESETS
+    from nft_ext.reproduce.variants import FIGURE_METHODS
 
     parser = commands.add_parser(
         "reproduce",
@@ -24,6 +26,12 @@ def add_parser(commands) -> None:
     parser.add_argument("--panel", help=f"network and data set: {', '.join(PANELS)} (default: the paper's)")
     parser.add_argument(
         "--preset", default="quick", help=f"size of the experiment: {', '.join(PRESETS)} (default quick)"
+    )
+    parser.add_argument(
+        "--setting",
+        default="published",
+        help=f"of the training and its images, {' or '.join(SETTINGS)} (default published): start, normalisation, "
+        "epoch kept, see docs/guide/reproduce.md",
     )
     parser.add_argument("--sigma", type=float, nargs="+", help="sigmas of the device (default: the preset's)")
     parser.add_argument(
@@ -80,12 +88,13 @@ def add_parser(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nft_ext._common.checks import integer, one_of
     from nft_ext._common.files import check_writable_target
-    from nft_ext.reproduce.grid import cells
+    from nft_ext.reproduce.as_published import in_setting
+    from nft_ext.reproduce.grid import cells, searches
     from nft_ext.reproduce.panels import PRESETS
     from nft_ext.reproduce.store import Store
 
     a = arguments
-    scale = PRESETS[one_of("preset", a.preset, PRESETS)].replace(
+    scale = in_setting(PRESETS[one_of("preset", a.preset, PRESETS)], a.setting).replace(
         width=a.width,
         epochs=a.epochs,
         lr=a.lr,
@@ -99,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     grid = cells(a.experiment, a.panel, scale, a.sigma, a.methods, a.seeds, not a.no_control)
     integer("--jobs", a.jobs, 1)
     mine = grid if a.shard is None else _shard(a.shard, grid)
+    mine = [*searches(mine), *mine]  # a search comes first, so that several processes can share it
     if a.threads is not None:
         import torch
 
@@ -128,10 +138,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report(a: argparse.Namespace, grid: list, store, status: int) -> int:
+    from nft_ext.reproduce.grid import searches
+
     found = [cell for cell in map(store.read, grid) if cell is not None]
     if len(found) < len(grid):
         print(f"{len(found)} of {len(grid)} networks are finished; run the same command again for the others")
-    if others := store.others(grid):
+    if others := store.others([*grid, *searches(grid)]):
         print(f"note: {store.cells} holds {others} results of other configurations; the report does not use them")
     if not found:
         return status
@@ -140,7 +152,11 @@ def _report(a: argparse.Namespace, grid: list, store, status: int) -> int:
     command = shlex.join(["nft-ext", *sys.argv[1:]])
     print(
         write_report(
-            a.experiment, found, a.out, command, {"preset": a.preset, "cells": len(grid), "finished": len(found)}
+            a.experiment,
+            found,
+            a.out,
+            command,
+            {"preset": a.preset, "setting": a.setting, "cells": len(grid), "finished": len(found)},
         )
     )
     return status

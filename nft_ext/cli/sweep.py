@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         outputs.check_folder(arguments.out, ["sweep.json", "sweep.csv", "sweep.png"], {"--table": arguments.table})
     found = sweep(
         models,
-        evaluate.test_set(arguments),
+        evaluate.test_set(arguments, metas),
         arguments.sigma,
         devices,
         resume=arguments.resume,

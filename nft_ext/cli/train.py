@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nft_ext.cli import options, outputs
+from nft_ext.cli import checkpoints, options, outputs
 from nft_ext.cli.method_options import add_method, method_of, sigma_of
 from nft_ext.cli.training_options import add_training, check_outputs, fit_options
 
 
 def add_parser(commands) -> None:
+    from nft_ext import data
+
     parser = commands.add_parser(
         "train",
         help="train one network with one method",
@@ -22,6 +24,12 @@ def add_parser(commands) -> None:
     add_method(parser)
     options.add_model(parser)
     options.add_data(parser)
+    parser.add_argument(
+        "--normalisation",
+        choices=data.NORMALISATIONS,
+        default="default",
+        help="mean and std of the images: default (of the training images), or published (MNIST: 0.5 and 0.5)",
+    )
     options.add_device(parser)
     add_training(parser)
     parser.set_defaults(run=run)
@@ -42,10 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     method = method_of(arguments)
     nvm = options.device_of(arguments, sigma_of(arguments))
     training = fit_options(arguments)
-    train, _ = data.load(arguments.dataset, arguments.data_dir)
+    train, _ = data.load(arguments.dataset, arguments.data_dir, arguments.normalisation)
     train, validation = data.split_validation(train, arguments.validation, seed=arguments.seed)
     torch.manual_seed(arguments.seed)
-    model = models.build(arguments.model, train.num_classes, train.channels, arguments.width)
+    model = models.build(arguments.model, train.num_classes, train.channels, arguments.width, arguments.init)
     training["augment"] = data.augment_for(train) if arguments.augment == "auto" else None
     found = (search_beta if arguments.beta == "search" else fit)(
         model,
@@ -54,7 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
         validation,
         nvm=nvm,
         **training,
-        meta={"dataset": arguments.dataset, "validation_share": arguments.validation},
+        meta={
+            "dataset": arguments.dataset,
+            "validation_share": arguments.validation,
+            **checkpoints.normalisation_entry(arguments.normalisation),
+        },
     )
     if not is_main():
         return 130 if found.interrupted else 0

@@ -20,6 +20,7 @@ from nft_ext.data.augment import CropFlip, augment_for
 from nft_ext.data.fetch import SOURCES, fetch
 from nft_ext.data.files import data_folder
 from nft_ext.data.image_set import ImageSet
+from nft_ext.data.normalisation import NORMALISATIONS, as_published
 from nft_ext.data.split import split_validation
 from nft_ext.data.torchvision_sets import from_torchvision, load_torchvision
 
@@ -32,19 +33,30 @@ _READERS = {
 NAMES: tuple[str, ...] = ("digits", *_READERS)
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet, ImageSet]:
+def load(
+    name: str, data_dir: str | os.PathLike | None = None, normalisation: str = "default"
+) -> tuple[ImageSet, ImageSet]:
     """(train, test) of a built-in data set: normalised images float32 [n, C, 32, 32] and labels int64 [n].
 
     Args:
         name: one of `NAMES`.
         data_dir: the data folder; None: the environment variable NFT_EXT_DATA. `digits` needs no folder.
+        normalisation: "default": mean and std of the training images. "published": those of the published code, for
+            MNIST 0.5 and 0.5. The sets record mean and std.
 
     Raises:
-        ValueError: the name is unknown, no data folder is given, or a file is short or corrupt.
+        ValueError: the name or the normalisation is unknown, no data folder is given, or a file is short or corrupt.
         FileNotFoundError: the folder or a file is missing. The message says how to get it.
         ImportError: digits needs scikit-learn, tinyimagenet needs Pillow.
     """
     one_of("dataset", name, NAMES)
+    if one_of("normalisation", normalisation, NORMALISATIONS) == "default":
+        return _read(name, data_dir)
+    train, test = _read(name, data_dir)
+    return as_published(train), as_published(test)
+
+
+def _read(name: str, data_dir: str | os.PathLike | None) -> tuple[ImageSet, ImageSet]:
     if name == "digits":
         return digits.load()
     folder = data_folder(data_dir, name)
@@ -59,6 +71,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[ImageSet
 
 __all__ = [
     "NAMES",
+    "NORMALISATIONS",
     "SOURCES",
     "CropFlip",
     "ImageSet",

@@ -1,4 +1,8 @@
-"""IRS, intermediate representation snapshots: classifiers on intermediate features give the negative feedback."""
+"""IRS, intermediate representation snapshots: classifiers on intermediate features give the feedback.
+
+The paper calls it negative. The classifiers' last layers are free, so its sign is what training makes of it
+(docs/reference/methods.md, section 3).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,8 @@ class IRS(Method):
 
     Args:
         sigma: device sigma, in the unit of the device model.
-        beta: weight of the feedback.
+        beta: weight of the feedback. Its sign has no effect on what training can reach: the classifiers' last layers
+            are free and start symmetrically, so turning the sign equals turning theirs, bit for bit.
         points: names of the tapped modules, shallowest first. Each has a 4-D output, pooled to 4 x 4. A pair (name,
             size) sets the pooled size; size None: the largest with at most 2304 classifier inputs. None: the model's
             own points, see `methods.snapshot_points_of`.
@@ -49,8 +54,8 @@ class IRS(Method):
         a_b, a_f: shares of backbone and feedback in Eq. 1-3; None: `1/(N+1)`.
 
     Raises:
-        ValueError: sigma, beta or a gamma is negative or not finite, feedbacks < 1, a_b is not positive, or a_f is
-            negative. `prepare` also refuses unsuitable snapshot points and gammas that are not N long.
+        ValueError: sigma or a gamma is negative, one of them or beta is not finite, feedbacks < 1, a_b is not positive,
+            or a_f is negative. `prepare` also refuses unsuitable snapshot points and gammas that are not N long.
     """
 
     name: ClassVar[str] = "irs"
@@ -100,6 +105,8 @@ class IRS(Method):
 
     def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> SnapshotModel:
         """A noisy copy of `model` with one new classifier per snapshot point, drawn from torch's generator.
+
+        The classifiers start as the model did, if it is a network of `nft_ext.models` (`init`).
 
         The backbone's layers keep the random streams of the plain model. The classifiers are named `snapshots.0.fc1`
         and so on, so no two layers share a stream.

@@ -1,7 +1,7 @@
 """The total output of Negative Feedback Training (Eq. 1-3 of arXiv 2305.14561) and its feedback weights.
 
-The noisier or shallower feedback outputs are subtracted from the backbone's logits before the softmax. This damps
-steps that would make the feedback outputs confident.
+The noisier or shallower feedback outputs are subtracted from the backbone's logits before the softmax. In OVF this
+damps steps that would make the feedback outputs confident. In IRS the classifiers can learn either sign.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def total_output(
     Args:
         backbone: `[B, classes]`, the backbone's logits.
         feedbacks: N >= 1 tensors `[B, classes]`, `Out_1 .. Out_N`.
-        beta: weight of the sum of all feedback.
+        beta: weight of the sum of all feedback. Negative: positive feedback.
         gammas: N weights, `gamma_1 .. gamma_N`.
         a_b, a_f: shares of backbone and feedback; None: `1/(N+1)`, the paper's.
 
@@ -126,7 +126,7 @@ def check_feedback_options(method: Any) -> None:
         ValueError: one of them is out of range.
     """
     number("sigma", method.sigma, low=0.0)
-    number("beta", method.beta, low=0.0)
+    number("beta", method.beta)
     boolean("reversed_decay", method.reversed_decay)
     if method.a_b is not None and number("a_b", method.a_b) <= 0.0:
         fail("a_b", "must be > 0", method.a_b)

@@ -38,7 +38,7 @@ class OVF(Method):
 
     Args:
         sigma: device sigma of the backbone's forward, in the unit of the device model.
-        beta: weight of the feedback.
+        beta: weight of the feedback. Negative: positive feedback, a control.
         feedbacks: N.
         delta: step of sigma from one feedback to the next. A negative delta lowers the noise (the ablation "reversed
             delta sigma").
@@ -53,8 +53,8 @@ class OVF(Method):
             ResNet-18, because it sets the larger sigma on the model object, not on the residual blocks.
 
     Raises:
-        ValueError: sigma, beta or a gamma is negative or not finite, feedbacks < 1, gammas are not N long, a_b is not
-            positive, or a_f is negative.
+        ValueError: sigma or a gamma is negative, one of them or beta is not finite, feedbacks < 1, gammas are not N
+            long, a_b is not positive, or a_f is negative.
     """
 
     name: ClassVar[str] = "ovf"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nft_ext._common.checks import fail
+from nft_ext._common.initialisation import init_of, initialised
 from nft_ext._common.logits import logits_of
 from nft_ext.methods.points import Point, check_names, side_for
 
@@ -107,7 +108,7 @@ def build_classifiers(
 ) -> tuple[list[str], nn.ModuleList]:
     """Names of the tapped modules, and one classifier per module.
 
-    One blank image, forwarded in eval mode, gives the classifiers' sizes.
+    One blank image, forwarded in eval mode, gives the classifiers' sizes. They start as the model did (`init_of`).
 
     Args:
         model: a plain module. It is changed, so give a copy.
@@ -141,7 +142,8 @@ def build_classifiers(
         chosen.append((when, name, head))
     if by_depth:
         chosen.sort(key=lambda entry: entry[0])
-    return [name for _, name, _ in chosen], nn.ModuleList(head for _, _, head in chosen).to(output)
+    classifiers = initialised(nn.ModuleList(head for _, _, head in chosen), init_of(model))
+    return [name for _, name, _ in chosen], cast(nn.ModuleList, classifiers.to(output))
 
 
 def _probe(

@@ -5,6 +5,7 @@ docs/reference/metrics.md has the equations.
 """
 
 from nft_ext.metrics.convergence import Convergence, convergence
+from nft_ext.metrics.equivalence import Equivalence, equivalence
 from nft_ext.metrics.method_difference import MethodDifference, compare_methods
 from nft_ext.metrics.over_seeds import OverSeeds, over_seeds
 from nft_ext.metrics.paired import Paired, paired
@@ -13,6 +14,7 @@ from nft_ext.metrics.temperature import Temperature, Tempered, fit_temperature, 
 
 __all__ = [
     "Convergence",
+    "Equivalence",
     "MethodDifference",
     "OverSeeds",
     "Paired",
@@ -21,6 +23,7 @@ __all__ = [
     "clopper_pearson",
     "compare_methods",
     "convergence",
+    "equivalence",
     "fisher_exact",
     "fit_temperature",
     "over_seeds",

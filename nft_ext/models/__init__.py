@@ -16,17 +16,17 @@ _BUILDERS = {"vgg8": vgg8, "resnet18": resnet18}
 NAMES: tuple[str, ...] = tuple(_BUILDERS)
 
 
-def build(name: str, num_classes: int, in_channels: int, width: float = 1.0) -> nn.Module:
+def build(name: str, num_classes: int, in_channels: int, width: float = 1.0, init: str = "default") -> nn.Module:
     """A newly initialised network: [B, in_channels, 32, 32] -> logits [B, num_classes].
 
     Args:
         name: one of `models.NAMES`.
-        num_classes, in_channels, width: see `models.vgg8` and `models.resnet18`.
+        num_classes, in_channels, width, init: see `models.vgg8` and `models.resnet18`.
 
     Raises:
         ValueError: the name is unknown, or an argument is out of range.
     """
-    return _BUILDERS[one_of("model", name, NAMES)](num_classes, in_channels, width)
+    return _BUILDERS[one_of("model", name, NAMES)](num_classes, in_channels, width, init)
 
 
 __all__ = ["NAMES", "build", "resnet18", "vgg8"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
-from nft_ext._common.checks import fail, integer, number
+from nft_ext._common.checks import fail, integer, number, one_of
+from nft_ext._common.initialisation import INITS, initialised
 
 IMAGE_SIZE = 32  # pixels per side; it sets the sizes of the fully connected layers
 
@@ -30,6 +32,31 @@ def check_sizes(num_classes: int, in_channels: int, width: float) -> tuple[int, 
     if width <= 0:
         fail("width", "must be a finite number > 0", width)
     return num_classes, in_channels, width
+
+
+class Network(nn.Module):
+    """A network of this folder. It remembers how its weights began.
+
+    Attributes:
+        init: "default" or "published", see `models.build`. IRS starts its classifiers in the same way.
+    """
+
+    # Private, so that the identity of a network, which journals store, does not depend on its start.
+    _init: str = "default"
+
+    @property
+    def init(self) -> str:
+        return self._init
+
+    def _start(self, init: str) -> None:
+        """Draws the weights anew as `init` says.
+
+        Raises:
+            ValueError: init is unknown.
+        """
+        if one_of("init", init, INITS) != "default":
+            self._init = init
+            initialised(self, init)
 
 
 def check_images(model: str, x: torch.Tensor, in_channels: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from nft_ext.models.common import check_images, check_sizes, scaled
+from nft_ext.models.common import Network, check_images, check_sizes, scaled
 
 fx.wrap("check_images")  # a traced model checks its input, too
 
@@ -48,7 +48,7 @@ def two_blocks(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
     return nn.Sequential(BasicBlock(in_channels, out_channels, stride), BasicBlock(out_channels, out_channels, 1))
 
 
-class ResNet18(nn.Module):
+class ResNet18(Network):
     """[B, in_channels, 32, 32] -> logits [B, num_classes]; see `resnet18`."""
 
     # Taps of IRS (module, pooled side), shallowest first; relu1 ends the stem.
@@ -63,7 +63,7 @@ class ResNet18(nn.Module):
         ("layer4.0", 2),
     )
 
-    def __init__(self, num_classes: int, in_channels: int, width: float):
+    def __init__(self, num_classes: int, in_channels: int, width: float, init: str = "default"):
         super().__init__()
         self.num_classes, self.in_channels, self.width = check_sizes(num_classes, in_channels, width)
         c64, c128, c256, c512 = (scaled(channels, self.width) for channels in (64, 128, 256, 512))
@@ -77,6 +77,7 @@ class ResNet18(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(c512, self.num_classes)
+        self._start(init)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_images("resnet18", x, self.in_channels)
@@ -85,7 +86,7 @@ class ResNet18(nn.Module):
         return self.fc(self.flatten(self.avgpool(x)))
 
 
-def resnet18(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet18:
+def resnet18(num_classes: int = 10, in_channels: int = 3, width: float = 1.0, init: str = "default") -> ResNet18:
     """CIFAR ResNet-18, a plain nn.Module: [B, in_channels, 32, 32] -> logits [B, num_classes].
 
     Args:
@@ -93,8 +94,9 @@ def resnet18(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) ->
         in_channels: 3 for colour images (CIFAR), 1 for grey (MNIST).
         width: factor on every channel count (64, 128, 256, 512 at 1.0). Products are rounded to a multiple of 8, or
             to an integer >= 1 if they are below 8.
+        init: the weights it starts with: "default" (torch's), or "published" (N(0, 2 / fan_out), biases 0).
 
     Raises:
         ValueError: an argument is out of range. The forward refuses inputs that are not [B, in_channels, 32, 32].
     """
-    return ResNet18(num_classes, in_channels, width)
+    return ResNet18(num_classes, in_channels, width, init)

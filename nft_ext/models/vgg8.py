@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from nft_ext.models.common import check_images, check_sizes, scaled
+from nft_ext.models.common import Network, check_images, check_sizes, scaled
 
 fx.wrap("check_images")  # a traced model checks its input, too
 
@@ -24,7 +24,7 @@ class ConvBlock(nn.Module):
         return self.pool(self.relu(self.bn(self.conv(x))))
 
 
-class VGG8(nn.Module):
+class VGG8(Network):
     """[B, in_channels, 32, 32] -> logits [B, num_classes]; see `vgg8`."""
 
     # Taps of IRS (module, pooled side), shallowest first.
@@ -33,7 +33,7 @@ class VGG8(nn.Module):
     # Further taps, in this order, with at most 2304 inputs each at width 1.
     further_snapshot_points: tuple[tuple[str, int], ...] = (("block6", 2), ("block3", 3), ("block5", 2))
 
-    def __init__(self, num_classes: int, in_channels: int, width: float):
+    def __init__(self, num_classes: int, in_channels: int, width: float, init: str = "default"):
         super().__init__()
         self.num_classes, self.in_channels, self.width = check_sizes(num_classes, in_channels, width)
         c64, c128, c256, c512 = (scaled(channels, self.width) for channels in (64, 128, 256, 512))
@@ -48,6 +48,7 @@ class VGG8(nn.Module):
         self.fc1 = nn.Linear(c512 * 4 * 4, hidden)
         self.relu = nn.ReLU(inplace=True)
         self.fc2 = nn.Linear(hidden, self.num_classes)
+        self._start(init)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_images("vgg8", x, self.in_channels)
@@ -57,7 +58,7 @@ class VGG8(nn.Module):
         return self.fc2(self.relu(self.fc1(self.flatten(x))))
 
 
-def vgg8(num_classes: int = 10, in_channels: int = 1, width: float = 1.0) -> VGG8:
+def vgg8(num_classes: int = 10, in_channels: int = 1, width: float = 1.0, init: str = "default") -> VGG8:
     """VGG-8, a plain nn.Module: [B, in_channels, 32, 32] -> logits [B, num_classes].
 
     Args:
@@ -65,8 +66,9 @@ def vgg8(num_classes: int = 10, in_channels: int = 1, width: float = 1.0) -> VGG
         in_channels: 1 for grey images (MNIST), 3 for colour (CIFAR).
         width: factor on every channel count and on the hidden layer (64, 128, 256, 512; 1024 at 1.0). Products are
             rounded to a multiple of 8, or to an integer >= 1 if they are below 8.
+        init: the weights it starts with: "default" (torch's), or "published" (N(0, 2 / fan_out), biases 0).
 
     Raises:
         ValueError: an argument is out of range. The forward refuses inputs that are not [B, in_channels, 32, 32].
     """
-    return VGG8(num_classes, in_channels, width)
+    return VGG8(num_classes, in_channels, width, init)

@@ -43,8 +43,10 @@ def seconds(cells: Sequence[Cell], data_dir: str | None) -> dict[str, float]:
         step, image = known[kind]
         trained = round(len(train) * (1 - cell.scale.validation))
         steps = -(-trained // cell.scale.batch_size) * (cell.epochs + cell.pretrained)
-        on_test = cell.scale.selection == "test"
-        judged = 2 * len(test) if on_test else (len(train) - trained) * (cell.scale.validation_chips + 1)
+        if cell.scale.selection == "published":
+            judged = 2 * len(test)
+        else:
+            judged = (len(train) - trained or len(test)) * (cell.scale.validation_chips + 1)
         validated = judged * cell.epochs
         measured = len(test) * cell.scale.runs * len(cell.sigmas)
         found[cell.key] = steps * step + (validated + measured) * image
@@ -53,9 +55,9 @@ def seconds(cells: Sequence[Cell], data_dir: str | None) -> dict[str, float]:
 
 def _measured(cell: Cell, images: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[float, float]:
     """(seconds per training step, seconds per image and chip)."""
-    model = models.build(cell.panel.model, classes, images.shape[1], cell.scale.width)
+    model = models.build(cell.panel.model, classes, images.shape[1], cell.scale.width, cell.scale.init)
     recipe = cell.scale.recipe(cell.panel)
-    method: Method = methods.build(**cell.method)
+    method: Method = methods.build(**(cell.method if cell.tuning is None else cell.with_option(cell.tuning.values[0])))
     nvm = NVMDevice(sigma=cell.sigma or 0.1)
     prepared = method.prepare(model, None if method.sigma is None else nvm).train()
     prepared = with_memory_format(prepared, recipe.memory_format)

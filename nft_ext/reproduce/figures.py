@@ -271,9 +271,10 @@ def _settings(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
     for (panel, sigma), axes in zip(places, plots):
         lines = {row.variant: row for row in rows if (row.panel, row.sigma) == (panel, sigma)}
         methods = sorted({variant.partition(" ")[0] for variant in lines}, key=rank)
+        present = [name for name in ("", *SETTINGS) if any(v.partition(" ")[2] == name for v in lines)]
         for place, method in enumerate(methods):
             colour, marker = theme.colour(method), MARKERS.get(method, "o")
-            for group, setting in enumerate(("", *SETTINGS)):
+            for group, setting in enumerate(present):
                 row = lines.get(f"{method} {setting}".rstrip())
                 if row is None:
                     continue
@@ -289,8 +290,8 @@ def _settings(figure: Any, rows: Sequence[Row], theme: Theme) -> None:
                 )
                 axes.plot([x, x], _interval(row), color=colour, linewidth=1.6, alpha=0.8)
                 axes.plot(x, row.accuracy, marker, color=colour, markersize=6.5, label=NAMES.get(method, method))
-        axes.set_xticks(range(1 + len(SETTINGS)), [BASE, *SETTINGS])
-        axes.set(xlim=(-0.55, len(SETTINGS) + 0.55), ylabel="accuracy over chips, %")
+        axes.set_xticks(range(len(present)), [name or BASE for name in present])
+        axes.set(xlim=(-0.55, len(present) - 0.45), ylabel="accuracy over chips, %")
         axes.set_title(f"{panel}, sigma {sigma:g}", fontsize=10, loc="left")
     handles, names = plots[0].get_legend_handles_labels()
     unique = dict(zip(names, handles))

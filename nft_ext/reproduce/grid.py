@@ -5,18 +5,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nft_ext import methods
 from nft_ext._common.checks import fail, integer, number, one_of
-from nft_ext.methods import BETAS, Method
+from nft_ext.methods import Method
 from nft_ext.reproduce.panels import Panel, Scale, panel_named
 from nft_ext.reproduce.settings import METHODS, SETTINGS
+from nft_ext.reproduce.tuning import SEARCH_SEEDS, TUNINGS, VALIDATION, Tuning
+from nft_ext.reproduce.variants import (
+    EPOCHS,
+    Variants,
+    figure_variants,
+    number_variants,
+    other_variants,
+    with_control,
+)
 
-SNAPSHOTS = {"vgg8": 3, "resnet18": 4}  # N of IRS in the paper
-FIGURE_METHODS = ("vanilla", "noise", "control", "censored", "correctnet", "correctnet+noise", "ovf", "irs")
 EXPERIMENTS = ("figure3", "figure4", "table1", "table2", "convergence", "ablations", "protocol")
 
 
@@ -29,6 +36,7 @@ class Cell:
         sigma: sigma of the training, None without noise.
         sigmas: sigmas of the evaluation.
         pretrained: epochs of vanilla training before the method's epochs.
+        tuning: the search that chooses one option of the method, which `method` leaves at None. None: no search.
     """
 
     panel: Panel
@@ -40,6 +48,7 @@ class Cell:
     scale: Scale
     epochs: int
     pretrained: int = 0
+    tuning: Tuning | None = None
 
     def config(self) -> dict[str, Any]:
         """Everything that determines the result. The report reads it, and the key hashes it."""
@@ -63,6 +72,9 @@ class Cell:
             "pretrained": self.pretrained,
             # Recorded only if unusual, so the keys of older cells stay valid.
             **({} if self.scale.selection == "validation" else {"selection": self.scale.selection}),
+            **({} if self.scale.init == "default" else {"init": self.scale.init}),
+            **({} if self.scale.normalisation == "default" else {"normalisation": self.scale.normalisation}),
+            **({} if self.tuning is None else {"tuning": self.tuning.config()}),
         }
 
     @property
@@ -82,92 +94,37 @@ class Cell:
             self.panel, "vanilla", methods.Vanilla().config(), None, self.sigmas, self.seed, self.scale, self.pretrained
         )
 
+    def trials(self) -> list[tuple[float, list[Cell]]]:
+        """The trainings of the cell's search: (value, one cell per seed of the search). They see no test image."""
+        if self.tuning is None:
+            return []
+        scale = self.scale.replace(selection="validation", validation=VALIDATION)
+        return [
+            (
+                value,
+                [
+                    dataclasses.replace(
+                        self,
+                        variant=f"search for {self.variant}, {self.tuning.option} {value:g}",
+                        method=self.with_option(value),
+                        sigmas=(),
+                        seed=seed,
+                        scale=scale,
+                        tuning=None,
+                    )
+                    for seed in SEARCH_SEEDS
+                ],
+            )
+            for value in self.tuning.values
+        ]
+
+    def with_option(self, value: float) -> dict[str, Any]:
+        """`method` with the option of the search at `value`."""
+        return self.method if self.tuning is None else self.method | {self.tuning.option: value}
+
     def __str__(self) -> str:
         where = "" if self.sigma is None else f", sigma {self.sigma:g}"
         return f"{self.panel.name}, {self.variant}{where}, seed {self.seed}"
-
-
-# variant name -> method at a sigma
-Variants = dict[str, Callable[[float], Method]]
-
-
-def beta_of(method: str, panel: Panel) -> float:
-    """The paper's beta. Digits are not in the paper and use MNIST's beta."""
-    name = panel.name.replace("digits", "mnist")
-    return BETAS[method][name]
-
-
-def figure_variants(panel: Panel, names: Sequence[str]) -> Variants:
-    """The lines of a figure, in the order of `names`. OVF (N = 3) and IRS share a control if their N is equal."""
-
-    def ovf(sigma: float) -> Method:
-        return methods.OVF(sigma=sigma, beta=beta_of("ovf", panel))
-
-    def irs(sigma: float) -> Method:
-        return methods.IRS(sigma=sigma, beta=beta_of("irs", panel))
-
-    def both(sigma: float) -> Method:
-        return methods.CorrectNet(base=methods.NoiseInjection(sigma=sigma))
-
-    n = SNAPSHOTS[panel.model]
-    controls: Variants = {"control": lambda sigma: methods.ScaledLogits(sigma=sigma, feedbacks=3)}
-    if n != 3:
-        controls = {
-            "control-ovf": controls["control"],
-            "control-irs": lambda sigma: methods.ScaledLogits(sigma=sigma, feedbacks=n),
-        }
-    found: Variants = {}
-    for name in names:
-        one_of("method", name, FIGURE_METHODS)
-        if name == "control":
-            found |= controls
-        else:
-            # censored: its noise before the cut has a chip's std, 0.7776 sigma max|W| at M = 8 and K = 2.
-            found[name] = {
-                "vanilla": lambda sigma: methods.Vanilla(),
-                "noise": lambda sigma: methods.NoiseInjection(sigma=sigma),
-                "censored": lambda sigma: methods.Censored(sigma=sigma, noise_sigma=0.7776 * sigma),
-                "correctnet": lambda sigma: methods.CorrectNet(),
-                "correctnet+noise": both,
-                "ovf": ovf,
-                "irs": irs,
-            }[name]
-    return found
-
-
-def with_control(names: Sequence[str]) -> tuple[str, ...]:
-    """`names`, with "control" added before the first method with feedback."""
-    if "control" in names:
-        return tuple(names)
-    place = next((i for i, name in enumerate(names) if name in ("ovf", "irs")), None)
-    return tuple(names) if place is None else (*names[:place], "control", *names[place:])
-
-
-def number_variants(panel: Panel, control: bool = True) -> Variants:
-    """OVF and IRS with N = 1 .. 5 feedbacks, and the control of each N."""
-    ovf, irs = beta_of("ovf", panel), beta_of("irs", panel)
-    found: Variants = {
-        f"ovf n={n}": lambda sigma, n=n: methods.OVF(sigma=sigma, beta=ovf, feedbacks=n) for n in range(1, 6)
-    }
-    found |= {f"irs n={n}": lambda sigma, n=n: methods.IRS(sigma=sigma, beta=irs, feedbacks=n) for n in range(1, 6)}
-    if control:
-        found |= {
-            f"control n={n}": lambda sigma, n=n: methods.ScaledLogits(sigma=sigma, feedbacks=n) for n in range(1, 6)
-        }
-    return found
-
-
-def other_variants(panel: Panel, control: bool = True) -> Variants:
-    """Reversed decay, reversed delta, noise-free classifiers, the published code's OVF, and what they compare with."""
-    ovf, irs = beta_of("ovf", panel), beta_of("irs", panel)
-    usual = ("ovf", "irs", "noise", "control") if control else ("ovf", "irs", "noise")
-    return figure_variants(panel, usual) | {
-        "ovf reversed decay": lambda sigma: methods.OVF(sigma=sigma, beta=ovf, reversed_decay=True),
-        "irs reversed decay": lambda sigma: methods.IRS(sigma=sigma, beta=irs, reversed_decay=True),
-        "ovf reversed delta": lambda sigma: methods.OVF(sigma=sigma, beta=ovf, delta=-0.05),
-        "irs noise-free classifiers": lambda sigma: methods.IRS(sigma=sigma, beta=irs, noisy_classifiers=False),
-        "ovf published": lambda sigma: methods.OVF(sigma=sigma, beta=ovf, published_variant=True),
-    }
 
 
 def cells(
@@ -188,6 +145,8 @@ def cells(
     - ablations: table1, table2, and the reversed, noise-free and published variants.
     - protocol: one sigma, one setting of the training changed at a time.
 
+    The searches of tuned methods are not among them, see `searches`.
+
     Args:
         experiment: one of `EXPERIMENTS`.
         panel: a name of `PANELS`. None: the paper's panel.
@@ -198,7 +157,8 @@ def cells(
         control: add the control of OVF and IRS: the same factor 1/(N+1), no feedback, equal epochs.
 
     Raises:
-        ValueError: experiment, panel or method is unknown, a sigma is negative, or seeds < 1.
+        ValueError: experiment, panel or method is unknown, a sigma is negative, seeds < 1, or a seed is one of the
+            searches'.
     """
     one_of("experiment", experiment, EXPERIMENTS)
     figures = experiment in ("figure3", "figure4")
@@ -207,6 +167,8 @@ def cells(
     usual = scale.sigmas if figures else (0.35,) if of_vgg8 else (0.3,)
     at = tuple(number("sigma", sigma, low=0.0) for sigma in (sigmas or usual))
     count = integer("seeds", seeds, 1) if seeds is not None else 10 if experiment == "convergence" else scale.seeds
+    if count > min(SEARCH_SEEDS):
+        fail("seeds", f"must be <= {min(SEARCH_SEEDS)}, because seeds from there choose settings", count)
     if names is not None and not figures and experiment != "convergence":
         fail("--methods", "must be left out, because the experiment fixes its methods", ", ".join(names))
     found: list[Cell] = []
@@ -214,16 +176,21 @@ def cells(
         if figures or experiment == "convergence":
             asked = names or (scale.methods if figures else ("noise", "control", "ovf", "irs"))
             asked = with_control(asked) if control else tuple(name for name in asked if name != "control")
-            found += _each(where, figure_variants(where, asked), at, seed, scale)
+            found += _each(where, figure_variants(where, asked, scale.published_ovf), at, seed, scale)
         if experiment in ("table1", "ablations"):
-            found += _each(where, number_variants(where, control), at, seed, scale)
+            found += _each(where, number_variants(where, scale.published_ovf, control), at, seed, scale)
         if experiment in ("table2", "ablations"):
             found += _pretrained(where, control, at, seed, scale)
         if experiment == "ablations":
-            found += _each(where, other_variants(where, control), at, seed, scale)
+            found += _each(where, other_variants(where, scale.published_ovf, control), at, seed, scale)
         if experiment == "protocol":
             found += _settings(where, control, at, seed, scale)
     return list({(cell.variant, cell.key): cell for cell in found}.values())
+
+
+def searches(found: Sequence[Cell]) -> list[Cell]:
+    """The trainings that choose the settings of the tuned cells in `found`, each once."""
+    return list({cell.key: cell for one in found for _, trials in one.trials() for cell in trials}.values())
 
 
 def _each(panel: Panel, variants: Variants, sigmas: tuple[float, ...], seed: int, scale: Scale) -> Iterator[Cell]:
@@ -233,14 +200,18 @@ def _each(panel: Panel, variants: Variants, sigmas: tuple[float, ...], seed: int
     for sigma in sigmas:
         for name, make in variants.items():
             if name not in without_noise:
-                yield Cell(panel, name, make(sigma).config(), sigma, (sigma,), seed, scale, scale.epochs)
+                tuning = TUNINGS.get(name)
+                method = make(sigma).config() | ({} if tuning is None else {tuning.option: None})
+                epochs = EPOCHS.get(name, 1) * scale.epochs
+                yield Cell(panel, name, method, sigma, (sigma,), seed, scale, epochs, tuning=tuning)
 
 
 def _pretrained(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: int, scale: Scale) -> Iterator[Cell]:
     """OVF, IRS and their control from scratch, and after vanilla training with 1/4, 1/2 and all of the epochs."""
-    vanilla = figure_variants(panel, ("vanilla",))
+    vanilla = figure_variants(panel, ("vanilla",), scale.published_ovf)
     yield from _each(panel, vanilla, sigmas, seed, scale)
-    trained = figure_variants(panel, ("control", "ovf", "irs") if control else ("ovf", "irs"))
+    names = ("control", "ovf", "irs") if control else ("ovf", "irs")
+    trained = figure_variants(panel, names, scale.published_ovf)
     yield from _each(panel, trained, sigmas, seed, scale)
     for sigma in sigmas:
         for name, make in trained.items():
@@ -263,15 +234,18 @@ def _settings(panel: Panel, control: bool, sigmas: tuple[float, ...], seed: int,
     """The methods without a change, then under each setting. Variants are named "METHOD SETTING"."""
 
     def named(names: Sequence[str]) -> Variants:
-        return figure_variants(panel, [name for name in names if control or name != "control"])
+        asked = [name for name in names if control or name != "control"]
+        return figure_variants(panel, asked, scale.published_ovf)
 
-    yield from _each(panel, named(METHODS), sigmas, seed, scale)
+    usual = list(_each(panel, named(METHODS), sigmas, seed, scale))
+    yield from usual
     for name, setting in SETTINGS.items():
         variants: Variants = {
             f"{method} {name}": lambda sigma, make=make, options=setting.options: _changed(make(sigma), options)
             for method, make in named(setting.methods).items()
         }
-        yield from _each(panel, variants, sigmas, seed, setting.change(scale, panel))
+        changed = _each(panel, variants, sigmas, seed, setting.change(scale, panel))
+        yield from (cell for cell in changed if cell.key not in {one.key for one in usual})
 
 
 def _changed(method: Any, options: dict[str, Any]) -> Method:

@@ -8,9 +8,11 @@ from typing import Any
 
 from nft_ext._common.bfloat16 import PRECISIONS
 from nft_ext._common.checks import fail, integer, number, one_of
+from nft_ext._common.initialisation import INITS
+from nft_ext.data import NORMALISATIONS
 from nft_ext.training import Recipe
 
-SELECTIONS = ("validation", "last", "test")
+SELECTIONS = ("validation", "last", "published")
 SIGMAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 
 
@@ -57,10 +59,13 @@ class Scale:
         epochs, batch_size, lr: of a training. lr None: the paper's.
         train_images, test_images: how many images, evenly spaced over the set. None: all.
         runs: chips per network and sigma.
-        validation: share of the training images for validation.
+        validation: share of the training images for validation. 0: all images train.
         validation_chips: chips that judge an epoch.
-        selection: the epoch to keep: "validation" (best on the validation images), "last", or "test" (best on the test
-            images on one chip, as in the published code; only to study its effect).
+        selection: the epoch to keep: "validation" (best on the validation images), "last", or "published" (best on the
+            test images, with a new chip per 128 images, as in the published code).
+        init, normalisation: "default" or "published", see `nft_ext.models.build` and `nft_ext.data.load`.
+        schedule: of the learning rate, see `nft_ext.training.Recipe`. None: the recipe's.
+        published_ovf: OVF with the published code's rules, see `grid.ovf_of`.
         precision, channels_last: of the training, see `nft_ext.training.Recipe`. The evaluation is in float32.
         seeds: number of training seeds.
         sigmas, methods: of a figure, unless the command names others.
@@ -76,6 +81,10 @@ class Scale:
     validation: float = 0.1
     validation_chips: int = 4
     selection: str = "validation"
+    init: str = "default"
+    normalisation: str = "default"
+    schedule: str | None = None
+    published_ovf: bool = False
     precision: str = "float32"
     channels_last: bool = False
     seeds: int = 1
@@ -93,6 +102,10 @@ class Scale:
             if getattr(self, argument) is not None:
                 integer(argument, getattr(self, argument), 20)
         one_of("selection", self.selection, SELECTIONS)
+        one_of("init", self.init, INITS)
+        one_of("normalisation", self.normalisation, NORMALISATIONS)
+        if number("validation", self.validation, 0.0) == 0.0 and self.selection == "validation":
+            fail("validation", "must be > 0 if the validation images select the epoch", self.validation)
         one_of("precision", self.precision, PRECISIONS)
         for sigma in self.sigmas:
             number("sigma", sigma, low=0.0)
@@ -104,7 +117,8 @@ class Scale:
     def recipe(self, panel: Panel) -> Recipe:
         """The training recipe of a panel at this size."""
         changes = {name: getattr(self, name) for name in ("epochs", "batch_size", "precision", "channels_last")}
-        return Recipe.paper(panel.model, panel.dataset, **changes, **({} if self.lr is None else {"lr": self.lr}))
+        given = {name: value for name in ("lr", "schedule") if (value := getattr(self, name)) is not None}
+        return Recipe.paper(panel.model, panel.dataset, **changes, **given)
 
 
 PRESETS = {

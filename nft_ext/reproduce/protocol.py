@@ -7,6 +7,8 @@ from typing import Any
 
 from nft_ext._common.checks import fail
 from nft_ext.reproduce import published
+from nft_ext.reproduce.as_published import unlike_published
+from nft_ext.reproduce.variants import EPOCHS
 from nft_ext.training import Recipe
 
 RUNS = 200  # the paper's number of chips
@@ -30,6 +32,9 @@ def conditions(cells: Sequence[dict[str, Any]]) -> dict[str, str]:
         "test_images",
         "validation",
         "validation_chips",
+        "selection",
+        "init",
+        "normalisation",
         "runs",
         "device",
     )
@@ -58,7 +63,7 @@ def machines(cells: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def differences(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """How the cells' settings differ from the paper's protocol, one sentence each. The last four always hold."""
+    """How the cells' settings differ from the paper's protocol, one sentence each. The last two always hold."""
     found = []
     for panel in dict.fromkeys(cell["config"]["panel"] for cell in cells):
         here = [cell for cell in cells if cell["config"]["panel"] == panel]
@@ -66,23 +71,12 @@ def differences(cells: Sequence[dict[str, Any]]) -> list[str]:
             found.append(f"{panel}: {', '.join(unlike)}")
     if runs := [n for n in values(cells, "runs") if n != RUNS]:
         found.append(f"{_words(runs)} chips per network and sigma (the paper {RUNS})")
-    return found + [
-        "we give an interval over training seeds and one over chips; the paper's +-0.01 is over chips only",
-        "we choose the best epoch on a validation split of the training images, on separate chips"
-        f"{_otherwise_selected(cells)}; the published code chooses it on the test set",
+    return [
+        *found,
+        *unlike_published(cells),
         "we quantize the weights to their codes; the published code does not",
-        'OVF\'s larger sigma reaches every layer (except in the line "ovf published")',
+        "we give an interval over training seeds and one over chips; the paper's +-0.01 is over chips only",
     ]
-
-
-def _otherwise_selected(cells: Sequence[dict[str, Any]]) -> str:
-    """Names the settings of the protocol study that select the epoch in another way."""
-    others = dict.fromkeys(
-        cell["config"]["variant"].partition(" ")[2]
-        for cell in cells
-        if cell["config"].get("selection", "validation") != "validation"
-    )
-    return f" (except for {' and '.join(map(repr, others))})" if others else ""
 
 
 def _of_panel(panel: str, cells: Sequence[dict[str, Any]]) -> list[str]:
@@ -94,11 +88,13 @@ def _of_panel(panel: str, cells: Sequence[dict[str, Any]]) -> list[str]:
         paper = dict(vars(Recipe.paper(model, dataset)))
     except ValueError:
         paper = {}
-    paper.pop("channels_last", None)  # the memory format is not part of a protocol
+    # The memory format is not part of a protocol, and `unlike_published` names the schedule.
+    paper = {name: value for name, value in paper.items() if name not in ("channels_last", "schedule")}
     for name, usual in {"width": 1.0, **paper}.items():
         seen = values(cells, name)
-        if name == "epochs":  # pretrained variants have other epochs on purpose
-            seen = list(dict.fromkeys(c["config"]["epochs"] for c in cells if not c["config"].get("pretrained")))
+        if name == "epochs":  # other epochs on purpose
+            usual_lines = [c["config"] for c in cells if not c["config"].get("pretrained")]
+            seen = list(dict.fromkeys(c["epochs"] for c in usual_lines if c["variant"] not in EPOCHS))
         if other := [value for value in seen if value != usual]:
             found.append(f"{name.replace('_', ' ')} {_words(other)} (the paper {_words([usual])})")
     for name, what in (("train_images", "training images"), ("test_images", "test images")):
@@ -124,6 +120,7 @@ def networks(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "epoch": best.get("epoch"),
             "train_loss": best.get("train_loss"),
             "nft_ext": cell.get("versions", {}).get("nft_ext"),
+            **({"tuned": cell["tuned"]} if "tuned" in cell else {}),
         }
     return dict(sorted(found.items()))
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nft_ext.reproduce.settings import BASE, SETTINGS
-from nft_ext.reproduce.summary import Comparison, Row, compared, holm, rank
+from nft_ext.reproduce.summary import SIGNIFICANT, Comparison, Row, compared, holm, rank
 from nft_ext.reproduce.tables import ABSENT, Table, fixed
 
 AGAINST = ("base", "noise", "control")
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def contrasts(found: Sequence[Ranked]) -> list[Comparison]:
 def ranking_tables(found: Sequence[Ranked]) -> list[Table]:
     """One table per panel and sigma: accuracy, place, and differences in points with 95 % half-widths.
 
-    A star marks a difference whose adjusted p is below 0.05.
+    A star marks a difference whose adjusted p is below 0.05. "=" marks one that is shown to be below 2 points.
     """
     header = [
         "setting",
@@ -143,5 +142,5 @@ def _points(one: Comparison | None) -> str:
         return ABSENT
     if len(one.seeds) < 2:
         return fixed(one.mean, sign=True)
-    star = "*" if one.p_holm < SIGNIFICANT else ""
+    star = "*" if one.p_holm < SIGNIFICANT else "=" if one.p_equal_holm < SIGNIFICANT else ""
     return f"{fixed(one.mean, sign=True)} +- {fixed(one.ci95)}{star}"

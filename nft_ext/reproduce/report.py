@@ -15,7 +15,7 @@ from nft_ext.reproduce.figures import drawn
 from nft_ext.reproduce.html import Picture, Section, page
 from nft_ext.reproduce.protocol import check_cells, conditions, differences, machines, networks, seconds
 from nft_ext.reproduce.ranking import contrasts, ranked, ranking_tables
-from nft_ext.reproduce.summary import NO_CLAIM, Comparison, Row, comparisons, rows
+from nft_ext.reproduce.summary import MARGIN, NO_CLAIM, Comparison, Row, comparisons, rows
 from nft_ext.reproduce.tables import (
     Table,
     accuracy_tables,
@@ -26,6 +26,7 @@ from nft_ext.reproduce.tables import (
     write_json,
 )
 from nft_ext.reproduce.theme import DARK, LIGHT
+from nft_ext.reproduce.tuning import described
 
 WIDTH = 108
 TITLES = {
@@ -174,6 +175,11 @@ def _notes(
             "comparisons pair the training seeds (same initial weights, same batches). p: two-sided paired t test; "
             "p (Holm): adjusted for all comparisons of this report"
         )
+        notes.append(
+            f"methods are called equal only by a test of equality, p equal: two one-sided t tests for a difference of "
+            f"less than {MARGIN:g} points, adjusted for all comparisons of this report (Holm). A large p shows nothing"
+        )
+    notes += _choices(cells)
     notes.append(
         "+-seeds: 95 % half-width over training seeds; it describes the method. +-chips: 95 % half-width over chips, "
         "as in the paper; it describes only these networks. EKL and NLL in nat, pooled over chips"
@@ -197,8 +203,8 @@ def _notes(
     if experiment == "protocol":
         notes.append(
             "differences in points with 95 % half-widths. minus noise, minus control: under the same setting. *: p "
-            "below 0.05, adjusted for all differences of this report (Holm). place: by mean accuracy over the seeds "
-            "that all methods have"
+            "below 0.05, adjusted for all differences of this report (Holm). =: the same for equality, within "
+            f"{MARGIN:g} points. place: by mean accuracy over the seeds that all methods have"
         )
     if experiment in ("table2", "ablations") and any("pretrained" in row.variant for row in table):
         notes.append(
@@ -206,6 +212,17 @@ def _notes(
             "without pretraining starts from scratch and has fewer epochs in total"
         )
     return notes
+
+
+def _choices(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """One note per tuned line and sigma: the value that its search chose."""
+    found = dict.fromkeys(
+        f"{cell['config']['variant']}, sigma {cell['config']['sigma']:g}: {described(cell['tuned'])}, chosen on "
+        f"validation images with training seed {', '.join(map(str, cell['tuned']['seeds']))}, which no line here uses"
+        for cell in cells
+        if "tuned" in cell
+    )
+    return list(found)
 
 
 def _text(title: str, tables: Sequence[Table], notes: Sequence[str], cells: Sequence[dict[str, Any]]) -> str:
@@ -235,12 +252,13 @@ def _sections(
     if tests:
         sections.append(
             Section(
-                "OVF and IRS against noise injection and the control",
+                "OVF, IRS and the controls against each other",
                 tables=tests,
                 paragraphs=[
                     "The control is noise injection with the same logit factor 1/(N+1), no feedback and equal epochs. "
                     "The factor acts as a temperature of the cross-entropy. A gain over noise injection that is no "
-                    "gain over the control does not come from the feedback."
+                    "gain over the control does not come from the feedback. Equality is claimed only by a test of "
+                    "equality."
                 ],
             )
         )

@@ -16,6 +16,7 @@ import torch
 from nft_ext._common.progress import duration
 from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.store import Store
+from nft_ext.reproduce.tuning import described
 from nft_ext.reproduce.work import work
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
@@ -81,6 +82,10 @@ def _take(
     accuracy = ", ".join(
         f"{100 * sum(p['accuracy']) / len(p['accuracy']):.2f} % at {p['sigma']:g}" for p in found["points"]
     )
+    if not cell.sigmas and found["training"]["best"] is not None:
+        accuracy = f"validation {100 * found['training']['best']['val_accuracy']:.2f} %"
+    if "tuned" in found:
+        accuracy = f"{described(found['tuned'])}, {accuracy}"
     diverged = ", diverged" if found["training"]["diverged"] else ""
     print(f"{number} {cell}: {accuracy}{diverged} ({duration(time.monotonic() - started)})", flush=True)
     return True

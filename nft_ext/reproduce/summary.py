@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from nft_ext._common.checks import fail
-from nft_ext.metrics import compare_methods, over_seeds
+from nft_ext.metrics import equivalence, over_seeds
 from nft_ext.reproduce import published
 
+CONTROLS = ("control", "control-ovf", "control-irs")
 ORDER = ("vanilla", "noise", "control", "control-ovf", "control-irs", "censored", "correctnet", "ovf", "irs")
+MARGIN = 2.0  # points; methods that differ by less count as equal
+SIGNIFICANT = 0.05
 NO_CLAIM = "one training seed: no claim about methods is possible"
 
 
@@ -78,6 +82,8 @@ class Comparison:
         ci95: half-width of the 95 % interval. NaN below two seeds, as both p.
         p: two-sided paired t test.
         p_holm: p adjusted for all comparisons of the report (Holm).
+        p_equal: two one-sided t tests for a difference within +-`MARGIN` points.
+        p_equal_holm: p_equal adjusted for all comparisons of the report (Holm).
     """
 
     panel: str
@@ -89,12 +95,25 @@ class Comparison:
     ci95: float
     p: float
     p_holm: float = math.nan
+    p_equal: float = math.nan
+    p_equal_holm: float = math.nan
+
+    @property
+    def outcome(self) -> str:
+        """What the adjusted tests show: "differ", "equal", "differ, < 2 points", or "open" if neither is shown."""
+        if len(self.seeds) < 2:
+            return ""
+        small = f"< {MARGIN:g} points"
+        if self.p_holm < SIGNIFICANT:
+            return f"differ, {small}" if self.p_equal_holm < SIGNIFICANT else "differ"
+        return f"equal, {small}" if self.p_equal_holm < SIGNIFICANT else "open"
 
     def __str__(self) -> str:
         head = f"{self.a} - {self.b}: {self.mean:+.2f}"
         if len(self.seeds) < 2:
             return f"{head} points ({NO_CLAIM})"
-        return f"{head} +- {self.ci95:.2f} points (95 %, {len(self.seeds)} seeds), p = {self.p:.2g}"
+        tests = f"p = {self.p:.2g}, p for less than {MARGIN:g} points = {self.p_equal:.2g}"
+        return f"{head} +- {self.ci95:.2f} points (95 %, {len(self.seeds)} seeds), {tests}"
 
 
 def rank(variant: str) -> tuple:
@@ -119,7 +138,7 @@ def rows(cells: Sequence[dict[str, Any]]) -> list[Row]:
 
     Raises:
         ValueError: two cells have the same panel, variant, sigma and seed, or cells of one row differ in more than the
-            seed.
+            seed, also in what a search chose.
     """
     together: dict[tuple[str, float, str], dict[int, tuple[dict, dict]]] = {}
     for cell in cells:
@@ -185,26 +204,38 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _but_seed(cell: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in cell["config"].items() if name != "seed"}
+    chosen = cell.get("tuned", {}).get("value")  # two machines could choose differently
+    return {name: value for name, value in cell["config"].items() if name != "seed"} | {"chosen": chosen}
 
 
 def standards(variant: str) -> tuple[str, ...]:
-    """The variants that a variant with feedback is compared with: noise injection, its control and the plain method.
+    """The variants that a variant is compared with.
+
+    - OVF and IRS: noise injection, also with tuned temperature, their control, and OVF also with noise injection at
+      equal compute. Their own variants: the plain method, too.
+    - A control, tuned noise injection and noise injection at equal compute: noise injection, the latter two also with
+      the control.
 
     A pretrained variant has more epochs than noise injection, so it is compared with its control and the plain method.
     Another N has another factor 1/(N+1), so it is compared with noise injection and the control of this N.
     """
     base, _, rest = variant.partition(" ")
+    pretrained, numbered = rest.startswith("pretrained"), rest.startswith("n=")
+    noise = () if pretrained else ("noise",)
+    if base in CONTROLS:
+        return noise
+    if base == "noise":
+        return ("noise", *CONTROLS) if rest in ("tuned", "compute") else ()
     if base not in ("ovf", "irs"):
         return ()
-    own = f" {rest}" if rest.startswith(("n=", "pretrained")) else ""  # other variants keep factor and epochs
+    own = f" {rest}" if numbered or pretrained else ""  # other variants keep factor and epochs
     controls = (f"control{own}", f"control-{base}{own}")
-    noise = () if rest.startswith("pretrained") else ("noise",)
-    return (*noise, *controls, *((base,) if rest and not rest.startswith("n=") else ()))
+    stronger = () if own else ("noise tuned", *(("noise compute",) if base == "ovf" else ()))
+    return (*noise, *controls, *stronger, *((base,) if rest and not numbered else ()))
 
 
 def comparisons(table: Sequence[Row]) -> list[Comparison]:
-    """OVF, IRS and their variants against `standards`, if both are in `table` and share a training seed."""
+    """Every row against its `standards`, if both are in `table` and share a training seed."""
     at = {(row.panel, row.sigma, row.variant): row for row in table}
     found = []
     for row in table:
@@ -226,15 +257,22 @@ def compared(row: Row, other: Row | None) -> Comparison | None:
     where = (row.panel, row.sigma, row.variant, other.variant, shared)
     if len(shared) < 2:
         return Comparison(*where, a[0] - b[0], math.nan, math.nan)
-    difference = compare_methods(np.array(a), np.array(b), shared_seeds=True)
-    return Comparison(*where, difference.mean, difference.ci95, difference.p)
+    tested = equivalence(np.array(a), np.array(b), margin=MARGIN, shared_seeds=True)
+    one = tested.difference
+    return Comparison(*where, one.mean, one.ci95, one.p, p_equal=tested.p)
 
 
 def holm(found: Sequence[Comparison]) -> list[Comparison]:
-    """Adjusted p-values: the k-th smallest of m times m - k + 1, made monotone (Holm, Scand. J. Statist. 1979)."""
-    tested = sorted((i for i, one in enumerate(found) if math.isfinite(one.p)), key=lambda i: found[i].p)
-    adjusted, highest = list(found), 0.0
+    """`found` with adjusted p-values. The tests for a difference are one family, those for equality another."""
+    differ, equal = (_holm([getattr(one, name) for one in found]) for name in ("p", "p_equal"))
+    return [dataclasses.replace(one, p_holm=p, p_equal_holm=q) for one, p, q in zip(found, differ, equal, strict=True)]
+
+
+def _holm(p: Sequence[float]) -> list[float]:
+    """The k-th smallest of m times m - k + 1, made monotone (Holm, Scand. J. Statist. 1979). NaN stays NaN."""
+    tested = sorted((i for i, one in enumerate(p) if math.isfinite(one)), key=lambda i: p[i])
+    adjusted, highest = [math.nan] * len(p), 0.0
     for place, i in enumerate(tested):
-        highest = max(highest, min(1.0, (len(tested) - place) * found[i].p))
-        adjusted[i] = Comparison(**{**vars(found[i]), "p_holm": highest})
+        highest = max(highest, min(1.0, (len(tested) - place) * p[i]))
+        adjusted[i] = highest
     return adjusted

@@ -114,8 +114,8 @@ def calibration_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def comparison_tables(found: Sequence[Comparison]) -> list[Table]:
-    """One table per panel and sigma: a minus b in points, interval, p and Holm's p."""
-    header = ["", "minus", "seeds", "points", "+-95 %", "p", "p (Holm)"]
+    """One table per panel and sigma: a minus b in points, interval, p, the adjusted p-values, and what they show."""
+    header = ["", "minus", "seeds", "points", "+-95 %", "p", "p (Holm)", "p equal (Holm)", "shown"]
     places = dict.fromkeys((one.panel, one.sigma) for one in found)
     return [
         Table(
@@ -130,6 +130,8 @@ def comparison_tables(found: Sequence[Comparison]) -> list[Table]:
                     fixed(one.ci95),
                     short(one.p),
                     short(one.p_holm),
+                    short(one.p_equal_holm),
+                    one.outcome or ABSENT,
                 ]
                 for one in found
                 if (one.panel, one.sigma) == (panel, sigma)
@@ -264,6 +266,7 @@ def as_json(value: Any) -> Any:
     """`value` in JSON-able form."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         properties = {"difference": value.difference} if isinstance(value, Row) else {}
+        properties |= {"outcome": value.outcome} if isinstance(value, Comparison) else {}
         return as_json({f.name: getattr(value, f.name) for f in dataclasses.fields(value)} | properties)
     if isinstance(value, dict):
         return {str(name): as_json(entry) for name, entry in value.items()}

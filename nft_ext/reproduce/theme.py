@@ -22,6 +22,12 @@ MARKERS = {
     "correctnet": "X",
     "ovf": "o",
     "irs": "^",
+    "noise tuned": "p",
+    "noise compute": "h",
+    "ovf tuned": "8",
+    "irs tuned": ">",
+    "ovf positive": "*",
+    "irs positive": "<",
 }
 NAMES = {
     "noise": "noise injection",
@@ -30,6 +36,12 @@ NAMES = {
     "control-irs": "control of IRS",
     "ovf": "OVF",
     "irs": "IRS",
+    "noise tuned": "noise injection, tuned temperature",
+    "noise compute": "noise injection, equal compute",
+    "ovf tuned": "OVF, tuned beta",
+    "irs tuned": "IRS, tuned beta",
+    "ovf positive": "OVF, positive feedback",
+    "irs positive": "IRS, positive feedback",
     "correctnet": "CorrectNet",
 }
 

@@ -20,6 +20,7 @@ from nft_ext.ops.build_info import facts
 from nft_ext.reproduce.grid import Cell
 from nft_ext.reproduce.panels import Panel, Scale
 from nft_ext.reproduce.store import Store
+from nft_ext.reproduce.tuning import chosen, trial
 from nft_ext.training import NonFiniteLoss, fit, load_model
 
 BATCH = 256
@@ -28,13 +29,13 @@ EVALUATION_SEED = 0  # seed of the chips, equal for all cells, so networks are c
 
 
 @functools.lru_cache(maxsize=2)
-def _sets(dataset: str, data_dir: str | None) -> tuple[ImageSet, ImageSet]:
-    return data.load(dataset, data_dir)
+def _sets(dataset: str, data_dir: str | None, normalisation: str) -> tuple[ImageSet, ImageSet]:
+    return data.load(dataset, data_dir, normalisation)
 
 
 def sets(panel: Panel, scale: Scale, data_dir: str | None) -> tuple[ImageSet, ImageSet]:
     """(train, test) of a panel, with the number of images of the scale, evenly spaced."""
-    train, test = _sets(panel.dataset, data_dir)
+    train, test = _sets(panel.dataset, data_dir, scale.normalisation)
     return _spaced(train, scale.train_images), _spaced(test, scale.test_images)
 
 
@@ -58,9 +59,12 @@ def work(
     """
     began = time.monotonic()
     train, test = sets(cell.panel, cell.scale, data_dir)
-    train, validation = data.split_validation(train, cell.scale.validation, seed=cell.seed)
+    validation = None
+    if cell.scale.validation:
+        train, validation = data.split_validation(train, cell.scale.validation, seed=cell.seed)
     model = _start(cell, store, train, data_dir, device, progress)
-    method = methods.build(**cell.method)
+    tuned = _tuned(cell, store, data_dir, device, progress)
+    method = methods.build(**(cell.method if tuned is None else cell.with_option(tuned["value"])))
     nvm = NVMDevice() if cell.sigma is None else NVMDevice(sigma=cell.sigma)
     recipe = cell.scale.replace(epochs=cell.epochs).recipe(cell.panel)
     diverged = None
@@ -80,7 +84,7 @@ def work(
             **selected,
             state=store.state(cell),
             checkpoint=store.checkpoint(cell) if keep_checkpoint else None,
-            meta={"dataset": cell.panel.dataset},
+            meta={"dataset": cell.panel.dataset, **_normalisation(cell.scale)},
         )
     except NonFiniteLoss as error:  # also a result: this training does not converge
         history, diverged = error.history, str(error)
@@ -97,20 +101,45 @@ def work(
         "config": cell.config(),
         "training": {"best": best, "epochs_done": len(history.rows), "seconds": history.seconds, "diverged": diverged},
         "points": points,
-        "clean": clean_accuracy(noisy, test),
+        # A search sees no test image.
+        "clean": clean_accuracy(noisy, test) if cell.sigmas else None,
+        **({} if tuned is None else {"tuned": tuned}),
         "versions": facts("nft_ext", "torch", "numpy", "python", "instruction_set", "threads", "machine"),
         "seconds": time.monotonic() - began,
     }
 
 
-def _selection(scale: Scale, validation: ImageSet, test: ImageSet) -> tuple[ImageSet, dict[str, Any]]:
-    """(images that judge an epoch, options of `fit`). Every selection trains on the same images."""
-    if scale.selection == "test":
-        return test, {"validation_chips": 1}
-    return validation, {
+def _normalisation(scale: Scale) -> dict[str, str]:
+    """The entry of a checkpoint's metadata by which `nft-ext evaluate` finds the same images."""
+    return {} if scale.normalisation == "default" else {"normalisation": scale.normalisation}
+
+
+def _selection(scale: Scale, validation: ImageSet | None, test: ImageSet) -> tuple[ImageSet, dict[str, Any]]:
+    """(images that judge an epoch, options of `fit`). The selection does not change the training images."""
+    if scale.selection == "published":
+        return test, {"keep": "published"}
+    # Without validation images the last epoch is kept, and the figures of the epochs decide nothing.
+    return test if validation is None else validation, {
         "validation_chips": scale.validation_chips,
         "keep": "last" if scale.selection == "last" else "best",
     }
+
+
+def _tuned(
+    cell: Cell, store: Store, data_dir: str | None, device: str | None, progress: bool | None
+) -> dict[str, Any] | None:
+    """The choice of the cell's search, None without one. It trains what is missing of the search."""
+    if cell.tuning is None:
+        return None
+    trials = []
+    for value, trainings in cell.trials():
+        for one in trainings:
+            with store.claimed(one, wait=True):
+                if store.read(one) is None:
+                    store.write(one, work(one, store, data_dir, device, progress))
+                    store.forget_state(one)
+        trials.append(trial(value, [found for one in trainings if (found := store.read(one)) is not None]))
+    return chosen(cell.tuning, trials)
 
 
 def _point(
@@ -142,7 +171,7 @@ def _point(
 
 def _at_temperature(
     model: nn.Module,
-    validation: ImageSet,
+    validation: ImageSet | None,
     test: ImageSet,
     sigma: float,
     cell: Cell,
@@ -151,8 +180,11 @@ def _at_temperature(
 ) -> dict[str, Any] | None:
     """The pooled figures with the logits divided by a temperature, fitted on validation images and validation chips.
 
-    These figures do not depend on a method's factor on the logits. None if logits overflow.
+    These figures do not depend on a method's factor on the logits. None without validation images, or if logits
+    overflow.
     """
+    if validation is None:
+        return None
     logits = _selection_logits(model, validation, sigma, cell)
     if not logits.isfinite().all():
         return None
@@ -181,7 +213,7 @@ def _start(
 ) -> nn.Module:
     """The network before training: newly initialised, equal for all methods of a seed, or a trained vanilla network."""
     torch.manual_seed(cell.seed)
-    fresh = models.build(cell.panel.model, train.num_classes, train.channels, cell.scale.width)
+    fresh = models.build(cell.panel.model, train.num_classes, train.channels, cell.scale.width, cell.scale.init)
     vanilla = cell.start()
     if vanilla is None:
         return fresh

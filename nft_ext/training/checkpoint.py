@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nft_ext import models
 from nft_ext._common.checks import fail, file_path, instance
 from nft_ext._common.files import check_writable_target
+from nft_ext._common.initialisation import init_of
 from nft_ext.ops.build_info import facts
 from nft_ext.training.container import read_tensors, write_tensors
 
@@ -25,7 +26,7 @@ def save(path: str | PathLike, model: nn.Module | Mapping[str, Tensor], meta: Ma
         path: file to write, by convention `*.safetensors`.
         model: a plain module, or its state_dict.
         meta: anything JSON can hold. `load_model` needs `meta["model"]`, the arguments of
-            `nft_ext.models.build`: name, num_classes, in_channels, width.
+            `nft_ext.models.build`: name, num_classes, in_channels, width, and init unless it is "default".
 
     Raises:
         TypeError: path is no path, model is no module and no mapping, or meta is no mapping.
@@ -85,7 +86,10 @@ def describe_model(model: nn.Module) -> dict[str, Any] | None:
     name = type(model).__name__.lower()
     if not type(model).__module__.startswith(models.__name__ + ".") or name not in models.NAMES:
         return None
-    return {"name": name, "num_classes": model.num_classes, "in_channels": model.in_channels, "width": model.width}
+    # The usual start is not recorded, so older checkpoints and states keep their description.
+    init = {} if init_of(model) == "default" else {"init": init_of(model)}
+    sizes = {"num_classes": model.num_classes, "in_channels": model.in_channels, "width": model.width}
+    return {"name": name, **sizes, **init}
 
 
 def versions() -> dict[str, str]:

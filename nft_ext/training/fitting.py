@@ -92,7 +92,9 @@ def fit(
         device: torch device to train on. None: the model's.
         augment: maps a batch of images `[B, C, H, W]` to another one, with torch's generators.
         validation_chips: number of chips that judge an epoch, always in float32.
-        keep: "best": return the best epoch. "last": return the last epoch that ended.
+        keep: "best": return the best epoch. "last": return the last epoch that ended. "published": the rule of the
+            published code of OVF and IRS: after each epoch one pass over `validation`, with a new chip per 128 images;
+            the highest accuracy wins, then the earliest epoch. It does not use `validation_chips`.
         compile: run the model's training forward and backward through torch.compile. Validation stays eager.
         chip_per_rank: under torchrun, every rank programs its own chips.
         progress: True: show progress. None: on a terminal only. False: never.

@@ -124,7 +124,7 @@ class Loop:
         now = time.monotonic()
         self.history.rows.append(row | {"seconds": self.epoch_seconds + now - self._resumed})
         bar.update(0, note=f"loss {row['train_loss']:.3f}, validation {found.accuracy:.4f}")
-        better = self.keep == "last" or found.better_than(self.best)
+        better = self._better(found)
         if better:
             self.best = found
             self.history.model = self._plain()
@@ -132,6 +132,12 @@ class Loop:
         self.epoch, self.step, self.epoch_seconds, self._resumed = self.epoch + 1, 0, 0.0, now
         self.total = torch.zeros((), device=self.device)
         outputs.epoch(self.history, better)
+
+    def _better(self, found: Validation) -> bool:
+        """Whether the weights of the epoch with the figures `found` are kept."""
+        if self.keep == "published":
+            return self.best is None or found.accuracy > self.best.accuracy
+        return self.keep == "last" or found.better_than(self.best)
 
     def _validate(self) -> Validation:
         seed_torch(seed_at(self.seed, "validation", self.epoch), self.device)
@@ -146,6 +152,7 @@ class Loop:
                 seed=self.seed,
                 recipe=self.recipe,
                 ranks=self.ranks,
+                fresh=self.epoch if self.keep == "published" else None,
             )
         self._check_finite(torch.tensor(found.loss))
         return found

@@ -18,7 +18,7 @@ from nft_ext._common.bfloat16 import PRECISIONS, autocast
 from nft_ext._common.checks import did_you_mean, fail, integer, number, one_of
 
 OPTIMIZERS = ("adam", "sgd")
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "cosine-epochs", "constant")
 PAPER_RATES = {"vgg8": 1e-3, "resnet18": 1e-2}  # Adam's, by model
 TINY_IMAGENET = "tinyimagenet"
 
@@ -38,7 +38,8 @@ class Recipe:
         optimizer: "adam" or "sgd" (with `momentum`).
         lr: the learning rate at the start.
         weight_decay: L2 penalty of the optimizer.
-        schedule: "cosine" (to 0, stepped every batch) or "constant".
+        schedule: "cosine" (to 0, stepped every batch), "cosine-epochs" (stepped every epoch, as in the published
+            code) or "constant".
         precision: "float32", or "bfloat16" for training under autocast. Weights, noise, optimizer and validation stay
             float32. bfloat16 is faster on processors that multiply it (`nft-ext info`); on other CPUs `fit` warns.
         accumulate: micro-batches per step. Each has its own chip and batch statistics. Without BatchNorm and noise the
@@ -120,8 +121,12 @@ class Recipe:
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """The learning rate of `step`, 0 .. steps-1. The cosine falls from lr to 0 with every step."""
-        return self.lr * 0.5 * (1.0 + math.cos(math.pi * step / steps)) if self.schedule == "cosine" else self.lr
+        """The learning rate of `step`, 0 .. steps-1. A cosine falls from lr to 0, with every step or every epoch."""
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "cosine-epochs":
+            step, steps = step * self.epochs // steps, self.epochs
+        return self.lr * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """The context that sets the precision of a training forward on `device`."""

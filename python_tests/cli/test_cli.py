@@ -147,7 +147,7 @@ def test_closed_standard_streams_leave_their_numbers_to_no_result():
 
 
 def test_train_refuses_bad_options_before_work(tmp_path, capsys):
-    assert main(["train", str(tmp_path / "x.safetensors"), "--method", "ovf", "--beta", "-1"]) == 1
+    assert main(["train", str(tmp_path / "x.safetensors"), "--method", "ovf", "--beta", "nan"]) == 1
     assert "beta" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -52,6 +52,25 @@ def evaluated(tmp_path):
     return reports
 
 
+def test_evaluated_on_images_normalised_as_in_the_training(tmp_path, evaluated, monkeypatch):
+    out, seen, real = tmp_path / "net.safetensors", [], nft.data.load
+    monkeypatch.setattr(nft.data, "load", lambda *given: seen.append(given[2]) or real(*given))
+    smallest = ["--width", "0.0625", "--epochs", "1", "--init", "published", "--normalisation", "published"]
+    assert main(["train", str(out), "--method", "noise", "--sigma", "0.1", *smallest]) == 0
+    evaluated(str(out))
+    assert seen == ["published"] * 2
+    model, meta = nft.training.load_model(out)
+    assert model.init == meta["model"]["init"] == "published"
+
+
+def test_checkpoints_of_two_normalisations_share_no_sweep(tmp_path, capsys):
+    for name, entry in (("usual", {}), ("other", {"normalisation": "published"})):
+        model = {"name": "vgg8", "num_classes": 10, "in_channels": 1, "width": 0.0625}
+        save(tmp_path / f"{name}.safetensors", nft.models.build(**model), {"model": model, "dataset": "digits"} | entry)
+    assert main(["sweep", *map(str, sorted(tmp_path.glob("*.safetensors"))), "--sigma", "0.1", *FEW]) == 1
+    assert "must all be trained on images of one normalisation" in capsys.readouterr().err
+
+
 def device_in(report):
     (entry,) = report["nvm"]
     return entry["device"]

@@ -6,11 +6,13 @@ import pytest
 
 from nft_ext.cli.main import main
 from nft_ext.reproduce import estimate
+from nft_ext.reproduce.as_published import in_setting
 from nft_ext.reproduce.grid import cells
 from nft_ext.reproduce.panels import PRESETS
 from nft_ext.reproduce.store import Store
 
 DIGITS = ["--panel", "vgg8-digits", "--preset", "smoke"]
+SMOKE = in_setting(PRESETS["smoke"], "published")  # the command's default
 
 
 def reproduce(*arguments):
@@ -41,7 +43,7 @@ def test_a_dry_run_lists_the_cells_with_a_time_measured_here_and_leaves_nothing(
 
 
 def test_a_dry_run_marks_what_is_finished_and_counts_only_the_rest(tmp_path, capsys, a_minute_each):
-    grid = cells("convergence", "vgg8-digits", PRESETS["smoke"], seeds=2)
+    grid = cells("convergence", "vgg8-digits", SMOKE, seeds=2)
     Store(tmp_path).write(grid[0], {"points": [{}]})
     assert reproduce("convergence", *DIGITS, "--seeds", 2, "--jobs", 2, "--dry-run", "--out", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -54,7 +56,7 @@ def test_shards_are_disjoint_and_together_the_grid(tmp_path, capsys, a_minute_ea
     for shard in ("1/3", "2/3", "3/3"):
         assert reproduce("protocol", *DIGITS, "--shard", shard, "--dry-run", "--out", tmp_path) == 0
         seen += [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert sorted(seen) == sorted(map(str, cells("protocol", "vgg8-digits", PRESETS["smoke"])))
+    assert sorted(seen) == sorted(map(str, cells("protocol", "vgg8-digits", SMOKE)))
 
 
 def test_numbers_in_place_of_the_presets_reach_the_cells(tmp_path, capsys, a_minute_each):
@@ -67,11 +69,26 @@ def test_numbers_in_place_of_the_presets_reach_the_cells(tmp_path, capsys, a_min
         "test_images": 40,
         "runs": 5,
     }
-    (cell, *_) = cells("figure3", "vgg8-digits", PRESETS["smoke"].replace(**given))
+    (cell, *_) = cells("figure3", "vgg8-digits", SMOKE.replace(**given))
     Store(tmp_path).write(cell, {"points": [{}, {}]})
     options = [text for name, value in given.items() for text in ("--" + name.replace("_", "-"), value)]
     assert reproduce("figure3", *DIGITS, *options, "--dry-run", "--out", tmp_path) == 0
     assert capsys.readouterr().out.splitlines()[0].endswith("(finished)")
+
+
+def test_our_setting_finds_the_networks_of_older_results(tmp_path, capsys, a_minute_each):
+    (cell, *_) = cells("figure3", "vgg8-digits", PRESETS["smoke"])
+    Store(tmp_path).write(cell, {"points": [{}, {}]})
+    for setting, finished in (("ours", True), ("published", False)):
+        assert reproduce("figure3", *DIGITS, "--setting", setting, "--dry-run", "--out", tmp_path) == 0
+        assert capsys.readouterr().out.splitlines()[0].endswith("(finished)") is finished
+
+
+def test_the_searches_of_tuned_methods_come_first(tmp_path, capsys, a_minute_each):
+    assert reproduce("figure3", *DIGITS, "--methods", "tuned", "--sigma", 0.1, "--dry-run", "--out", tmp_path) == 0
+    *lines, summary = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "vgg8-digits, search for noise tuned, logit_scale 1, sigma 0.1, seed 1000"
+    assert lines[-1] == "vgg8-digits, noise tuned, sigma 0.1, seed 0" and summary.startswith("6 networks, 0 finished")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +96,7 @@ def test_numbers_in_place_of_the_presets_reach_the_cells(tmp_path, capsys, a_min
     [
         (("figure5",), "experiment.*figure3.*figure5"),
         (("figure3", "--panel", "vgg8-minst"), "panel.*did you mean 'vgg8-mnist'"),
+        (("figure3", "--setting", "our"), "setting.*did you mean 'ours'"),
         (("figure3", "--preset", "quik"), "preset.*did you mean 'quick'"),
         (("figure3", *DIGITS, "--methods", "ofv"), "method.*did you mean 'ovf'"),
         (("figure3", *DIGITS, "--sigma", -0.1), "sigma.*>= 0.*-0.1"),

@@ -141,7 +141,7 @@ def test_train_augments_cifar_by_default_and_not_on_request(tmp_path, monkeypatc
         raise Stop
 
     large = ImageSet("cifar10/train", torch.zeros(40, 3, 32, 32), torch.arange(40) % 2, 2)
-    monkeypatch.setattr(data, "load", lambda name, folder: (large, large))
+    monkeypatch.setattr(data, "load", lambda name, folder, normalisation: (large, large))
     monkeypatch.setattr(training, "fit", fit)
     for options in ([], ["--augment", "none"]):
         with pytest.raises(Stop):

@@ -1,6 +1,7 @@
 """IRS: noisy classifiers on intermediate features, there for the training only."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -175,13 +176,59 @@ def test_schedules_of_the_feedback_weights(step, options, expected):
     torch.testing.assert_close(loss, cross_entropy(0.7 * backbone - 0.3 * 0.5 * feedback, target))
 
 
+def test_classifiers_start_as_the_network_did():
+    """fan_out of the last layer is 10 classes: standard deviation sqrt(2 / 10). torch's own is below 1 / sqrt(512)."""
+    deviations = {}
+    for init in ("default", "published"):
+        torch.manual_seed(0)
+        heads = methods.IRS(sigma=0.1, beta=0.1).prepare(nft.models.vgg8(width=0.125, init=init)).snapshots
+        deviations[init] = [float(head.fc2.weight.detach().std()) for head in heads]
+        assert all(bool((head.fc2.bias == 0).all()) for head in heads) is (init == "published")
+    assert deviations["published"] == pytest.approx([0.2**0.5] * 3, rel=0.05)
+    assert max(deviations["default"]) < 512**-0.5
+
+
+@dataclass(frozen=True)
+class TurnedHeads(methods.IRS):
+    """IRS whose classifiers' last layers start with the other sign."""
+
+    def prepare(self, model, nvm=None):
+        prepared = super().prepare(model, nvm)
+        with torch.no_grad():
+            for head in prepared.snapshots:
+                head.fc2.weight.neg_()
+                head.fc2.bias.neg_()
+        return prepared
+
+
+@pytest.mark.parametrize("noisy", [True, False], ids=["noisy classifiers", "noise-free classifiers"])
+def test_a_turned_sign_of_beta_is_the_same_training_with_turned_classifiers_bit_for_bit(noisy):
+    """So the feedback of IRS is no more negative than positive: its classifiers' signs are free."""
+    torch.manual_seed(0)
+    plain = nft.models.vgg8(num_classes=3, width=0.0625)
+    images, labels = torch.randn(16, 1, 32, 32), torch.arange(16) % 3
+    options = {"seed": 3, "epochs": 2, "batch_size": 8, "progress": False, "lr": 1e-2}
+    positive, negative, usual = (
+        nft.fit(plain, method, (images, labels), (images, labels), **options)
+        for method in (
+            methods.IRS(sigma=0.2, beta=-0.5, noisy_classifiers=noisy),
+            TurnedHeads(sigma=0.2, beta=0.5, noisy_classifiers=noisy),
+            methods.IRS(sigma=0.2, beta=0.5, noisy_classifiers=noisy),
+        )
+    )
+    losses = [[row["train_loss"] for row in history.rows] for history in (positive, negative, usual)]
+    assert losses[0] == losses[1] != losses[2]
+    for one, other in zip(positive.model.state_dict().values(), negative.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
 def refused(words, model=None, **options):
     with pytest.raises(ValueError, match=words):
         methods.IRS(**{"sigma": 0.1, "beta": 0.1} | options).prepare(small_net() if model is None else model)
 
 
 def test_bad_options_are_refused():
-    refused("beta: must be a finite number >= 0", beta=-0.1)
+    refused("beta: must be a finite number", beta=float("nan"))
     refused(r"gammas\[0\]", gammas=(-1.0,), points=["relu1"])
     refused("gammas: must hold one weight per feedback, 1; got 2", gammas=(1.0, 1.0), points=["relu1"])
     refused("gammas: must come with feedbacks or points", gammas=lambda n, N: 1.0)

@@ -219,10 +219,19 @@ def test_sigma_of_the_feedbacks():
     assert methods.OVF(sigma=0.15, beta=0.1, delta=-0.1).sigmas() == pytest.approx((0.05, 0.0, 0.0))
 
 
+def test_a_negative_beta_adds_the_feedback(step):
+    """a_b O - a_f beta F, with a_b = a_f = 1/4 and no noise: every forward gives O, so the factor is (1 + 1.11) / 4."""
+    model, _, x, target = step
+    with nft.noise(model.eval(), enabled=False):
+        logits = model(x)
+        loss = methods.OVF(sigma=0.1, beta=-1.0).loss(model, x, target)
+    torch.testing.assert_close(loss, cross_entropy((1 + 1.11) / 4 * logits, target))
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"beta": -1e-3}, "beta: must be a finite number >= 0"),
+        ({"beta": float("nan")}, "beta: must be a finite number"),
         ({"feedbacks": 0}, "feedbacks: must be an integer >= 1"),
         ({"delta": float("inf")}, "delta: must be a finite number"),
         ({"gammas": (1.0, -1.0, 1.0)}, r"gammas\[1\]: must be a finite number >= 0"),

@@ -125,6 +125,36 @@ def test_a_loss_on_the_taps_trains_everything_before_them(name):
     assert first.weight.grad.abs().sum() > 0 and last.weight.grad is None
 
 
+# ---- the start ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_the_published_start_is_normal_with_variance_2_over_fan_out_and_biases_of_zero(name):
+    torch.manual_seed(0)
+    model = models.build(name, 10, 1, init="published")
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for layer in layers:
+        fan_out = layer.weight.shape[0] * layer.weight[0][0].numel()
+        expected = (2 / fan_out) ** 0.5
+        error = expected / (2 * layer.weight.numel()) ** 0.5  # standard error of a standard deviation
+        assert float(layer.weight.detach().std()) == pytest.approx(expected, abs=5 * error)
+        assert layer.bias is None or not layer.bias.any()
+    assert model.init == "published"
+
+
+def test_the_usual_start_draws_as_before_and_an_unknown_one_is_refused():
+    torch.manual_seed(0)
+    plain = vgg8(width=0.125)
+    torch.manual_seed(0)
+    default = models.build("vgg8", 10, 1, 0.125, init="default")
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), default.parameters()))
+    assert plain.init == "default"
+    with pytest.raises(
+        ValueError, match="init: must be one of default, published.*did you mean 'published'.*; got publish"
+    ):
+        vgg8(init="publish")
+
+
 # ---- the width factor ---------------------------------------------------------------------------------------------
 
 

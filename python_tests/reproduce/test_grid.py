@@ -109,7 +109,7 @@ def test_the_protocol_study_changes_one_setting_at_a_time():
         "lr /4": {"lr": 0.0005},
         "epochs x3": {"epochs": 15},
         "last epoch": {"selection": "last"},
-        "test selection": {"selection": "test"},
+        "test selection": {"selection": "published"},
     }
     for setting, change in expected.items():
         for name, config in base.items():
@@ -157,7 +157,10 @@ def test_the_key_is_of_the_whole_configuration_but_not_of_the_lines_name():
                 ("validation", 0.2),
                 ("validation_chips", 9),
                 ("selection", "last"),
-                ("selection", "test"),
+                ("selection", "published"),
+                ("init", "published"),
+                ("normalisation", "published"),
+                ("schedule", "cosine-epochs"),
             )
         ),
     ]
@@ -190,6 +193,7 @@ def test_the_paper_preset_is_the_papers_protocol():
         (("figure3", None, QUICK, (0.1,), ("ofv",)), "method.*did you mean 'ovf'"),
         (("figure3", None, QUICK, (-0.1,)), "sigma.*>= 0.*-0.1"),
         (("figure3", None, QUICK, None, None, 0), "seeds.*>= 1.*0"),
+        (("figure3", None, QUICK, None, None, 1001), "seeds.*<= 1000, because seeds from there choose settings.*1001"),
         (("ablations", None, QUICK, None, ("ovf",)), "--methods.*must be left out"),
     ],
 )
@@ -200,7 +204,15 @@ def test_bad_input_names_the_argument_and_the_near_ones(arguments, words):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("width", 0.0), ("epochs", 0), ("runs", 1), ("train_images", 5), ("batch_size", 0), ("selection", "tset")],
+    [
+        ("width", 0.0),
+        ("epochs", 0),
+        ("runs", 1),
+        ("train_images", 5),
+        ("batch_size", 0),
+        ("selection", "test"),
+        ("validation", 0.0),
+    ],
 )
 def test_a_scale_out_of_range_is_refused(name, value):
     with pytest.raises(ValueError, match=name):

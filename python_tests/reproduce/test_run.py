@@ -139,22 +139,29 @@ def test_a_training_that_diverges_is_a_result_and_the_others_go_on(store, monkey
 
 
 @pytest.mark.parametrize(
-    "selection, images, chips, keep", [("validation", 6, 2, "best"), ("last", 6, 2, "last"), ("test", 20, 1, "best")]
+    "selection, validation, trained, judged, keep",
+    [
+        ("validation", 0.1, 54, 6, "best"),
+        ("last", 0.1, 54, 6, "last"),
+        ("published", 0.1, 54, 20, "published"),
+        ("published", 0.0, 60, 20, "published"),
+        ("last", 0.0, 60, 20, "last"),
+    ],
 )
-def test_the_epoch_is_selected_as_the_scale_says_on_the_same_training_images(
-    store, monkeypatch, selection, images, chips, keep
+def test_the_epoch_is_selected_as_the_scale_says_and_does_not_change_the_training_images(
+    store, monkeypatch, selection, validation, trained, judged, keep
 ):
     (cell,) = tiny(("noise",))
     seen, real = [], at_work.fit
 
     def fit(model, method, train, validation, **options):
-        seen.append((len(train), len(validation), options["validation_chips"], options.get("keep", "best")))
+        seen.append((len(train), len(validation), options["keep"]))
         return real(model, method, train, validation, **options)
 
     monkeypatch.setattr(at_work, "fit", fit)
-    other = dataclasses.replace(cell, scale=cell.scale.replace(selection=selection))
+    other = dataclasses.replace(cell, scale=cell.scale.replace(selection=selection, validation=validation))
     assert grid_run.run([other], store, None).computed == 1
-    assert seen == [(54, images, chips, keep)]
+    assert seen == [(trained, judged, keep)]
 
 
 def test_pretrained_networks_begin_from_one_vanilla_training(store, counted):

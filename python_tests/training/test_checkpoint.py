@@ -42,6 +42,15 @@ def test_the_model_is_rebuilt(path, vgg8):
     assert meta["note"] == "sigma 0.1"
 
 
+def test_a_checkpoint_names_the_start_unless_it_is_the_usual_one(vgg8):
+    """So older checkpoints, states and their descriptions stay as they are."""
+    assert checkpoint.describe_model(vgg8) == META["model"]
+    published = nft.models.vgg8(num_classes=3, width=0.125, init="published")
+    description = checkpoint.describe_model(published)
+    assert description == META["model"] | {"init": "published"}
+    assert nft.models.build(**description).init == "published"
+
+
 def test_any_safetensors_reader_can_read_it(path, vgg8):
     with safe_open(path, framework="np") as file:
         assert json.loads(file.metadata()["meta"]) == META

@@ -124,6 +124,28 @@ def test_the_last_epoch_is_kept_where_asked_for_and_the_training_is_the_same(net
     assert float(found) == last.rows[-1]["val_accuracy"] < best.best["val_accuracy"]
 
 
+def test_the_published_selection_takes_a_new_chip_for_every_128_images_of_every_epoch(net):
+    """300 images are three batches: epoch n sees the chips 3 (n - 1) .. 3 n - 1 of the seed."""
+    images, labels = (torch.cat([part] * 13)[:300] for part in VALIDATION)
+    method = methods.NoiseInjection(sigma=0.3)
+    history = run(net, method, validation=(images, labels), keep="published", epochs=2, seed=5, batch_size=16)
+    noisy = nft.convert(history.model, nft.NVMDevice(sigma=0.3)).eval()
+    first, right = 3 * (history.best_epoch - 1), 0
+    for batch in range(3):
+        part = slice(128 * batch, 128 * batch + 128)
+        with torch.no_grad(), nft.chips(noisy, seed=5, draws=first + batch, domain="selection"):
+            right += int((noisy(images[part]).argmax(1) == labels[part]).sum())
+    assert history.best["val_accuracy"] == right / 300
+
+
+def test_the_published_selection_keeps_the_earliest_of_the_most_accurate_epochs(net):
+    """All images are soon right, and the loss goes on falling."""
+    published, best = (run(net, methods.Vanilla(), keep=keep, epochs=8) for keep in ("published", "best"))
+    accuracies = [row["val_accuracy"] for row in published.rows]
+    assert accuracies == [row["val_accuracy"] for row in best.rows] and accuracies.count(max(accuracies)) > 1
+    assert published.best_epoch == 1 + accuracies.index(max(accuracies)) < best.best_epoch
+
+
 def test_selection_prefers_accuracy_then_loss_then_the_earlier_epoch():
     best = Validation(accuracy=0.9, loss=0.5, clean=1.0)
     assert best.better_than(None)
@@ -276,10 +298,10 @@ def test_a_compiled_model_trains_alike(net, method, monkeypatch):
         ({"momentum": 1.0}, "momentum: must be < 1"),
         ({"weight_decay": -1.0}, "weight_decay: must be a finite number >= 0"),
         ({"optimizer": "lion"}, "optimizer: must be one of adam, sgd"),
-        ({"schedule": "step"}, "schedule: must be one of cosine, constant"),
+        ({"schedule": "step"}, "schedule: must be one of cosine, cosine-epochs, constant"),
         ({"seed": -1}, "seed: must be an integer >= 0"),
         ({"validation_chips": 0}, "validation_chips: must be an integer >= 1"),
-        ({"keep": "first"}, "keep: must be one of best, last; got first"),
+        ({"keep": "first"}, "keep: must be one of best, last, published; got first"),
         ({"log": "/nowhere/at/all/log.csv"}, "log: must lie in an existing folder"),
         ({"checkpoint": "/nowhere/at/all/best.safetensors"}, "checkpoint: must lie in an existing folder"),
         ({"method": "ovf"}, "method: must be an object of nft_ext.methods; got 'ovf'"),

@@ -31,6 +31,17 @@ def test_the_papers_recipes():
     assert (tiny.epochs, tiny.optimizer, tiny.lr, tiny.momentum, tiny.weight_decay) == (3, "sgd", 1e-2, 0.9, 5e-4)
 
 
+def test_the_cosine_by_epochs_is_that_of_torchs_scheduler():
+    recipe = Recipe(epochs=5, lr=0.1, schedule="cosine-epochs")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
+    for epoch in range(5):
+        for step in range(7):
+            assert recipe.learning_rate(7 * epoch + step, 35) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+
+
 @pytest.mark.parametrize(
     "call, kind, words",
     [
