@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from nft_ext.nn import recomputation
 
 
 @contextmanager
@@ -14,13 +16,24 @@ def frozen_statistics(model: nn.Module, enabled: bool = True) -> Iterator[None]:
     """Inside, normalisation layers in training mode use batch statistics and do not update the running statistics.
 
     Running statistics must describe the activations at the backbone's sigma, because the network is evaluated there.
-    Layers in eval mode do not change.
+    Layers in eval mode do not change. Activation checkpointing may run a forward again later: the statistics are
+    frozen there too.
     """
+    if not enabled:
+        yield
+        return
     tracking = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-    for module in tracking if enabled else ():
-        module.track_running_stats = False
+    with recomputation.repeated(lambda: _not_tracking(tracking)), _not_tracking(tracking):
+        yield
+
+
+@contextmanager
+def _not_tracking(layers: Sequence[_NormBase]) -> Iterator[None]:
+    before = [layer.track_running_stats for layer in layers]
+    for layer in layers:
+        layer.track_running_stats = False
     try:
         yield
     finally:
-        for module in tracking if enabled else ():
-            module.track_running_stats = True
+        for layer, flag in zip(layers, before):
+            layer.track_running_stats = flag

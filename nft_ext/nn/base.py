@@ -16,7 +16,7 @@ from nft_ext.nn.streams import name_layers
 from nft_ext.ops import autograd, operators
 from nft_ext.ops.functional import Crossbar, own_table
 from nft_ext.ops.keys import fresh_key
-from nft_ext.ops.operands import check_tensor, is_ordinary
+from nft_ext.ops.operands import check_tensor, dtype_in_autocast, is_ordinary
 
 _Kind = TypeVar("_Kind", bound=nn.Module)
 _STATE = ("_table", "_key", "_programmed")
@@ -82,15 +82,19 @@ class NoisyLayer(nn.Module):
         """Factors [out] for the rows of weights that are programmed in `dtype` for many batches, or None."""
         return None
 
-    def programmed(self) -> Tensor | None:
-        """The stored weights [S, *weight.shape]; None without any, or where derivatives need the operator."""
+    def programmed(self, x: Tensor) -> Tensor | None:
+        """The stored weights [S, *weight.shape] for a product with x.
+
+        None without any, where derivatives need the operator, or where they were rounded to another 16-bit type.
+        """
         if self._programmed is None or torch.is_grad_enabled() or autograd.is_special():
+            return None
+        if self._programmed.dtype != torch.float32 and self._programmed.dtype != dtype_in_autocast(x):
             return None
         if not torch.compiler.is_compiling():
             if self._owner is not None:
                 self.check_caller()
-            if self.training:
-                recomputation.note_forward(self, True)
+            recomputation.note_forward(self, True)
         return self._programmed
 
     def set_device(self, nvm: NVMDevice, table: Tensor | None = None) -> None:
@@ -179,11 +183,14 @@ class NoisyLayer(nn.Module):
         """For activation checkpointing: notes the state, and refuses a recomputation with another one."""
         own = self.__dict__
         state = own["_key"], own["_table"], own["noise_enabled"]
-        if recomputation.may_matter(self.training):
-            last = self._last or (None, None, None)
-            if recomputation.is_unknown() and any(a is not b for a, b in zip(state, last)):
-                recomputation.refuse_unknown(self)
-            recomputation.note_forward(self, self.training)
+        in_context = state[0] is not None or own["_owner"] is not None
+        if recomputation.may_matter(self.training or in_context):
+            if recomputation.is_unknown():
+                last = self._last or (None, None, None)
+                other = any(a is not b for a, b in zip(state, last))
+                if in_context if recomputation.is_followed() else other:
+                    recomputation.refuse_unknown(self)
+            recomputation.note_forward(self, self.training or in_context)
         own["_last"] = state
 
     def codes_and_step(self, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,9 +88,9 @@ def chips(
         programmed: program all layers once, at the entry, and keep W_p [S, *weight.shape]. Forwards without gradients
             then compute library products, on the same chips bit for bit. This pays for several batches with many rows
             per chip, and takes S times the memory of the weights. Later changes of the weights have no effect inside.
-            Forwards with gradients, and a `noise` context inside, program as usual. W_p is kept in autocast's dtype.
-            For fused layers with ReLU in 16 bits on CUDA, the product of W_p and BatchNorm's scale is kept, rounded
-            once.
+            Forwards with gradients, and a `noise` context inside, program as usual. W_p is kept in autocast's dtype;
+            forwards in another type program as usual. For fused layers with ReLU in 16 bits on CUDA, the product of
+            W_p and BatchNorm's scale is kept, rounded once.
 
     Raises:
         ValueError: no noisy layers, or draws out of range. At the forward: BatchNorm with batch statistics and S > 1,

@@ -45,7 +45,7 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         check_tensor("x", x)
         if x.dim() not in (3, 4):
             fail("x", f"must have the shape [B, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
-        weights = self.programmed()
+        weights = self.programmed(x)
         source = self.crossbar() if weights is None else weights
         chips = source.key.shape[0] if isinstance(source, Crossbar) else source.shape[0]
         single = x.dim() == 3

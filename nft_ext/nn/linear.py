@@ -35,7 +35,7 @@ class NoisyLinear(NoisyLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  (torch: `input`)
         """[B, ..., out] from x [B, ..., in], see the class."""
-        if (weights := self.programmed()) is not None:
+        if (weights := self.programmed(x)) is not None:
             return programmed.linear(x, weights, self.bias)
         bar = self.crossbar()
         return linear_product(x, self.bias, bar, shared=bar.key.shape[0] == 1)

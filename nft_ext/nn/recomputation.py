@@ -39,34 +39,51 @@ _NOTES = "_noise_notes"  # the attribute of a function that is run again
 _local = threading.local()
 
 
-def note_forward(layer: Layer, training: bool) -> None:
+def note_forward(layer: Layer, look: bool) -> None:
     """Notes the layer's state if this eager forward is part of regions that the backward will run again.
 
     Args:
         layer: about to compute.
-        training: whether it is in training mode. Outside, regions that run without gradients are not looked for.
+        look: whether regions that run without gradients are looked for: in training mode, and in a noise context.
+            Elsewhere they need no note, because torch's generator decides the chip.
     """
-    for region in _regions(training):
+    for region in _regions(look):
         table, key, _, *rest = layer.noise_state()
         _notes_of(region).states.setdefault(layer, (table, key, None, *rest))  # programmed weights take memory
 
 
-def note_entry(context: Callable[[], contextlib.AbstractContextManager], training: bool) -> None:
+def note_entry(context: Callable[[], contextlib.AbstractContextManager], look: bool) -> None:
     """Notes a context that the recomputation needs around it, if this forward is part of such regions."""
-    for region in _regions(training):
+    for region in _regions(look):
         _notes_of(region).contexts.append(context)
 
 
-def may_matter(training: bool) -> bool:
+@contextlib.contextmanager
+def repeated(context: Callable[[], contextlib.AbstractContextManager]) -> Iterator[None]:
+    """Regions with noisy layers that run inside get `context` around their recomputation."""
+    active = _local.__dict__.setdefault("active", [])
+    active.append(context)
+    try:
+        yield
+    finally:
+        active.remove(context)
+
+
+def may_matter(look: bool) -> bool:
     """Whether this forward may be part of a region, or run again by a backward. A quick look, in every forward."""
     if _gradients_on():
         return _top_hooks(True) is not None or _backward() != -1
-    return training
+    return look
 
 
 def is_unknown() -> bool:
     """Whether a backward runs this forward again, and no state was noted for it."""
     return _backward() != -1 and _gradients_on() and not getattr(_local, "depth", 0)
+
+
+def is_followed() -> bool:
+    """Whether the present backward runs a region of a kind whose forward is noted inside every noise context."""
+    return callable(getattr(torch._C._current_autograd_node(), "run_function", None))
 
 
 @contextlib.contextmanager
@@ -98,7 +115,7 @@ class _Notes:
 
     def __init__(self) -> None:
         self.states: dict[Layer, tuple] = {}
-        self.contexts: list[Callable[[], contextlib.AbstractContextManager]] = []
+        self.contexts: list[Callable[[], contextlib.AbstractContextManager]] = list(getattr(_local, "active", ()))
 
 
 def _notes_of(region: _Region) -> _Notes:
@@ -125,12 +142,12 @@ def _replayed(function: Callable, notes: _Notes) -> Callable:
     return run
 
 
-def _regions(training: bool) -> list[_Region]:
+def _regions(look: bool) -> list[_Region]:
     """The regions that now run for the first time, innermost first. Without any, a look at two flags suffices."""
     if _gradients_on():
         if _top_hooks(True) is None:
             return []
-    elif not training or torch.is_inference_mode_enabled():
+    elif not look or torch.is_inference_mode_enabled():
         return []
     found: list[_Region] = []
     frame = sys._getframe(2)

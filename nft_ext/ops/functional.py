@@ -93,11 +93,13 @@ def program_weights(
 ) -> Tensor:
     """Programmed weights W_p, one copy per chip (Eq. 4 and 5 of arXiv 2305.14561).
 
+    **Give every weight a stream of its own.** Two calls with the same key and stream share their noise.
+
     Args:
         weight: [*]. Weights of another type than float32 get the noise of their float32 values.
         nvm: the device model.
         seed, draws: the chips, see `noise_key`.
-        stream: the layer's 32-bit stream.
+        stream: the 32-bit number of the weight in the random counters.
         key: int64 [S, 2], in place of seed and draws.
         dtype: float32 or bfloat16, on CUDA also float16. 16-bit results are rounded to nearest even.
         enabled: False gives the quantized weight W_d.
@@ -136,6 +138,8 @@ def noisy_linear(
 ) -> Tensor:
     """x W_p^T + bias for every chip of the key.
 
+    **Give every weight a stream of its own.** Two calls with the same key and stream share their noise.
+
     With scale, shift, residual or relu, one operator also applies the epilogue, for inference only:
     relu((x W_p^T + bias) * scale + shift + residual).
 
@@ -145,7 +149,7 @@ def noisy_linear(
         bias: [out], digital (no noise).
         nvm: the device model.
         key: int64 [S, 2] on x's torch device, one row per chip.
-        stream: the layer's 32-bit stream.
+        stream: the 32-bit number of the weight in the random counters.
         shared: whether all chips see the same x.
         enabled: False multiplies with the quantized weight W_d.
         scale, shift: [out] float32, batch-norm in eval mode.
@@ -221,6 +225,8 @@ def noisy_conv2d(
 ) -> Tensor:
     """conv2d(x, W_p, bias) for every chip of the key.
 
+    **Give every weight a stream of its own.** Two calls with the same key and stream share their noise.
+
     With scale, shift, residual or relu, one operator also applies the epilogue, for inference only:
     relu(conv2d(x, W_p, bias) * scale + shift + residual).
 
@@ -232,7 +238,7 @@ def noisy_conv2d(
             "valid".
         nvm: the device model.
         key: int64 [S, 2] on x's torch device, one row per chip.
-        stream: the layer's 32-bit stream.
+        stream: the 32-bit number of the weight in the random counters.
         shared: whether all chips see the same x.
         enabled: False convolves with the quantized weight W_d.
         scale, shift, residual, relu: the epilogue, as in `noisy_linear`.

@@ -140,8 +140,14 @@ def in_autocast(x: Tensor) -> Tensor:
 
     As in torch, float64 stays float64.
     """
+    dtype = dtype_in_autocast(x)
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def dtype_in_autocast(x: Tensor) -> torch.dtype:
+    """The dtype of `in_autocast(x)`."""
     dtype = autocast_dtype(x.device)
-    return x if dtype is None or not x.is_floating_point() or x.dtype == torch.float64 else x.to(dtype)
+    return x.dtype if dtype is None or not x.is_floating_point() or x.dtype == torch.float64 else dtype
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 import nft_ext as nft
 from nft_ext import methods
@@ -196,6 +197,31 @@ def test_running_statistics_come_from_the_backbones_forward_alone(step):
     after = batchnorm_state(model)
     assert all(torch.equal(after[key], value) for key, value in backbone_only.items())
     assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_recomputed_feedback_leaves_the_running_statistics_too(use_reentrant):
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=use_reentrant) if self.again else super().forward(x)
+
+    torch.manual_seed(0)
+    net = Net(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
+    net.again = False
+    method = methods.OVF(sigma=0.1, beta=0.5)
+    model = method.prepare(net)
+    x, target = torch.randn(4, 2, 6, 6, requires_grad=True), torch.tensor([0, 1, 1, 0])
+    found = []
+    for again in (False, True):
+        model.again = again
+        model[1].reset_running_stats()
+        torch.manual_seed(5)
+        model.zero_grad()
+        method.loss(model, x, target).backward()
+        found.append(([p.grad for p in model.parameters()], int(model[1].num_batches_tracked)))
+    torch.testing.assert_close(found[1][0], found[0][0])
+    # Checkpointing moves them once more for the backbone's forward, as in every model.
+    assert [moves for _, moves in found] == [1, 2]
 
 
 def test_feedbacks_move_the_running_statistics_in_the_published_variant(step):

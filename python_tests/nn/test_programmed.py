@@ -241,3 +241,15 @@ def test_finish_passes_torchs_checks():
         (torch.randn(2, 8), torch.ones(8), None, torch.randn(2, 8), True),
         test_utils=("test_schema", "test_faketensor"),
     )
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_weights_rounded_for_autocast_serve_no_wider_product(model, fused):
+    used = nft.fuse(model) if fused else model
+    x = images()
+    with torch.no_grad(), nft.chips(used, seed=3, draws=[7, 0, 2]):
+        expected = used(x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with nft.chips(used, seed=3, draws=[7, 0, 2], programmed=True), torch.autocast("cpu", enabled=False):
+            found = used(x)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)

@@ -223,6 +223,29 @@ def test_noise_that_was_not_restored_is_refused():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "reentrant"])
+@pytest.mark.parametrize("run", [inside_chips, three_chips, another_sigma, noise_off], ids=lambda f: f.__name__)
+def test_other_forwards_before_the_backward_change_nothing(run, kind):
+    """In eval mode too, where a region without gradients looks like an evaluation."""
+
+    def with_others(model):
+        y = run(model)
+        with torch.no_grad():
+            model(X)
+            inside_chips(model)
+        return y
+
+    models = net(kind).eval(), net("plain").eval()
+    assert_equal(gradients(models[0], with_others), gradients(models[1], run))
+
+
+def test_a_backward_inside_a_context_that_the_forward_was_not_in_is_refused():
+    model = net("reentrant").eval()
+    y = model(X)
+    with nft.chips(model, draws=[9]), pytest.raises(RuntimeError, match=re.escape(OTHER_NOISE[0])):
+        y.sum().backward()
+
+
 def test_states_are_as_before_after_a_recomputation_and_after_one_that_fails():
     model = net("checkpoint")
     y = inside_chips(model)
