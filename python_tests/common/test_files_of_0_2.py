@@ -53,7 +53,7 @@ def test_a_training_state_of_a_finished_run_gives_its_network(folder, start, tra
     model = network()
     model.load_state_dict(start["start"])
     train, validation = (start["x"][:30], start["y"][:30]), (start["x"][30:], start["y"][30:])
-    unchecked = "does not record network, .*; these could not be checked"
+    unchecked = "does not record network, .*These could not be checked"
     with pytest.warns(UserWarning, match="0.2.0 there"), pytest.warns(UserWarning, match=unchecked):
         history = nft.fit(
             model,

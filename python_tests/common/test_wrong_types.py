@@ -59,6 +59,10 @@ CALLS = {
     "fisher_exact": (metrics.fisher_exact, {"count_a": 1, "trials_a": 2, "count_b": 1, "trials_b": 2}),
     "convergence": (metrics.convergence, {"accuracy": np.ones(3)}),
     "compare_methods": (metrics.compare_methods, {"a": np.arange(3.0), "b": np.ones(3), "shared_seeds": True}),
+    "equivalence": (
+        metrics.equivalence,
+        {"a": np.arange(3.0), "b": np.ones(3), "margin": 1.0, "shared_seeds": True},
+    ),
     "over_seeds": (metrics.over_seeds, {"values": np.ones(3)}),
     "paired": (metrics.paired, {"a": np.arange(3.0), "b": np.ones(3)}),
     "CropFlip": (data.CropFlip, {}),
@@ -102,8 +106,9 @@ SAID = {
 ELSEWHERE = re.findall(
     r"\w+",
     """
-    CostEstimate MonteCarloReport Convergence MethodDifference OverSeeds Paired Temperature Tempered Cost Curve Quantile
-    RanksError RunStatistic SliceStatistic Sweep Worst BetaSearch History NonFiniteLoss Method Vanilla
+    CostEstimate MonteCarloReport Convergence Equivalence MethodDifference OverSeeds Paired Temperature Tempered
+    Cost Curve Quantile RanksError RunStatistic SliceStatistic Sweep Worst BetaSearch History NonFiniteLoss Method
+    Vanilla
     info names calibrate NoisyConv2d NoisyLinear noisy_layers chips checkpoint_contexts plot_sweep sweep_table
     """,
 )
