@@ -6,10 +6,14 @@ run in any dtype, including float64. The package itself never calls this module.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+ONE_STEP = (0, 0, 0, 1)  # a scaling
 SLICE_IDLE, SLICE_FAULT, SLICE_IDLE_FAULT, SLICE_WEIGHT = 32, 64, 96, 255
 _LOG = [
     -0.17400802671909332,
@@ -119,23 +123,44 @@ def truncated(key_row: Tensor, stream: int, slice_: int, n: int, half_mass: Tens
     return torch.where(x % 2 == 1, -z, z)
 
 
-def quantize(weight: Tensor, weight_bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(code float32 [*], sign [*], step []), Eq. 4 of arXiv 2305.14561."""
+def step_numbers(shape: torch.Size, scaling: Sequence[int]) -> Tensor:
+    """The number of the step of every weight, int64 of `shape`. Numbers count [E, O, T] row-major.
+
+    `scaling`: sharing, tile_rows, output_dim, groups, as in csrc/operators/schemas.cpp.
+    """
+    sharing, tile_rows, output_dim, groups = scaling
+    if sharing == 0:
+        return torch.zeros(shape, dtype=torch.int64)
+    groups = groups or shape[0]
+    outputs = shape[output_dim]
+    before, after = math.prod(shape[:output_dim]), math.prod(shape[output_dim + 1 :])
+    group, k1, output, k2 = torch.meshgrid(
+        *(torch.arange(n) for n in (groups, before // groups, outputs, after)), indexing="ij"
+    )
+    if sharing == 1:
+        return group.reshape(shape)
+    inputs = before // groups * after
+    rows = tile_rows if sharing == 3 else max(1, inputs)
+    tiles = -(-inputs // rows)
+    return ((group * outputs + output) * tiles + (k1 * after + k2) // rows).reshape(shape)
+
+
+def quantize(weight: Tensor, weight_bits: int, scaling: Sequence[int] = ONE_STEP) -> tuple[Tensor, Tensor, Tensor]:
+    """(code float32 [*], sign [*], the step of every weight [*]), Eq. 4 of arXiv 2305.14561."""
     top = 2.0**weight_bits - 1
-    step = weight.abs().max() / top if weight.numel() else weight.new_zeros(())
-    if step == 0:
-        return torch.zeros_like(weight), torch.ones_like(weight), step
-    code = (weight.abs() / step).clamp_max(top).round()
-    return code, torch.where(weight < 0, -1.0, 1.0), step
+    number = step_numbers(weight.shape, scaling)
+    count = int(number.max()) + 1 if weight.numel() else 0
+    largest = weight.new_zeros(count).scatter_reduce_(0, number.reshape(-1), weight.abs().reshape(-1), "amax")
+    step = (largest / top)[number]
+    code = torch.where(step == 0, 0.0, (weight.abs() / step).clamp_max(top).round())
+    return code, torch.where((weight < 0) & (step != 0), -1.0, 1.0), step
 
 
 def program(weight: Tensor, table: Tensor, key: Tensor, stream: int, device: list[int]) -> Tensor:
     """Programmed weights float32 [S, *weight.shape], Eq. 5. Arguments as in csrc/operators/schemas.cpp."""
-    bits, device_bits, path, mapping = device
-    code, sign, step = quantize(weight.detach().float().contiguous(), bits)
+    bits, device_bits, path, mapping, *scaling = device
+    code, sign, step = quantize(weight.detach().float().contiguous(), bits, scaling)
     q = code.reshape(-1).long()
-    if step == 0:
-        return torch.zeros(len(key), *weight.shape)
     chips = []
     for row in key:
         if path == 0:
@@ -145,7 +170,7 @@ def program(weight: Tensor, table: Tensor, key: Tensor, stream: int, device: lis
             in_steps = mean[q] + std[q] * normals(row, stream, SLICE_WEIGHT, len(q))
         else:
             in_steps = _devices(q, table, row, stream, bits, device_bits, mapping)
-        chips.append(sign * (step * in_steps.reshape(weight.shape)))
+        chips.append(torch.where(step == 0, 0.0, sign * (step * in_steps.reshape(weight.shape))))
     return torch.stack(chips)
 
 

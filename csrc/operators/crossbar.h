@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/conductance.h"
+#include "core/scaling.h"
 #include "operators/aten.h"
 
 namespace nft {
@@ -10,16 +11,69 @@ struct Crossbar {
   const char* op;  // the operator, for its error messages
   Tensor weight;
   std::optional<Tensor> codes;
-  std::optional<Tensor> step;  // none: the first Backend::program finds it, from all weights
+  std::optional<Tensor> step;  // none: the first Backend::program finds the steps, from all weights
   Tensor table, key;
   int64_t stream;
-  Ints spec;                        // weight_bits, device_bits, path, mapping
-  std::optional<float> found = {};  // the step that the CPU found: no tensor is made for it
+  Ints spec;                      // weight_bits, device_bits, path, mapping, then the scaling
+  std::vector<float> found = {};  // the steps that the CPU found: no tensor is made for them
 
   int64_t chips() const { return key.size(0); }
 };
 
-constexpr size_t kSpecInts = 4;  // of Crossbar::spec
+constexpr size_t kDeviceInts = 4;                         // of Crossbar::spec, before the scaling
+constexpr size_t kScalingInts = 4;                        // sharing, tile_rows, output_dim, groups
+constexpr size_t kSpecInts = kDeviceInts + kScalingInts;  // of Crossbar::spec
+
+// Which weights share a step: the first number of a scaling.
+enum Sharing : int64_t { kShareAll = 0, kShareGroup = 1, kShareOutput = 2, kShareTile = 3 };
+
+// The scaling of a weight, from its four numbers; none, or sharing 0: one step.
+inline Scaling scaling_of(const char* op, const Tensor& weight, const int64_t* numbers) {
+  const int64_t sharing = numbers[0], tile_rows = numbers[1], output_dim = numbers[2];
+  int64_t groups = numbers[3];
+  check(sharing >= kShareAll && sharing <= kShareTile, op, "scaling",
+        "needs sharing 0 (all), 1 (group), 2 (output) or 3 (tile)", sharing);
+  if (sharing == kShareAll) return {};
+  check(output_dim >= 0 && output_dim < weight.dim(), op, "scaling", "needs an output_dim of the weight", output_dim);
+  if (groups == 0 && output_dim > 0) groups = weight.size(0);
+  Scaling s;
+  int64_t before = 1;
+  for (int64_t dim = 0; dim < weight.dim(); ++dim) {
+    if (dim < output_dim) before *= weight.size(dim);
+    if (dim > output_dim) s.k2 *= weight.size(dim);
+  }
+  check(groups >= 1 && before % groups == 0, op, "scaling",
+        "needs groups that divide the dimensions before output_dim; 0 means the size of dim 0", groups);
+  s.groups = groups;
+  s.k1 = before / groups;
+  s.outputs = weight.size(output_dim);
+  if (sharing == kShareGroup) {  // a group's weights lie side by side
+    s.k2 *= s.k1 * s.outputs;
+    s.k1 = s.outputs = 1;
+  }
+  const int64_t inputs = s.k1 * s.k2;
+  check(sharing != kShareTile || tile_rows >= 1, op, "scaling", "needs tile_rows >= 1 for tiles", tile_rows);
+  s.rows = std::max<int64_t>(1, sharing == kShareTile ? std::min(tile_rows, inputs) : inputs);
+  s.tiles = std::max<int64_t>(1, (inputs + s.rows - 1) / s.rows);
+  return s;
+}
+
+inline Scaling scaling_of(const Crossbar& c) { return scaling_of(c.op, c.weight, c.spec.data() + kDeviceInts); }
+
+// The argument of weight_step and quantize, which may be empty.
+inline Scaling scaling_of(const char* op, const Tensor& weight, const Ints& numbers) {
+  check(numbers.empty() || numbers.size() == kScalingInts, op, "scaling",
+        "must be empty or hold sharing, tile_rows, output_dim, groups", numbers);
+  return numbers.empty() ? Scaling{} : scaling_of(op, weight, numbers.data());
+}
+
+// The shape of the steps.
+inline Ints step_sizes(const Scaling& s, const int64_t* numbers) {
+  if (generic::one_step(s)) return {};
+  if (numbers[0] == kShareGroup) return {s.groups};
+  if (numbers[0] == kShareOutput) return {s.groups, s.outputs};
+  return {s.groups, s.outputs, s.tiles};
+}
 
 // Every tensor of a call lies on the weight's torch device: a kernel reads nothing else.
 inline void check_beside(const char* op, const char* argument, const Tensor& t, const Tensor& weight) {
@@ -63,8 +117,15 @@ inline void check_quantizer(const char* op, const Tensor& weight, int64_t weight
   check(weight_bits >= 1 && weight_bits <= 16, op, "weight_bits", "must be in 1..16", weight_bits);
 }
 
-inline void check_step(const char* op, const Tensor& step) {
-  check(step.scalar_type() == ScalarType::Float && step.numel() == 1, op, "step", "must be one float32", step.sizes());
+inline void check_step(const char* op, const Tensor& step, const Scaling& s) {
+  if (generic::one_step(s)) {
+    check(step.scalar_type() == ScalarType::Float && step.numel() == 1, op, "step", "must be one float32",
+          step.sizes());
+    return;
+  }
+  check(step.scalar_type() == ScalarType::Float && step.is_contiguous() && step.numel() == generic::step_count(s), op,
+        "step", "must be the contiguous float32 result of nft_ext::weight_step for this weight and scaling",
+        step.sizes());
 }
 
 // Codes of up to 15 bits take two bytes: one bit is the sign.
@@ -77,13 +138,13 @@ inline void check_crossbar(const Crossbar& c) {
   check_beside(c.op, "codes", c.codes, c.weight);
   check_beside(c.op, "table", c.table, c.weight);
   check_beside(c.op, "key", c.key, c.weight);
-  if (c.step) check_step(c.op, *c.step);
   check(c.step || !c.codes, c.op, "step", "must be given with codes", "none");
   check(c.key.scalar_type() == ScalarType::Long && c.key.dim() == 2 && c.key.size(1) == 2 && c.key.size(0) > 0, c.op,
         "key", "must be int64 [S, 2] with S >= 1", c.key.sizes());
   check(c.key.is_contiguous(), c.op, "key", "must be contiguous", "a strided tensor");
   check(c.chips() <= INT32_MAX, c.op, "key", "must have fewer than 2^31 chips", c.chips());
-  check(c.spec.size() == kSpecInts, c.op, "spec", "must hold weight_bits, device_bits, path, mapping", c.spec.size());
+  check(c.spec.size() == kSpecInts, c.op, "spec",
+        "must hold weight_bits, device_bits, path, mapping and a scaling of four numbers", c.spec.size());
   const int64_t m = c.spec[0], k = c.spec[1], path = c.spec[2];
   check(m >= 1 && m <= 16 && k >= 1 && m % k == 0, c.op, "spec",
         "needs weight_bits in 1..16, a multiple of device_bits", c.spec);
@@ -95,6 +156,8 @@ inline void check_crossbar(const Crossbar& c) {
   check(path == 0 || c.table.numel() == entries, c.op, "table",
         "must have 2 * 2^M entries (fast path) or 2 * 2^K + 6 (per device)", c.table.numel());
   check(c.spec[3] == 0 || c.spec[3] == 1, c.op, "spec", "needs mapping 0 or 1", c.spec[3]);
+  const Scaling scaling = scaling_of(c);
+  if (c.step) check_step(c.op, *c.step, scaling);
   check(c.stream >= 0 && c.stream <= 0xffffffffll, c.op, "stream", "must be a 32-bit unsigned number", c.stream);
   if (c.codes)
     check(c.codes->scalar_type() == code_type(m) && c.codes->numel() == c.weight.numel() && c.codes->is_contiguous(),
@@ -108,7 +171,7 @@ inline void check_count(const char* op, const char* argument, size_t size, size_
 }
 
 inline void check_specs(const char* op, const Ints& specs, size_t weights) {
-  check(specs.size() == kSpecInts * weights, op, "specs", "must hold four numbers per weight", specs.size());
+  check(specs.size() == kSpecInts * weights, op, "specs", "must hold eight numbers per weight", specs.size());
 }
 
 inline Ints spec_of_layer(const Ints& specs, size_t layer) {

@@ -4,12 +4,19 @@
 // Shared arguments
 //   weight  [*]            master weights in float32, bfloat16 or float16; their noise is that of the float32 values
 //   codes   [*] or None    from `quantize`, of the present weight; None: the operator quantizes
-//   step    [] or None     float32, from `weight_step`; None: the operator finds it, from all weights
+//   step    [*] or None    float32, from `weight_step`; None: the operator finds the steps, from all weights
 //   table   [T]            float32 device table, see core/conductance.h
 //   key     [S, 2]         int64 rows (seed, draw + domain * 2^32), one per chip
 //   stream                 32-bit stream of the layer
-//   spec    [4]            weight_bits, device_bits, path (0 off, 1 fast, 2 per device),
-//                          mapping (0 sign, 1 differential)
+//   spec    [8]            weight_bits, device_bits, path (0 off, 1 fast, 2 per device),
+//                          mapping (0 sign, 1 differential), then a scaling
+//   scaling [4] or empty   which weights share a step. The stored weight is viewed as [E, K1, O, K2]: O is dimension
+//                          output_dim, K2 the dimensions after it, E * K1 those before it (core/scaling.h).
+//                          sharing     0: all share one step [] (also where a scaling is empty); 1: a step per group
+//                                      [E]; 2: per output [E, O]; 3: per tile of an output [E, O, T]
+//                          tile_rows   inputs per tile; 0 unless sharing is 3
+//                          output_dim
+//                          groups      E; 0: the size of dimension 0 (one crossbar per expert)
 //   wanted                 gradients to compute: bit 0 for x, 1 for the weight, 2 for the bias; others come back empty
 //   shared                 true: all S chips see the same x; false: x is chip-major, dim 0 = S * B
 //
@@ -17,7 +24,7 @@
 //   scale, shift  [out]    float32, or None
 //   residual               the result's shape and dtype, or None
 //
-// The operators named _many take lists with one entry per layer, and specs [4 L]
+// The operators named _many take lists with one entry per layer, and specs [8 L]
 //   steps                  may be empty: the operator finds them
 //   scales  [out] each     float32, multiplies each output's weights; or none. Only for weights stored channels last
 //
@@ -30,9 +37,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(nft_ext, m) {
-  m.def("weight_step(Tensor weight, int weight_bits) -> Tensor");
+  m.def("weight_step(Tensor weight, int weight_bits, int[] scaling=[]) -> Tensor");
   m.def("weight_step_many(Tensor[] weights, int[] weight_bits) -> Tensor");
-  m.def("quantize(Tensor weight, Tensor step, int weight_bits) -> Tensor");
+  m.def("quantize(Tensor weight, Tensor step, int weight_bits, int[] scaling=[]) -> Tensor");
   m.def(
       "program(Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, int[] spec, "
       "ScalarType dtype) -> Tensor");

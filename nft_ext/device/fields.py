@@ -11,6 +11,8 @@ import numpy as np
 from nft_ext._common.checks import fail, integer, number, one_of, text
 
 MAPPINGS = ("sign", "differential")
+SCALES = ("layer", "output", "tile")
+_MOST_ROWS = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,9 @@ class DeviceFields:
     state_rule: str = "device"
     level_mean: tuple[float, ...] | None = None
     level_std: tuple[float, ...] | None = None
+    scale: str = "layer"
+    array_rows: int | None = None
+    array_columns: int | None = None
     name: str = "gaussian"
 
     def __post_init__(self) -> None:
@@ -51,6 +56,12 @@ class DeviceFields:
         one_of("sampling", self.sampling, ("auto", "fast", "per_device"))
         one_of("mapping", self.mapping, MAPPINGS)
         one_of("state_rule", self.state_rule, ("device", "weight"))
+        one_of("scale", self.scale, SCALES)
+        for field in ("array_rows", "array_columns"):
+            if getattr(self, field) is not None:
+                put(field, integer(field, getattr(self, field), 1, _MOST_ROWS))
+        if self.scale == "tile" and self.array_rows is None:
+            fail("array_rows", 'must be given with scale="tile": a tile is the array\'s rows of one output', None)
         for field in ("level_scale", "level_mean", "level_std"):
             put(field, self._levels(field, low=None if field == "level_mean" else 0.0))
         if (self.level_mean is None) != (self.level_std is None):

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from nft_ext._common.checks import fail, file_path, number, one_of
+from nft_ext._common.checks import fail, file_path, integer, number, one_of
 from nft_ext.device import tables
-from nft_ext.device.fields import MAPPINGS, DeviceFields
+from nft_ext.device.fields import MAPPINGS, SCALES, DeviceFields
 from nft_ext.device.measured import read_levels
 
 PRESETS = {"rram1": 1.0, "fefet2": 2.0, "rram4": 4.0, "fefet6": 6.0}
 _PATHS = {"off": 0, "fast": 1, "per_device": 2}
+# How a stored weight lies: i inputs, o outputs, e experts. (dimension of the outputs, number of groups; 0: dimension 0)
+LAYOUTS = {"oi": (0, 1), "io": (1, 1), "eoi": (1, 0), "eio": (2, 0)}
 
 
 class NVMDevice(DeviceFields):
@@ -46,6 +48,11 @@ class NVMDevice(DeviceFields):
         level_scale: None, or 2^K factors on the standard deviation of each level (presets fill it).
         state_rule: "device": level_scale applies to each device's level. "weight" (the published code, K = 2 only): the
             inner factor applies to codes in the middle half of the weight's range.
+        scale: which weights share a step s = max|W| / (2^M - 1). "layer": all weights of a layer (the paper).
+            "output": the weights of one output. "tile": the weights of one output on one array; needs array_rows.
+        array_rows: None, or the number of inputs (word lines) per array, R. Tile t of an output holds its inputs
+            t R .. t R + R - 1.
+        array_columns: None, or the number of outputs (bit lines) per array. It does not change the noise.
         level_mean, level_std: None, or 2^K measured means and standard deviations in level units (see `from_table`).
         name: the name in reports.
 
@@ -167,14 +174,49 @@ class NVMDevice(DeviceFields):
         """The flat float32 table for the operators (layout: csrc/core/conductance.h)."""
         return tables.operator_table(self)
 
-    def operator_spec(self, enabled: bool = True) -> list[int]:
-        """[weight_bits, device_bits, path, mapping], an argument of the operators."""
+    def operator_spec(self, enabled: bool = True, layout: str = "oi", groups: int = 1) -> list[int]:
+        """[weight_bits, device_bits, path, mapping, *scaling], an argument of the operators.
+
+        Args:
+            enabled: False for the quantized weight W_d.
+            layout: how the weight is stored, see `operator_scaling`.
+            groups: see `operator_scaling`.
+
+        Raises:
+            ValueError: a bad argument.
+        """
         return [
             self.weight_bits,
             self.device_bits,
             _PATHS[self.path if enabled else "off"],
             MAPPINGS.index(self.mapping),
+            *self.operator_scaling(layout, groups),
         ]
+
+    def operator_scaling(self, layout: str = "oi", groups: int = 1) -> list[int]:
+        """[sharing, tile_rows, output_dim, groups]: which weights share a step (csrc/operators/schemas.cpp).
+
+        Args:
+            layout: how the weight is stored, outer dimension first. "oi": [out, in, ...] (Linear, Conv); "io":
+                [in, out, ...] (transformers' Conv1D, transposed convolutions); "eoi" and "eio": the same per expert.
+                An expert is a crossbar of its own, with its own step if scale="layer".
+            groups: of a transposed convolution, layout "io": dimension 0 holds the inputs of one group after another.
+
+        Raises:
+            ValueError: an unknown layout; groups below 1, or other than 1 with another layout than "io".
+        """
+        one_of("layout", layout, tuple(LAYOUTS))
+        output_dim, crossbars = LAYOUTS[layout]
+        integer("groups", groups, 1)
+        if groups != 1 and layout != "io":
+            fail("groups", 'must be 1 unless layout is "io"', groups)
+        experts = crossbars == 0
+        sharing = SCALES.index(self.scale)
+        if sharing == 0 and not experts:
+            return [0, 0, 0, 1]
+        tile_rows = self.array_rows if self.scale == "tile" and self.array_rows is not None else 0
+        # sharing: 0 all, 1 a group, 2 an output, 3 a tile
+        return [sharing + 1 if sharing else 1, tile_rows, output_dim, crossbars if experts else groups]
 
     def describe(self) -> dict[str, Any]:
         """Fields that differ from their defaults, and those that reports always name, as JSON types."""
@@ -192,6 +234,7 @@ class NVMDevice(DeviceFields):
     def __str__(self) -> str:
         d = self.describe()
         extra = "".join(f", {k} {d[k]}" for k in ("clip", "censor", "truncate", "stuck") if k in d)
+        extra += "".join(f", {k} {d[k]}" for k in ("scale", "array_rows", "array_columns") if k in d)
         return (
             f"{self.name}: sigma {self.sigma:g} relative to {d['relative_to']}, M {self.weight_bits}, "
             f"K {self.device_bits}, {self.mapping} mapping{extra}"

@@ -106,7 +106,7 @@ class NoisyLayer(nn.Module):
         """Turns the noise on or off for later forwards."""
         self.noise_enabled, self._programmed = enabled, None
         path = self.nvm.operator_spec(enabled)[2]
-        self._spec = [*self._spec[:2], path, self._spec[3]]
+        self._spec = [*self._spec[:2], path, *self._spec[3:]]
 
     def crossbar(self, compiling: bool | None = None, forward: bool = True) -> Crossbar:
         """The operator arguments of this layer for one forward.
@@ -196,8 +196,9 @@ class NoisyLayer(nn.Module):
     def codes_and_step(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The quantized weight and its step for one forward and its backward."""
         with torch.no_grad():
-            step = operators.ops.weight_step(weight, self.nvm.weight_bits)
-            return operators.ops.quantize(weight, step, self.nvm.weight_bits), step
+            scaling = self._spec[4:]
+            step = operators.ops.weight_step(weight, self.nvm.weight_bits, scaling)
+            return operators.ops.quantize(weight, step, self.nvm.weight_bits, scaling), step
 
     def share_codes(self, shared: bool) -> None:
         """Sets whether later forwards hand their quantized weights to their backwards."""

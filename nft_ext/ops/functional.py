@@ -30,13 +30,13 @@ from nft_ext.ops.operands import (
 class Crossbar(NamedTuple):
     """The arguments that describe a layer's crossbar, in the operators' order (csrc/operators/schemas.cpp)."""
 
-    weight: Tensor  # [*] float32, bfloat16 or float16; float64 only for a product in float64
+    weight: Tensor  # [*], in any layout; float32, bfloat16 or float16; float64 only for a product in float64
     codes: Tensor | None  # [*], or None: the operator computes them
-    step: Tensor | None  # [], or None: the operator computes it
+    step: Tensor | None  # [], [E], [E, O] or [E, O, T] as spec says, or None: the operator computes it
     table: Tensor  # [T]
     key: Tensor  # [S, 2]
     stream: int
-    spec: list[int]  # [4]
+    spec: list[int]  # [8], from NVMDevice.operator_spec
 
 
 @functools.lru_cache(maxsize=256)
@@ -60,8 +60,17 @@ def device_at(nvm: NVMDevice, sigma: float) -> NVMDevice:
     return nvm.replace(sigma=sigma)
 
 
-def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enabled: bool = True) -> Crossbar:
-    """Weight and noise as operator arguments. Checks types, torch devices and ranges.
+def crossbar(
+    weight: Tensor,
+    nvm: NVMDevice,
+    key: Tensor,
+    stream: int,
+    *,
+    enabled: bool = True,
+    layout: str = "oi",
+    groups: int = 1,
+) -> Crossbar:
+    """Weight and noise as operator arguments. Checks types, torch devices, ranges and the shape.
 
     Raises:
         TypeError, ValueError: a bad argument.
@@ -72,7 +81,23 @@ def crossbar(weight: Tensor, nvm: NVMDevice, key: Tensor, stream: int, *, enable
         fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
     check_key(key, weight.device)
     table = device_table(nvm, weight.device)
-    return Crossbar(weight, None, None, table, key, integer("stream", stream, 0, 2**32 - 1), nvm.operator_spec(enabled))
+    spec = nvm.operator_spec(enabled, layout, groups)
+    check_layout(weight, layout, groups)
+    return Crossbar(weight, None, None, table, key, integer("stream", stream, 0, 2**32 - 1), spec)
+
+
+def check_layout(weight: Tensor, layout: str, groups: int) -> None:
+    """Checks that a weight has the dimensions that its layout names.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if layout == "oi":
+        return
+    if weight.dim() < len(layout):
+        fail("weight", f'must have {len(layout)} dimensions or more for layout "{layout}"', list(weight.shape))
+    if weight.shape[0] % groups:
+        fail("groups", f"must divide dimension 0 of the weight, {weight.shape[0]}", groups)
 
 
 def for_kernels(bar: Crossbar) -> Crossbar:
@@ -90,6 +115,8 @@ def program_weights(
     key: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     enabled: bool = True,
+    layout: str = "oi",
+    groups: int = 1,
 ) -> Tensor:
     """Programmed weights W_p, one copy per chip (Eq. 4 and 5 of arXiv 2305.14561).
 
@@ -103,6 +130,9 @@ def program_weights(
         key: int64 [S, 2], in place of seed and draws.
         dtype: float32 or bfloat16, on CUDA also float16. 16-bit results are rounded to nearest even.
         enabled: False gives the quantized weight W_d.
+        layout: how the weight is stored: "oi" (Linear, Conv), "io" (transformers' Conv1D, transposed convolutions),
+            "eoi" or "eio" (experts). It decides which weights share a step, see `NVMDevice.operator_scaling`.
+        groups: of a transposed convolution, with layout "io".
 
     Returns:
         [S, *weight.shape]. The gradient is straight-through: dL/dW is the sum of dL/dW_p over chips.
@@ -117,7 +147,7 @@ def program_weights(
     key = noise_key(seed, draws, device=weight.device) if key is None else key
     if dtype not in (torch.float32, torch.bfloat16) and not (dtype == torch.float16 and weight.device.type == "cuda"):
         fail("dtype", "must be torch.float32 or torch.bfloat16 (or float16 on CUDA)", str(dtype))
-    bar = for_kernels(crossbar(weight, nvm, key, stream, enabled=enabled))
+    bar = for_kernels(crossbar(weight, nvm, key, stream, enabled=enabled, layout=layout, groups=groups))
     return operators.call(operators.Program, operators.ops.program.default, *bar, dtype)
 
 

@@ -6,6 +6,7 @@ the public functions: nft_ext.ops.autograd says which calls the compiled kernels
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from nft_ext.ops.convolution import check_output_size, output_size
 from nft_ext.ops.same_noise import check_same_noise, noise_of_forward
 
 ops = torch.ops.nft_ext
+SPEC_INTS = 8  # of NVMDevice.operator_spec
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -37,12 +39,23 @@ def _rows(x: Tensor, key: Tensor, shared: bool) -> int:
 
 
 @torch.library.register_fake("nft_ext::weight_step")
-def _(weight, weight_bits):
-    return weight.new_empty((), dtype=torch.float32)
+def _(weight, weight_bits, scaling=()):
+    return weight.new_empty(step_shape(weight, scaling), dtype=torch.float32)
+
+
+def step_shape(weight: Tensor, scaling: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a weight's steps: [], [E], [E, O] or [E, O, T] (same rule in csrc/operators/crossbar.h)."""
+    sharing, tile_rows, output_dim, groups = scaling or (0, 0, 0, 1)
+    if sharing == 0:
+        return ()
+    groups = groups or weight.shape[0]
+    outputs = weight.shape[output_dim]
+    shape = (groups, outputs, -(-(weight.numel() // (groups * outputs)) // tile_rows) if sharing == 3 else 1)
+    return shape[:sharing]
 
 
 @torch.library.register_fake("nft_ext::quantize")
-def _(weight, step, weight_bits):
+def _(weight, step, weight_bits, scaling=()):
     return torch.empty(weight.shape, dtype=torch.int16 if weight_bits <= 15 else torch.int32, device=weight.device)
 
 
@@ -59,7 +72,7 @@ def _(weights, weight_bits):
 @torch.library.register_fake("nft_ext::program_many")
 def _(weights, codes, steps, tables, key, streams, specs, scales, dtype, channels_last=False):
     return [
-        _programmed(weight, key.shape[0], specs[4 * i : 4 * i + 4], dtype, channels_last)
+        _programmed(weight, key.shape[0], specs[SPEC_INTS * i : SPEC_INTS * (i + 1)], dtype, channels_last)
         for i, weight in enumerate(weights)
     ]
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import nft_ext as nft
+from nft_ext.reference import ONE_STEP
 
 NVM = nft.NVMDevice(sigma=0.1)
 KEY = nft.noise_key(0)
@@ -322,11 +323,20 @@ def bar(**changes):
         (dict(codes=torch.zeros(3, 5, dtype=torch.int16)), r"codes: must be the contiguous result .*; got \[3, 5\]"),
         (dict(codes=torch.zeros(3, 6, dtype=torch.int32)), "codes: must be the contiguous result"),
         (dict(stream=-1), "stream: must be a 32-bit unsigned number; got -1"),
-        (dict(spec=[8, 3, 1, 0]), r"spec: needs weight_bits in 1..16, a multiple of device_bits; got \[8, 3, 1, 0\]"),
-        (dict(spec=[8, 0, 1, 0]), "spec: needs weight_bits in 1..16, a multiple of device_bits"),
-        (dict(spec=[8, 2, 3, 0]), r"spec: needs path 0 \(off\), 1 \(fast\) or 2 \(per device\); got 3"),
-        (dict(spec=[8, 2, 1, 2]), "spec: needs mapping 0 or 1; got 2"),
-        (dict(spec=[8, 2]), "spec: must hold weight_bits, device_bits, path, mapping; got 2"),
+        (
+            dict(spec=[8, 3, 1, 0, *ONE_STEP]),
+            "spec: needs weight_bits in 1..16, a multiple of device_bits; got",
+        ),
+        (dict(spec=[8, 0, 1, 0, *ONE_STEP]), "spec: needs weight_bits in 1..16, a multiple of device_bits"),
+        (
+            dict(spec=[8, 2, 3, 0, *ONE_STEP]),
+            r"spec: needs path 0 .*; got 3",
+        ),
+        (dict(spec=[8, 2, 1, 2, *ONE_STEP]), "spec: needs mapping 0 or 1; got 2"),
+        (
+            dict(spec=[8, 2]),
+            "spec: must hold weight_bits, .* and a scaling of four numbers; got 2",
+        ),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

@@ -64,7 +64,7 @@ def test_the_fake_kernel_gives_linear_layers_and_chips():
     [
         (dict(wiring=[0] * 19), "wiring: must hold ten numbers per weight; got 19"),
         (dict(keys=[nft.noise_key(1)]), "keys: must hold one entry per weight; got 1"),
-        (dict(specs=NVM.operator_spec()), "specs: must hold four numbers per weight; got 4"),
+        (dict(specs=NVM.operator_spec()), "specs: must hold eight numbers per weight; got 8"),
         (dict(wiring=[1, *arguments()[9][1:]]), "wiring: must take x from the inputs or an earlier layer; got 1"),
         (dict(wiring=[-1, *arguments()[9][1:]]), "wiring: must take x from the inputs or an earlier layer; got -1"),
         (

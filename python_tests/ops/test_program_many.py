@@ -66,7 +66,7 @@ def test_weights_that_are_not_finite_are_refused():
         (dict(codes=[None]), "codes: must hold one entry per weight; got 1"),
         (dict(tables=[]), "tables: must hold one entry per weight; got 0"),
         (dict(streams=[1, 2]), "streams: must hold one entry per weight; got 2"),
-        (dict(specs=[8, 2, 1, 0]), "specs: must hold four numbers per weight; got 4"),
+        (dict(specs=[8, 2, 1, 0]), "specs: must hold eight numbers per weight; got 4"),
         (dict(scales=[torch.ones(())]), "scales: must be empty or hold one entry per weight; got 1"),
         (dict(scales=[torch.ones(3)] * 5), r"scales: must be contiguous float32 \[out\], each for its weight"),
         (dict(dtype=torch.float64), "dtype: must be float32 or bfloat16"),

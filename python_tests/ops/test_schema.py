@@ -6,9 +6,9 @@ import torch
 import nft_ext  # noqa: F401  (registers the operators)
 
 SCHEMAS = {
-    "weight_step": "(Tensor weight, int weight_bits) -> Tensor",
+    "weight_step": "(Tensor weight, int weight_bits, int[] scaling=[]) -> Tensor",
     "weight_step_many": "(Tensor[] weights, int[] weight_bits) -> Tensor",
-    "quantize": "(Tensor weight, Tensor step, int weight_bits) -> Tensor",
+    "quantize": "(Tensor weight, Tensor step, int weight_bits, int[] scaling=[]) -> Tensor",
     "program": "(Tensor weight, Tensor? codes, Tensor? step, Tensor table, Tensor key, int stream, int[] spec, "
     "ScalarType dtype) -> Tensor",
     "program_many": "(Tensor[] weights, Tensor?[] codes, Tensor[] steps, Tensor[] tables, Tensor key, int[] streams, "

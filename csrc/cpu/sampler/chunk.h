@@ -7,8 +7,7 @@
 
 #include "cpu/sampler/draws.h"
 #include "cpu/simd/table_lookup.h"
-#include "cpu/sampler/step_reciprocal.h"
-#include "cpu/sampler/widen.h"
+#include "cpu/sampler/step_runs.h"
 
 namespace nft {
 namespace NFT_ISA {
@@ -17,8 +16,8 @@ namespace {
 // Packed codes of one chunk (core/quantize.h): the given ones, or the quantized
 // weights, in `local`. A short last chunk is padded with zeros there. Codes take two
 // or four bytes: reading them again for every chip is cheaper than keeping floats.
-template <class Packed>
-const Packed* codes_of_chunk(const Program& p, int64_t first, int count, Packed* local) {
+template <class Packed, class Steps>
+const Packed* codes_of_chunk(const Program& p, const Steps& step, int64_t first, int count, Packed* local) {
   if (p.codes) {
     const Packed* codes = (const Packed*)p.codes + first;
     ask_for_next(codes);
@@ -30,7 +29,7 @@ const Packed* codes_of_chunk(const Program& p, int64_t first, int count, Packed*
   const float top = from_int((1 << p.weight_bits) - 1);
   alignas(64) Lane wide;
   const float* w = floats_of_chunk(p.weight + first, count, wide);
-  for (int i = 0; i < kChunk; ++i) local[i] = (Packed)pack_code(code_of(w[i], p.step, top), sign_of(w[i]));
+  for (int i = 0; i < kChunk; ++i) local[i] = (Packed)pack_code(code_of(w[i], step.at(i), top), sign_of(w[i]));
   return local;
 }
 
@@ -45,22 +44,24 @@ void look_up_table(const Program& p, int entries, const int32_t* index, float* m
 }
 
 // Fast path: one normal per weight.
-template <class Packed>
-void fast_chunk(const Program& p, const ChipKey& key, uint64_t quad0, const Packed* codes, float* __restrict w) {
+template <class Packed, class Steps>
+void fast_chunk(const Program& p, const Steps& step, const ChipKey& key, uint64_t quad0, const Packed* codes,
+                float* __restrict w) {
   alignas(64) Lane z;
   normals_of_chunk(key, kSliceWeight, quad0, z);
-  const float step = p.step;
   if (p.constant_table) {
     const float std = p.table[1 << p.weight_bits];
     for (int i = 0; i < kChunk; ++i)
-      w[i] = programmed(weight_in_steps(from_int(code_magnitude(codes[i])), std, z[i]), step, code_sign(codes[i]));
+      w[i] =
+          programmed(weight_in_steps(from_int(code_magnitude(codes[i])), std, z[i]), step.at(i), code_sign(codes[i]));
     return;
   }
   alignas(64) int32_t q[kChunk];
   alignas(64) Lane mean, std;
   for (int i = 0; i < kChunk; ++i) q[i] = code_magnitude(codes[i]);
   look_up_table(p, 1 << p.weight_bits, q, mean, std);
-  for (int i = 0; i < kChunk; ++i) w[i] = programmed(weight_in_steps(mean[i], std[i], z[i]), step, code_sign(codes[i]));
+  for (int i = 0; i < kChunk; ++i)
+    w[i] = programmed(weight_in_steps(mean[i], std[i], z[i]), step.at(i), code_sign(codes[i]));
 }
 
 // The larger of two bit patterns: `largest` and that of |weight|.
@@ -69,17 +70,16 @@ NFT_FN int32_t larger(int32_t largest, float weight) {
   return u > largest ? u : largest;
 }
 
-// From quotients and normals to programmed weights. Returns max|W| of the chunk.
-template <class Quotient>
-uint32_t fresh_weights(const Program& p, const float* __restrict weight, const float* __restrict z,
-                       const Quotient& quotient, float* __restrict w) {
-  const float step = p.step, top = from_int((1 << p.weight_bits) - 1);
+// From codes and normals to programmed weights. Returns max|W| of the chunk.
+template <class Steps, class Code>
+uint32_t fresh_weights(const Program& p, const Steps& step, const float* __restrict weight, const float* __restrict z,
+                       const Code& code, float* __restrict w) {
   int32_t largest = 0;  // signed, since SSE2 compares signed numbers
   if (p.constant_table) {
     const float std = p.table[1 << p.weight_bits];
     for (int i = 0; i < kChunk; ++i) {
       largest = larger(largest, weight[i]);
-      w[i] = programmed(weight_in_steps(round_quotient(quotient(i), top), std, z[i]), step, sign_of(weight[i]));
+      w[i] = programmed(weight_in_steps(code(i), std, z[i]), step.at(i), sign_of(weight[i]));
     }
     return (uint32_t)largest;
   }
@@ -87,10 +87,11 @@ uint32_t fresh_weights(const Program& p, const float* __restrict weight, const f
   alignas(64) Lane mean, std;
   for (int i = 0; i < kChunk; ++i) {
     largest = larger(largest, weight[i]);
-    q[i] = to_int(round_quotient(quotient(i), top));
+    q[i] = to_int(code(i));
   }
   look_up_table(p, 1 << p.weight_bits, q, mean, std);
-  for (int i = 0; i < kChunk; ++i) w[i] = programmed(weight_in_steps(mean[i], std[i], z[i]), step, sign_of(weight[i]));
+  for (int i = 0; i < kChunk; ++i)
+    w[i] = programmed(weight_in_steps(mean[i], std[i], z[i]), step.at(i), sign_of(weight[i]));
   return (uint32_t)largest;
 }
 
@@ -113,20 +114,55 @@ NFT_FN uint32_t bounded_weights(const Program& p, const float* __restrict weight
 // use an fma (for quotients); python_tests' test_nm.py checks the machine code.
 __attribute__((noinline)) uint32_t fresh_chunk(const Program& p, const ChipKey& key, uint64_t quad0,
                                                const float* __restrict weight, float* __restrict w) {
+  const OneStep step{p.step, p.reciprocal};
+  const float top = from_int((1 << p.weight_bits) - 1);
   alignas(64) Lane z;
   if (p.reciprocal.high != 0.0f) {
     const Reciprocal r = p.reciprocal;
     normals_of_chunk(key, kSliceWeight, quad0, z);
     ask_for_next(w);
     if (p.bounded && p.constant_table) return bounded_weights(p, weight, z, w);
-    return fresh_weights(p, weight, z, [=](int i) { return quotient_by(magnitude_of(weight[i]), r); }, w);
+    return fresh_weights(
+        p, step, weight, z, [=](int i) { return round_quotient(quotient_by(magnitude_of(weight[i]), r), top); }, w);
   }
   // The divisions come first, in a loop of their own: the divider works on them while the random words are made.
   alignas(64) Lane quotient;
   for (int i = 0; i < kChunk; ++i) quotient[i] = quotient_of(weight[i], p.step);
   normals_of_chunk(key, kSliceWeight, quad0, z);
   ask_for_next(w);
-  return fresh_weights(p, weight, z, [&](int i) { return quotient[i]; }, w);
+  return fresh_weights(p, step, weight, z, [&](int i) { return round_quotient(quotient[i], top); }, w);
+}
+
+// The same for a chunk whose weights have several steps, or a step of their own. Their max|W| was found before.
+template <class Steps>
+NFT_FN void fresh_steps(const Program& p, const Steps& step, bool reciprocal, const ChipKey& key, uint64_t quad0,
+                        const float* __restrict weight, float* __restrict w) {
+  const float top = from_int((1 << p.weight_bits) - 1);
+  alignas(64) Lane z;
+  if (reciprocal && p.bounded) {
+    normals_of_chunk(key, kSliceWeight, quad0, z);
+    ask_for_next(w);
+    const auto code = [&](int i) {
+      return rounded(exact_quotient_by(magnitude_of(weight[i]), step.at(i), step.reciprocal_at(i)));
+    };
+    fresh_weights(p, step, weight, z, code, w);
+    return;
+  }
+  alignas(64) Lane quotient;
+  for (int i = 0; i < kChunk; ++i) quotient[i] = quotient_of(weight[i], step.at(i));
+  normals_of_chunk(key, kSliceWeight, quad0, z);
+  ask_for_next(w);
+  fresh_weights(p, step, weight, z, [&](int i) { return round_quotient(quotient[i], top); }, w);
+}
+
+__attribute__((noinline)) void fresh_run(const Program& p, const StepRuns& runs, const ChipKey& key, uint64_t quad0,
+                                         const float* __restrict weight, float* __restrict w) {
+  fresh_steps(p, runs.one, runs.reciprocal, key, quad0, weight, w);
+}
+
+__attribute__((noinline)) void fresh_runs(const Program& p, const StepRuns& runs, const ChipKey& key, uint64_t quad0,
+                                          const float* __restrict weight, float* __restrict w) {
+  fresh_steps(p, runs.many(), runs.reciprocal, key, quad0, weight, w);
 }
 
 // sum += direction * 2^(jK) * g_j for device j of every weight of the chunk; `idle` devices hold level 0.
@@ -164,27 +200,30 @@ void add_device(const Program& p, const ChipKey& key, uint64_t quad0, int j, boo
 }
 
 // Per-device path: M/K devices per weight, twice as many in a differential pair.
-template <class Packed>
-void device_chunk(const Program& p, const ChipKey& key, uint64_t quad0, const Packed* codes, float* __restrict w) {
+template <class Packed, class Steps>
+void device_chunk(const Program& p, const Steps& step, const ChipKey& key, uint64_t quad0, const Packed* codes,
+                  float* __restrict w) {
   const Limits limits = limits_of(p.table, p.device_bits);
   const int devices = p.weight_bits / p.device_bits;
   alignas(64) Lane sum = {};
   for (int j = 0; j < devices; ++j) add_device(p, key, quad0, j, false, limits, codes, sum);
   if (p.mapping == kMappingDifferential)
     for (int j = 0; j < devices; ++j) add_device(p, key, quad0, j, true, limits, codes, sum);
-  for (int i = 0; i < kChunk; ++i) w[i] = programmed(sum[i], p.step, code_sign(codes[i]));
+  for (int i = 0; i < kChunk; ++i) w[i] = programmed(sum[i], step.at(i), code_sign(codes[i]));
 }
 
 // One chunk on one chip into w [kChunk].
-template <class Packed>
-void chunk_on_chip(const Program& p, const ChipKey& key, int64_t chunk, const Packed* codes, float* w) {
+template <class Packed, class Steps>
+void chunk_on_chip(const Program& p, const Steps& step, const ChipKey& key, int64_t chunk, const Packed* codes,
+                   float* w) {
   const uint64_t quad0 = (uint64_t)chunk * kQuads;
   if (p.path == kPathFast)
-    fast_chunk(p, key, quad0, codes, w);
+    fast_chunk(p, step, key, quad0, codes, w);
   else if (p.path == kPathDevice)
-    device_chunk(p, key, quad0, codes, w);
+    device_chunk(p, step, key, quad0, codes, w);
   else
-    for (int i = 0; i < kChunk; ++i) w[i] = programmed(from_int(code_magnitude(codes[i])), p.step, code_sign(codes[i]));
+    for (int i = 0; i < kChunk; ++i)
+      w[i] = programmed(from_int(code_magnitude(codes[i])), step.at(i), code_sign(codes[i]));
 }
 
 }  // namespace

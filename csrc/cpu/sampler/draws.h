@@ -7,7 +7,7 @@
 
 #include "core/conductance.h"
 #include "cpu/simd/lanes.h"
-#include "cpu/sampler/sampler.h"
+#include "cpu/sampler/widen.h"
 #include "cpu/simd/vectors.h"
 
 namespace nft {
@@ -16,8 +16,6 @@ namespace {
 
 constexpr int kQuads = 64;
 static_assert(kQuads * 4 == kChunk, "one Philox call serves four weights");
-
-typedef float Lane[kChunk];
 
 // One chip's key, with its round keys.
 struct ChipKey : Key {

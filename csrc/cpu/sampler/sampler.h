@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/scaling.h"
+
 namespace nft {
 
 enum class OutType : int { kFloat32 = 0, kBFloat16 = 1 };
@@ -35,8 +37,10 @@ struct Program {
   Weights weight;         // [n]; without data if codes are given
   const void* codes;      // [n] int16 (weight_bits <= 15) or int32 (16), packed as core/quantize.h says, or null
   int64_t n;              // number of weights
-  float step;             // s of Eq. 4
+  float step;             // s of Eq. 4, if all weights share it
   Reciprocal reciprocal;  // 1/s, if a product may replace the division
+  Scaling scaling;        // which weights share a step
+  const float* steps;     // theirs; null: the kernels find them, which needs runs in the order of the steps
   bool bounded;           // no code exceeds 2^M - 1, or the results are dropped
   int weight_bits, device_bits, path, mapping;
   const float* table;   // see core/conductance.h
@@ -63,6 +67,10 @@ struct Kernels {
   Reciprocal (*reciprocal)(float step, int weight_bits);
   // Codes of `n` weights, packed as core/quantize.h says, as int16 (code_bytes 2; weight_bits <= 15) or int32 (4).
   void (*quantize)(Weights weight, int64_t n, float step, int weight_bits, void* codes, int code_bytes);
+  // The same for the weights [begin, end) of a Program with steps; `begin` starts a chunk. `codes` are the Program's.
+  void (*quantize_runs)(const Program& program, int64_t begin, int64_t end, void* codes, int code_bytes);
+  // max|W| as bit patterns for every step of the outputs [begin, end) of all groups, counted through.
+  void (*maxima)(Weights weight, const Scaling& scaling, int64_t begin, int64_t end, uint32_t* maxima);
   // Chunks [begin, end) of a Program.
   void (*program)(const Program& program, int64_t begin, int64_t end);
   // Standard normals of elements 0..n-1 under one key row, slice and stream.

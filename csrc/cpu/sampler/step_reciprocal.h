@@ -5,6 +5,9 @@
 // except rarely in the last bit. A code only depends on which side of k + 1/2 the quotient lies. Both
 // quotients grow with |W|. So the codes agree for every weight if they agree for the few weights
 // around each change from one code to the next: a few hundred comparisons per step, a microsecond.
+//
+// A step of few weights cannot pay for that. There the quotient q = |W| high + |W| low is corrected: the remainder
+// |W| - q s is exact, and q + remainder * high is the division's result, always (docs/design/decisions/cpu.md).
 #pragma once
 
 #include "core/quantize.h"
@@ -22,6 +25,19 @@ NFT_FN float quotient_by(float magnitude, Reciprocal r) {
 
 // To the nearest integer, ties to even: one instruction.
 NFT_FN float rounded(float quotient) { return __builtin_rintf(quotient); }
+
+// The quotient, rounded as the division rounds it. `r`: from exact_reciprocal_of.
+NFT_FN float exact_quotient_by(float magnitude, float step, Reciprocal r) {
+  const float q = quotient_by(magnitude, r);
+  return __builtin_fmaf(__builtin_fmaf(-q, step, magnitude), r.high, q);
+}
+
+// The step's reciprocal for exact_quotient_by; none where a product could leave the range of numbers.
+__attribute__((noinline)) Reciprocal exact_reciprocal_of(float step) {
+  if (!(step > 0x1p-60f && step < 0x1p60f)) return {};
+  const float high = 1.0f / step;
+  return {high, __builtin_fmaf(-high, step, 1.0f) * high};
+}
 
 // The step's reciprocal; none if the codes are not proven to agree.
 __attribute__((noinline)) Reciprocal reciprocal_of(float step, int weight_bits) {
@@ -49,7 +65,9 @@ __attribute__((noinline)) Reciprocal reciprocal_of(float step, int weight_bits) 
 
 // Without fused multiply-adds the division is as fast.
 NFT_FN float quotient_by(float magnitude, Reciprocal) { return magnitude; }
+NFT_FN float exact_quotient_by(float magnitude, float step, Reciprocal) { return div(magnitude, step); }
 NFT_FN float rounded(float quotient) { return quotient; }
+Reciprocal exact_reciprocal_of(float) { return {}; }
 Reciprocal reciprocal_of(float, int) { return {}; }
 
 #endif

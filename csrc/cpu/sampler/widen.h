@@ -8,6 +8,8 @@ namespace nft {
 namespace NFT_ISA {
 namespace {
 
+typedef float Lane[kChunk];
+
 struct BFloat16 {
   uint16_t bits;
 };

@@ -105,18 +105,12 @@ class OnePassProduct {
     std::vector<Phase> phases;
     prepare_input(phases);
     prepare_columns(phases);
-    if (has_step(c_)) {
-      set_step(program, program.step);
-      phases.push_back(rows(program));
-      run_phases(phases, on_this_thread());
-    } else {
-      c_.found = run_finding_step(c_.op, program, w_.groups * bands(), [&](std::vector<Phase> first, AbsMax* abs_max) {
-        first.insert(first.end(), phases.begin(), phases.end());
-        first.push_back(rows(program, abs_max));
-        run_phases(first, on_this_thread());
-        phases.clear();  // a second call finds the input prepared
-      });
-    }
+    run_finding_steps(c_, program, w_.groups * bands(), [&](std::vector<Phase> first, AbsMax* abs_max) {
+      first.insert(first.end(), phases.begin(), phases.end());
+      first.push_back(rows(program, abs_max));
+      run_phases(first, on_this_thread());
+      phases.clear();  // a second call finds the input prepared
+    });
     return y;
   }
 

@@ -47,13 +47,7 @@ struct Cpu {
     p.chips = (int)chips;
     p.out_type = out_type(out);
     p.out = out.data_ptr();
-    if (has_step(c)) {
-      set_step(p, p.step);
-      run_phases({programming(p)});
-      return;
-    }
-    const int64_t pieces = programming(p).pieces;
-    c.found = run_finding_step(c.op, p, pieces, [&](std::vector<Phase> phases, AbsMax* abs_max) {
+    run_finding_steps(c, p, programming(p).pieces, [&](std::vector<Phase> phases, AbsMax* abs_max) {
       phases.push_back(programming(p, abs_max));
       run_phases(phases);
     });
@@ -64,24 +58,36 @@ struct Cpu {
     std::vector<Tensor> holders(layers.size());
     std::vector<Program> programs(layers.size());
     std::vector<std::unique_ptr<AbsMax>> found(layers.size());
+    std::vector<std::unique_ptr<Maxima>> maxima(layers.size());
     std::vector<Phase> reading, steps, writing;
     for (size_t l = 0; l < layers.size(); ++l) {
       Program& p = programs[l];
       p = program_of(layers[l], holders[l]);
       p.out_type = out_type(outs[l]);
       p.out = outs[l].data_ptr();
-      if (has_step(layers[l])) {
-        set_step(p, p.step);
-      } else {
+      if (finds_steps(p)) {
+        found[l] = std::make_unique<AbsMax>(p.weight, p.n, programming(p).pieces);
+        writing.push_back(programming(p, found[l].get()));
+        continue;
+      }
+      if (p.steps) {
+        if (generic::one_step(p.scaling)) set_step(p, *p.steps);
+      } else if (generic::one_step(p.scaling)) {
         const AbsMax& abs_max = *(found[l] = std::make_unique<AbsMax>(p.weight, p.n));
         reading.push_back(found[l]->phase());
         steps.push_back({1, [&p, &abs_max](int64_t) { set_step(p, abs_max); }});
+      } else {
+        maxima[l] = std::make_unique<Maxima>(p.weight, p.scaling, p.weight_bits);
+        reading.push_back(maxima[l]->phase());
+        p.steps = maxima[l]->steps();
       }
       writing.push_back(programming(p));
     }
     run_phases({Phase::joined(reading), Phase::joined(steps), Phase::joined(writing)});
-    for (size_t l = 0; l < layers.size(); ++l)
+    for (size_t l = 0; l < layers.size(); ++l) {
       if (found[l]) found[l]->check_finite(layers[l].op);
+      if (maxima[l]) maxima[l]->checked(layers[l].op);
+    }
   }
 
   static constexpr auto product = one_pass_product;
@@ -97,9 +103,18 @@ struct Cpu {
   static void epilogue(const char*, const Tensor& y, const Epilogue& e) { epilogue_in_place(y, e); }
 };
 
-Tensor weight_step(Tensor weight, int64_t weight_bits) {
+Tensor weight_step(Tensor weight, int64_t weight_bits, Ints scaling) {
   check_quantizer("weight_step", weight, weight_bits);
+  const Scaling s = scaling_of("weight_step", weight, scaling);
   const Tensor dense = aten::contiguous(weight);
+  if (!generic::one_step(s)) {
+    Tensor steps = aten::empty(step_sizes(s, scaling.data()), ScalarType::Float, weight);
+    Maxima maxima(weights_of(dense), s, (int)weight_bits);
+    run_phases({maxima.phase()});
+    const std::vector<float> found = maxima.checked("weight_step");
+    std::copy(found.begin(), found.end(), static_cast<float*>(steps.data_ptr()));
+    return steps;
+  }
   AbsMax abs_max(weights_of(dense), dense.numel());
   run_phases({abs_max.phase()});
   abs_max.check_finite("weight_step");
@@ -113,23 +128,31 @@ Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
         "must hold one entry per weight, for at least one weight", weight_bits.size());
   Tensor steps = aten::empty({(int64_t)weights.size()}, ScalarType::Float, weights[0]);
   for (size_t l = 0; l < weights.size(); ++l)
-    static_cast<float*>(steps.data_ptr())[l] = *floats(weight_step(weights[l], weight_bits[l]));
+    static_cast<float*>(steps.data_ptr())[l] = *floats(weight_step(weights[l], weight_bits[l], {}));
   return steps;
 }
 
-Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
+Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits, Ints scaling) {
   check_quantizer("quantize", weight, weight_bits);
-  check_step("quantize", step);
-  const float s = *floats(step);
-  check(s >= 0 && s <= std::numeric_limits<float>::max(), "quantize", "step", "must be a finite number >= 0", s);
+  const Scaling s = scaling_of("quantize", weight, scaling);
+  check_step("quantize", step, s);
+  check_steps("quantize", step);
   const Tensor dense = aten::contiguous(weight);
   Tensor codes = aten::empty(sizes_of(weight), code_type(weight_bits), weight);
   const int bytes = code_type(weight_bits) == ScalarType::Short ? 2 : 4;
-  const Weights w = weights_of(dense);
+  Program p{};
+  p.weight = weights_of(dense);
+  p.n = dense.numel();
+  p.weight_bits = (int)weight_bits;
+  p.scaling = s;
+  p.steps = floats(step);
   char* out = static_cast<char*>(codes.data_ptr());
   const Kernels& k = kernels();
-  run_tiles(dense.numel(), kWeightsPerPiece, [&](int64_t begin, int64_t end) {
-    k.quantize(w + begin, end - begin, s, (int)weight_bits, out + begin * bytes, bytes);
+  run_tiles(p.n, kWeightsPerPiece, [&](int64_t begin, int64_t end) {
+    if (generic::one_step(s))
+      k.quantize(p.weight + begin, end - begin, *p.steps, p.weight_bits, out + begin * bytes, bytes);
+    else
+      k.quantize_runs(p, begin, end, out, bytes);
   });
   return codes;
 }

@@ -40,8 +40,10 @@ inline Weights weights_of(const Tensor& dense) {
                                                       : WeightType::kFloat32};
 }
 
-inline bool has_step(const Crossbar& c) { return c.step || c.found; }
-inline float step_of(const Crossbar& c) { return c.step ? *floats(*c.step) : *c.found; }
+// The steps of a crossbar, if they are known; else null.
+inline const float* steps_of(const Crossbar& c) {
+  return c.step ? floats(*c.step) : c.found.empty() ? nullptr : c.found.data();
+}
 
 // s = fl(max|W| / (2^M - 1)) from the bit pattern of max|W|.
 inline float step_of(uint32_t abs_max, int64_t weight_bits) {
@@ -92,6 +94,54 @@ class AbsMax {
   std::vector<uint32_t> parts_;
 };
 
+// max|W| for every step, found before the weights are programmed. Each piece has outputs of its own.
+class Maxima {
+ public:
+  Maxima(Weights weight, const Scaling& s, int weight_bits)
+      : weight_(weight),
+        scaling_(s),
+        weight_bits_(weight_bits),
+        bits_((size_t)generic::step_count(s)),
+        steps_(bits_.size()) {}
+
+  // Finds the steps. The functions below hold after this phase.
+  Phase phase() {
+    const int64_t inputs = std::max<int64_t>(1, scaling_.k1 * scaling_.k2);
+    const int64_t outputs = std::max<int64_t>(scaling_.k2 == 1 ? kLine : 1, kWeightsPerPiece / inputs);
+    return Phase::tiles(scaling_.groups * scaling_.outputs, outputs, [this](int64_t begin, int64_t end) {
+      kernels().maxima(weight_, scaling_, begin, end, bits_.data());
+      for (int64_t i = begin * scaling_.tiles; i < end * scaling_.tiles; ++i)
+        steps_[(size_t)i] = step_of(bits_[(size_t)i], weight_bits_);
+    });
+  }
+
+  const float* steps() const { return steps_.data(); }
+
+  // The steps of finite weights.
+  std::vector<float> checked(const char* op) const {
+    uint32_t most = 0;
+    for (uint32_t bits : bits_) most = std::max(most, bits);
+    check(most < 0x7f800000u, op, "weight", "must be finite (no NaN, no infinity)", generic::float_of(most));
+    return steps_;
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;  // weights of neighbouring outputs that are worth reading at once
+
+  Weights weight_;
+  Scaling scaling_;
+  int weight_bits_;
+  std::vector<uint32_t> bits_;
+  std::vector<float> steps_;
+};
+
+// Whether the kernels find the steps on their way: each is then read once more from the cache, not from memory. A long
+// run would be read by every piece that holds a part of it.
+inline bool finds_steps(const Program& p) {
+  constexpr int64_t kLongest = 1 << 13;  // weights: half a piece
+  return !generic::one_step(p.scaling) && !p.steps && generic::steps_in_order(p.scaling) && p.scaling.rows <= kLongest;
+}
+
 // The step, and its reciprocal if that saves enough divisions: on
 // the fast path, for one chip. (Several chips share their codes.)
 inline void set_step(Program& p, float step) {
@@ -106,11 +156,11 @@ inline void set_step(Program& p, const AbsMax& abs_max) {
   set_step(p, abs_max.finite() ? abs_max.step(p.weight_bits) : 0.0f);
 }
 
-// Runs work whose step is not known yet, and returns the step. run(phases, abs_max) runs `phases` and then its own
-// phases, which read `p`. If the cache expects a max|W|, run's phases use it and write the true one to the `parts` of
-// `abs_max`; run is called a second time if the two differ.
+// Runs work on weights with one step that is not known yet, and returns the step. run(phases, abs_max) runs `phases`
+// and then its own phases, which read `p`. If the cache expects a max|W|, run's phases use it and write the true one to
+// the `parts` of `abs_max`; run is called a second time if the two differ.
 template <class Run>
-float run_finding_step(const char* op, Program& p, int64_t parts, const Run& run) {
+float run_finding_one_step(const char* op, Program& p, int64_t parts, const Run& run) {
   if (const uint32_t expected = abs_max_cache().expected(p.weight, p.n)) {
     AbsMax abs_max(p.weight, p.n, parts);
     set_step(p, step_of(expected, p.weight_bits));
@@ -124,6 +174,27 @@ float run_finding_step(const char* op, Program& p, int64_t parts, const Run& run
   AbsMax abs_max(p.weight, p.n);
   run(std::vector<Phase>{abs_max.phase(), {1, [&](int64_t) { set_step(p, abs_max); }}}, nullptr);
   return abs_max.noted(op, p.weight_bits);
+}
+
+// The same for any weights, and for known steps too. The crossbar learns the steps unless the kernels find them on
+// their way: then they find them again for the next chip.
+template <class Run>
+void run_finding_steps(Crossbar& c, Program& p, int64_t parts, const Run& run) {
+  if (p.steps) {
+    if (generic::one_step(p.scaling)) set_step(p, *p.steps);
+    run(std::vector<Phase>{}, nullptr);
+  } else if (generic::one_step(p.scaling)) {
+    c.found = {run_finding_one_step(c.op, p, parts, run)};
+  } else if (finds_steps(p)) {
+    AbsMax abs_max(p.weight, p.n, parts);
+    run(std::vector<Phase>{}, &abs_max);
+    abs_max.check_finite(c.op);
+  } else {
+    Maxima maxima(p.weight, p.scaling, p.weight_bits);
+    p.steps = maxima.steps();
+    run(std::vector<Phase>{maxima.phase()}, nullptr);
+    c.found = maxima.checked(c.op);
+  }
 }
 
 // Codes index the device table, so one beyond M bits would read past its end.
@@ -147,6 +218,16 @@ void check_codes(const Crossbar& c) {
           "must fit weight_bits, so make them with nft_ext::quantize for this device", codes[i]);
 }
 
+inline void check_steps(const char* op, const Tensor& step) {
+  const float* steps = floats(step);
+  const int64_t count = step.numel();
+  const auto usable = [](float s) { return s >= 0 && s <= std::numeric_limits<float>::max(); };
+  bool all = true;
+  for (int64_t i = 0; i < count; ++i) all &= usable(steps[i]);
+  for (int64_t i = 0; !all && i < count; ++i)
+    check(usable(steps[i]), op, "step", "must be a finite number >= 0", steps[i]);
+}
+
 // What can be checked only by reading: the key, and the step and the codes that a caller gives. The kernels read 40
 // bits of a row's second number; others would silently name another chip.
 inline void check_values(const Crossbar& c) {
@@ -154,10 +235,7 @@ inline void check_values(const Crossbar& c) {
   for (int64_t chip = 0; chip < c.chips(); ++chip)
     check(rows[2 * chip + 1] >> 40 == 0, c.op, "key",
           "must have draw + domain * 2^32 in 0..2^40 - 1 in its second column", rows[2 * chip + 1]);
-  if (c.step) {
-    const float step = *floats(*c.step);
-    check(step >= 0 && step <= std::numeric_limits<float>::max(), c.op, "step", "must be a finite number >= 0", step);
-  }
+  if (c.step) check_steps(c.op, *c.step);
   if (c.codes) c.spec[0] <= 15 ? check_codes<int16_t>(c) : check_codes<int32_t>(c);
 }
 
@@ -176,7 +254,8 @@ inline Program program_of(const Crossbar& c, Tensor& holder) {
   p.device_bits = (int)c.spec[1];
   p.path = (int)c.spec[2];
   p.mapping = (int)c.spec[3];
-  p.step = has_step(c) ? step_of(c) : 0.0f;
+  p.scaling = scaling_of(c);
+  p.steps = steps_of(c);
   p.bounded = !c.step;  // a step from max|W|
   p.table = floats(c.table);
   p.keys = static_cast<const int64_t*>(c.key.data_ptr());

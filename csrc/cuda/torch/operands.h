@@ -21,9 +21,17 @@ inline cuda::OutType out_type(const Tensor& out) {
   }
 }
 
+// The CUDA kernels know one step per weight.
+inline void check_one_step(const char* op, const Scaling& s) {
+  check(generic::one_step(s), op, "scaling",
+        "must share one step among all weights on CUDA (scale=\"layer\", no experts); other scales run on the CPU",
+        "several steps");
+}
+
 // s = fl(max|W| / (2^M - 1)); NaN if a weight is not finite, since an error would have to wait for the device.
-inline Tensor weight_step(Tensor weight, int64_t weight_bits) {
+inline Tensor weight_step(Tensor weight, int64_t weight_bits, Ints scaling) {
   check_quantizer("weight_step", weight, weight_bits);
+  check_one_step("weight_step", scaling_of("weight_step", weight, scaling));
   const DeviceGuard here(weight);
   const Tensor dense = aten::contiguous(weight);
   Tensor step = aten::empty({}, ScalarType::Float, weight);
@@ -36,7 +44,8 @@ inline Tensor weight_step(Tensor weight, int64_t weight_bits) {
 // step if none is given. `dense` keeps a copy of the weight alive.
 inline cuda::Program program_of(Crossbar& c, Tensor& dense) {
   check(c.weight.is_cuda(), c.op, "weight", "must be on CUDA like the other tensors", "another device");
-  if (!c.step) c.step = weight_step(c.weight, c.spec[0]);
+  check_one_step(c.op, scaling_of(c));
+  if (!c.step) c.step = weight_step(c.weight, c.spec[0], {});
   dense = c.codes ? c.weight : aten::contiguous(c.weight);
   cuda::Program p = {};
   p.n = c.weight.numel();

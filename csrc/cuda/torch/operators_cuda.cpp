@@ -46,9 +46,11 @@ Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
   return steps;
 }
 
-Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits) {
+Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits, Ints scaling) {
   check_quantizer("quantize", weight, weight_bits);
-  check_step("quantize", step);
+  const Scaling s = scaling_of("quantize", weight, scaling);
+  check_one_step("quantize", s);
+  check_step("quantize", step, s);
   check(weight.is_cuda(), "quantize", "weight", "must be on CUDA like the step", "another device");
   check_beside("quantize", "step", step, weight);
   const DeviceGuard here(weight);
@@ -66,6 +68,7 @@ struct Cuda {
 
   // No call waits for the GPU, so values out of range make every result NaN, as weights that are not finite do.
   static void check_values(Crossbar& c) {
+    check_one_step(c.op, scaling_of(c));
     if (!c.codes) return;
     const DeviceGuard here(c.weight);
     const Tensor step = aten::empty({}, ScalarType::Float, c.weight);
@@ -92,8 +95,9 @@ struct Cuda {
   static cuda::Program program_into(Crossbar& c, Tensor& dense, const Tensor& out) {
     const bool channels_last = aten::is_channels_last(out);
     if (channels_last && !c.codes) {  // the kernel for this order reads codes
-      if (!c.step) c.step = weight_step(c.weight, c.spec[0]);
-      c.codes = quantize(c.weight, *c.step, c.spec[0]);
+      check_one_step(c.op, scaling_of(c));
+      if (!c.step) c.step = weight_step(c.weight, c.spec[0], {});
+      c.codes = quantize(c.weight, *c.step, c.spec[0], {});
     }
     if (channels_last && (uintptr_t)c.codes->data_ptr() % 16 != 0) c.codes = torch::stable::clone(*c.codes);
     cuda::Program p = program_of(c, dense);
@@ -118,6 +122,7 @@ struct Cuda {
   static void program_many(std::vector<Crossbar>& layers, const std::vector<Tensor>& scales,
                            const std::vector<Tensor>& outs) {
     if (layers.empty()) return;
+    for (const Crossbar& c : layers) check_one_step(c.op, scaling_of(c));
     if (!layers[0].step) {
       std::vector<Tensor> weights;
       Ints bits;
