@@ -61,9 +61,17 @@ class NoisyLayer(nn.Module):
         self._key = self._programmed = self._owner = self._entry = None
         self._changes = []
 
+    @property
+    def here(self) -> torch.device:
+        """The weight's torch device. Every context asks for it, and nn.Module's __getattr__ is slow."""
+        weight = self._parameters.get("weight")
+        return (self.weight if weight is None else weight).device  # None: of a parametrization
+
     def noise_state(self) -> tuple:
         """The state that a context restores: (table, key, programmed weights, enabled, spec, scaled)."""
-        return self._table, self._key, self._programmed, self.noise_enabled, self._spec, self.scaled
+        own = self.__dict__
+        scaled = own.get("scaled", False)
+        return own["_table"], own["_key"], own["_programmed"], own["noise_enabled"], own["_spec"], scaled
 
     def set_noise_state(self, state: tuple) -> None:
         """Restores a state from `noise_state`."""
@@ -72,7 +80,8 @@ class NoisyLayer(nn.Module):
 
     def set_key(self, key: Tensor) -> None:
         """Sets the chips for later forwards."""
-        self.__dict__.update(_key=key, _programmed=None)
+        own = self.__dict__
+        own["_key"], own["_programmed"] = key, None
 
     def set_programmed(self, weights: Tensor, scaled: bool = False) -> None:
         """Stores W_p [S, *weight.shape] of the present key for later forwards; scaled: times `row_scale`."""
@@ -137,13 +146,16 @@ class NoisyLayer(nn.Module):
         if key is None:
             key = fresh_key(weight)
         here = weight.device
-        if key.device != here or (table.device != here and here.type != "meta"):
-            fail(
-                f"{self.name or type(self).__name__}.weight",
-                "must stay on the torch device where its noise context began. Remove offloading hooks first",
-                f"{here}, chips on {key.device}",
-                RuntimeError,
-            )
+        if (key.device != here or table.device != here) and here.type != "meta":
+            # The weight came after the context began, as under accelerate's offloading.
+            if key.is_meta:
+                fail(
+                    f"{self.name or type(self).__name__}.weight",
+                    "must be on the meta device too for a key on it. Give nft_ext.chips seed and draws instead",
+                    here,
+                    RuntimeError,
+                )
+            table, key = table.to(here), key.to(here)
         shared = self.shares_codes and weight.dtype != torch.float64 and not autograd.is_special()
         codes, step = self.codes_and_step(weight) if shared else (None, None)
         return Crossbar(weight, codes, step, table, key, self.stream, spec)
@@ -173,8 +185,8 @@ class NoisyLayer(nn.Module):
 
     def follow_weight(self) -> None:
         """Moves the noise state to the weight's torch device."""
-        device = self.weight.device
-        if device.type != "meta" and self._table.device != device:
+        device = self.here
+        if self._table.device != device and device.type != "meta":
             self._table = self._table.to(device)
             self._key = None if self._key is None else self._key.to(device)
             self._programmed = None if self._programmed is None else self._programmed.to(device)

@@ -102,34 +102,40 @@ def chips(
     boolean("repeat", repeat)
     boolean("programmed", programmed)
     layers = layers_of(model)
-    devices = [layer.weight.device for layer in layers]
-    device = next((device for device in devices if device.type != "meta"), devices[0])
+    home = _home(layers)
     if key is None:
-        key = noise_key(seed, draws, domain=domain, device=device)
+        key = noise_key(seed, draws, domain=domain, device=home)
     elif seed != 0 or draws != 0:
         fail("key", "must be given without seed and draws, which it replaces", f"seed {seed}, draws {draws}")
-    check_key(key, device)
+    else:  # a key on the meta device serves a model that gives shapes only
+        shapes = isinstance(key, Tensor) and key.is_meta and all(layer.here.type == "meta" for layer in layers)
+        check_key(key, key.device if shapes else home)
     with _on_chips(model, layers, key, repeat):
         if programmed:
             hold(layers)
         yield model
 
 
+def _home(layers: list[NoisyLayer]) -> torch.device:
+    """The torch device of the first weight with values; the CPU without any, as under offloading."""
+    return next((layer.here for layer in layers if layer.here.type != "meta"), torch.device("cpu"))
+
+
 @contextlib.contextmanager
 def _on_chips(
     model: nn.Module, layers: list[NoisyLayer], key: Tensor, repeat: bool, quiet: bool = False
 ) -> Iterator[Entry | None]:
-    keys = {key.device: key}
+    home, keys = key.device, {}
     entry = None
     if key.shape[0] > 1:
         outer = {before for layer in layers for before in (layer._entry, *(a.before[1] for a in layer._changes))}
         entry = Entry(key.shape[0], repeat, [e for e in outer if e is not None], quiet, threading.get_ident())
 
     def change(layer: NoisyLayer) -> None:
-        here = layer.weight.device
-        if here not in keys:
-            keys[here] = key.to(here)
-        layer.set_key(keys[here])
+        here, own = layer.here, key
+        if here != home and here.type != "meta":  # weights that arrive from there later bring their own device
+            own = keys[here] = keys[here] if here in keys else key.to(here)
+        layer.set_key(own)
         layer.__dict__["_entry"] = entry
 
     with _changed(model, layers, change), contextlib.nullcontext() if entry is None else entry.at(model):
@@ -138,7 +144,7 @@ def _on_chips(
 
 @contextlib.contextmanager
 def _changed(model: nn.Module, layers: list[NoisyLayer], change: Callable[[NoisyLayer], None]) -> Iterator[None]:
-    with changed(model, layers, change), own_forwards({layer.name or "": layer for layer in layers}):
+    with changed(model, layers, change), own_forwards(layers):
         yield
 
 
@@ -154,7 +160,7 @@ def why_apart(model: nn.Module, *args: Tensor) -> str | None:
 @checks_by
 def _reason(model: nn.Module, *args: Tensor, **kwargs: Tensor) -> str | None:
     layers = layers_of(model)
-    key = noise_key(0, range(2), device=layers[0].weight.device)
+    key = noise_key(0, range(2), device=_home(layers))
     with _on_chips(model, layers, key, repeat=True, quiet=True) as entry:
         model(*args, **kwargs)
         return None if entry is None else entry.reason
@@ -197,7 +203,7 @@ def checkpoint_contexts(
 
 def hold(layers: Iterable[NoisyLayer]) -> None:
     """Programs all layers for the present chips, in few launches. They use these weights until the context ends."""
-    layers = list(layers)
+    layers = [layer for layer in layers if layer.here.type != "meta"]  # others have no values before their forwards
     if not layers:
         return
     dtype = autocast_dtype(layers[0].weight.device) or torch.float32

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from nft_ext._common.checks import did_you_mean, fail, integer, module
+from nft_ext._common.checks import boolean, did_you_mean, fail, integer, module
 from nft_ext.device import NVMDevice
 from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy, noisy_layers
 from nft_ext.nn.example import check_example, run_example
 from nft_ext.nn.fused import FusedLayer
+from nft_ext.nn.in_place import check_outside, unchanged_on_error
 from nft_ext.nn.names import select
 from nft_ext.nn.noise_free import check_no_lazy_layers, noise_free_layers, stay_noise_free, unconverted
 from nft_ext.nn.programmed import program_layers
@@ -40,8 +42,9 @@ def convert(
     exclude: Patterns = None,
     *,
     example: Any = None,
+    inplace: bool = False,
 ) -> nn.Module:
-    """A copy of `model` whose Conv2d and Linear layers are noisy.
+    """A copy of `model` whose Conv2d and Linear layers are noisy; with inplace=True `model` itself.
 
     Args:
         model: any nn.Module. Noisy layers get the device model `nvm`. Subclasses of Conv2d and Linear stay unchanged,
@@ -54,17 +57,24 @@ def convert(
             runs it once, in eval mode without gradients. A UserWarning names noisy layers that did not run (their
             weight is read instead of the layer called), and matrices that were multiplied without noise. Random
             generators, buffers and training flags are restored.
+        inplace: change `model` itself. No weight is copied. Modules, parameters, hooks and optimizers stay the same
+            objects. After an error, a warning made an error included, nothing has changed.
+
+    Weights on the meta device have no values yet. Their layers become noisy, and the forward checks the values that
+    `load_state_dict(..., assign=True)` or `to_empty` and `load_state_dict` bring.
 
     Returns:
-        The copy, with its own parameters and the state_dict keys of `model`.
+        The copy, with its own parameters and the state_dict keys of `model`; or `model`.
 
     Raises:
         TypeError: `model`, `nvm`, `example` or a weight has a wrong type.
         ValueError: no layer to convert, a pattern that matches none, weights that are not finite, or an example that
-            the model does not accept. Also a layer that is pruned, weight-normed, spectral-normed, lazy, sharded, on
-            the meta device, or whose forward was replaced on the instance. The message says what to do first.
+            the model does not accept. Also a layer that is pruned, weight-normed, spectral-normed, lazy, sharded, or
+            whose forward was replaced on the instance. The message says what to do first.
+        RuntimeError: inplace=True inside a noise context of the model.
     """
     module("model", model)
+    boolean("inplace", inplace)
     if not isinstance(nvm, NVMDevice):
         fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
     check_example(example)
@@ -83,8 +93,18 @@ def convert(
             if not isinstance(layer, NoisyLayer):
                 check_replaceable(name, layer, "convert")
             check_weight(name, layer, "convert")
-    result = copied(model)
-    found = {name: result.get_submodule(path) for name, (path, _) in layers.items()}
+    with _target(model, [layer for _, layer in layers.values()], "convert", inplace) as result:
+        _become_noisy(result, nvm, {name: path for name, (path, _) in layers.items()}, wanted)
+        asked_for = None if chosen is None else lambda name, layer: _hits(chosen, name, name, layer)
+        _warn("convert", unconverted(result, asked_for))
+        if example is not None:
+            _warn("convert", run_example(result, example))
+        return result
+
+
+def _become_noisy(result: nn.Module, nvm: NVMDevice, layers: dict[str, str], wanted: set[str]) -> None:
+    """Makes the layers `wanted` noisy. layers: name -> path of all layers that could be."""
+    found = {name: result.get_submodule(path) for name, path in layers.items()}
     streams = _final_streams(found)
     for name, layer in found.items():
         if name in wanted:
@@ -93,32 +113,40 @@ def convert(
             layer.name, layer.stream = streams[name]
     keep_names({name: layer for name, layer in found.items() if isinstance(layer, NoisyLayer)})
     _leave_fast_paths(result)
-    asked_for = None if chosen is None else lambda name, layer: _hits(chosen, name, name, layer)
-    _warn("convert", unconverted(result, asked_for))
-    if example is not None:
-        _warn("convert", run_example(result, example))
-    return result
 
 
-def restore(model: nn.Module) -> nn.Module:
-    """A copy of `model` with plain layers and the trained weights, without noise.
+@contextlib.contextmanager
+def _target(model: nn.Module, layers: list[nn.Module], task: str, inplace: bool) -> Iterator[nn.Module]:
+    """What `task` changes: a copy of the model, or itself unless an error ends the context."""
+    if not inplace:
+        yield copied(model)
+        return
+    check_outside(layers, task)
+    with unchanged_on_error(model):
+        yield model
+
+
+def restore(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """A copy of `model` with plain layers and the trained weights, without noise; with inplace=True `model` itself.
 
     Raises:
         TypeError: not a module.
         ValueError: a fused model (restore the model that was fused), or a layer that is pruned, parametrized, or whose
             forward was replaced on the instance.
+        RuntimeError: inplace=True inside a noise context of the model.
     """
     module("model", model)
+    boolean("inplace", inplace)
     # Not `noisy_layers`, which names layers: plain weights do not depend on names.
     noisy = select(model, lambda m: isinstance(m, NoisyLayer))
     for name, (_, layer) in noisy.items():
         _check_unfused(name, layer)
         check_replaceable(name, layer, "restore")
-    result = copied(model)
-    for path, _ in noisy.values():
-        _make_plain(result.get_submodule(path))
-    _take_fast_paths(result)
-    return result
+    with _target(model, [layer for _, layer in noisy.values()], "restore", inplace) as result:
+        for path, _ in noisy.values():
+            _make_plain(result.get_submodule(path))
+        _take_fast_paths(result)
+        return result
 
 
 def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:

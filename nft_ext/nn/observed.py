@@ -109,16 +109,16 @@ def observed(model: nn.Module) -> Iterator[Observer]:
 
 
 @contextlib.contextmanager
-def own_forwards(layers: dict[str, NoisyLayer]) -> Iterator[None]:
+def own_forwards(layers: list[NoisyLayer]) -> Iterator[None]:
     """Checks in every call that a forward replaced on an instance runs the noisy forward in the end.
 
     Raises:
         ValueError: at a forward: it did not.
     """
+    replaced = [layer for layer in layers if replaced_method(layer) is not None]
     with contextlib.ExitStack() as stack:
-        for name, layer in layers.items():
-            if replaced_method(layer) is not None:
-                stack.enter_context(_checked(name, layer, set()))
+        for layer in replaced:
+            stack.enter_context(_checked(layer.name or "", layer, set()))
         yield
 
 

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from nft_ext._common.checks import fail
 from nft_ext.nn.replaced import replaced_method
 
+_PART = 1 << 20  # weights that are checked at once
 _DIMS = {nn.Linear: 2, nn.Conv2d: 4}
 
 
@@ -51,6 +52,8 @@ def check_replaceable(name: str, layer: nn.Module, task: str) -> None:
 def check_weight(name: str, layer: nn.Module, task: str) -> None:
     """Refuses a weight that has no values, no plain type, another shape than its class, or NaN or infinity.
 
+    On the meta device there are no values to check yet: `convert` leaves that to the forwards.
+
     Args:
         name, layer, task: as in `check_replaceable`.
 
@@ -68,7 +71,7 @@ def check_weight(name: str, layer: nn.Module, task: str) -> None:
             type(weight).__name__,
             TypeError,
         )
-    if weight.is_meta:
+    if weight.is_meta and task != "convert":
         fail(
             name,
             "must have values, not be on the meta device. Load the weights (load_state_dict(..., assign=True)) and "
@@ -80,5 +83,10 @@ def check_weight(name: str, layer: nn.Module, task: str) -> None:
     dims = next((dims for kind, dims in _DIMS.items() if isinstance(layer, kind)), weight.dim())
     if weight.dim() != dims:
         fail(name, f"must have {dims} dimensions: {task} before FSDP shards the model", list(weight.shape))
-    if not bool(torch.isfinite(weight).all()):
+    if not weight.is_meta and not _is_finite(weight.detach()):
         fail(name, "must be finite (no NaN, no infinity)", "a tensor that is not")
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Whether all values are. In parts: torch.isfinite takes several times the memory of its input."""
+    return all(bool(torch.isfinite(part).all()) for part in weight.split(max(1, _PART // max(1, weight[:1].numel()))))

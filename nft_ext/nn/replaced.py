@@ -21,8 +21,9 @@ _DEPTH = 6  # of functions within functions
 
 def replaced_method(layer: nn.Module) -> str | None:
     """The name of a method that was replaced on this instance by another than its class's own; None without any."""
+    own = layer.__dict__
     for name in _METHODS:
-        if name in vars(layer) and not _is_own(layer, name):
+        if name in own and not _is_own(layer, name):
             return name
     return None
 

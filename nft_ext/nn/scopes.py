@@ -22,6 +22,8 @@ _lock = threading.RLock()
 class _Applied:
     """One change in the stack of one layer."""
 
+    __slots__ = ("before", "change")
+
     def __init__(self, change: Change, before: tuple) -> None:
         self.change, self.before = change, before
 
@@ -33,7 +35,7 @@ def changed(model: Any, layers: list[NoisyLayer], change: Change) -> Iterator[No
     Raises:
         RuntimeError: another thread is inside a context of one of the layers.
     """
-    applied: dict[NoisyLayer, _Applied] = {}
+    applied: list[tuple[NoisyLayer, _Applied]] = []
     me = threading.get_ident()
     with _lock:
         if any(layer._owner not in (None, ANYWHERE, me) for layer in layers):
@@ -44,39 +46,48 @@ def changed(model: Any, layers: list[NoisyLayer], change: Change) -> Iterator[No
                 RuntimeError,
             )
         for layer in layers:
-            layer.__dict__["_owner"] = me  # before the change, so that no other thread computes with it
-            applied[layer] = _Applied(change, _state(layer))
-            layer._changes.append(applied[layer])
+            own = layer.__dict__
+            own["_owner"] = me  # before the change, so that no other thread computes with it
+            here = _Applied(change, _state(layer))
+            own["_changes"].append(here)
+            applied.append((layer, here))
     try:
         for layer in layers:
             change(layer)
         yield
     finally:
         with _lock:
-            for layer, own in applied.items():
-                _take_back(layer, own)
+            for layer, here in applied:
+                _take_back(layer, here)
 
 
 def _take_back(layer: NoisyLayer, own: _Applied) -> None:
-    if own not in layer._changes:  # the layer was attached to another device model meanwhile
+    changes = layer._changes
+    if changes and changes[-1] is own:  # the usual case
+        changes.pop()
+        _restore(layer, own.before)
+    elif own in changes:
+        place = changes.index(own)
+        _restore(layer, own.before)
+        for later in changes[place + 1 :]:
+            later.before = _state(layer)
+            later.change(layer)
+        del changes[place]
+    else:  # the layer was attached to another device model meanwhile
         return
-    place = layer._changes.index(own)
-    _restore(layer, own.before)
-    for later in layer._changes[place + 1 :]:
-        later.before = _state(layer)
-        later.change(layer)
-    del layer._changes[place]
     layer.follow_weight()
-    if not layer._changes:
+    if not changes:
         layer.__dict__["_owner"] = None if layer._entry is None else ANYWHERE
 
 
 def _state(layer: NoisyLayer) -> tuple:
-    return layer.noise_state(), layer._entry, layer.shares_codes
+    own = layer.__dict__
+    return layer.noise_state(), own["_entry"], own.get("shares_codes", False)
 
 
 def _restore(layer: NoisyLayer, state: tuple) -> None:
-    noise, layer.__dict__["_entry"], shares = state
+    own = layer.__dict__
+    noise, own["_entry"], shares = state
     layer.set_noise_state(noise)
-    if layer.shares_codes != shares:
+    if own.get("shares_codes", False) != shares:
         layer.share_codes(shares)

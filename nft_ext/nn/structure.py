@@ -10,13 +10,14 @@ from nft_ext.nn.base import NoisyLayer, check_noisy
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """The model and all modules in it, each once. Several times as fast as model.modules(), in another order."""
-    found = {model: None}
+    found = {model}
     every = [model]
     for parent in every:
-        for child in parent._modules.values():
-            if child is not None and child not in found:
-                found[child] = None
-                every.append(child)
+        if children := parent._modules:
+            for child in children.values():
+                if child is not None and child not in found:
+                    found.add(child)
+                    every.append(child)
     return every
 
 
