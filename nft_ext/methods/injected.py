@@ -6,6 +6,7 @@ is an ordinary noisy layer.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -17,6 +18,7 @@ from torch.nn.functional import linear
 from nft_ext._common.checks import fail
 from nft_ext.device import NVMDevice
 from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, noisy_layers
+from nft_ext.nn.weight_level import WeightLevelLayer
 from nft_ext.ops.functional import program_weights
 from nft_ext.ops.keys import fresh_key
 
@@ -51,13 +53,17 @@ class _Injected(NoisyLayer):
             self._note_forward()
         if key is None:
             key = fresh_key(weight)
-        if key.shape[0] != 1:
-            fail("key", "must hold one chip, because the method injects its own noise", list(key.shape))
-        with torch.no_grad():
-            z = program_weights(torch.ones_like(weight), _NORMAL, stream=self.stream, key=key)[0] - 1.0
-            target = program_weights(weight, self.nvm, stream=self.stream, key=key, enabled=False)[0]
-            shift = target + weight.abs().amax() * self.noise(z) - weight
-        return weight + shift.to(weight.dtype)
+        return _injected(self.noise, weight, self.nvm, self.stream, key)
+
+
+def _injected(noise: Noise, weight: Tensor, nvm: NVMDevice, stream: int, key: Tensor) -> Tensor:
+    if key.shape[0] != 1:
+        fail("key", "must hold one chip, because the method injects its own noise", list(key.shape))
+    with torch.no_grad():
+        z = program_weights(torch.ones_like(weight), _NORMAL, stream=stream, key=key)[0] - 1.0
+        target = program_weights(weight, nvm, stream=stream, key=key, enabled=False)[0]
+        shift = target + weight.abs().amax() * noise(z) - weight
+    return weight + shift.to(weight.dtype)
 
 
 class InjectedConv2d(_Injected, NoisyConv2d):
@@ -85,16 +91,22 @@ _ORDINARY = {injected: ordinary for ordinary, injected in _INJECTED.items()}
 def with_injection(model: nn.Module, noise: Noise) -> nn.Module:
     """`model` itself. Its noisy layers can now inject `noise`."""
     for layer in noisy_layers(model).values():
-        layer.__class__ = _INJECTED[type(layer)]
-        cast(_Injected, layer).noise = noise
+        if isinstance(layer, WeightLevelLayer):
+            layer.injectable = functools.partial(_injected, noise)
+        else:
+            layer.__class__ = _INJECTED[type(layer)]
+            cast(_Injected, layer).noise = noise
     return model
 
 
 def without_injection(model: nn.Module) -> nn.Module:
     """`model` itself, with ordinary noisy layers again."""
     for layer in _injected_layers(model):
-        del layer.noise
-        layer.__class__ = _ORDINARY[type(layer)]
+        if isinstance(layer, WeightLevelLayer):
+            layer.injectable = None
+        else:
+            del layer.noise
+            layer.__class__ = _ORDINARY[type(layer)]
     return model
 
 
@@ -111,5 +123,10 @@ def injecting(model: nn.Module) -> Iterator[None]:
             layer.injecting = False
 
 
-def _injected_layers(model: nn.Module) -> list[_Injected]:
-    return [layer for layer in noisy_layers(model).values() if isinstance(layer, _Injected)]
+def _injected_layers(model: nn.Module) -> list[_Injected | WeightLevelLayer]:
+    layers = noisy_layers(model).values()
+    return [
+        layer
+        for layer in layers
+        if isinstance(layer, _Injected) or (isinstance(layer, WeightLevelLayer) and layer.injectable is not None)
+    ]

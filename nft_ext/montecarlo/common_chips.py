@@ -25,7 +25,8 @@ def chips_apart(models: dict[str, nn.Module]) -> list[str]:
     groups: dict[frozenset[int], list[str]] = {}
     names: dict[frozenset[int], dict[int, str]] = {}
     for curve, model in models.items():
-        streams = {layer.stream: name for name, layer in noisy_layers(model).items()}
+        layers = noisy_layers(model).items()
+        streams = {m.stream: part for name, layer in layers for part, m in layer.matrices_by_name(name).items()}
         groups.setdefault(frozenset(streams), []).append(curve)
         names[frozenset(streams)] = streams
     first, *others = groups

@@ -18,7 +18,7 @@ from nft_ext._common.value_identity import Describer
 from nft_ext.device import NVMDevice
 from nft_ext.montecarlo.execution.arguments import Arguments
 from nft_ext.nn import NoisyLayer
-from nft_ext.nn.base import noisy_layers_by_path
+from nft_ext.nn.base import matrices_by_path, noisy_layers_by_path
 from nft_ext.ops.build_info import info
 from nft_ext.version import NOISE
 
@@ -62,7 +62,7 @@ def configuration(
             "weights": tensor_hash((n, t) for n, t in model.state_dict().items() if torch.is_tensor(t))[:DIGITS],
             "sigma": _sigma(model, asked.sigma),
             "devices": _devices(model),
-            "streams": {name: layer.stream for name, layer in noisy_layers_by_path(model).items()},
+            "streams": {name: matrix.stream for name, matrix in matrices_by_path(model).items()},
             "noise_off": [name for name, layer in noisy_layers_by_path(model).items() if not layer.noise_enabled],
             "images": list(inputs.shape),
             "data": tensor_hash([("inputs", inputs), ("labels", labels)])[:DIGITS],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -48,6 +49,43 @@ class NoisyLayer(nn.Module):
     _met_as: str | None = None  # the name from a context's model, of a layer that `convert` has not named
     shares_codes = False  # whether a forward hands its quantized weight to its backward
 
+    begins: tuple[str, ...] = ("programmed", "injected_weight", "crossbar")  # a forward begins with one of these methods
+    one_operator = True  # whether one operator programs and multiplies
+
+    @property
+    def anchor(self) -> Tensor:
+        """A tensor of the layer, to ask for its torch device and type. Reading it computes nothing."""
+        weight = self._parameters.get("weight")
+        return self.weight if weight is None else weight
+
+    @property
+    def weight_count(self) -> int:
+        """The number of weights on crossbars."""
+        return self.anchor.numel()
+
+    def matrices(self) -> list[Any]:
+        """What has a name and a stream of its own: the layer itself, or the matrices of a layer with several."""
+        return [self]
+
+    def matrices_by_name(self, name: str) -> dict[str, Any]:
+        """`matrices()` by the names that they have in a layer called `name`."""
+        return {name: self}
+
+    def settle_name(self, name: str) -> None:
+        """Takes the name that a model gave to the layer's matrices."""
+
+    def master_weights(self) -> list[Tensor]:
+        """The weights before programming, in the order of `matrices()`."""
+        return [self.weight]
+
+    def crossbars(self) -> list[Crossbar]:
+        """The operator arguments of all matrices, to program them for later forwards."""
+        return [self.crossbar(forward=False)]
+
+    def hold_programmed(self, weights: Sequence[Tensor], scaled: bool = False) -> None:
+        """Stores the programmed weights of all matrices, see `set_programmed`."""
+        self.set_programmed(weights[0], scaled)
+
     def attach(self, nvm: NVMDevice, name: str | None = None, stream: int = 0) -> None:
         """Sets the device model, the qualified name in the model and the random stream."""
         if not isinstance(nvm, NVMDevice):
@@ -57,15 +95,14 @@ class NoisyLayer(nn.Module):
         self._last: tuple | None = None
         # A constant of compiled graphs; table and key are their inputs.
         self._spec = nvm.operator_spec()
-        self._table = own_table(nvm, self.weight.device)
+        self._table = own_table(nvm, self.anchor.device)
         self._key = self._programmed = self._owner = self._entry = None
         self._changes = []
 
     @property
     def here(self) -> torch.device:
         """The weight's torch device. Every context asks for it, and nn.Module's __getattr__ is slow."""
-        weight = self._parameters.get("weight")
-        return (self.weight if weight is None else weight).device  # None: of a parametrization
+        return self.anchor.device
 
     def noise_state(self) -> tuple:
         """The state that a context restores: (table, key, programmed weights, enabled, spec, scaled)."""
@@ -108,7 +145,7 @@ class NoisyLayer(nn.Module):
 
     def set_device(self, nvm: NVMDevice, table: Tensor | None = None) -> None:
         """Sets the device model for later forwards (sigma sweeps), and its table if given. Noise stays on or off."""
-        table = own_table(nvm, self.weight.device) if table is None else table
+        table = own_table(nvm, self.anchor.device) if table is None else table
         self.__dict__.update(_programmed=None, _table=table, _spec=nvm.operator_spec(self.noise_enabled))
 
     def set_enabled(self, enabled: bool) -> None:
@@ -134,7 +171,15 @@ class NoisyLayer(nn.Module):
             master = self.weight  # of a parametrization
         if compiling is None:
             compiling = torch.compiler.is_compiling()
-        weight, table, key, spec = master, self._table, self._key, self._spec
+        weight = master
+        table, key, spec = self.noise_for(weight, compiling, forward)
+        shared = self.shares_codes and weight.dtype != torch.float64 and not autograd.is_special()
+        codes, step = self.codes_and_step(weight) if shared else (None, None)
+        return Crossbar(weight, codes, step, table, key, self.stream, spec)
+
+    def noise_for(self, weight: Tensor, compiling: bool, forward: bool = True) -> tuple[Tensor, Tensor, list[int]]:
+        """(table, key, spec) for one forward with `weight`; see `crossbar`."""
+        table, key, spec = self._table, self._key, self._spec
         # After the reads: a context of another thread sets its owner first.
         if not compiling and self._owner is not None:
             self.check_caller(forward)
@@ -156,9 +201,7 @@ class NoisyLayer(nn.Module):
                     RuntimeError,
                 )
             table, key = table.to(here), key.to(here)
-        shared = self.shares_codes and weight.dtype != torch.float64 and not autograd.is_special()
-        codes, step = self.codes_and_step(weight) if shared else (None, None)
-        return Crossbar(weight, codes, step, table, key, self.stream, spec)
+        return table, key, spec
 
     def check_caller(self, forward: bool = True) -> None:
         """Checks that this thread is in the layer's contexts, and that several chips came in through their model.
@@ -189,7 +232,7 @@ class NoisyLayer(nn.Module):
         if self._table.device != device and device.type != "meta":
             self._table = self._table.to(device)
             self._key = None if self._key is None else self._key.to(device)
-            self._programmed = None if self._programmed is None else self._programmed.to(device)
+            self._programmed = changed_weights(self._programmed, lambda weights: weights.to(device))
 
     def _note_forward(self) -> None:
         """For activation checkpointing: notes the state, and refuses a recomputation with another one."""
@@ -222,10 +265,11 @@ class NoisyLayer(nn.Module):
         A row-major weight stays row-major in .to(memory_format=...), because noise is counted in that order.
         """
         self._programmed = None
-        row_major = self.weight.is_contiguous()
+        row_major = [name for name, p in self._parameters.items() if p is not None and p.is_contiguous()]
         super()._apply(fn, recurse)
-        if row_major and not self.weight.is_contiguous() and (weight := self._parameters.get("weight")) is not None:
-            weight.data = weight.data.contiguous()
+        for name in row_major:
+            if (weight := self._parameters[name]) is not None and not weight.is_contiguous():
+                weight.data = weight.data.contiguous()
         self.follow_weight()
         return self
 
@@ -255,6 +299,13 @@ class NoisyLayer(nn.Module):
         return f"{super().extra_repr()}, nvm=({self.nvm})"
 
 
+def changed_weights(programmed: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The programmed weights of a layer's state, None or one or several tensors, each through `change`."""
+    if programmed is None or isinstance(programmed, Tensor):
+        return None if programmed is None else change(programmed)
+    return tuple(map(change, programmed))
+
+
 def refuse_thread(argument: str) -> NoReturn:
     """Refuses a forward in another thread than that of the noise contexts.
 
@@ -277,7 +328,9 @@ def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:
     """
     chosen = select(model, lambda module: isinstance(module, NoisyLayer))
     found = {name: cast("NoisyLayer", layer) for name, (_, layer) in chosen.items()}
-    name_layers(found)
+    name_layers({part: matrix for name, layer in found.items() for part, matrix in layer.matrices_by_name(name).items()})
+    for name, layer in found.items():
+        layer.settle_name(name)
     return found
 
 
@@ -285,6 +338,12 @@ def noisy_layers_by_path(model: nn.Module) -> dict[str, NoisyLayer]:
     """`noisy_layers(model)` by torch's names, which include wrappers. Files of version 0.2 have these."""
     noisy_layers(model)
     return {path: module for _, path, module in named(model) if isinstance(module, NoisyLayer)}
+
+
+def matrices_by_path(model: nn.Module) -> dict[str, Any]:
+    """What has a stream, a layer or one of its matrices, by torch's names."""
+    layers = noisy_layers_by_path(model).items()
+    return {name: matrix for path, layer in layers for name, matrix in layer.matrices_by_name(path).items()}
 
 
 def check_noisy(model: nn.Module) -> dict[str, NoisyLayer]:

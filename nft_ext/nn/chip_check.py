@@ -66,7 +66,7 @@ def impossible(layers: list[NoisyLayer]) -> bool:
         or torch._C._get_tracing_state() is not None
         or _get_current_dispatch_mode() is not None
         or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
-        or any(layer.weight.is_meta for layer in layers)
+        or any(layer.anchor.is_meta for layer in layers)
     )
 
 
@@ -106,12 +106,12 @@ def why_apart(forward: Forward, modules: list[nn.Module], layers: list[NoisyLaye
             seen.clear()
             present[:] = chosen
             for layer in layers:
-                layer.set_key(keys[chosen].to(layer.weight.device))
+                layer.set_key(keys[chosen].to(layer.anchor.device))
             return tensors_of(forward(chosen)), list(seen)
 
         try:
             # In float32 if possible: what 16 bits round differently adds up in a deep model.
-            kinds = {"cpu", *(layer.weight.device.type for layer in layers)}
+            kinds = {"cpu", *(layer.anchor.device.type for layer in layers)}
             active = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
             with contextlib.ExitStack() as off:
                 for kind in active:
@@ -194,7 +194,8 @@ class _NoDropout(TorchFunctionMode):
 
 def _before(place: int, present: list[int], seen: list[tuple[int, Tensor]]) -> Callable:
     def hook(layer: NoisyLayer, args: tuple) -> None:
-        layer.set_programmed(torch.stack([_far(layer, chip) for chip in present]))
+        matrices = zip(layer.master_weights(), layer.matrices())
+        layer.hold_programmed([torch.stack([_far(w, m.stream, chip) for chip in present]) for w, m in matrices])
         if args and isinstance(args[0], Tensor):
             seen.append((place, args[0].detach().clone()))  # a later layer may write to it
 
@@ -205,12 +206,12 @@ def _after(layer: NoisyLayer, args: tuple, result: Any) -> None:
     layer.__dict__["_programmed"] = None  # one layer's weights at a time
 
 
-def _far(layer: NoisyLayer, chip: int) -> Tensor:
+def _far(weight: Tensor, stream: int, chip: int) -> Tensor:
     """The weight plus a random matrix of rank one, as large as the weight, or as large as usual for a weight of 0."""
-    weight = layer.weight.detach().float()
+    weight = weight.detach().float()
     rows, columns = weight.shape[0], weight[0].numel()
     spread = weight.square().mean().sqrt().clamp_min(columns**-0.5)
-    normal = torch.randn(rows + columns, generator=torch.Generator().manual_seed(2 * layer.stream + chip))
+    normal = torch.randn(rows + columns, generator=torch.Generator().manual_seed(2 * stream + chip))
     normal = normal.to(weight.device)
     return weight + spread * torch.outer(normal[:rows], normal[rows:]).view(weight.shape)
 
@@ -221,7 +222,7 @@ def _as_before(modules: list[nn.Module], layers: list[NoisyLayer]) -> Iterator[N
     attributes = [(m, type(m), dict(m.__dict__)) for m in modules]
     containers = [(v, v.copy()) for _, _, own in attributes for v in own.values() if type(v) in (list, dict, set)]
     buffers = [(b, b.clone()) for m in modules for b in m._buffers.values() if b is not None]
-    devices = {layer.weight.device.index for layer in layers if layer.weight.is_cuda}
+    devices = {layer.anchor.device.index for layer in layers if layer.anchor.is_cuda}
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (users' forwards may use it)
     cached = torch.is_autocast_cache_enabled()
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()

@@ -50,7 +50,7 @@ def noise(model: nn.Module, *, enabled: bool | None = None, sigma: float | None 
         if sigma is not None:
             device = device_at(layer.nvm, sigma)
             if layer not in tables:
-                tables[layer] = own_table(device, layer.weight.device)
+                tables[layer] = own_table(device, layer.anchor.device)
             layer.set_device(device, tables[layer])
 
     with _changed(model, layers, change):
@@ -206,13 +206,16 @@ def hold(layers: Iterable[NoisyLayer]) -> None:
     layers = [layer for layer in layers if layer.here.type != "meta"]  # others have no values before their forwards
     if not layers:
         return
-    dtype = autocast_dtype(layers[0].weight.device) or torch.float32
-    scales = {layer: layer.row_scale(dtype) for layer in layers}
+    dtype = autocast_dtype(layers[0].anchor.device) or torch.float32
+    scales = {layer: layer.row_scale(dtype) for layer in layers if layer.one_operator}
+    others = [layer for layer in layers if not layer.one_operator]  # their own forwards cast the weights
+    for layer, weights in zip(others, program_layers(others, torch.float32), strict=True):
+        layer.hold_programmed(weights)
     for scaled in (False, True):
         held = [layer for layer, scale in scales.items() if (scale is not None) == scaled]
         factors = [scale for scale in scales.values() if scale is not None] if scaled else []
         for layer, weights in zip(held, program_layers(held, dtype, factors), strict=True):
-            layer.set_programmed(weights, scaled)
+            layer.hold_programmed(weights, scaled)
 
 
 @contextlib.contextmanager
@@ -227,5 +230,5 @@ def shared_codes(model: nn.Module) -> Iterator[None]:
         ValueError: no noisy layers.
         RuntimeError: another thread is inside a context of this model.
     """
-    with changed(model, layers_of(model), lambda layer: layer.share_codes(layer.weight.is_cuda)):
+    with changed(model, layers_of(model), lambda layer: layer.share_codes(layer.anchor.is_cuda)):
         yield

@@ -13,7 +13,10 @@ from torch import nn
 
 from nft_ext._common.checks import boolean, did_you_mean, fail, integer, module
 from nft_ext.device import NVMDevice
-from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy, noisy_layers
+from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy, noisy_layers, weight_level
+from nft_ext.nn.candidates import candidates, has_operator, matrix_names, parameter_of
+from nft_ext.nn.crossbars import only_on_request
+from nft_ext.nn.effective import fix
 from nft_ext.nn.example import check_example, run_example
 from nft_ext.nn.fused import FusedLayer
 from nft_ext.nn.in_place import check_outside, unchanged_on_error
@@ -30,6 +33,7 @@ _NOISY = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
 _OWN = (
     *("nvm", "name", "stream", "noise_enabled", "shares_codes", "scaled"),
     *("_last", "_spec", "_table", "_key", "_programmed", "_met_as", "_changes", "_owner", "_entry"),
+    *("_name", "_placed", "_swapped", "injectable", "injecting"),
 )
 _PLAIN = {noisy: plain for plain, noisy in _NOISY.items()}
 Patterns = Iterable[str | type] | str | type | None
@@ -80,14 +84,17 @@ def convert(
     check_example(example)
     if isinstance(model, torch.jit.ScriptModule):
         fail("model", "must not be scripted or traced: convert first", type(model).__name__, TypeError)
-    layers = select(model, lambda m: type(m) in _NOISY or isinstance(m, NoisyLayer))
+    layers = candidates(model)
     chosen = None if include is None else _patterns(include)
-    wanted = set(layers) if chosen is None else _match("include", chosen, layers, model)
+    if chosen is None:
+        wanted = {name for name, (_, layer) in layers.items() if not only_on_request(layer)}
+    else:
+        wanted = _match("include", chosen, layers, model)
     wanted -= _match("exclude", _patterns(exclude), layers, model)
     if chosen is None:
         check_no_lazy_layers(model)
     if not wanted:
-        fail("model", "must hold at least one Conv2d or Linear to convert", type(model).__name__)
+        fail("model", "must hold at least one layer with a matrix to convert", type(model).__name__)
     for name, (_, layer) in layers.items():
         if name in wanted:
             if not isinstance(layer, NoisyLayer):
@@ -168,24 +175,34 @@ def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
     result = copied(model)
     layers = list(noisy_layers(result).values())
     for layer in layers:
-        layer.set_key(key.to(layer.weight.device))
-    for layer, chip in zip(layers, program_layers(layers, torch.float32), strict=True):
-        weight = nn.Parameter(chip[0].to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
-        _make_plain(layer).weight = weight
+        layer.set_key(key.to(layer.anchor.device))
+    for layer, chips in zip(layers, program_layers(layers, torch.float32), strict=True):
+        parameters = [parameter_of(matrix) for matrix in layer.matrices()]
+        plain = _make_plain(layer)
+        for parameter, chip in zip(parameters, chips):
+            path, _, name = parameter.rpartition(".")
+            fix(plain.get_submodule(path), name, chip[0])
     _take_fast_paths(result)
     return result
 
 
-def _final_streams(layers: dict[str, nn.Module]) -> dict[str, tuple[str, int]]:
-    """name -> (layer's name, stream). Noisy layers that have a final one keep it.
+def _final_streams(layers: dict[str, nn.Module]) -> dict[str, tuple[str, Any]]:
+    """name -> (layer's name, its stream or those of its matrices). Noisy layers that have final ones keep them.
 
     All layers that could be noisy count. So a later call that converts the others gives the same streams.
     """
-    kept = keepers({name: layer for name, layer in layers.items() if isinstance(layer, NoisyLayer)})
-    own = {id(layer): (layer.name, layer.stream) for layer in kept}
-    rest = [name for name, layer in layers.items() if id(layer) not in own]
-    streams = settled_streams(rest, {layer.stream for layer in kept})
-    return {name: own.get(id(layer)) or (name, streams[name]) for name, layer in layers.items()}
+    noisy = {name: layer for name, layer in layers.items() if isinstance(layer, NoisyLayer)}
+    matrices = {part: m for name, layer in noisy.items() for part, m in layer.matrices_by_name(name).items()}
+    kept = {id(matrix): matrix for matrix in keepers(matrices)}
+    own = {name for name, layer in noisy.items() if all(id(m) in kept for m in layer.matrices())}
+    parts = {name: matrix_names(name, layer) for name, layer in layers.items() if name not in own}
+    taken = {m.stream for name in own for m in noisy[name].matrices()}
+    streams = settled_streams([part for names in parts.values() for part in names], taken)
+    found: dict[str, tuple[str, Any]] = {name: (noisy[name].name or name, noisy[name].stream) for name in own}
+    for name, names in parts.items():
+        each = tuple(streams[part] for part in names)
+        found[name] = name, each[0] if has_operator(layers[name]) else each
+    return found
 
 
 def _warn(argument: str, texts: list[str]) -> None:
@@ -197,14 +214,20 @@ def _make_noisy(layer: nn.Module) -> NoisyLayer:
     """The layer itself, now of its noisy class. So everything that refers to it runs with noise."""
     if not isinstance(layer, NoisyLayer):
         drop_own_methods(layer)
-        layer.__class__ = _NOISY[type(layer)]
+        if has_operator(layer):
+            layer.__class__ = _NOISY[type(layer)]
+        else:
+            weight_level.make_noisy(layer)
     return cast("NoisyLayer", layer)
 
 
 def _make_plain(layer: nn.Module) -> nn.Module:
     """The layer itself, now of its plain class."""
     drop_own_methods(layer)
-    layer.__class__ = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
+    if isinstance(layer, weight_level.WeightLevelLayer):
+        weight_level.make_plain(layer)
+    else:
+        layer.__class__ = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
     for name in _OWN:
         layer.__dict__.pop(name, None)  # models pickled by earlier versions lack some
     return layer
@@ -225,10 +248,12 @@ def _match(
     found: set[str] = set()
     for pattern in patterns:
         hits = {name for name, (path, layer) in layers.items() if _hits([pattern], name, path, layer)}
+        if argument == "include":  # a table of embeddings must be meant itself, not a module around it
+            hits = {n for n in hits if not only_on_request(layers[n][1]) or _means(pattern, n, layers[n][0])}
         if not hits:
             others = {name: m for name, m in noise_free_layers(model).items() if _hits([pattern], name, name, m)}
             near = "" if others else did_you_mean(pattern, layers, most=3)
-            rule = f"must match a Conv2d or Linear of the model{near}"
+            rule = f"must match a layer of the model that has a matrix{near}"
             fail(argument, "; ".join([rule, *stay_noise_free(others)]), str(pattern))
         found |= hits
     return found
@@ -249,6 +274,14 @@ def _hits(patterns: list[str | type], name: str, path: str, layer: nn.Module) ->
         elif any(fnmatch.fnmatchcase(text, pattern) or text.startswith(pattern + ".") for text in (name, path)):
             return True
     return False
+
+
+def _means(pattern: str | type, name: str, path: str) -> bool:
+    """Whether a pattern that matches a layer names it, or its type, and not only something around it."""
+    if isinstance(pattern, type):
+        return pattern is not nn.Module
+    last = pattern.rpartition(".")[2]
+    return any(c.isalnum() for c in last) and any(fnmatch.fnmatchcase(text, pattern) for text in (name, path))
 
 
 _FAST_PATHS = {

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nft_ext._common.checks import fail
 from nft_ext.nn import chip_check, recomputation
-from nft_ext.nn.base import ANYWHERE, NoisyLayer, refuse_thread
+from nft_ext.nn.base import ANYWHERE, NoisyLayer, changed_weights, refuse_thread
 from nft_ext.nn.chip_inputs import check_chip_major, combined, of_chips, repeated
 from nft_ext.nn.compiled_check import checked, number_of
 from nft_ext.nn.structure import modules_of
@@ -174,7 +174,7 @@ class Entry:
     def _select(self, states: dict[NoisyLayer, tuple], chip: int) -> None:
         for layer, (table, key, programmed, *rest) in states.items():
             one = slice(chip, chip + 1)
-            weights = None if programmed is None else programmed[one]
+            weights = changed_weights(programmed, lambda held: held[one])
             layer.set_noise_state((table, key[one], weights, *rest))
 
     def _why_apart(self, model: nn.Module, modules: list, layers: list[NoisyLayer], given: Any) -> str | None:

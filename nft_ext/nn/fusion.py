@@ -84,7 +84,7 @@ def fuse(model: nn.Module) -> nn.Module:
                 f"hooks on {name or 'the model itself'}",
             )
     for name, layer in layers.items():
-        own = layer.noise_enabled and torch.equal(layer._table, device_table(layer.nvm, layer.weight.device))
+        own = layer.noise_enabled and torch.equal(layer._table, device_table(layer.nvm, layer.anchor.device))
         if layer._key is not None or not own:
             fail(
                 "model",

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize
 
 from nft_ext._common.checks import fail
 from nft_ext.nn.base import NoisyLayer
+from nft_ext.nn.candidates import convertible, matrix_parameters, read_by_parents
+from nft_ext.nn.crossbars import matrices, only_on_request
 from nft_ext.nn.names import named, select
 
 _MULTIPLY = (_ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
-_CONVERTIBLE = (nn.Linear, nn.Conv2d)
 _SHOWN = 6  # names in a warning
 
 
@@ -25,7 +25,8 @@ def noise_free_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     Scripted and quantized layers count. Products inside the user's own modules are not found.
     """
-    return {name: layer for name, (_, layer) in select(model, _multiplies).items()}
+    inner = read_by_parents(model)
+    return {name: layer for name, (_, layer) in select(model, lambda m: m not in inner and _multiplies(m)).items()}
 
 
 def unconverted(model: nn.Module, chosen: Callable[[str, nn.Module], bool] | None) -> list[str]:
@@ -38,7 +39,7 @@ def unconverted(model: nn.Module, chosen: Callable[[str, nn.Module], bool] | Non
     others = {
         name: m
         for name, m in noise_free_layers(model).items()
-        if type(m) not in _CONVERTIBLE and (chosen is None or chosen(name, m))
+        if not convertible(m) and (chosen is None or chosen(name, m))
     }
     texts = stay_noise_free(others)
     if chosen is None and (hidden := list(unregistered(model, _multiplies))):
@@ -56,12 +57,9 @@ def stay_noise_free(layers: Mapping[str, nn.Module]) -> list[str]:
     texts = []
     if layers:
         texts.append(f"these layers stay noise-free: {_listed(map(_described, layers, layers.values()))}")
-    made = [name for name, m in layers.items() if isinstance(m, _CONVERTIBLE) and parametrize.is_parametrized(m)]
-    if made:
-        texts.append(
-            "parametrized layers stay noise-free; call torch.nn.utils.parametrize.remove_parametrizations, then "
-            f"convert again: {_listed(made)}"
-        )
+    blind = [name for name, m in layers.items() if matrices(m) and not isinstance(m, torch.jit.ScriptModule)]
+    if blind:
+        texts.append(f"the forwards of these layers do not read their weight as an attribute: {_listed(blind)}")
     return texts
 
 
@@ -69,12 +67,13 @@ def shared_weights(model: nn.Module) -> str | None:
     """Names noisy layers whose weight is also a parameter of a module without noise, such as a tied embedding."""
     found = []
     noisy = select(model, lambda m: isinstance(m, NoisyLayer))
+    inner = read_by_parents(model)
     for name, (_, layer) in noisy.items():
-        weight = layer._parameters.get("weight")
+        own = {id(p) for p in matrix_parameters(layer)}
         others = [
             _described(other, m)
             for other, _, m in named(model)
-            if not isinstance(m, NoisyLayer) and any(p is weight for p in m._parameters.values() if p is not None)
+            if m not in inner and not isinstance(m, NoisyLayer) and any(id(p) in own for p in m._parameters.values())
         ]
         found += [f"{name} (with {', '.join(others)})"] if others else []
     return f"modules without noise share the weights of these noisy layers: {_listed(found)}" if found else None
@@ -101,7 +100,7 @@ def _multiplies(module: nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         kind = getattr(nn, getattr(module, "original_name", ""), None)
         return isinstance(kind, type) and issubclass(kind, _MULTIPLY)
-    return isinstance(module, _MULTIPLY) or (
+    return (bool(matrices(module)) and not only_on_request(module)) or (
         type(module).__module__.startswith(_QUANTIZED) and hasattr(module, "weight")
     )
 

@@ -19,11 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 from nft_ext._common.checks import fail
 from nft_ext.nn.base import NoisyLayer, noisy_layers
+from nft_ext.nn.candidates import matrix_parameters, parameter_of, read_by_parents
+from nft_ext.nn.effective import part_names
 from nft_ext.nn.names import named
 from nft_ext.nn.noise_free import noise_free_layers
 from nft_ext.nn.replaced import replaced_method
 
-_BEGINS = ("programmed", "injected_weight", "crossbar")  # one of these methods begins every noisy forward
 _PRODUCTS = {
     *("linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "einsum"),
     *("tensordot", "addmm", "addmv", "addbmm", "baddbmm", "chain_matmul", "multi_dot", "grouped_mm", "_grouped_mm"),
@@ -39,7 +40,8 @@ class Observation:
     """What one forward showed.
 
     Attributes:
-        never_ran: names of noisy layers whose forward did not run.
+        never_ran: names of noisy layers whose forward did not run, and of matrices that their layer's forward did not
+            read.
         share: their part of the weights of all noisy layers, 0 .. 1.
         read: names of noisy layers whose weight a product outside of the layer read, without noise.
         matrices: names of other parameters that a product read, in modules that are no torch layers.
@@ -74,15 +76,23 @@ class Observer:
     """Collects while `observed` is open."""
 
     layers: dict[str, NoisyLayer]
-    ran: set[NoisyLayer] = field(default_factory=set)
+    ran: set[Any] = field(default_factory=set)  # layers with one operator, and matrices of the others
     read: set[str] = field(default_factory=set)
     matrices: list[str] = field(default_factory=list)
 
     def found(self) -> Observation:
         """What has been observed so far."""
-        sizes = {name: layer.weight.numel() for name, layer in self.layers.items()}
-        never = [name for name, layer in self.layers.items() if layer not in self.ran]
+        sizes: dict[str, int] = {}
+        never: list[str] = []
+        for name, layer in self.layers.items():
+            parts = layer.matrices_by_name(name)
+            unread = [part for part, matrix in parts.items() if matrix not in self.ran]
+            sizes.update({part: weights_of(layer, matrix) for part, matrix in parts.items()})
+            never += unread
         share = sum(sizes[name] for name in never) / max(1, sum(sizes.values()))
+        whole = [name for name, layer in self.layers.items() if set(layer.matrices_by_name(name)) <= set(never)]
+        inside = {part for name in whole for part in self.layers[name].matrices_by_name(name)}
+        never = [*whole, *(part for part in never if part not in inside)]
         return Observation(never, share, [name for name in self.layers if name in self.read], self.matrices)
 
 
@@ -123,7 +133,7 @@ def own_forwards(layers: list[NoisyLayer]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _checked(name: str, layer: NoisyLayer, ran: set[NoisyLayer]) -> Iterator[None]:
+def _checked(name: str, layer: NoisyLayer, ran: set[Any]) -> Iterator[None]:
     """Adds the layer to `ran` when its own forward runs. Refuses calls in which it does not."""
     calls: list[bool] = []  # per call in progress, whether the forward ran
 
@@ -139,21 +149,26 @@ def _checked(name: str, layer: NoisyLayer, ran: set[NoisyLayer]) -> Iterator[Non
             fail(f"{name or type(layer).__name__}.{method or 'forward'}", rule, type(layer).__name__)
 
     def note(method: Any, counts: bool, *args: Any, **kwargs: Any) -> Any:
-        if counts or calls:
+        if (counts or calls) and layer.one_operator:
             ran.add(layer)
         calls[-1:] = [True] if calls else []
         return method(*args, **kwargs)
 
+    def note_reads(attributes: set[str]) -> None:
+        ran.update(m for m in layer.matrices() if parameter_of(m).partition(".")[0] in attributes)
+
     own = layer.__dict__
-    before = {method: own[method] for method in _BEGINS if method in own}
-    methods = {method: getattr(layer, method) for method in _BEGINS if hasattr(layer, method)}
+    before = {method: own[method] for method in (*layer.begins, "note_reads") if method in own}
+    methods = {method: getattr(layer, method) for method in layer.begins if hasattr(layer, method)}
     hooks = [layer.register_forward_pre_hook(begin), layer.register_forward_hook(end)]
     # Programming ahead of the forwards asks for the crossbar, too.
     own.update({name: functools.partial(note, bound, name != "crossbar") for name, bound in methods.items()})
+    if not layer.one_operator:
+        own["note_reads"] = note_reads
     try:
         yield
     finally:
-        for method in methods:
+        for method in (*methods, "note_reads"):
             own.pop(method, None)
         own.update(before)
         for hook in hooks:
@@ -169,13 +184,14 @@ class _Products(TorchFunctionMode):
         self.depth = 0  # calls of the model in progress
         weights = {}
         for name, layer in observer.layers.items():
-            if (weight := layer._parameters.get("weight")) is not None:
+            for weight in matrix_parameters(layer):
                 weights[id(weight)] = name, True, weight
+        inner = read_by_parents(model)
         # Modules that share a noisy layer's weight are named without an observation.
         self.shared = {
             weights[id(p)][0]
             for _, _, m in named(model)
-            if not isinstance(m, NoisyLayer)
+            if not isinstance(m, NoisyLayer) and m not in inner
             for p in m._parameters.values()
             if id(p) in weights
         }
@@ -183,8 +199,11 @@ class _Products(TorchFunctionMode):
         for prefix, _, module in named(model):
             if "parametrizations" in prefix.split("."):
                 continue  # products there make a weight
+            made = {part for m in module.matrices() for part in part_names(parameter_of(m))} if isinstance(
+                module, NoisyLayer
+            ) else set()
             for key, p in module._parameters.items():
-                if p is not None and id(p) not in named_elsewhere:
+                if p is not None and id(p) not in named_elsewhere and key not in made:
                     weights.setdefault(id(p), (f"{prefix}.{key}" if prefix else key, False, p))
         # (first byte, end, name, whether of a noisy layer)
         self.spans = [
@@ -222,6 +241,11 @@ class _Products(TorchFunctionMode):
                         self.observer.read.add(name)
                 elif product != "embedding" and name not in self.observer.matrices:
                     self.observer.matrices.append(name)
+
+
+def weights_of(layer: NoisyLayer, matrix: Any) -> int:
+    """The number of weights of one matrix of a layer."""
+    return layer.weight_count if matrix is layer else torch.Size(matrix.shape).numel()
 
 
 def _has_address(value: Any) -> bool:

@@ -21,31 +21,33 @@ from nft_ext.ops.operands import in_autocast
 
 
 @torch.no_grad()
-def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Iterable[Tensor] = ()) -> list[Tensor]:
-    """W_p of every layer on the chips of the layers' key, by one operator call per torch device.
+def program_layers(
+    layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Iterable[Tensor] = ()
+) -> list[tuple[Tensor, ...]]:
+    """W_p of every matrix of every layer on the chips of the layers' key, by one operator call per torch device.
 
     The caller makes sure that all layers have the same key.
 
     Args:
         layers: noisy layers.
         dtype: the type of the results.
-        scales: empty, or [out] float32 per layer: factors of the rows, applied before rounding to `dtype`.
+        scales: empty, or [out] float32 per layer, each with one matrix: factors of the rows, applied before rounding to
+            `dtype`.
 
     Returns:
-        [S, *weight.shape] per layer.
+        [S, *weight.shape] per matrix, per layer.
     """
     layers, scales = list(layers), list(scales)
+    every = [(layer, matrix, bar) for layer in layers for matrix, bar in zip(layer.matrices(), layer.crossbars())]
     together = defaultdict(list)
-    for place, layer in enumerate(layers):
-        together[layer.weight.device].append(place)
-    found: list[Tensor] = [torch.empty(0)] * len(layers)
+    for place, (layer, matrix, bar) in enumerate(every):
+        if bar.weight.dim() < 2:
+            name = matrix.name or type(layer).__name__
+            fail(f"{name}.weight", "must have a matrix's shape: gather sharded weights first", list(bar.weight.shape))
+        together[bar.weight.device].append(place)
+    found: list[Tensor] = [torch.empty(0)] * len(every)
     for places in together.values():
-        bars = [for_kernels(layers[p].crossbar(forward=False)) for p in places]
-        for place, bar in zip(places, bars, strict=True):
-            if bar.weight.dim() not in (2, 4):
-                name = layers[place].name or type(layers[place]).__name__
-                rule = "must have the shape [out, in] or [out, C / groups, kh, kw]: gather sharded weights first"
-                fail(f"{name}.weight", rule, list(bar.weight.shape))
+        bars = [for_kernels(every[p][2]) for p in places]
         spec = [entry for bar in bars for entry in bar.spec]
         # For tensor cores: torch's convolutions copy weights of other layouts in every call.
         channels_last = bars[0].weight.is_cuda and dtype != torch.float32
@@ -63,7 +65,8 @@ def program_layers(layers: Iterable[NoisyLayer], dtype: torch.dtype, scales: Ite
         )
         for place, weights in zip(places, many, strict=True):
             found[place] = weights
-    return found
+    rest = iter(found)
+    return [tuple(next(rest) for _ in layer.matrices()) for layer in layers]
 
 
 def linear(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from nft_ext._common.checks import fail
+from nft_ext.nn.base import NoisyLayer
+from nft_ext.nn.candidates import has_operator, parameter_of, taken_names
+from nft_ext.nn.crossbars import matrices
+from nft_ext.nn.effective import is_known, refresh
 from nft_ext.nn.replaced import replaced_method
+from nft_ext.nn.weight_level import WeightLevelLayer
 
 _PART = 1 << 20  # weights that are checked at once
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _DIMS = {nn.Linear: 2, nn.Conv2d: 4}
 
 
@@ -33,6 +41,9 @@ def check_replaceable(name: str, layer: nn.Module, task: str) -> None:
             f"them (accelerate.hooks.remove_hook_from_submodules), {task}, then add them again",
             type(vars(layer)[method]).__name__,
         )
+    if isinstance(layer, WeightLevelLayer) or not has_operator(layer):
+        _check_weight_level(name, layer, task)
+        return
     if parametrize.is_parametrized(layer):
         fail(
             name,
@@ -49,6 +60,33 @@ def check_replaceable(name: str, layer: nn.Module, task: str) -> None:
             )
 
 
+def _check_weight_level(name: str, layer: nn.Module, task: str) -> None:
+    if not isinstance(layer, NoisyLayer) and (taken := taken_names(layer)):
+        fail(
+            name,
+            "must have no attribute that a noisy layer needs for itself: rename it in the class",
+            ", ".join(taken),
+        )
+    for parameter in _parameters(layer):
+        path, _, weight = parameter.rpartition(".")
+        holder = layer.get_submodule(path)
+        if not is_known(holder, weight):
+            fail(
+                f"{name}.{parameter}",
+                "must be a parameter, or made of one by torch.nn.utils (parametrize, prune, weight norm, spectral norm). "
+                f"Undo FSDP and other wrappers, then {task}",
+                type(getattr(holder, weight, None)).__name__,
+            )
+    if getattr(layer, "max_norm", None) is not None or getattr(layer, "sparse", False):
+        fail(name, "must be an Embedding without max_norm and sparse, which write to the weight", "one with them")
+
+
+def _parameters(layer: nn.Module) -> list[str]:
+    if isinstance(layer, NoisyLayer):
+        return [parameter_of(matrix) for matrix in layer.matrices()]
+    return [matrix.parameter for matrix in matrices(layer)]
+
+
 def check_weight(name: str, layer: nn.Module, task: str) -> None:
     """Refuses a weight that has no values, no plain type, another shape than its class, or NaN or infinity.
 
@@ -60,8 +98,20 @@ def check_weight(name: str, layer: nn.Module, task: str) -> None:
     Raises:
         TypeError, ValueError: the message says what to do first.
     """
-    name = f"{name or 'model'}.weight"
-    weight = layer.weight
+    dims = next((dims for kind, dims in _DIMS.items() if isinstance(layer, kind)), None)
+    for parameter in _parameters(layer):
+        path, _, weight = parameter.rpartition(".")
+        holder = layer.get_submodule(path)
+        with torch.no_grad():
+            refresh(holder, weight)
+            _check_values(f"{name or 'model'}.{parameter}", getattr(holder, weight), dims, task)
+    for matrix in () if isinstance(layer, NoisyLayer) else matrices(layer):
+        if "e" in matrix.layout and getattr(layer, matrix.parameter).dim() != 3:
+            shape = list(getattr(layer, matrix.parameter).shape)
+            fail(f"{name}.{matrix.parameter}", f"must have three dimensions for the layout {matrix.layout!r}", shape)
+
+
+def _check_values(name: str, weight: Any, dims: int | None, task: str) -> None:
     if isinstance(weight, UninitializedParameter):
         fail(name, f"must have a shape: run the model once, so that lazy layers get theirs, then {task}", "lazy")
     if not isinstance(weight, Tensor) or type(weight.detach()) is not Tensor:
@@ -78,10 +128,13 @@ def check_weight(name: str, layer: nn.Module, task: str) -> None:
             f"remove offloading hooks, then {task}",
             "meta",
         )
-    if not weight.is_floating_point():
+    if weight.dtype not in _DTYPES:
         fail(name, f"must be of a floating-point type: {task} before quantization", str(weight.dtype), TypeError)
-    dims = next((dims for kind, dims in _DIMS.items() if isinstance(layer, kind)), weight.dim())
-    if weight.dim() != dims:
+    if weight.layout is not torch.strided:
+        fail(name, f"must be dense: call .to_dense(), then {task}", str(weight.layout), TypeError)
+    if weight.dim() < 2:
+        fail(name, f"must have two or more dimensions: {task} before FSDP shards the model", list(weight.shape))
+    if dims not in (None, weight.dim()):
         fail(name, f"must have {dims} dimensions: {task} before FSDP shards the model", list(weight.shape))
     if not weight.is_meta and not _is_finite(weight.detach()):
         fail(name, "must be finite (no NaN, no infinity)", "a tensor that is not")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from nft_ext._common.checks import fail
+from nft_ext.nn.effective import made_tensors
 from nft_ext.nn.names import named
 
 _METHODS = ("forward", "_conv_forward", "_call_impl")  # what a call of a Linear or Conv2d runs
@@ -47,8 +48,10 @@ def copied(model: nn.Module) -> nn.Module:
         ValueError: torch cannot copy the model, or a forward that was replaced on an instance would still run the
             original's layers.
     """
+    # What a hook makes of the parameters before each forward is a tensor with a gradient, which deepcopy refuses.
+    memo = {id(t): t.detach().clone() for _, _, m in named(model) for t in made_tensors(m)}
     try:
-        result = copy.deepcopy(model)
+        result = copy.deepcopy(model, memo)
     except Exception as error:  # torch raises many kinds
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(

@@ -26,7 +26,7 @@ class StepKey:
     def __init__(self, model: nn.Module) -> None:
         layers = list(noisy_layers(model).values())
         self._layers = [] if any(layer.noise_state()[1] is not None for layer in layers) else layers
-        self._key = fresh_key(self._layers[0].weight) if self._layers else None
+        self._key = fresh_key(self._layers[0].anchor) if self._layers else None
 
     @contextlib.contextmanager
     def forward(self, n: int = 0) -> Iterator[None]:
@@ -38,7 +38,7 @@ class StepKey:
         before = [(layer, layer.noise_state()) for layer in self._layers]
         try:
             for layer in self._layers:
-                device = layer.weight.device
+                device = layer.anchor.device
                 if device not in keys:
                     keys[device] = self._numbered(n).to(device)
                 layer.set_key(keys[device])

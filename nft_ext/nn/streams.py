@@ -57,4 +57,5 @@ def name_layers(layers: Mapping[str, Any]) -> None:
 def keep_names(layers: Mapping[str, Any]) -> None:
     """Makes the present names and streams final, in a copy whose structure differs from the model's."""
     for layer in layers.values():
-        layer._met_as = None
+        for matrix in layer.matrices():
+            matrix._met_as = None

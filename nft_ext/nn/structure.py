@@ -29,6 +29,7 @@ def layers_of(model: nn.Module) -> list[NoisyLayer]:
         ValueError: no noisy layers.
     """
     layers = [m for m in modules_of(module("model", model)) if isinstance(m, NoisyLayer)]
-    named = {layer.stream for layer in layers if layer.name is not None and layer._met_as is None}
-    settled = layers and len(named) == len(layers)
+    matrices = [matrix for layer in layers for matrix in layer.matrices()]
+    named = {m.stream for m in matrices if m.name is not None and m._met_as is None}
+    settled = layers and len(named) == len(matrices)
     return layers if settled else list(check_noisy(model).values())

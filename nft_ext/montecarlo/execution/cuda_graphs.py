@@ -154,8 +154,8 @@ class MonteCarloGraph:
             y = self.model(self.inputs)
         return y if self._after is None else self._after(y.unflatten(0, (self.chips, self.inputs.shape[0])))
 
-    def _addresses(self) -> list[tuple[int, int]]:
-        return [(id(layer.weight), layer.weight.data_ptr()) for layer in self._layers.values()]
+    def _addresses(self) -> list[list[tuple[int, int]]]:
+        return [[(id(w), w.data_ptr()) for w in layer.parameters()] for layer in self._layers.values()]
 
 
 def _recover(current: torch.cuda.Stream) -> None:
@@ -178,7 +178,7 @@ def _cuda_device(model: nn.Module) -> torch.device:
         RuntimeError: torch finds no CUDA, or the CUDA library does not run.
         ValueError: the layers are on another torch device, or on several.
     """
-    found = sorted({str(layer.weight.device) for layer in noisy_layers(model).values()})
+    found = sorted({str(layer.anchor.device) for layer in noisy_layers(model).values()})
     if not torch.cuda.is_available():
         fail(
             "model",

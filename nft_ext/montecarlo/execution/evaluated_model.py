@@ -41,7 +41,7 @@ def on_device(model: nn.Module, device: torch.device | str | None) -> tuple[nn.M
     Raises:
         ValueError: `device` is not available.
     """
-    home = next(iter(noisy_layers(model).values())).weight.device
+    home = next(iter(noisy_layers(model).values())).anchor.device
     if device is None:
         return model, home
     torch_device("device", device)
@@ -60,7 +60,7 @@ def check_sigma_is_known(model: nn.Module) -> None:
     """
     for name, layer in noisy_layers(model).items():
         table_in_force = layer.noise_state()[0]
-        if not torch.equal(table_in_force, device_table(layer.nvm, layer.weight.device)):
+        if not torch.equal(table_in_force, device_table(layer.nvm, layer.anchor.device)):
             fail(
                 "sigma",
                 "must be given to monte_carlo itself, not by nft.noise around it",

@@ -57,7 +57,7 @@ class Prepared:
         if isinstance(asked.chips_per_pass, int):
             return asked.chips_per_pass
         evaluator = self.evaluator
-        weights = [layer.weight.numel() for layer in noisy_layers(evaluator.model).values()]
+        weights = [layer.weight_count for layer in noisy_layers(evaluator.model).values()]
         held = sum(weights) if evaluator.programmed else max(weights)
         images = evaluator.batch_size if planned.slices is None else min(evaluator.batch_size, planned.slices.size)
         return chips_that_fit(asked.most_runs, images, self.probe.row_bytes, 4 * held, evaluator.device)
