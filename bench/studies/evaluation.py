@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import sys
 import tempfile
 import time
@@ -33,8 +34,8 @@ from torch import Tensor, nn
 import nft_ext as nft
 from bench.harness import machine
 from bench.harness.measure import Contention, warning
+from nft_ext.metrics.distributions import t_half_width
 from nft_ext.montecarlo import MonteCarloReport
-from nft_ext.montecarlo.statistics.intervals import mean_half_width
 from nft_ext.training import load_model
 
 RUNS = 200
@@ -116,7 +117,7 @@ def study(
         std = many.accuracy.std
     # Complete tilings: standard_error^2 = (B2 + k X2) / R.
     interaction = (many.accuracy.standard_error**2 * many.runs - many.accuracy.std**2) / (1 / SLICE - 1 / len(images))
-    target = mean_half_width(std, RUNS)
+    target = t_half_width(std / math.sqrt(RUNS), RUNS - 1)
     passed = [0]
     noisy.register_forward_pre_hook(lambda module, args: passed.__setitem__(0, passed[0] + len(args[0])))
     with tempfile.TemporaryDirectory() as folder:

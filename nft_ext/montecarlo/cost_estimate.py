@@ -13,6 +13,7 @@ from torch import nn
 
 from nft_ext._common.checks import instance
 from nft_ext._common.progress import duration
+from nft_ext.metrics.distributions import student_t_quantile
 from nft_ext.montecarlo.execution.arguments import checked
 from nft_ext.montecarlo.execution.cost import Cost, measure
 from nft_ext.montecarlo.execution.pilot import pilot
@@ -20,10 +21,10 @@ from nft_ext.montecarlo.execution.plan import Plan, plan
 from nft_ext.montecarlo.execution.preparation import check, prepared
 from nft_ext.montecarlo.execution.session import Session
 from nft_ext.montecarlo.report.text_table import WIDTH, align
-from nft_ext.montecarlo.statistics.intervals import CONFIDENCE, student_t_quantile
-from nft_ext.montecarlo.statistics.slice_estimate import least_exact
+from nft_ext.montecarlo.statistics.intervals import CONFIDENCE
+from nft_ext.montecarlo.statistics.slice_estimate import SQUARED_NORMAL, least_exact
 from nft_ext.montecarlo.statistics.slices import Slices
-from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal
+from nft_ext.montecarlo.statistics.stopping import ALIKE_RUNS, PILOT_RUNS, Goal
 
 # 95 % interval of a variance estimated from the pilot's 24 chips, as factors: chi-square with 23 degrees of freedom,
 # 23 / 38.08 and 23 / 11.69.
@@ -246,19 +247,20 @@ def _chips(
     if goal is None or pilot_found is None:
         return runs, runs, runs, True
     slices = -(-images // n)
-    start = max(goal.low, PILOT_RUNS)
-    largest = goal.target / student_t_quantile(0.5 + CONFIDENCE / 2, start - 1)
+    largest = goal.target / student_t_quantile(0.5 + CONFIDENCE / 2, max(goal.low, PILOT_RUNS) - 1)
 
     # The pilot measured B2 + seen, the variance over chips on its own images. The factors apply to this variance.
     seen, rest = ((1 / count - 1 / images) * pilot_found["X2"] for count in (pilot_found["images"], n))
 
     def needed(factor: float) -> int:
         between = max(0.0, factor * (pilot_found["B2"] + seen) - seen)
-        # The steps of the stopping rule (statistics/stopping.py) with the expected variances.
-        exact = math.ceil((between + rest) / largest**2)
+        # The steps of the stopping rule (statistics/stopping.py) with the expected variances. The floor is of images.
+        floor = SQUARED_NORMAL * abs(2 * pilot_found["accuracy"] - 1) / (n * goal.target)
+        start = max(goal.low, PILOT_RUNS if between + rest > 0 else ALIKE_RUNS)
+        exact = math.ceil((between + rest) / largest**2 + floor)
         if slices == 1 or 2 * slices <= start:
             return max(start, exact)
-        cautious = math.ceil((between + rest + (1 / n - 1 / images) * pilot_found["P2"]) / largest**2)
+        cautious = math.ceil((between + rest + (1 / n - 1 / images) * pilot_found["P2"]) / largest**2 + floor)
         return max(start, cautious) if cautious <= least_exact(slices) else max(least_exact(slices), exact)
 
     expected, low, high = (min(needed(factor), goal.high) for factor in (1.0, *VARIANCE_RANGE))

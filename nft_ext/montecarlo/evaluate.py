@@ -246,9 +246,11 @@ def _notes(
     elif asked.goal is not None and fixed is not None and not fixed.reached:
         notes.append(f"the target half-width {asked.goal.target:g} is not reached with max_runs = {asked.goal.high}")
     if planned.slices is not None and statistics["accuracy"].conservative:
+        few = done < least_exact(planned.count)
+        reason = f"below {least_exact(planned.count)} chips" if few else "too few chips differ on the same slice:"
         notes.append(
-            f"{done} chips, {done / planned.count:.2f} tilings of {planned.count} slices: below "
-            f"{least_exact(planned.count)} chips the intervals are too wide on average"
+            f"{done} chips, {done / planned.count:.2f} tilings of {planned.count} slices: {reason} the intervals are "
+            "too wide on average"
         )
     if planned.slices is not None and planned.pilot is not None:
         notes.append(
@@ -269,6 +271,6 @@ def _notes(
             "calibration error"
         )
     nothing_right = done - len(statistics["ekl"].values)
-    if nothing_right and planned.slices is None:
+    if nothing_right and planned.count == 1:
         notes.append(f"{nothing_right} of {done} chips have no correct image, and so no EKL")
     return notes

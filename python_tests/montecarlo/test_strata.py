@@ -8,7 +8,7 @@ import pytest
 
 from nft_ext.montecarlo.execution import pilot
 from nft_ext.montecarlo.statistics import slice_estimate
-from nft_ext.montecarlo.statistics.intervals import student_t_quantile
+from nft_ext.metrics.distributions import student_t_quantile
 from nft_ext.montecarlo.statistics.slice_estimate import between_chips, estimate
 from nft_ext.montecarlo.statistics.slice_statistic import logit_interval
 from nft_ext.montecarlo.statistics.stopping import Goal, precision_of, until

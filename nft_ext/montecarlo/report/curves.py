@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nft_ext._common.checks import fail
 from nft_ext.montecarlo.report.report import CONVENTIONS, MonteCarloReport
-from nft_ext.montecarlo.report.text_table import align, images_per_chip
+from nft_ext.montecarlo.report.text_table import align, figure, images_per_chip
 
 
 def _one_sigma(report: MonteCarloReport) -> float:
@@ -75,7 +75,7 @@ def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
             row.append(_cell(at[0]) if at else "-")
         rows.append(row)
     lines = [
-        "accuracy in %, mean over chips +- half-width of its 95 % interval",
+        "accuracy in %, mean over chips of a network on these images +- longer arm of its 95 % interval",
         f"sigma {convention(reports[0])}; {common_conditions(reports)}",
         *align(rows),
     ]
@@ -86,4 +86,4 @@ def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
 
 def _cell(report: MonteCarloReport) -> str:
     mark = "*" if report.interrupted else ""
-    return f"{100 * report.accuracy.mean:.2f} +- {100 * report.accuracy.ci95:.2f}{mark}"
+    return f"{100 * report.accuracy.mean:.2f} +- {figure(100 * report.accuracy.ci95, 2)}{mark}"

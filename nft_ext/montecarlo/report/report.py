@@ -14,6 +14,7 @@ from nft_ext._common.reading import read_json
 from nft_ext.montecarlo.report.report_plot import plot_report
 from nft_ext.montecarlo.report.statistic_json import statistic_entry, statistic_of
 from nft_ext.montecarlo.report.text_table import report_table
+from nft_ext.montecarlo.statistics.intervals import unseen_share
 from nft_ext.montecarlo.statistics.run_statistic import RunStatistic
 from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
 
@@ -124,6 +125,14 @@ class MonteCarloReport:
         return (accuracy.std / accuracy.standard_error) ** 2 if accuracy.standard_error > 0 else math.nan
 
     @property
+    def unseen_chips(self) -> float:
+        """The share of chips that may be unlike any evaluated chip, at most, with 95 % confidence: 1 - 0.05^(1/runs).
+
+        No interval of the report contains the effect of such chips.
+        """
+        return unseen_share(self.runs)
+
+    @property
     def sigma(self) -> float | list[float]:
         """The sigma used; a sorted list of distinct values if layers differ."""
         values = sorted({group["device"]["sigma"] for group in self.nvm})
@@ -171,7 +180,8 @@ class MonteCarloReport:
         """The whole report as JSON values: floats exactly, NaN and infinities as None."""
         content: dict[str, Any] = {"format": FORMAT, "conditions": self.conditions()}
         content |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "statistics"}
-        content |= {name: getattr(self, name) for name in ("images_evaluated", "tilings", "equivalent_full_runs")}
+        computed = ("images_evaluated", "tilings", "equivalent_full_runs", "unseen_chips")
+        content |= {name: getattr(self, name) for name in computed}
         content["metrics"] = {name: statistic_entry(s) for name, s in self.statistics.items()}
         return finite_or_none(content)
 

@@ -8,7 +8,9 @@ import textwrap
 import numpy as np
 
 from nft_ext.montecarlo.report.figure_style import COLOURS, INK, STYLE, require_matplotlib, save_figure
+from nft_ext.montecarlo.report.text_table import figure as rounded
 from nft_ext.montecarlo.report.text_table import images_per_chip
+from nft_ext.montecarlo.statistics.run_statistic import RunStatistic
 
 
 def plot_report(report, path: str | os.PathLike) -> None:
@@ -26,8 +28,8 @@ def plot_report(report, path: str | os.PathLike) -> None:
     matplotlib = require_matplotlib()
     accuracy = report.accuracy
     percent = 100 * accuracy.per_run
-    whole = report.slice_images is None
-    seen = report.images if whole else report.slice_images
+    whole = isinstance(accuracy, RunStatistic)
+    seen = report.slice_images or report.images
     mean, half = 100 * accuracy.mean, 100 * accuracy.ci95
     low, high = (100 * end for end in accuracy.interval)
     with matplotlib.rc_context(STYLE):
@@ -49,7 +51,7 @@ def plot_report(report, path: str | os.PathLike) -> None:
             axes.axvspan(low, high, color=INK, alpha=0.15, linewidth=0)
             axes.axvline(mean, color=INK, linewidth=1.2)
         top.set_ylim(top=1.3 * top.get_ylim()[1])  # room for two rows of text
-        _label_line(top, mean, 0.99, f"mean {mean:.2f} ± {half:.2f}", INK)
+        _label_line(top, mean, 0.99, f"mean {mean:.2f} ± {rounded(half, 2)}", INK)
         if whole:
             _mark_worst(top, strip, accuracy, percent, height)
         figure.suptitle(_report_title(report), fontsize=10, x=0.01, ha="left")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nft_ext.montecarlo.statistics.precision import Precision
 from nft_ext.montecarlo.statistics.run_statistic import RunStatistic
 from nft_ext.montecarlo.statistics.slice_statistic import WHY_ABSENT, SliceStatistic
 
@@ -17,6 +18,10 @@ def statistic_entry(s: RunStatistic | SliceStatistic) -> dict[str, Any]:
         "mean": s.mean,
         "ci95": s.ci95,
         "interval95": list(s.interval),
+        "standard_error": s.precision.standard_error,
+        "degrees_of_freedom": s.precision.df,
+        "rough": s.precision.rough,
+        "share": s.share,
         "std": s.std,
         "pooled": s.pooled,
         "higher_is_better": s.higher_is_better,
@@ -25,15 +30,12 @@ def statistic_entry(s: RunStatistic | SliceStatistic) -> dict[str, Any]:
     if isinstance(s, SliceStatistic):
         return entry | {
             "std_is_estimated": True,
-            "standard_error": s.standard_error,
             "conservative": s.conservative,
-            "share": s.share,
             "quantiles_absent": WHY_ABSENT,
         }
     return entry | {
         "worst": float(s.worst),
         "worst_bounds_quantile": s.worst.bounds_quantile,
-        "fixed_half_width": math.nan if s.fixed_half_width is None else s.fixed_half_width,
     }
 
 
@@ -45,8 +47,16 @@ def statistic_of(entry: dict[str, Any]) -> RunStatistic | SliceStatistic:
     """
     per_run = np.array(entry["per_run"], dtype=np.float64)
     common = {"per_run": per_run, "pooled": entry["pooled"], "higher_is_better": entry["higher_is_better"]}
-    if "standard_error" in entry:
-        names = ("std", "standard_error", "ci95", "conservative", "share")
-        return SliceStatistic(**common, **{name: entry[name] for name in names})
-    fixed = entry.get("fixed_half_width", math.nan)
-    return RunStatistic(**common, fixed_half_width=None if math.isnan(fixed) else fixed)
+    low, high = entry["interval95"]
+    # Reports of version 0.2 have no degrees of freedom, and no standard error of chips that saw all images.
+    precision = Precision(
+        standard_error=entry.get("standard_error", math.nan),
+        below=entry["mean"] - low,
+        above=high - entry["mean"],
+        df=entry.get("degrees_of_freedom", math.nan),
+        conservative=entry.get("conservative", False),
+    )
+    share = entry.get("share", False)
+    if "std_is_estimated" in entry:
+        return SliceStatistic(**common, std=entry["std"], precision=precision, share=share)
+    return RunStatistic(**common, fixed=precision, share=share)

@@ -35,10 +35,8 @@ def plot_sweep(curves: dict, path: str | os.PathLike, title: str) -> None:
             colour = COLOURS[number % len(COLOURS)]
             sigma = np.array([report.sigma for report in curve])
             mean = 100 * np.array([report.accuracy.mean for report in curve])
-            half = 100 * np.array([report.accuracy.ci95 for report in curve])
-            axes.fill_between(
-                sigma, np.maximum(mean - half, 0), np.minimum(mean + half, 100), color=colour, alpha=0.2, linewidth=0
-            )
+            low, high = 100 * np.array([report.accuracy.interval for report in curve]).T
+            axes.fill_between(sigma, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.plot(sigma, mean, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4.5, linewidth=1.6)
             ends.append((name, colour, sigma[-1], mean[-1]))
         chance = 100 / reports[0].classes

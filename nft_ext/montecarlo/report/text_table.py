@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import textwrap
 
-from nft_ext.montecarlo.statistics.slice_statistic import WHY_ABSENT
+from nft_ext.montecarlo.statistics.slice_estimate import LEAST_DF
+from nft_ext.montecarlo.statistics.slice_statistic import WHY_ABSENT, SliceStatistic
 
 WIDTH = 96
 QUANTILES = (0.05, 0.5, 0.95)
@@ -33,6 +34,11 @@ def images_per_chip(report) -> str:
     )
 
 
+def figure(value: float, decimals: int) -> str:
+    """The value with so many decimals, or with one digit where these would show a zero that is none."""
+    return f"{value:.1g}" if 0 < abs(value) < 0.5 * 10**-decimals else f"{value:.{decimals}f}"
+
+
 def report_table(report) -> str:
     """The table of `MonteCarloReport.table`."""
     lines = [
@@ -45,8 +51,9 @@ def report_table(report) -> str:
         f"({report.images_evaluated / max(report.seconds, 1e-9):,.0f} images/s)",
         "",
     ]
-    lines += _of_whole_sets(report) if report.slice_images is None else _of_slices(report)
-    for note in report.notes:
+    sliced = any(isinstance(statistic, SliceStatistic) for statistic in report.statistics.values())
+    lines += _of_slices(report) if sliced else _of_whole_sets(report)
+    for note in [*_rough(report), *report.notes]:
         lines += note_lines(note)
     return "\n".join(lines)
 
@@ -54,6 +61,29 @@ def report_table(report) -> str:
 def note_lines(note: str) -> list[str]:
     """A note as indented lines."""
     return textwrap.wrap(f"note: {note}", WIDTH, initial_indent="  ", subsequent_indent="        ")
+
+
+def _rough(report) -> list[str]:
+    """A note that names the metrics with rough intervals."""
+    found = {name: s.precision for name, s in report.statistics.items() if s.precision.rough}
+    if not found:
+        return []
+    names = ", ".join(f"{name} ({precision.df:.0f})" for name, precision in found.items())
+    return [f"rough 95 % intervals, from fewer than {LEAST_DF} degrees of freedom: {names}"]
+
+
+def _what_intervals_hold(report) -> list[str]:
+    """What +- 95 % is an interval of, and the chips that it does not contain."""
+    ends = ""
+    accuracy = report.statistics.get("accuracy")
+    if accuracy is not None and accuracy.share and accuracy.ci95 > 0:
+        digits = max(2, math.ceil(-math.log10(100 * accuracy.ci95)) + 1)  # never two equal ends
+        low, high = (100 * end for end in accuracy.interval)
+        ends = f"; accuracy {low:.{digits}f} to {high:.{digits}f} %"
+    return [
+        f"  +- 95 %: mean over chips of this network, on these images{ends}",
+        f"  up to {100 * report.unseen_chips:.2g} % of chips may be unlike any seen (95 %)",
+    ]
 
 
 def _of_whole_sets(report) -> list[str]:
@@ -64,7 +94,7 @@ def _of_whole_sets(report) -> list[str]:
         figures += [float(statistic.worst), statistic.pooled]
         rows.append(_row(name, figures))
     lines = ["  " + line for line in align(rows)]
-    lines += ["", f"  calibration error (ECE, pooled)  {report.ece:.4f}"]
+    lines += [*_what_intervals_hold(report), "", f"  calibration error (ECE, pooled)  {report.ece:.4f}"]
     low, worst = report.accuracy.quantile(QUANTILES[0]), report.accuracy.worst
     return lines + [
         f"  5 % of chips fall below {100 * low:.2f} % accuracy; 95 % interval of that quantile: "
@@ -82,6 +112,7 @@ def _of_slices(report) -> list[str]:
     equivalent = report.equivalent_full_runs
     worth = f"as precise as {equivalent:.1f} chips on all images" if math.isfinite(equivalent) else "no estimated std"
     lines += [
+        *_what_intervals_hold(report),
         "",
         f"  calibration error (ECE, pooled)  {report.ece:.4f}",
         f"  {report.images_evaluated:,} inferences, {report.tilings:.2f} tilings of {report.slices} slices: {worth}",
@@ -93,7 +124,7 @@ def _of_slices(report) -> list[str]:
 
 def _row(name: str, figures: list[float]) -> list[str]:
     label, factor, decimals = SHOWN[name]
-    return [label, *("-" if math.isnan(x) else f"{factor * x:.{decimals}f}" for x in figures)]
+    return [label, *("-" if math.isnan(x) else figure(factor * x, decimals) for x in figures)]
 
 
 def _bound(value: float, absent: str) -> str:

@@ -1,4 +1,4 @@
-"""The report's intervals: Student's t for a mean, order statistics for quantiles."""
+"""Quantiles of chips by order statistics, and bounds on chips that were not seen."""
 
 from __future__ import annotations
 
@@ -6,16 +6,7 @@ import math
 
 import numpy as np
 
-from nft_ext.metrics.distributions import student_t_quantile
-
 CONFIDENCE = 0.95
-
-
-def mean_half_width(std: float, n: int) -> float:
-    """Half-width of the 95 % interval of the mean of n independent chips: t(n-1) * std / sqrt(n)."""
-    if n < 2:
-        return math.nan
-    return student_t_quantile(0.5 + CONFIDENCE / 2, n - 1) * std / math.sqrt(n)
 
 
 def order_statistic_ranks(n: int, q: float) -> tuple[int, int]:
@@ -36,9 +27,10 @@ def order_statistic_ranks(n: int, q: float) -> tuple[int, int]:
     return low, high
 
 
-def extreme_bounds_quantile(n: int) -> float:
-    """The share q of all chips that is worse than the worst of n, at most, with 95 % confidence.
+def unseen_share(n: int) -> float:
+    """The share q of all chips that may be unlike any of n chips, at most, with 95 % confidence.
 
-    No chip of n falls into the worst share q with probability (1 - q)^n, which is 5 % at q = 1 - 0.05^(1/n).
+    No chip of n belongs to a kind with the share q with probability (1 - q)^n, which is 5 % at q = 1 - 0.05^(1/n). The
+    kind may be the chips that are worse than the worst of n.
     """
     return 1 - (1 - CONFIDENCE) ** (1 / n)

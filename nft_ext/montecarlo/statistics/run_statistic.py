@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from nft_ext._common.checks import fail, number
-from nft_ext.montecarlo.statistics.intervals import extreme_bounds_quantile, mean_half_width, order_statistic_ranks
+from nft_ext.montecarlo.statistics.intervals import order_statistic_ranks, unseen_share
+from nft_ext.montecarlo.statistics.precision import Precision, precision_of
+from nft_ext.montecarlo.statistics.slice_estimate import estimate
 
 
 class Quantile(float):
@@ -56,13 +59,15 @@ class RunStatistic:
         pooled: the metric over all chips and images together. For EKL it is the ratio of the summed numerator and the
             summed denominator; for the other metrics it is the mean.
         higher_is_better: whether the lowest or the highest value is the worst.
-        fixed_half_width: half-width of the interval if a stopping rule fixed it; None: computed from all chips.
+        fixed: the interval if a stopping rule or a number of images decides it; None: computed from `per_run` alone.
+        share: whether the metric is a share of images, in 0 .. 1.
     """
 
     per_run: np.ndarray
     pooled: float
     higher_is_better: bool
-    fixed_half_width: float | None = None
+    fixed: Precision | None = None
+    share: bool = False
 
     @property
     def values(self) -> np.ndarray:
@@ -81,18 +86,34 @@ class RunStatistic:
         # Measured from the first value, equal values deviate by exactly 0, without the mean's rounding.
         return float(np.std(values - values[0], ddof=1)) if len(values) > 1 else math.nan
 
+    @functools.cached_property
+    def precision(self) -> Precision:
+        """The 95 % interval of the mean over chips, and its degrees of freedom; NaN below two values."""
+        if self.fixed is not None:
+            return self.fixed
+        values = self.values
+        if len(values) < 2:
+            return Precision(math.nan, math.nan, math.nan, math.nan)
+        # Measured from the first value, equal values deviate by exactly 0, without the mean's rounding.
+        return precision_of(estimate(values - values[0], np.ones(len(values)), 1), share=False)
+
     @property
     def ci95(self) -> float:
-        """Half-width of the 95 % interval of the mean over chips.
+        """The longer arm of the 95 % interval of the mean over chips.
 
-        It is t(n-1) * std / sqrt(n), or `fixed_half_width`.
+        It is t(n-1) * std / sqrt(n), and more on the side of skewed chips (docs/reference/monte_carlo.md).
         """
-        return mean_half_width(self.std, len(self.values)) if self.fixed_half_width is None else self.fixed_half_width
+        return self.precision.half_width
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the mean, mean - ci95 to mean + ci95."""
-        return self.mean - self.ci95, self.mean + self.ci95
+        """The 95 % interval of the mean. A share's interval stays within 0 .. 1."""
+        return self.mean - self.precision.below, self.mean + self.precision.above
+
+    @property
+    def conservative(self) -> bool:
+        """False: chips that saw all images give the exact variance."""
+        return False
 
     def quantile(self, q: float) -> Quantile:
         """The q-quantile over chips, linear between order statistics, with its interval.
@@ -126,4 +147,4 @@ class RunStatistic:
         if n == 0:
             return Worst(math.nan)
         value = self.values.min() if self.higher_is_better else self.values.max()
-        return Worst(value, runs=n, bounds_quantile=extreme_bounds_quantile(n))
+        return Worst(value, runs=n, bounds_quantile=unseen_share(n))

@@ -8,8 +8,8 @@ from typing import NoReturn
 import numpy as np
 
 from nft_ext._common.checks import fail
+from nft_ext.montecarlo.statistics.precision import Precision
 
-LOGIT_FROM = 0.95  # accuracies above this are skewed, so their interval is computed on the logit scale
 WHY_ABSENT = (
     "each chip saw a slice of the images, so its accuracy varies with the images too; "
     "quantiles and the worst case need protocol='full'"
@@ -26,9 +26,7 @@ class SliceStatistic:
         higher_is_better: whether a higher value of the metric is better.
         std: standard deviation over chips of the metric on all images, estimated from slices. NaN without an estimate
             (EKL, NLL, one image per slice).
-        standard_error: standard error of the mean.
-        ci95: half-width of the 95 % interval of the mean, t(df) * standard_error.
-        conservative: True if the interval is too wide on average, because too few chips shared a slice.
+        precision: the 95 % interval of the mean, its standard error and its degrees of freedom.
         share: whether the metric is a share of images, in 0 .. 1.
     """
 
@@ -36,10 +34,8 @@ class SliceStatistic:
     pooled: float
     higher_is_better: bool
     std: float
-    standard_error: float
-    ci95: float
-    conservative: bool
-    share: bool  # a share of images, in 0 .. 1
+    precision: Precision
+    share: bool
 
     @property
     def mean(self) -> float:
@@ -55,14 +51,27 @@ class SliceStatistic:
         return self.per_run[~np.isnan(self.per_run)]
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the mean, mean - ci95 to mean + ci95.
+    def standard_error(self) -> float:
+        """Standard error of the mean."""
+        return self.precision.standard_error
 
-        For an accuracy above 95 % it is computed on the logit scale and transformed back.
+    @property
+    def ci95(self) -> float:
+        """The longer arm of the 95 % interval of the mean.
+
+        It is t(df) * standard_error, and more on the side of skewed chips (docs/reference/monte_carlo.md).
         """
-        if not self.share or not LOGIT_FROM < self.mean < 1:
-            return self.mean - self.ci95, self.mean + self.ci95
-        return logit_interval(self.mean, self.ci95)
+        return self.precision.half_width
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the mean. A share's interval stays within 0 .. 1."""
+        return self.mean - self.precision.below, self.mean + self.precision.above
+
+    @property
+    def conservative(self) -> bool:
+        """True if the interval is too wide on average: too few chips shared a slice, or too few of them differ."""
+        return self.precision.conservative
 
     def quantile(self, q: float) -> NoReturn:
         """Always an error, because the accuracy on a slice varies with its images too.
@@ -80,12 +89,3 @@ class SliceStatistic:
             ValueError: always, with the reason.
         """
         fail("worst", WHY_ABSENT, "protocol 'stratified'")
-
-
-def logit_interval(mean, half_width):
-    """Interval (low, high) of a share on the logit scale, transformed back; floats or arrays.
-
-    On the logit scale it is log(mean / (1 - mean)) +- half_width / (mean (1 - mean)).
-    """
-    logit, half = np.log(mean / (1 - mean)), half_width / (mean * (1 - mean))
-    return 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))

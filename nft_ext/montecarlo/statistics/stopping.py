@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy import ndarray
-
-from nft_ext.montecarlo.statistics.intervals import CONFIDENCE, student_t_quantile
-from nft_ext.montecarlo.statistics.slice_estimate import SliceEstimate, least_exact, rest_variance
+from nft_ext.montecarlo.statistics.precision import Precision, precision_of, predicted, runs_for, wider
+from nft_ext.montecarlo.statistics.slice_estimate import LEAST_DF, SliceEstimate, least_exact
 
 PILOT_RUNS = 64  # with fewer chips, Student's factor costs more than the pilot saves
+ALIKE_RUNS = 299  # a pilot of chips that hardly differ ends here: less than 1 % of chips may be unlike them (95 %)
 LEAST_GROWTH = 0.05  # smallest growth per step, relative to the chips so far
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A target for the mean accuracy.
+    """A target for a mean over chips.
 
     Attributes:
-        target: half-width of the 95 % interval to reach, a fraction.
+        target: half-width of the 95 % interval to reach, in the metric's unit; a fraction for the accuracy.
         low, high: smallest and largest number of chips.
     """
 
@@ -29,39 +27,21 @@ class Goal:
     high: int
 
 
-@dataclass(frozen=True)
-class Precision:
-    """The standard error behind an interval.
-
-    Attributes:
-        standard_error: standard error of the mean.
-        df: its degrees of freedom.
-        reached: whether the goal is reached; None without a goal.
-        pilot_runs: chips of the pilot; None without a goal.
-    """
-
-    standard_error: float
-    df: int
-    reached: bool | None = None
-    pilot_runs: int | None = None
-
-    @property
-    def half_width(self) -> float:
-        """Half-width of the 95 % interval: t(df) * standard_error."""
-        return student_t_quantile(0.5 + CONFIDENCE / 2, self.df) * self.standard_error
-
-
-def precision_of(found: SliceEstimate) -> Precision:
-    """The precision of an estimate if its number of chips was fixed beforehand."""
-    return Precision(float(np.sqrt(found.variance)), found.df)
-
-
-def until(goal: Goal, count: int, more: Callable[[int, int], None], estimate: Callable[[], SliceEstimate]) -> Precision:
+def until(
+    goal: Goal,
+    count: int,
+    more: Callable[[int, int], None],
+    estimate: Callable[[], SliceEstimate],
+    share: bool = True,
+) -> Precision:
     """Collects chips until the goal is reached, or goal.high chips.
 
-    A pilot of max(PILOT_RUNS, goal.low) chips fixes the number of chips: the smallest R with t(df) sqrt(variance at R)
-    <= target, where the variance per chip is the pilot's. For normal values this interval around the mean of all R
-    chips has the stated coverage (Stein 1945), because mean and variance of a normal sample are independent.
+    A pilot of max(PILOT_RUNS, goal.low) chips fixes the number of chips: the smallest R whose interval is within the
+    target, with the pilot's variance per chip. For normal values this interval around the mean of all R chips has the
+    stated coverage (Stein 1945), because mean and variance of a normal sample are independent.
+
+    A variance with fewer than LEAST_DF effective degrees of freedom says little. So a pilot whose chips hardly differ
+    grows until enough chips differ, or to ALIKE_RUNS chips. Later chips join a pilot that is still rough.
 
     The values of chips are often skewed. A pilot without a bad chip then has a high mean and a low variance. So the
     interval of all R chips must also be within the target, else R grows. The wider of the two intervals is returned.
@@ -73,51 +53,43 @@ def until(goal: Goal, count: int, more: Callable[[int, int], None], estimate: Ca
         goal: target and limits.
         count: m, slices per tiling (1: every chip sees all images).
         more: more(first, last) collects the chips first .. last - 1.
-        estimate: estimate() of all chips so far.
+        estimate: estimate() of all chips so far, by `credible_estimate`.
+        share: whether the metric is a share of inferences, in 0 .. 1.
 
     Returns:
         The precision of the mean, and whether the goal is reached.
     """
+
+    def needed_by(found: SliceEstimate) -> int:
+        return runs_for(goal.target, found, done, goal.high, count, share)
+
     pilot = max(PILOT_RUNS, goal.low)
     if 2 * count <= pilot:
         pilot = -(-pilot // (2 * count)) * 2 * count  # whole pairs of tilings, so that every chip enters the variance
-    done = pilot = min(pilot, goal.high)
+    done = min(pilot, goal.high)
     more(0, done)
-    found = first = estimate()
-    needed = runs_for(goal, first, done, count)
+    first = estimate()
+    while first.effective_df < LEAST_DF and done < min(ALIKE_RUNS, goal.high):
+        last = min(2 * done, ALIKE_RUNS, goal.high)
+        more(done, last)
+        done, first = last, estimate()
+    needed = needed_by(first)
     exact = least_exact(count)
-    if first.conservative and needed > exact and exact <= goal.high:
+    if first.conservative and done < exact < needed and exact <= goal.high:
         more(done, exact)
-        done = pilot = exact
-        found = first = estimate()
-        needed = runs_for(goal, first, done, count)
+        done, first = exact, estimate()
+        needed = needed_by(first)
+    pilot, found = done, first
     while done < min(needed, goal.high):
         least = done + int(LEAST_GROWTH * done) if found is not first else needed
-        last = min(max(needed, least), goal.high)
+        rough = first.effective_df < LEAST_DF
+        last = min(max(needed, least), goal.high, 2 * done if rough else goal.high)
         more(done, last)
-        done = last
-        found = estimate()
-        needed = max(runs_for(goal, f, done, count) for f in (first, found))
+        done, found = last, estimate()
+        if rough:
+            pilot, first = done, found
+        needed = max(needed_by(f) for f in (first, found))
     if needed > done:
-        return replace(precision_of(found), reached=False, pilot_runs=pilot)
-    by_pilot = Precision(float(np.sqrt(variance_at(np.array(done), first, count))), first.df)
-    wider = max(by_pilot, precision_of(found), key=lambda precision: precision.half_width)
-    return replace(wider, reached=True, pilot_runs=pilot)
-
-
-def variance_at(runs: ndarray, found: SliceEstimate, count: int) -> ndarray:
-    """Variance of the mean of `runs` chips, predicted from the estimate `found` of fewer chips."""
-    variance = found.per_chip / runs
-    if not found.conservative and count > 1:
-        variance = variance + rest_variance(found, runs, count)
-    return variance
-
-
-def runs_for(goal: Goal, found: SliceEstimate, pilot: int, count: int) -> int:
-    """The smallest number of chips >= `pilot` that reaches the goal by the estimate `found`; else goal.high + 1."""
-    largest = goal.target / student_t_quantile(0.5 + CONFIDENCE / 2, found.df)
-    least = max(pilot, int(np.ceil(found.per_chip / largest**2)))
-    # An incomplete tiling adds variance and a complete one does not, so the search ends at the next complete one.
-    candidates = np.arange(least, least + count)
-    fit = variance_at(candidates, found, count) <= largest**2
-    return int(min(candidates[fit.argmax()], goal.high + 1)) if fit.any() else goal.high + 1
+        return replace(precision_of(found, share), reached=False, pilot_runs=pilot)
+    both = wider(predicted(first, found, count, share), precision_of(found, share))
+    return replace(both, reached=True, pilot_runs=pilot)
