@@ -15,7 +15,15 @@ from nft_ext.ops import build_info  # noqa: F401  (first: it loads the libraries
 from nft_ext import data, methods, metrics, models, reference
 from nft_ext._common.moved import keep_old_names
 from nft_ext.device import NVMDevice
-from nft_ext.montecarlo import CostEstimate, MonteCarloReport, estimate_cost, monte_carlo, sweep
+from nft_ext.montecarlo import (
+    ChipsReport,
+    CostEstimate,
+    MonteCarloReport,
+    estimate_cost,
+    monte_carlo,
+    over_chips,
+    sweep,
+)
 from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
 from nft_ext.nn import NoisyConv2d, NoisyLinear, noisy_layers
 from nft_ext.nn.contexts import checkpoint_contexts, chips, noise
@@ -30,6 +38,7 @@ from nft_ext.version import __version__
 keep_old_names()
 
 __all__ = [
+    "ChipsReport",
     "CostEstimate",
     "MonteCarloGraph",
     "MonteCarloReport",
@@ -54,6 +63,7 @@ __all__ = [
     "noisy_conv2d",
     "noisy_layers",
     "noisy_linear",
+    "over_chips",
     "program",
     "program_weights",
     "reference",

@@ -23,7 +23,7 @@ AT_LEAST = 16  # fewer positive logits may lie in 0..1 by chance
 _seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose first outputs were examined
 
 
-def checked_target(logits: Tensor, target: Any, model: nn.Module | None = None) -> Tensor:
+def checked_target(logits: Tensor, target: Any, model: nn.Module | None = None, stacklevel: int = 4) -> Tensor:
     """`target` for torch's cross_entropy of `logits` `[B, C, d1, ...]`, C >= 2.
 
     Class indices on a CUDA device are not read, because that waits for the device. torch's kernel stops at wrong ones.
@@ -33,6 +33,7 @@ def checked_target(logits: Tensor, target: Any, model: nn.Module | None = None) 
         target: integers `[B]` or `[B, d1, ...]` in 0..C-1, or -100 at positions to ignore; or class probabilities, of a
             floating-point dtype and the shape of the logits, whose sum over dim 1 is 1.
         model: the model of the logits. If its first outputs are probabilities, a UserWarning says so.
+        stacklevel: of that warning, as for warnings.warn.
 
     Returns:
         int64 class indices, or the probabilities.
@@ -46,10 +47,10 @@ def checked_target(logits: Tensor, target: Any, model: nn.Module | None = None) 
         fail("target", "must be a tensor of class indices", type(target).__name__, TypeError)
     shape = list(logits.shape)
     if logits.dim() < 2 or shape[1] < 2:
-        rule = "must return logits [B, C] or [B, C, d1, ...] with C >= 2 classes; use a loss of your own for regression"
+        rule = "must return logits [B, C] or [B, C, d1, ...] with C >= 2 classes; give criterion= for a regression"
         fail("model", rule, f"shape {shape}")
     if model is not None:
-        _warn_of_probabilities(model, logits)
+        _warn_of_probabilities(model, logits, stacklevel)
     if target.is_floating_point() and list(target.shape) == shape:
         _check_probabilities(target)
         return target
@@ -80,7 +81,7 @@ def probability_note(logits: Tensor) -> str | None:
     return None
 
 
-def _warn_of_probabilities(model: nn.Module, logits: Tensor) -> None:
+def _warn_of_probabilities(model: nn.Module, logits: Tensor, stacklevel: int) -> None:
     """A UserWarning if the first logits of `model` are probabilities. Later calls do nothing."""
     if torch.compiler.is_compiling() or model in _seen or not _readable(logits):
         return
@@ -90,7 +91,7 @@ def _warn_of_probabilities(model: nn.Module, logits: Tensor) -> None:
         warnings.warn(
             f"{note}. The cross-entropy takes their softmax again, so the loss is wrong: remove the model's "
             "last activation",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 
@@ -107,7 +108,7 @@ def _check_index_shape(logits: Tensor, target: Tensor) -> None:
                 got,
             )
         rule = f"must be class indices {[shape[0], *shape[2:]]} or class probabilities {shape}"
-        fail("target", f"{rule}; use a loss of your own for regression", got)
+        fail("target", f"{rule}; give criterion= for a regression", got)
     if classes_last:
         rule = "must leave no doubt where the classes are. Return logits [B * positions, C] and flatten the target"
         fail("target", rule, f"{got}, whose dims 1 and {logits.dim() - 1} may both hold the classes")
@@ -141,7 +142,7 @@ def _check_probabilities(target: Tensor) -> None:
         rule = "of the shape of the logits must be class probabilities, >= 0 with sum 1 over dim 1"
         fail(
             "target",
-            f"{rule}; use a loss of your own for regression",
+            f"{rule}; give criterion= for a regression",
             f"minimum {low:.3g}, a sum off by {off:.3g}",
         )
 

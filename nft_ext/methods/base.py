@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from nft_ext._common.checks import fail, instance, module
 from nft_ext.device import NVMDevice
+from nft_ext.methods.task import Criterion, Forward, Select, Step, Task
 from nft_ext.nn.conversion import convert, restore
 from nft_ext.nn.replaced import copied
 
@@ -23,6 +25,8 @@ class Method(ABC):
         prepared = method.prepare(model, nvm)
         loss = method.loss(prepared, x, target); loss.backward(); optimizer.step()
         plain = method.finish(prepared)
+
+    The methods of nft_ext also take a batch of any structure and a criterion (`loss`).
 
     Attributes:
         name: the method's name, for `methods.build`.
@@ -42,7 +46,7 @@ class Method(ABC):
         """A copy of the plain `model` with noisy layers at the method's sigma, for `loss`.
 
         Args:
-            model: a plain module, `[B, C, H, W] -> [B, classes]`. It stays unchanged.
+            model: a plain module. It stays unchanged.
             nvm: the device model; its sigma is replaced by the method's. None: `NVMDevice()`.
 
         Returns:
@@ -63,17 +67,43 @@ class Method(ABC):
         return found if self.sigma is None else found.replace(sigma=self.sigma)
 
     @abstractmethod
-    def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """The scalar loss of one step.
+    def loss(
+        self,
+        model: nn.Module,
+        x: Any,
+        target: Any = None,
+        *,
+        criterion: Criterion | None = None,
+        forward: Forward | None = None,
+        output: Select | None = None,
+    ) -> Tensor:
+        """The scalar loss of one step, `loss(model, x, target)` or `loss(model, batch)`.
+
+        A method of your own may take (model, x, target) alone. It then trains classifications of (image, label).
 
         Args:
             model: the prepared model.
-            x: `[B, C, H, W]`, a batch of images.
+            x: with target: the inputs, `[B, C, H, W]` for images. Without: a batch with its target, a tuple or mapping.
+                Of a mapping the model gets the keys that its forward names, never labels, label, targets, target. Of a
+                tuple it gets all but the last entry.
             target: `[B]`, integer labels; `[B, d1, ...]` for logits `[B, C, d1, ...]`; or class probabilities of the
-                logits' shape.
+                logits' shape. None: the batch holds it.
+            criterion: `criterion(output, target)`, or `criterion(output, batch)` without target: the mean loss of the
+                batch, a scalar. A loss of torch, such as `nn.MSELoss()`, gets the batch's target. None: cross-entropy.
+            forward: `forward(model, x)`, the model's output. None: as above.
+            output: what the criterion gets of the model's output, and the feedback acts on: a name, or a function of
+                the output. None: the tensor; or its `logits`; or, with a criterion, the whole container of tensors.
 
         Raises:
-            TypeError, ValueError: the target does not fit the logits, for example a regression's (`checked_target`).
+            TypeError, ValueError: the target does not fit the output (`checked_target`), the batch has no inputs or no
+                target, the output cannot be summed, or the criterion does not suit the method.
+        """
+
+    def check_criterion(self, criterion: Criterion | None) -> None:  # noqa: B027  (most methods take any)
+        """Refuses a criterion that the method cannot train with. `fit` asks before any work.
+
+        Raises:
+            ValueError: such a criterion.
         """
 
     def finish(self, model: nn.Module) -> nn.Module:
@@ -91,6 +121,48 @@ class Method(ABC):
             ValueError: the method has no feedback.
         """
         fail("method", "must have feedback (ovf, irs) to have a control", self.name)
+
+
+class TaskMethod(Method):
+    """A method that trains any task. Subclasses define `_loss`."""
+
+    def loss(
+        self,
+        model: nn.Module,
+        x: Any,
+        target: Any = None,
+        *,
+        criterion: Criterion | None = None,
+        forward: Forward | None = None,
+        output: Select | None = None,
+    ) -> Tensor:
+        """See `Method.loss`."""
+        self.check_criterion(criterion)
+        return self._loss(model, Step(Task(criterion, forward, output), x, target))
+
+    @abstractmethod
+    def _loss(self, model: nn.Module, step: Step) -> Tensor:
+        """The loss of one step, a scalar."""
+
+
+def takes(function: Any, *names: str) -> bool:
+    """Whether a function takes all these keywords."""
+    found = inspect.signature(function).parameters
+    return all(name in found for name in names)
+
+
+def prepared_for(
+    method: Method,
+    model: nn.Module,
+    nvm: NVMDevice | None,
+    example: Any,
+    forward: Forward | None,
+    output: Select | None,
+) -> nn.Module:
+    """`method.prepare(model, nvm)`. A method whose `prepare` needs an example of a batch gets it."""
+    if takes(method.prepare, "example", "forward", "output"):
+        return cast(Any, method).prepare(model, nvm, example=example, forward=forward, output=output)
+    return method.prepare(model, nvm)
 
 
 def _plain(value: Any) -> Any:

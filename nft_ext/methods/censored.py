@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import boolean, fail, number, one_of
-from nft_ext._common.logits import logits_of
-from nft_ext._common.targets import checked_target
 from nft_ext.device import NVMDevice
-from nft_ext.methods.base import Method
+from nft_ext.methods.base import TaskMethod
 from nft_ext.methods.injected import injecting, with_injection, without_injection
+from nft_ext.methods.task import Step
 from nft_ext.nn.conversion import restore
 from nft_ext.nn.step_key import StepKey
 
@@ -27,8 +25,8 @@ SIDES = ("right", "left", "both")
 
 
 @dataclass(frozen=True)
-class Censored(Method):
-    """Cross-entropy of one forward per step with `W_d + dW`, `dW = max|W| * sigma * min(z, c)`.
+class Censored(TaskMethod):
+    """Cross-entropy, or a criterion, of one forward per step with `W_d + dW`, `dW = max|W| * sigma * min(z, c)`.
 
     z ~ N(0, 1) is one normal per weight. The noise is added to the signed weight after quantization. Validation and
     evaluation use ordinary chips of the device model.
@@ -85,11 +83,10 @@ class Censored(Method):
         """A noisy copy of `model` whose layers can inject the cut noise."""
         return with_injection(super().prepare(model, nvm), self.noise)
 
-    def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of the logits under the cut noise, a scalar."""
+    def _loss(self, model: nn.Module, step: Step) -> Tensor:
         with injecting(model), StepKey(model).forward():
-            logits = logits_of(model(x))
-        return cross_entropy(logits, checked_target(logits, target, model))
+            output = step.output(model)
+        return step.loss(output, step.target(output, model))
 
     def finish(self, model: nn.Module) -> nn.Module:
         """A plain copy of the prepared model."""

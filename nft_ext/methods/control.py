@@ -6,16 +6,16 @@ a lot by itself. So only a gain over this control, not over plain noise injectio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from nft_ext._common.checks import fail, instance, integer, module, number
-from nft_ext._common.logits import logits_of
-from nft_ext._common.targets import checked_target
-from nft_ext.methods.base import Method
+from nft_ext._common.checks import instance, integer, module, number
+from nft_ext.methods.base import Method, TaskMethod
+from nft_ext.methods.losses import UNIT, check_share
+from nft_ext.methods.task import Criterion, Step, Task, check_factor, weighted
 from nft_ext.nn.step_key import StepKey
 
 
@@ -40,13 +40,13 @@ def control_of(method: Method, model: nn.Module | None = None) -> Method:
 
 
 @dataclass(frozen=True)
-class ScaledLogits(Method):
+class ScaledLogits(TaskMethod):
     """Noise injection on `O = a_b * O_backbone`: OVF or IRS with N feedbacks at beta = 0 (Eq. 1-3).
 
     Args:
         sigma: device sigma, in the unit of the device model.
         feedbacks: N of the method with feedback.
-        a_b: factor on the backbone's logits; None: `1/(N+1)`.
+        a_b: factor on the backbone's output; None: `1/(N+1)`. "unit": 1, for a regression.
 
     Raises:
         ValueError: sigma is negative or not finite, feedbacks < 1, or a_b is not positive.
@@ -55,18 +55,29 @@ class ScaledLogits(Method):
     name: ClassVar[str] = "control"
     sigma: float
     feedbacks: int = 3
-    a_b: float | None = None
+    a_b: float | str | None = None
 
     def __post_init__(self) -> None:
         number("sigma", self.sigma, low=0.0)
         integer("feedbacks", self.feedbacks, 1)
-        if self.a_b is not None and number("a_b", self.a_b) <= 0.0:
-            fail("a_b", "must be > 0", self.a_b)
+        check_share(self.a_b)
 
-    def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of `a_b * logits`, a scalar."""
+    def check_criterion(self, criterion: Criterion | None) -> None:
+        """Refuses a factor on the output of a regression, and the default factor under a criterion of your own."""
+        check_factor(Task(criterion), "a_b", self.a_b, self._factor)
+
+    @property
+    def _factor(self) -> float:
+        if self.a_b is None:
+            return 1.0 / (self.feedbacks + 1)
+        return 1.0 if self.a_b == UNIT else float(self.a_b)
+
+    def _loss(self, model: nn.Module, step: Step) -> Tensor:
         with StepKey(model).forward():
-            logits = logits_of(model(x))
-        target = checked_target(logits, target, model)
-        scaled = logits / (self.feedbacks + 1) if self.a_b is None else self.a_b * logits
-        return cross_entropy(scaled, target)
+            output = step.output(model)
+        target = step.target(output, model)
+
+        def scaled(tensors: Sequence[Tensor]) -> Tensor:  # x / 4 and 0.25 x may differ in the last bit
+            return tensors[0] / (self.feedbacks + 1) if self.a_b is None else self._factor * tensors[0]
+
+        return step.loss(weighted(scaled, [output]), target)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from nft_ext._common.checks import fail, number
 from nft_ext.device import NVMDevice
-from nft_ext.methods.base import Method
+from nft_ext.methods.base import Method, prepared_for, takes
 from nft_ext.methods.registry import build
+from nft_ext.methods.task import Criterion, Forward, Select
 from nft_ext.methods.vanilla import Vanilla
 
 
@@ -77,9 +78,17 @@ class CorrectNet(Method):
         """The base's sigma."""
         return self._method.sigma
 
-    def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> nn.Module:
-        """The model that the base prepares."""
-        return self._method.prepare(model, nvm)
+    def prepare(
+        self,
+        model: nn.Module,
+        nvm: NVMDevice | None = None,
+        *,
+        example: Any = None,
+        forward: Forward | None = None,
+        output: Select | None = None,
+    ) -> nn.Module:
+        """The model that the base prepares. example, forward and output are for a base that needs them (IRS)."""
+        return prepared_for(self._method, model, nvm, example, forward, output)
 
     def penalty(self, model: nn.Module) -> Tensor:
         """`sum ||W^T W - lambda I||_F^2` over the backbone of a prepared model, a scalar.
@@ -93,9 +102,27 @@ class CorrectNet(Method):
         first, *others = (orthogonality(layer.weight, self.diagonal) for layer in layers)
         return sum(others, start=first)
 
-    def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """The base's loss plus the regularizer, a scalar."""
-        return self._method.loss(model, x, target) + self.strength * self.penalty(model)
+    def loss(
+        self,
+        model: nn.Module,
+        x: Any,
+        target: Any = None,
+        *,
+        criterion: Criterion | None = None,
+        forward: Forward | None = None,
+        output: Select | None = None,
+    ) -> Tensor:
+        """The base's loss plus the regularizer, a scalar. See `Method.loss`."""
+        given = {"criterion": criterion, "forward": forward, "output": output}
+        if not takes(self._method.loss, *given):  # a method of the user, for (image, label) alone
+            if target is None or any(value is not None for value in given.values()):
+                fail("base", "must take criterion, forward and output in its loss, for this task", self._method.name)
+            return self._method.loss(model, x, target) + self.strength * self.penalty(model)
+        return self._method.loss(model, x, target, **given) + self.strength * self.penalty(model)
+
+    def check_criterion(self, criterion: Criterion | None) -> None:
+        """As the base does."""
+        self._method.check_criterion(criterion)
 
     def finish(self, model: nn.Module) -> nn.Module:
         """The plain model that the base returns."""

@@ -9,15 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import boolean, fail, integer, items
-from nft_ext._common.targets import checked_target
 from nft_ext.device import NVMDevice
-from nft_ext.methods.base import Method
+from nft_ext.methods.base import TaskMethod
 from nft_ext.methods.control import ScaledLogits
 from nft_ext.methods.losses import (
     Gammas,
@@ -26,24 +24,30 @@ from nft_ext.methods.losses import (
     feedback_weights,
     gammas_shallowest_first_in_weight,
     total_output,
+    total_weight,
 )
 from nft_ext.methods.points import Point, checked_points, snapshot_points_of
-from nft_ext.methods.snapshots import SnapshotModel, build_classifiers, remove_taps
+from nft_ext.methods.snapshots import SnapshotModel, WithFeedback, blank_image, build_classifiers, remove_taps
+from nft_ext.methods.task import Criterion, Forward, Select, Step, Task, check_factor
+from nft_ext.nn.chip_inputs import moved
 from nft_ext.nn.conversion import convert, restore
 from nft_ext.nn.step_key import StepKey
 
 
 @dataclass(frozen=True)
-class IRS(Method):
+class IRS(TaskMethod):
     """Cross-entropy of Eq. 1-3 with `Out_n` a classifier on the n-th snapshot, shallowest first.
+
+    It trains classifiers: of an example, `[B, classes]`, or of every position of a sequence, `[B, T, classes]`.
 
     Args:
         sigma: device sigma, in the unit of the device model.
         beta: weight of the feedback. Its sign has no effect on what training can reach: the classifiers' last layers
             are free and start symmetrically, so turning the sign equals turning theirs, bit for bit.
-        points: names of the tapped modules, shallowest first. Each has a 4-D output, pooled to 4 x 4. A pair (name,
-            size) sets the pooled size; size None: the largest with at most 2304 classifier inputs. None: the model's
-            own points, see `methods.snapshot_points_of`.
+        points: names of the tapped modules, shallowest first. An output [B, C, H, W] is pooled to 4 x 4. A pair (name,
+            size) sets the pooled size; size None: the largest with at most 2304 classifier inputs. For [B, classes],
+            outputs [B, T, D] are averaged over T, and [B, D] are taken as they are. For [B, T, classes], outputs are
+            [B, T, D]. None: the model's own points, see `methods.snapshot_points_of`.
         gammas: feedback weights. None: `gamma_n = 10^(1-n)`, the shallowest weighs most. A number replaces 10. Or a
             callable gamma(n, N), with feedbacks or points given. Or the list gamma_1 .. gamma_N.
         noisy_classifiers: True: the classifiers' weights sit on devices, too. False: plain classifiers (an ablation).
@@ -67,7 +71,7 @@ class IRS(Method):
     input_shape: tuple[int, int, int] | None = None
     feedbacks: int | None = None
     reversed_decay: bool = False
-    a_b: float | None = None
+    a_b: float | str | None = None
     a_f: float | None = None
 
     def __post_init__(self) -> None:
@@ -103,8 +107,21 @@ class IRS(Method):
             fail("model", "must be given to the control of an irs without points and feedbacks", model)
         return ScaledLogits(self.sigma, feedbacks, self.a_b)
 
-    def prepare(self, model: nn.Module, nvm: NVMDevice | None = None) -> SnapshotModel:
+    def prepare(
+        self,
+        model: nn.Module,
+        nvm: NVMDevice | None = None,
+        *,
+        example: Any = None,
+        forward: Forward | None = None,
+        output: Select | None = None,
+    ) -> SnapshotModel:
         """A noisy copy of `model` with one new classifier per snapshot point, drawn from torch's generator.
+
+        Args:
+            model, nvm: as for every method.
+            example: a batch as `loss` gets it, for models of other inputs than images. None: a blank image.
+            forward, output: as for `loss`, with an example.
 
         The classifiers start as the model did, if it is a network of `nft_ext.models` (`init`).
 
@@ -114,7 +131,13 @@ class IRS(Method):
         points = self._points(model)
         self._weights(len(points))
         found = self.points is None
-        names, classifiers = build_classifiers(copy.deepcopy(model), points, self.input_shape, by_depth=found)
+        run = blank_image(model, self.input_shape) if example is None else None
+        if run is None:
+            task, place = Task(None, forward, output), next(model.parameters()).device
+            run = lambda copied: task.run(copied, moved(example, place), True)  # noqa: E731
+        elif forward is not None or output is not None:
+            fail("example", "must be given with forward and output, which make the logits of a batch", None)
+        names, classifiers = build_classifiers(copy.deepcopy(model), points, run, by_depth=found)
         nvm = self._device(nvm)
         if self.noisy_classifiers:
             holder = convert(nn.ModuleDict({"snapshots": classifiers}), nvm)
@@ -128,13 +151,29 @@ class IRS(Method):
         gammas = checked_gammas(self.gammas, feedbacks)
         return feedback_weights(gammas, feedbacks, gammas_shallowest_first_in_weight, self.reversed_decay)
 
-    def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of the total output of one forward with its snapshots, a scalar."""
+    def check_criterion(self, criterion: Criterion | None) -> None:
+        """Refuses a regression, and the default weights under a criterion of your own."""
+        task = Task(criterion)
+        if task.scale == "values":
+            rule = "must be of a classification for irs: its classifiers fit any value, so the backbone need not"
+            fail("criterion", rule, getattr(criterion, "__name__", type(criterion).__name__))
+        if task.scale == "unknown" and self.a_b is None:
+            check_factor(task, "a_b", self.a_b, total_weight(self.beta, [], self.a_b, self.a_f))
+
+    def _loss(self, model: nn.Module, step: Step) -> Tensor:
+        watched = WithFeedback(model)
         with StepKey(model).forward():
-            backbone, feedbacks = model(x, feedback=True)
-        target = checked_target(backbone, target, model)
-        output = total_output(backbone, feedbacks, self.beta, self._weights(len(feedbacks)), self.a_b, self.a_f)
-        return cross_entropy(output, target)
+            backbone = step.output(watched)
+        if len(watched.feedbacks) != 1:
+            calls = f"{len(watched.feedbacks)} calls"
+            fail("forward", "must call the model once for irs, whose snapshots it taps", calls)
+        feedbacks = watched.feedbacks[0]
+        if not isinstance(backbone, Tensor):
+            rule = "must select the tensor of logits for irs"
+            fail("output", rule, type(backbone).__name__, TypeError)
+        target = step.target(backbone, model)
+        total = total_output(backbone, feedbacks, self.beta, self._weights(len(feedbacks)), self.a_b, self.a_f)
+        return step.loss(total, target)
 
     def finish(self, model: nn.Module) -> nn.Module:
         """The plain backbone, without snapshots and classifiers."""

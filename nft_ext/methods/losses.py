@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nft_ext._common.checks import boolean, fail, number
+from nft_ext._common.checks import boolean, fail, number, one_of
 
 # None: powers of 10. A number: powers of it. Or gamma(n, N), or the list gamma_1 .. gamma_N.
 Gammas = None | float | Callable[[int, int], float] | Sequence[float]
+
+
+UNIT = "unit"  # a_b that makes the weights of all outputs sum to 1
 
 
 def total_output(
@@ -24,20 +27,20 @@ def total_output(
     feedbacks: Sequence[Tensor],
     beta: float,
     gammas: Sequence[float],
-    a_b: float | None = None,
+    a_b: float | str | None = None,
     a_f: float | None = None,
 ) -> Tensor:
     """`O = a_b * O_backbone - a_f * beta * sum_n gamma_n Out_n` (Eq. 1-3).
 
     Args:
-        backbone: `[B, classes]`, the backbone's logits.
-        feedbacks: N >= 1 tensors `[B, classes]`, `Out_1 .. Out_N`.
+        backbone: `[B, ...]`, the backbone's logits or another output.
+        feedbacks: N >= 1 tensors of its shape, `Out_1 .. Out_N`.
         beta: weight of the sum of all feedback. Negative: positive feedback.
         gammas: N weights, `gamma_1 .. gamma_N`.
-        a_b, a_f: shares of backbone and feedback; None: `1/(N+1)`, the paper's.
+        a_b, a_f: shares of backbone and feedback; None: `1/(N+1)`, the paper's. a_b "unit": all weights sum to 1.
 
     Returns:
-        `[B, classes]`, the logits for the cross-entropy.
+        `[B, ...]`, the output for the criterion.
 
     Raises:
         ValueError: a feedback has another shape than the backbone's logits.
@@ -50,7 +53,36 @@ def total_output(
     feedback = torch.zeros_like(backbone)
     for gamma, output in zip(gammas, feedbacks, strict=True):
         feedback = feedback + gamma * output
-    return (share if a_b is None else a_b) * backbone - (share if a_f is None else a_f) * beta * feedback
+    own = _share_of_backbone(beta, gammas, a_b, a_f)
+    return own * backbone - (share if a_f is None else a_f) * beta * feedback
+
+
+def total_weight(beta: float, gammas: Sequence[float], a_b: float | str | None, a_f: float | None) -> float:
+    """The sum of all weights of the total output: the factor on an output that all forwards share."""
+    share = 1.0 / (len(gammas) + 1) if a_f is None else a_f
+    return _share_of_backbone(beta, gammas, a_b, a_f) - share * beta * sum(gammas)
+
+
+def _share_of_backbone(beta: float, gammas: Sequence[float], a_b: float | str | None, a_f: float | None) -> float:
+    share = 1.0 / (len(gammas) + 1)
+    if a_b != UNIT:
+        return share if a_b is None else float(a_b)
+    found = 1.0 + (share if a_f is None else a_f) * beta * sum(gammas)
+    if found <= 0.0:
+        fail("a_b", "must be > 0, also as 'unit', which is 1 + a_f beta sum(gammas)", found)
+    return found
+
+
+def check_share(a_b: Any) -> None:
+    """Refuses an a_b that is neither None, "unit" nor a number > 0.
+
+    Raises:
+        ValueError: such an a_b.
+    """
+    if isinstance(a_b, str):
+        one_of("a_b", a_b, [UNIT], ", a number > 0, or None")
+    elif a_b is not None and number("a_b", a_b) <= 0.0:
+        fail("a_b", "must be > 0", a_b)
 
 
 def gammas_noisiest_first_in_weight(feedbacks: int, base: float = 10.0) -> tuple[float, ...]:
@@ -128,7 +160,6 @@ def check_feedback_options(method: Any) -> None:
     number("sigma", method.sigma, low=0.0)
     number("beta", method.beta)
     boolean("reversed_decay", method.reversed_decay)
-    if method.a_b is not None and number("a_b", method.a_b) <= 0.0:
-        fail("a_b", "must be > 0", method.a_b)
+    check_share(method.a_b)
     if method.a_f is not None:
         number("a_f", method.a_f, low=0.0)

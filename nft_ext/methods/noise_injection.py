@@ -6,22 +6,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import fail, number
-from nft_ext._common.logits import logits_of
-from nft_ext._common.targets import checked_target
-from nft_ext.methods.base import Method
+from nft_ext.methods.base import TaskMethod
+from nft_ext.methods.task import Criterion, Step, Task, check_factor, scaled
 from nft_ext.nn.step_key import StepKey
 
 
 @dataclass(frozen=True)
-class NoiseInjection(Method):
-    """Cross-entropy of one noisy forward per step, each on a new chip.
+class NoiseInjection(TaskMethod):
+    """Cross-entropy, or a criterion, of one noisy forward per step, each on a new chip.
 
     Args:
         sigma: device sigma, in the unit of the device model.
-        logit_scale: factor on the logits in the cross-entropy, an inverse temperature. 1 is the usual noise injection.
+        logit_scale: factor on the output inside the criterion, an inverse temperature. 1 is the usual noise injection
+            and the only one for a regression.
 
     Raises:
         ValueError: sigma is negative or not finite, or logit_scale is not positive.
@@ -36,8 +35,14 @@ class NoiseInjection(Method):
         if number("logit_scale", self.logit_scale) <= 0.0:
             fail("logit_scale", "must be > 0", self.logit_scale)
 
-    def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of `logit_scale * logits`, a scalar."""
+    def check_criterion(self, criterion: Criterion | None) -> None:
+        """Refuses a factor on the output of a regression."""
+        check_factor(Task(criterion), "logit_scale", self.logit_scale, self.logit_scale)
+
+    def _loss(self, model: nn.Module, step: Step) -> Tensor:
         with StepKey(model).forward():
-            logits = logits_of(model(x))
-        return cross_entropy(self.logit_scale * logits, checked_target(logits, target, model))
+            output = step.output(model)
+        target = step.target(output, model)
+        if self.logit_scale != 1.0:
+            output = scaled(self.logit_scale, output)
+        return step.loss(output, target)

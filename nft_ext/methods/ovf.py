@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from nft_ext._common.checks import boolean, integer, number
-from nft_ext._common.logits import logits_of
-from nft_ext._common.targets import checked_target
-from nft_ext.methods.base import Method
+from nft_ext.methods.base import TaskMethod
 from nft_ext.methods.batchnorm import frozen_statistics
 from nft_ext.methods.control import ScaledLogits
 from nft_ext.methods.losses import (
@@ -23,16 +21,19 @@ from nft_ext.methods.losses import (
     feedback_weights,
     gammas_noisiest_first_in_weight,
     total_output,
+    total_weight,
 )
+from nft_ext.methods.task import Criterion, Step, Task, check_factor, weighted
 from nft_ext.nn import noisy_layers
 from nft_ext.nn.contexts import noise, shared_codes
 from nft_ext.nn.step_key import StepKey
 
 
 @dataclass(frozen=True)
-class OVF(Method):
-    """Cross-entropy of Eq. 1-3 with `Out_n` a forward at `sigma_n = max(0, sigma + n * delta)`, n = 1..N.
+class OVF(TaskMethod):
+    """Cross-entropy, or a criterion, of Eq. 1-3 with `Out_n` a forward at `sigma_n = max(0, sigma + n * delta)`.
 
+    n = 1..N. The feedback acts on the output that the criterion gets, tensor by tensor if it is a container.
     Each of the N + 1 forwards runs on its own chip, and gradients flow through all of them. The larger sigma applies to
     every noisy layer. Unlike the printed Algorithm 1, sigma_n starts again from sigma in every batch.
 
@@ -47,7 +48,8 @@ class OVF(Method):
         feedback_updates_statistics: feedback forwards update BatchNorm's running statistics, too, as in the published
             code. In any case, each forward normalises by the statistics of its own batch.
         reversed_decay: use gamma_N .. gamma_1, so the noisiest weighs least (an ablation).
-        a_b, a_f: shares of backbone and feedback in Eq. 1-3; None: `1/(N+1)`.
+        a_b, a_f: shares of backbone and feedback in Eq. 1-3; None: `1/(N+1)`. a_b "unit": the weights of all outputs
+            sum to 1, for a regression.
         shared_z: all N + 1 forwards of a step use the same normals z, each scaled by its own sigma.
         published_variant: only the first and the last noisy layer get sigma_n. The published code does this to its
             ResNet-18, because it sets the larger sigma on the model object, not on the residual blocks.
@@ -65,7 +67,7 @@ class OVF(Method):
     gammas: Gammas = None
     feedback_updates_statistics: bool = False
     reversed_decay: bool = False
-    a_b: float | None = None
+    a_b: float | str | None = None
     a_f: float | None = None
     shared_z: bool = False
     published_variant: bool = False
@@ -92,22 +94,29 @@ class OVF(Method):
         """See `methods.control_of`. `model` is not used."""
         return ScaledLogits(self.sigma, self.feedbacks, self.a_b)
 
-    def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of the total output of N + 1 forwards, a scalar."""
-        step = StepKey(model)
+    def check_criterion(self, criterion: Criterion | None) -> None:
+        """Refuses weights that change the scale of a regression's output, and default ones under an own criterion."""
+        total = total_weight(self.beta, self.weights(), self.a_b, self.a_f)
+        check_factor(Task(criterion), "a_b", self.a_b, total)
+
+    def _loss(self, model: nn.Module, step: Step) -> Tensor:
+        key = StepKey(model)
         with shared_codes(model):
-            with step.forward():
-                backbone = logits_of(model(x))
-            target = checked_target(backbone, target, model)
+            with key.forward():
+                backbone = step.output(model)
+            target = step.target(backbone, model)
             with frozen_statistics(model, enabled=not self.feedback_updates_statistics):
                 feedbacks = []
                 for n, sigma in enumerate(self.sigmas(), 1):
-                    with step.forward(0 if self.shared_z else n):
-                        feedbacks.append(self._noisier(model, x, sigma))
-        output = total_output(backbone, feedbacks, self.beta, self.weights(), self.a_b, self.a_f)
-        return cross_entropy(output, target)
+                    with key.forward(0 if self.shared_z else n):
+                        feedbacks.append(self._noisier(model, step, sigma))
 
-    def _noisier(self, model: nn.Module, x: Tensor, sigma: float) -> Tensor:
+        def total(tensors: Sequence[Tensor]) -> Tensor:
+            return total_output(tensors[0], tensors[1:], self.beta, self.weights(), self.a_b, self.a_f)
+
+        return step.loss(weighted(total, [backbone, *feedbacks]), target)
+
+    def _noisier(self, model: nn.Module, step: Step, sigma: float) -> Any:
         reached = [model]
         if self.published_variant:
             layers = list(noisy_layers(model).values())
@@ -117,4 +126,4 @@ class OVF(Method):
             warnings.filterwarnings("ignore", message="sigma: the paper's range")
             for module in reached:
                 contexts.enter_context(noise(module, sigma=sigma))
-            return logits_of(model(x))
+            return step.output(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,22 @@ class SnapshotClassifier(nn.Module):
         return self.fc2(torch.relu(self.fc1(self.pool(feature).flatten(1))))
 
 
+class PositionClassifier(nn.Module):
+    """fc -> 512, ReLU, fc -> classes, over the last dim: `[B, D] -> [B, classes]`, `[B, T, D] -> [B, T, classes]`.
+
+    pooled: the mean over positions first, `[B, T, D] -> [B, classes]`.
+    """
+
+    def __init__(self, features: int, classes: int, pooled: bool) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.fc1 = nn.Linear(features, HIDDEN)
+        self.fc2 = nn.Linear(HIDDEN, classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.fc2(torch.relu(self.fc1(feature.mean(dim=1) if self.pooled else feature)))
+
+
 class Tap:
     """A forward hook that keeps a module's output while `wanted`. An object, so it is copied with its model."""
 
@@ -53,7 +69,7 @@ class VersionTap(Tap):
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         super().__call__(module, inputs, output)
-        self.version = getattr(output, "_version", None)
+        self.version = getattr(_feature(output), "_version", None)
         self.seen.append(self)
 
 
@@ -66,12 +82,38 @@ class SnapshotModel(nn.Module):
         self.snapshots = snapshots
         self.taps = attach_taps(backbone, names, Tap)
 
-    def forward(self, x: Tensor, feedback: bool = False) -> Any:
-        """`[B, classes]`. With feedback `([B, classes], [Out_1 .. Out_N])`, shallowest first."""
+    @property
+    def forward_of(self) -> nn.Module:
+        """The module whose `forward` names the inputs."""
+        return self.backbone
+
+    def forward(self, *args: Any, feedback: bool = False, **kwargs: Any) -> Any:
+        """The backbone's output. With feedback `(output, [Out_1 .. Out_N])`, shallowest first."""
         if not feedback:
-            return self.backbone(x)
-        output, features = collect(self.backbone, self.taps, x)
-        return logits_of(output), [head(feature) for head, feature in zip(self.snapshots, features, strict=True)]
+            return self.backbone(*args, **kwargs)
+        output, features = collect(lambda: self.backbone(*args, **kwargs), self.taps)
+        return output, [head(feature) for head, feature in zip(self.snapshots, features, strict=True)]
+
+
+class WithFeedback:
+    """A prepared model whose calls keep the outputs of the snapshots. It stands in for the model in one step.
+
+    Attributes:
+        forward_of: the model.
+        feedbacks: `[Out_1 .. Out_N]` of every call.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.forward_of = model
+        self.feedbacks: list[list[Tensor]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output, feedbacks = self.forward_of(*args, feedback=True, **kwargs)
+        self.feedbacks.append(feedbacks)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.forward_of, name)
 
 
 def attach_taps(model: nn.Module, names: Sequence[str], kind: Callable[[], Tap]) -> list[Any]:
@@ -91,45 +133,47 @@ def remove_taps(model: nn.Module) -> nn.Module:
     return model
 
 
-def collect(model: nn.Module, taps: Sequence[Tap], x: Tensor) -> tuple[Any, list[Any]]:
-    """The output of `model(x)` and the feature of each tap, None if its module did not run."""
+def collect(run: Callable[[], Any], taps: Sequence[Tap]) -> tuple[Any, list[Any]]:
+    """The output of `run()` and the feature of each tap, None if its module did not run."""
     for tap in taps:
         tap.wanted = True
     try:
-        output = model(x)
-        return output, [tap.feature for tap in taps]
+        output = run()
+        return output, [_feature(tap.feature) for tap in taps]
     finally:
         for tap in taps:
             tap.wanted, tap.feature = False, None
 
 
 def build_classifiers(
-    model: nn.Module, points: Sequence[Point], input_shape: tuple[int, int, int] | None, by_depth: bool = False
+    model: nn.Module, points: Sequence[Point], run: Callable[[nn.Module], Any], by_depth: bool = False
 ) -> tuple[list[str], nn.ModuleList]:
     """Names of the tapped modules, and one classifier per module.
 
-    One blank image, forwarded in eval mode, gives the classifiers' sizes. They start as the model did (`init_of`).
+    One forward in eval mode gives the classifiers' sizes. They start as the model did (`init_of`).
 
     Args:
         model: a plain module. It is changed, so give a copy.
         points: (module name, pooled size), shallowest first.
-        input_shape: (C, H, W) of the blank image; None: (channels of the first convolution, 32, 32).
+        run: one forward of the model it is given, its logits.
         by_depth: sort the points by the order in which the forward completes them.
 
     Raises:
-        ValueError: a module name is unknown; a module does not run; its output is not 4-D or is changed in place later;
-            or the model does not accept the image shape.
+        ValueError: a module name is unknown; a module does not run; its output has no classifier or is changed in place
+            later; or the model gives neither `[B, classes]` nor `[B, T, classes]`.
     """
     check_names(model, points)
-    output, features, rewritten, finished = _probe(model, [name for name, _ in points], input_shape)
-    if output.dim() != 2:
-        fail("model", "must give logits [B, classes]", _described(output))
+    output, features, rewritten, finished = _probe(model, [name for name, _ in points], run)
+    if not isinstance(output, Tensor) or output.dim() not in (2, 3) or output.shape[-1] < 2:
+        fail(
+            "model",
+            "must give logits [B, C] or [B, T, C] of at least two classes for irs",
+            _described(output),
+        )
     chosen: list[tuple[int, str, nn.Module]] = []
     for (name, pooled), feature, changed, when in zip(points, features, rewritten, finished, strict=True):
         if feature is None:
             fail("points", "must name modules that run in the model's forward", name)
-        if not (isinstance(feature, Tensor) and feature.dim() == 4):
-            fail("points", f"must name modules with a 4-D output [B, C, H, W]; {name!r}", _described(feature))
         if changed:
             fail(
                 "points",
@@ -137,38 +181,84 @@ def build_classifiers(
                 "for example an in-place ReLU",
                 name,
             )
-        channels = feature.shape[1]
-        head = SnapshotClassifier(channels, side_for(channels) if pooled is None else pooled, output.shape[1])
-        chosen.append((when, name, head))
+        chosen.append((when, name, _classifier(name, feature, pooled, output)))
     if by_depth:
         chosen.sort(key=lambda entry: entry[0])
     classifiers = initialised(nn.ModuleList(head for _, _, head in chosen), init_of(model))
     return [name for _, name, _ in chosen], cast(nn.ModuleList, classifiers.to(output))
 
 
-def _probe(
-    model: nn.Module, names: Sequence[str], input_shape: tuple[int, int, int] | None
-) -> tuple[Tensor, list[Any], list[bool], list[int]]:
-    """Logits of a blank image. Per tap: feature, whether it was changed in place later, order (-1: did not run)."""
+def blank_image(model: nn.Module, input_shape: tuple[int, int, int] | None) -> Callable[[nn.Module], Any]:
+    """The forward of one blank image, for `build_classifiers`.
+
+    Args:
+        model: the plain module.
+        input_shape: (C, H, W); None: (channels of the first convolution, 32, 32).
+
+    Raises:
+        ValueError: no shape, or at the forward, the model does not accept it.
+    """
     if input_shape is None:
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         if first is None:
             fail("input_shape", "must be given, (C, H, W), for a model without convolution", input_shape)
         input_shape = (first.in_channels, 32, 32)
-    image = next(model.parameters()).new_zeros(1, *input_shape)
+
+    def run(model: nn.Module) -> Any:
+        image = next(model.parameters()).new_zeros(1, *input_shape)
+        try:
+            return logits_of(model(image))
+        except (RuntimeError, ValueError) as error:
+            rule = f"must be the (C, H, W) of an image that the model accepts ({error})"
+            raise ValueError(f"input_shape: {rule}; got {input_shape}") from error
+
+    return run
+
+
+def _classifier(name: str, feature: Any, pooled: int | None, output: Tensor) -> nn.Module:
+    """The classifier of one feature for the model's `output`, [B, classes] or [B, T, classes]."""
+    dims = feature.dim() if isinstance(feature, Tensor) else 0
+    classes = output.shape[-1]
+    if dims == 4 and output.dim() == 2:
+        channels = feature.shape[1]
+        return SnapshotClassifier(channels, side_for(channels) if pooled is None else pooled, classes)
+    if feature is output:
+        fail("points", "must name modules before the one that gives the model's output", name)
+    if dims == 3 and feature.shape[0] == feature.shape[1] and output.dim() == 2:
+        rule = "must show by an example whether their output is [B, T, D]: one with another number of examples than T"
+        fail("points", f"{rule}; {name!r}", _described(feature))
+    if dims in (2, 3) and output.dim() == 2 and len(feature) == len(output):
+        return PositionClassifier(feature.shape[-1], classes, pooled=dims == 3)
+    if dims == 3 and output.dim() == 3 and feature.shape[:2] == output.shape[:2]:
+        return PositionClassifier(feature.shape[-1], classes, pooled=False)
+    return _no_classifier(name, feature, output)
+
+
+def _no_classifier(name: str, feature: Any, output: Tensor) -> NoReturn:
+    shapes = "[B, C, H, W], [B, T, D] or [B, D]" if output.dim() == 2 else f"[B, {output.shape[1]}, D]"
+    fail("points", f"must name modules whose output is {shapes}; {name!r}", _described(feature))
+
+
+def _feature(output: Any) -> Any:
+    """The feature in a module's output. Layers of transformers return a tuple that begins with it."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def _probe(
+    model: nn.Module, names: Sequence[str], run: Callable[[nn.Module], Any]
+) -> tuple[Any, list[Any], list[bool], list[int]]:
+    """The output of one forward. Per tap: feature, whether it was changed in place later, order (-1: did not run)."""
     seen: list[VersionTap] = []
     taps = attach_taps(model, names, partial(VersionTap, seen))
+    model.eval()
     try:
         with torch.no_grad():
-            output, features = collect(model.eval(), taps, image)
-    except (RuntimeError, ValueError) as error:
-        rule = f"must be the (C, H, W) of an image that the model accepts ({error})"
-        raise ValueError(f"input_shape: {rule}; got {input_shape}") from error
+            output, features = collect(lambda: run(model), taps)
     finally:
         remove_taps(model)
     rewritten = [getattr(f, "_version", None) != tap.version for f, tap in zip(features, taps, strict=True)]
     finished = [max((turn for turn, other in enumerate(seen) if other is tap), default=-1) for tap in taps]
-    return logits_of(output), features, rewritten, finished
+    return output, features, rewritten, finished
 
 
 def _described(value: Any) -> str:

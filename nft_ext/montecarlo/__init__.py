@@ -4,6 +4,8 @@ from nft_ext.montecarlo.cost_estimate import CostEstimate, estimate_cost
 from nft_ext.montecarlo.distributed.ranks import RanksError
 from nft_ext.montecarlo.evaluate import monte_carlo
 from nft_ext.montecarlo.execution.cost import Cost
+from nft_ext.montecarlo.over_chips import over_chips
+from nft_ext.montecarlo.report.chips_report import ChipsReport
 from nft_ext.montecarlo.report.curves import sweep_table
 from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.report.sweep_plot import plot_sweep
@@ -14,6 +16,7 @@ from nft_ext.montecarlo.sweep_result import Curve, Sweep
 from nft_ext.montecarlo.temperature_fit import calibrate, fit_temperature
 
 __all__ = [
+    "ChipsReport",
     "Cost",
     "CostEstimate",
     "Curve",
@@ -28,6 +31,7 @@ __all__ = [
     "estimate_cost",
     "fit_temperature",
     "monte_carlo",
+    "over_chips",
     "plot_sweep",
     "sweep",
     "sweep_table",

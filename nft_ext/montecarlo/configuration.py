@@ -54,38 +54,51 @@ def configuration(
         {"fixed": ..., "noted": ..., "recorded": ...}, each field -> JSON value. "older": {field: its value in files
         that earlier versions wrote}. "unread": types of values in the network that nobody can compare.
     """
-    built = info()
-    network, unread = identity
     return {
         "fixed": {
-            "network": network,
-            "weights": tensor_hash((n, t) for n, t in model.state_dict().items() if torch.is_tensor(t))[:DIGITS],
-            "sigma": _sigma(model, asked.sigma),
-            "devices": _devices(model),
-            "streams": {name: matrix.stream for name, matrix in matrices_by_path(model).items()},
-            "noise_off": [name for name, layer in noisy_layers_by_path(model).items() if not layer.noise_enabled],
+            **network_fields(model, identity, asked.seed, asked.sigma),
             "images": list(inputs.shape),
             "data": tensor_hash([("inputs", inputs), ("labels", labels)])[:DIGITS],
-            "seed": asked.seed,
             "protocol": asked.protocol,
             "precision": asked.precision,
-            "noise": NOISE,
         },
         "noted": {
             "batch_size": asked.batch_size,
             "chips_per_pass": asked.chips_per_pass,
             "channels_last": channels_last,
             "hardware": hardware,
-            "threads": torch.get_num_threads(),
-            "nft_ext": str(built["nft_ext"]),
-            "torch": str(built["torch"]),
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
-            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
-            "instruction_set": str(built["instruction_set"]),
+            **machine_fields(),
         },
         "recorded": {"metrics": sorted(asked.metrics)},
         "older": {"network": network_hash(model)},
-        "unread": dict.fromkeys(sorted(unread), "network"),
+        "unread": dict.fromkeys(sorted(identity[1]), "network"),
+    }
+
+
+def network_fields(model: nn.Module, identity: Identity, seed: int, sigma: float | None) -> dict[str, Any]:
+    """The "fixed" fields of a network on the chips of `seed`, without its data."""
+    return {
+        "network": identity[0],
+        "weights": tensor_hash((n, t) for n, t in model.state_dict().items() if torch.is_tensor(t))[:DIGITS],
+        "sigma": _sigma(model, sigma),
+        "devices": _devices(model),
+        "streams": {name: matrix.stream for name, matrix in matrices_by_path(model).items()},
+        "noise_off": [name for name, layer in noisy_layers_by_path(model).items() if not layer.noise_enabled],
+        "seed": seed,
+        "noise": NOISE,
+    }
+
+
+def machine_fields() -> dict[str, Any]:
+    """The "noted" fields of versions and machine settings."""
+    built = info()
+    return {
+        "threads": torch.get_num_threads(),
+        "nft_ext": str(built["nft_ext"]),
+        "torch": str(built["torch"]),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+        "instruction_set": str(built["instruction_set"]),
     }
 
 

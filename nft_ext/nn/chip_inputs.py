@@ -70,6 +70,18 @@ def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value if all(a is b for a, b in zip(entries, others)) else rebuilt(others)
 
 
+def moved(value: Any, device: torch.device) -> Any:
+    """`value` with every tensor on `device`. Other entries stay as they are."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    found = opened(value)
+    if found is None:
+        return value
+    entries, rebuilt = found
+    others = [moved(entry, device) for entry in entries]
+    return value if all(a is b for a, b in zip(entries, others)) else rebuilt(others)
+
+
 def repeated(value: Any, count: int) -> Any:
     """`value` with every tensor [B, ...] repeated to [count * B, ...], chip-major."""
     return value if count == 1 else mapped(lambda tensor: torch.cat([tensor] * count), value)

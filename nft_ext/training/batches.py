@@ -66,7 +66,8 @@ class Batches:
 
     def _checked_labels(self, labels: Tensor) -> Tensor:
         if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
-            fail(self.argument, "labels must be integers, one per image", f"{labels.dtype} {list(labels.shape)}")
+            rule = "labels must be integers, one per image; give criterion= for other targets"
+            fail(self.argument, rule, f"{labels.dtype} {list(labels.shape)}")
         if labels.min() < 0:
             fail(self.argument, "labels must be >= 0", int(labels.min()))
         if self.classes is not None and labels.max() >= self.classes:

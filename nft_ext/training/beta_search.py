@@ -40,7 +40,7 @@ class BetaSearch:
     def beta(self) -> float | None:
         """The chosen beta, None if no training has finished.
 
-        The highest validation accuracy wins, then the lowest validation cross-entropy, then the first in order.
+        The best validation accuracy or metric wins, then the lowest validation loss, then the first in order.
         """
         return max(self.histories, key=lambda beta: _rank(self.histories[beta]), default=None)
 
@@ -57,10 +57,16 @@ class BetaSearch:
 
     def __str__(self) -> str:
         """One line per beta."""
-        lines = ["beta     validation accuracy   validation loss   epoch"]
+        named = [name for history in self.histories.values() for name in _best_row(history)]
+        title = "  validation metric" if "val_metric" in named else "validation accuracy"
+        lines = [
+            f"beta     {title if 'val_metric' in named or 'val_accuracy' in named else ''}   validation loss   epoch"
+        ]
         for beta, history in self.histories.items():
             best, mark = _best_row(history), "  <- chosen" if beta == self.beta else ""
-            figures = f"{100 * best['val_accuracy']:17.2f} %   {best['val_loss']:15.4f}   {best['epoch']:5d}"
+            figure = f"{100 * best['val_accuracy']:17.2f} %" if "val_accuracy" in best else ""
+            figure = f"{best['val_metric']:19.4f}" if "val_metric" in best else figure
+            figures = f"{figure}   {best['val_loss']:15.4f}   {best['epoch']:5d}"
             lines.append(f"{beta:<8g} {figures}{mark}")
         lines += [f"{beta:<8g} diverged" for beta in self.diverged]
         return "\n".join(lines)
@@ -148,8 +154,7 @@ def beside(path: str | PathLike, beta: float) -> Path:
 
 
 def _rank(history: History) -> tuple[float, float]:
-    best = _best_row(history)
-    return best["val_accuracy"], -best["val_loss"]
+    return history.rank(_best_row(history))
 
 
 def _best_row(history: History) -> dict[str, Any]:

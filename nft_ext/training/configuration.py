@@ -18,16 +18,18 @@ from nft_ext._common.tensor_hash import tensor_hash
 from nft_ext._common.value_identity import Describer
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
+from nft_ext.nn.chip_inputs import tensors_of
 from nft_ext.ops.build_info import info
 from nft_ext.training.batches import Batches
 from nft_ext.training.checkpoint import versions
 from nft_ext.training.randomness import own_randomness
 from nft_ext.training.recipe import Recipe
+from nft_ext.training.task_batches import TaskBatches
 from nft_ext.version import NOISE
 
 # Fields that states before 0.3 lack. Such a state continues, with a warning that names them.
 LATER = ("network", "frozen", "tied", "classes", "augment_code", "items")
-RANKS_OWN = ("augment_code", "items")  # may differ between ranks, for example by a global that holds the rank
+RANKS_OWN = ("augment_code", "items", "task")  # may differ between ranks, for example by a global that holds the rank
 SAMPLE = 16  # items of a data set that are read to identify it
 
 
@@ -36,14 +38,16 @@ def configuration(
     method: Method,
     nvm: NVMDevice | None,
     recipe: Recipe,
-    data: Mapping[str, Batches],
+    data: Mapping[str, Batches | TaskBatches],
     augment: Callable[[Tensor], Tensor] | None,
+    task: Mapping[str, Any] | None = None,
     **others: Any,
 ) -> dict[str, Any]:
     """Everything that determines the result, except the initial weights. A state continues only under the same one.
 
     Data in memory count by their SHA-256. Other data count by the code and the attributes of their data set, and by a
-    few of their items. Callables count by their code, closures and attributes.
+    few of their items. Callables count by their code, closures and attributes. task: criterion, forward and the other
+    arguments of a training that is not on images and labels.
     """
     describe = Describer()
     network, unread = network_identity(prepared)
@@ -53,6 +57,7 @@ def configuration(
         "tied": tied(prepared),
         "classes": {"method": _classes(method, describe), "recipe": describe(type(recipe)), "nvm": describe(type(nvm))},
         "augment_code": describe(augment),
+        **({} if task is None else {"task": {name: describe.short(value) for name, value in task.items()}}),
         "items": {name: items_of(batches, describe) for name, batches in data.items() if batches.tensors is None},
     }
     return {
@@ -95,25 +100,26 @@ def environment() -> dict[str, Any]:
     }
 
 
-def fingerprint(data: Batches) -> dict[str, Any]:
+def fingerprint(data: Batches | TaskBatches) -> dict[str, Any]:
     """Identifies a data set, by its content if it is in memory."""
     if data.tensors is None:
         return {"images": len(data), "type": type(data.items).__name__}
     return {"images": len(data), "sha256": tensor_hash((None, tensor) for tensor in data.tensors)}
 
 
-def items_of(data: Batches, describe: Describer) -> dict[str, Any]:
+def items_of(data: Batches | TaskBatches, describe: Describer) -> dict[str, Any]:
     """Identifies a data set that is not in memory: its code, its attributes, and the content of a few of its items."""
     return {"attributes": describe.short(data.items), "sample": _sample(data)}
 
 
-def _sample(data: Batches) -> str | None:
+def _sample(data: Batches | TaskBatches) -> str | None:
     """A hash over items spread over the data set. None if reading an item twice gives two results."""
     indices = torch.arange(len(data)) if len(data) <= SAMPLE else torch.linspace(0, len(data) - 1, SAMPLE).long()
     found = set()
     for _ in range(2):
         with own_randomness(0, torch.device("cpu")), _seeded():
-            found.add(tensor_hash((None, tensor) for tensor in data.take(indices)))
+            tensors = data.sample(indices) if isinstance(data, TaskBatches) else tensors_of(data.take(indices))
+            found.add(tensor_hash((None, tensor) for tensor in tensors))
     return found.pop() if len(found) == 1 else None
 
 

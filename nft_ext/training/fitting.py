@@ -19,6 +19,7 @@ from nft_ext._common.logits import logits_of
 from nft_ext.data import ImageSet
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
+from nft_ext.methods.task import Criterion, Forward, Select
 from nft_ext.training import ranks as processes
 from nft_ext.training.arguments import check_arguments
 from nft_ext.training.batches import Batches
@@ -32,6 +33,9 @@ from nft_ext.training.ranks import Ranks
 from nft_ext.training.recipe import Recipe, with_memory_format
 from nft_ext.training.state import StateFile
 from nft_ext.training.step import Gradient
+from nft_ext.training.task_arguments import task_arguments
+from nft_ext.training.task_batches import TaskBatches
+from nft_ext.training.task_selection import Metric
 
 
 def fit(
@@ -45,6 +49,12 @@ def fit(
     nvm: NVMDevice | None = None,
     device: str | torch.device | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
+    criterion: Criterion | None = None,
+    forward: Forward | None = None,
+    output: Select | None = None,
+    metric: Metric | None = None,
+    higher_is_better: bool | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
     validation_chips: int = 4,
     keep: str = "best",
     compile: bool = False,
@@ -81,16 +91,34 @@ def fit(
     use the same chips as a single process. Without BatchNorm and augmentation the result equals that of one process, up
     to rounding. BatchNorm normalises over each rank's share and averages the running statistics.
 
+    **Any task.** Batches may be tuples or mappings of tensors. `criterion`, `forward` and `output` are those of
+    `Method.loss`, which gets the whole batch. Under the cross-entropy the accuracy judges an epoch; under a criterion
+    its lowest loss does, or `metric`. The loss is the mean over batches, weighted by their examples. A loader makes its
+    own batches: `batch_size`, `accumulate` and several processes are refused with it. docs/guide/any_task.md has
+    examples.
+
     Ctrl-C ends the training. The history so far is returned, with `History.interrupted` set.
 
     Args:
-        model: a plain module, `[B, C, H, W] -> [B, classes]`. It stays unchanged.
+        model: a plain module, `[B, C, H, W] -> [B, classes]` unless the task is another one. It stays unchanged.
         method: a `nft_ext.methods` object.
-        train, validation: an ImageSet, a map-style Dataset of (image, label), or a pair of tensors.
+        train, validation: an ImageSet, a pair of tensors, or a map-style Dataset of (image, label). For other tasks
+            also a tuple of tensors, a map-style data set of tuples or mappings, or a list of such items; or a
+            DataLoader or another iterable of batches that has a length.
         recipe: epochs, batch size, optimizer, precision, ...; None: `Recipe()`. See also `Recipe.paper`.
         nvm: the device model; its sigma is replaced by the method's. None: `NVMDevice()`.
         device: torch device to train on. None: the model's.
-        augment: maps a batch of images `[B, C, H, W]` to another one, with torch's generators.
+        augment: maps a batch of images `[B, C, H, W]` to another one, with torch's generators. For other tasks: the
+            first entry of a tuple.
+        criterion: `criterion(output, batch)`, the mean loss of a batch, a scalar. A loss of torch, such as
+            `nn.MSELoss()`, gets the output and the target. None: cross-entropy.
+        forward: `forward(model, batch)`, the model's output. None: of a mapping the model gets the keys that its
+            forward names, never labels, label, targets, target; of a tuple all entries but the last.
+        output: what the criterion gets of the model's output, a name or a function. None: see `Method.loss`.
+        metric: `metric(output, batch)`, two tensors (numerator [B], denominator [B]) of the model's whole output. The
+            ratio of their sums over the validation examples judges an epoch; at equal ratios the lower loss.
+        higher_is_better: whether a larger metric is better. None: True.
+        collate: makes a batch of a list of items, for map-style data sets. None: tensors and numbers are stacked.
         validation_chips: number of chips that judge an epoch, always in float32.
         keep: "best": return the best epoch. "last": return the last epoch that ended. "published": the rule of the
             published code of OVF and IRS: after each epoch one pass over `validation`, with a new chip per 128 images;
@@ -122,6 +150,7 @@ def fit(
         NonFiniteLoss: the loss became NaN or infinite; its `.history` holds the last good weights.
         OSError: a file could not be written. The message names it, and an older file is kept.
     """
+    sizes_given = "batch_size" in changes or (recipe is not None and recipe.batch_size != Recipe().batch_size)
     recipe = _checked_recipe(recipe).replace(**changes)
     module("model", model)
     instance("method", method, Method, "an object of nft_ext.methods")
@@ -145,12 +174,29 @@ def fit(
         fail("model", "must have parameters to train", type(model).__name__)
     device = processes.place(torch_device("device", device) if device is not None else parameter.device)
     named = {"dataset": train.name.split("/")[0]} if isinstance(train, ImageSet) else {}
-    train, validation = Batches("train", train), Batches("validation", validation)
+    asked = task_arguments(
+        train,
+        validation,
+        method=method,
+        recipe=recipe,
+        keep=keep,
+        collate=collate,
+        metric=metric,
+        higher_is_better=higher_is_better,
+        sizes_given=sizes_given,
+        criterion=criterion,
+        forward=forward,
+        output=output,
+    )
+    if asked is None:
+        train, validation = Batches("train", train), Batches("validation", validation)
+    else:
+        train, validation = asked.train, asked.validation
     warn_where_slow(recipe.precision, device)
     nvm = None if method.sigma is None else (NVMDevice() if nvm is None else nvm).replace(sigma=method.sigma)
 
     ranks = processes.joined(device)
-    _check_shares(recipe, train, ranks)
+    _check_shares(recipe, train, validation, ranks)
     files = {"state": state, "checkpoint": checkpoint, "log": log}
     with own_randomness(seed, device), _claimed(files if ranks.first else {}):
         notes = {
@@ -166,7 +212,8 @@ def fit(
             **(meta or {}),
         }
         outputs = Outputs(log, checkpoint, tensorboard, notes) if ranks.first else Outputs(None, None, None, notes)
-        prepared = with_memory_format(method.prepare(model, nvm).to(device), recipe.memory_format)
+        prepared = method.prepare(model, nvm) if asked is None else asked.prepared(method, model, nvm)
+        prepared = with_memory_format(prepared.to(device), recipe.memory_format)
         keeper = None
         if state is not None or ranks.size > 1:
             run = configuration(
@@ -176,6 +223,7 @@ def fit(
                 recipe,
                 {"train": train, "validation": validation},
                 augment,
+                None if asked is None else asked.given,
                 seed=seed,
                 validation_chips=validation_chips,
                 compile=compile,
@@ -193,11 +241,16 @@ def fit(
                 else StateFile(state, run if ranks.first else shared, resume, save_every, writes=ranks.first)
             )
         history = History(with_memory_format(method.finish(prepared), torch.contiguous_format).eval())
-        _check_fit(history.model, train, validation, device)
+        if asked is None:
+            _check_fit(history.model, train, validation, device)
+        else:
+            history.higher_is_better = asked.judge.higher_is_better
+            asked.check_fit(history.model, recipe, augment, device)
         if compile:
             prepared.compile()
-        gradient = Gradient(prepared, method, recipe, train, augment, seed, ranks, chip_per_rank)
-        loop = Loop(gradient, validation, validation_chips, keep, compile, history)
+        task, judge = (None, None) if asked is None else (asked.task, asked.judge)
+        gradient = Gradient(prepared, method, recipe, train, augment, seed, ranks, chip_per_rank, task)
+        loop = Loop(gradient, validation, validation_chips, keep, compile, history, judge)
         loop.run(progress if ranks.first else False, outputs, keeper)
     return history
 
@@ -219,10 +272,14 @@ def _checked_recipe(recipe: Recipe | None) -> Recipe:
     return recipe or Recipe()
 
 
-def _check_shares(recipe: Recipe, train: Batches, ranks: Ranks) -> None:
+def _check_shares(recipe: Recipe, train: Batches | TaskBatches, validation: Any, ranks: Ranks) -> None:
     """Refuses sizes that do not give every rank the same number of images per batch, at least two."""
     if ranks.size == 1:
         return
+    for data in (train, validation):
+        if isinstance(data, TaskBatches) and data.loader:
+            rule = "must be a map-style data set under several ranks, which share the examples of a batch"
+            fail(data.argument, rule, type(data.items).__name__, TypeError)
     if recipe.batch_size % ranks.size or recipe.batch_size < 2 * ranks.size:
         fail(
             "batch_size",

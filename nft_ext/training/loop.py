@@ -20,7 +20,9 @@ from nft_ext.training.randomness import seed_at, seed_torch
 from nft_ext.training.recipe import with_memory_format
 from nft_ext.training.selection import Validation, validate
 from nft_ext.training.state import StateFile, pack_optimizer, under, unpack_optimizer
-from nft_ext.training.step import DivergedWeights, Gradient, finite_weights
+from nft_ext.training.step import DivergedWeights, Gradient, finite_weights, laid_out
+from nft_ext.training.task_batches import TaskBatches
+from nft_ext.training.task_selection import Judge, TaskValidation
 
 STEPS_PER_CHECK = 32  # on CUDA, reading the loss waits for the GPU, so it is checked only every so many steps
 
@@ -31,19 +33,20 @@ class Loop:
     def __init__(
         self,
         gradient: Gradient,
-        validation: Batches,
+        validation: Batches | TaskBatches,
         validation_chips: int,
         keep: str,
         compiled: bool,
         history: History,
+        judge: Judge | None = None,
     ) -> None:
         self.gradient, self.history = gradient, history
         self.prepared, self.method, self.recipe = gradient.prepared, gradient.method, gradient.recipe
         self.ranks, self.seed, self.device = gradient.ranks, gradient.seed, gradient.ranks.device
         self.validation, self.validation_chips = validation, validation_chips
-        self.keep, self.compiled = keep, compiled
+        self.keep, self.compiled, self.judge = keep, compiled, judge
         self.optimizer = self.recipe.build_optimizer(self.prepared.parameters())
-        self.best: Validation | None = None
+        self.best: Any = None  # the Validation or TaskValidation of the best epoch
         self.epoch = self.step = 0
         self.total = torch.zeros((), device=self.device)  # loss summed over the images of the epoch so far
         self.epoch_seconds = 0.0  # spent on this epoch before `_resumed`
@@ -81,14 +84,19 @@ class Loop:
 
     def _batches(self) -> list[Tensor]:
         """The epoch's batches of indices. They follow from seed and epoch, so a continued epoch has the same ones."""
+        data = self.gradient.data
+        if isinstance(data, TaskBatches) and data.loader:  # its batches come in the loader's own order
+            return list(torch.arange(len(data)).split(1))
         order = torch.Generator().manual_seed(seed_at(self.seed, "order", self.epoch))
-        return permuted(len(self.gradient.data), self.recipe.batch_size, order, least=2 * self.ranks.size)
+        return permuted(len(data), self.recipe.batch_size, order, least=2 * self.ranks.size)
 
     def _steps(self, bar: Progress, state: StateFile | None) -> dict[str, float]:
         batches = self._batches()
         first = self.epoch * len(batches)
         steps = self.recipe.epochs * len(batches)
         self.prepared.train()
+        if isinstance(self.gradient.data, TaskBatches):
+            self.gradient.data.begin(self.seed, self.epoch)
         for index in range(self.step, len(batches)):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate(first + index, steps)
@@ -120,10 +128,10 @@ class Loop:
 
     def _finish_epoch(self, row: dict[str, Any], bar: Progress, outputs: Outputs) -> None:
         found = self._validate()
-        row |= {"val_accuracy": found.accuracy, "val_loss": found.loss, "val_clean": found.clean}
+        row |= found.row()
         now = time.monotonic()
         self.history.rows.append(row | {"seconds": self.epoch_seconds + now - self._resumed})
-        bar.update(0, note=f"loss {row['train_loss']:.3f}, validation {found.accuracy:.4f}")
+        bar.update(0, note=f"loss {row['train_loss']:.3f}, validation {found}")
         better = self._better(found)
         if better:
             self.best = found
@@ -133,27 +141,41 @@ class Loop:
         self.total = torch.zeros((), device=self.device)
         outputs.epoch(self.history, better)
 
-    def _better(self, found: Validation) -> bool:
+    def _better(self, found: Any) -> bool:
         """Whether the weights of the epoch with the figures `found` are kept."""
         if self.keep == "published":
             return self.best is None or found.accuracy > self.best.accuracy
         return self.keep == "last" or found.better_than(self.best)
 
-    def _validate(self) -> Validation:
+    def _validate(self) -> Validation | TaskValidation:
         seed_torch(seed_at(self.seed, "validation", self.epoch), self.device)
         # The validation contexts add hooks to the model. A graph compiled without them would skip the hooks.
         eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        noisy, ranks = self.method.sigma is not None, self.ranks
         with finite_weights(self.prepared), eager:
-            found = validate(
-                self.prepared,
-                self.validation,
-                noisy=self.method.sigma is not None,
-                draws=self.validation_chips,
-                seed=self.seed,
-                recipe=self.recipe,
-                ranks=self.ranks,
-                fresh=self.epoch if self.keep == "published" else None,
-            )
+            if isinstance(self.validation, TaskBatches):
+                assert self.judge is not None
+                found = self.judge.validate(
+                    self.prepared,
+                    self.validation,
+                    noisy=noisy,
+                    draws=self.validation_chips,
+                    seed=self.seed,
+                    recipe=self.recipe,
+                    ranks=ranks,
+                    laid_out=lambda batch: laid_out(batch, self.recipe),
+                )
+            else:
+                found = validate(
+                    self.prepared,
+                    self.validation,
+                    noisy=noisy,
+                    draws=self.validation_chips,
+                    seed=self.seed,
+                    recipe=self.recipe,
+                    ranks=ranks,
+                    fresh=self.epoch if self.keep == "published" else None,
+                )
         self._check_finite(torch.tensor(found.loss))
         return found
 
@@ -191,7 +213,7 @@ class Loop:
         self.history.rows, self.history.best_epoch = facts["rows"], facts["best_epoch"]
         self.history.seconds, self.epoch_seconds = facts["seconds"], facts["epoch_seconds"]
         if facts["best"] is not None:
-            self.best = Validation(**facts["best"])
+            self.best = (Validation if "accuracy" in facts["best"] else TaskValidation)(**facts["best"])
             self.history.model.load_state_dict(under("best", tensors))
         if self.epoch < self.recipe.epochs:
             self.prepared.load_state_dict(under("model", tensors))

@@ -8,7 +8,7 @@ from typing import Any
 
 from nft_ext._common.files import check_writable_target, make_writable_folder, remove_leftovers
 from nft_ext.training.checkpoint import save
-from nft_ext.training.history import COLUMNS, History
+from nft_ext.training.history import History
 
 
 class Outputs:
@@ -51,7 +51,7 @@ class Outputs:
         """Writes the row of the last epoch; `better` means that it is the best so far."""
         if self._writer is not None:
             row = history.rows[-1]
-            for name in COLUMNS[1:]:
+            for name in history.columns[1:]:
                 self._writer.add_scalar(name.replace("_", "/", 1), row[name], row["epoch"])
             self._writer.flush()
         self.write(history, better)

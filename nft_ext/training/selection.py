@@ -29,6 +29,13 @@ class Validation:
     loss: float
     clean: float
 
+    def row(self) -> dict[str, float]:
+        """The figures for the history."""
+        return {"val_accuracy": self.accuracy, "val_loss": self.loss, "val_clean": self.clean}
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.4f}"
+
     def better_than(self, other: Validation | None) -> bool:
         """Higher accuracy; at equal accuracy, lower loss."""
         return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)

@@ -32,7 +32,7 @@ def test_ignored_positions_and_class_probabilities_pass():
 @pytest.mark.parametrize(
     ("shape", "target", "rule"),
     [
-        ((B, 1), torch.randn(B, 1), "model: .*C >= 2 classes; use a loss of your own for regression"),
+        ((B, 1), torch.randn(B, 1), "model: .*C >= 2 classes; give criterion= for a regression"),
         ((B, 1), torch.zeros(B, dtype=torch.long), "model: .*C >= 2"),
         ((B,), torch.randn(B), r"model: must return logits \[B, C\]"),
         ((B, C), torch.randn(B, C), "class probabilities, >= 0 with sum 1.*regression"),

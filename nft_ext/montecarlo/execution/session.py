@@ -108,7 +108,7 @@ class Session:
             FileNotFoundError, OSError, ValueError: as `Journal` and `Team.check_same`.
         """
         if self._team is not None:
-            same = {name: header["noted"][name] for name in ("nft_ext", "batch_size", "chips_per_pass")}
+            same = {n: header["noted"][n] for n in ("nft_ext", "batch_size", "chips_per_pass") if n in header["noted"]}
             self._team.check_same(header["fixed"] | same | asked)
             if self._data is not None:
                 self._data.close()
@@ -139,6 +139,10 @@ class Session:
     def known(self, draw: int) -> bool:
         """Whether the chip is in the journal or was evaluated by an earlier call."""
         return draw in self._rows
+
+    def first_tallies(self) -> list[str] | None:
+        """The sorted names of the tallies of a chip in the journal; None without one."""
+        return next((sorted(row.tallies) for row in self._rows.values()), None)
 
     def rows(
         self, first: int, last: int, starts: list[int], compute: Compute, arrived: Callable[[list[Row]], None]
