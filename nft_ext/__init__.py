@@ -18,8 +18,10 @@ from nft_ext.device import NVMDevice
 from nft_ext.montecarlo import (
     ChipsReport,
     CostEstimate,
+    Explanation,
     MonteCarloReport,
     estimate_cost,
+    explain,
     monte_carlo,
     over_chips,
     sweep,
@@ -28,6 +30,9 @@ from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
 from nft_ext.nn import NoisyConv2d, NoisyLinear, noisy_layers
 from nft_ext.nn.contexts import checkpoint_contexts, chips, noise
 from nft_ext.nn.conversion import convert, program, restore
+from nft_ext.nn.coverage.account import coverage
+from nft_ext.nn.coverage.table import Coverage
+from nft_ext.nn.crossbars import register_crossbar
 from nft_ext.nn.fusion import fuse
 from nft_ext.ops.build_info import info
 from nft_ext.ops.functional import noisy_conv2d, noisy_linear, program_weights
@@ -40,6 +45,8 @@ keep_old_names()
 __all__ = [
     "ChipsReport",
     "CostEstimate",
+    "Coverage",
+    "Explanation",
     "MonteCarloGraph",
     "MonteCarloReport",
     "NVMDevice",
@@ -49,8 +56,10 @@ __all__ = [
     "checkpoint_contexts",
     "chips",
     "convert",
+    "coverage",
     "data",
     "estimate_cost",
+    "explain",
     "fit",
     "fuse",
     "info",
@@ -67,6 +76,7 @@ __all__ = [
     "program",
     "program_weights",
     "reference",
+    "register_crossbar",
     "restore",
     "sweep",
 ]

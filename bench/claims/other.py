@@ -18,6 +18,14 @@ def eight_bits(file: Any) -> list[float]:
     return [min(ratios), max(ratios), len(cases)]
 
 
+EXPLANATION = ["docs/figures/explanation.json"]
+
+
+def changes(file: Any, name: str) -> list[float]:
+    (row,) = [row for row in file["rows"] if row["name"] == name]
+    return [row[view]["mean"] for view in ("without", "alone")]
+
+
 CLAIMS = {
     f"{DECISIONS}/index.md": [
         Claim(
@@ -48,6 +56,15 @@ CLAIMS = {
             lambda file: gpu("network", "resnet18-128-fp32", "fp32 one normal against one normal")(file)[2:],
         ),
     ],
+    "docs/guide/where_accuracy_goes.md": [
+        Claim("The network loses {} points", EXPLANATION, lambda file: [100 * (file["ideal"][0] - file["full"][0])]),
+        Claim(
+            "Without the noise of conv1, chips have {} points more",
+            EXPLANATION,
+            lambda file: [100 * changes(file, "conv1")[0]],
+        ),
+        Claim("Noise in conv1 alone costs {} points", EXPLANATION, lambda file: [-100 * changes(file, "conv1")[1]]),
+    ],
     f"{DECISIONS}/monte_carlo.md": [more("targets take {} to {} % more chips")],
 }
 # What no measurement gave: versions, limits in the code, levels of confidence, arithmetic.
@@ -65,6 +82,7 @@ STATED = {
     "docs/quickstart.md": ["95 %"],
     "docs/guide/devices.md": [r"1\.0 by default"],
     "docs/guide/monte_carlo.md": ["95 %"],
+    "docs/guide/where_accuracy_goes.md": ["10 %", "95 %", "2 % of the devices"],
     "docs/guide/several_machines.md": ["30 s", r"3\.11, 3\.12", r"0\.2"],
     f"{DECISIONS}/build.md": [r"2\.11", r"0\.2", r"0\.4"],
     f"{DECISIONS}/cpu.md": ["128 MB"],

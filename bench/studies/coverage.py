@@ -58,6 +58,7 @@ class Outcome:
     accuracy: tuple[float, float]
     mean: float
     half_width: float
+    standard_error: float
     between: float
     ekl: tuple[float, float]
     conservative: bool
@@ -104,6 +105,7 @@ def evaluate(setting: Setting, number: int) -> Outcome:
         (mean - precision.below, mean + precision.above),
         mean,
         precision.half_width,
+        precision.standard_error,
         float(between),
         (float(ekl.mean) - of_ekl.below, float(ekl.mean) + of_ekl.above),
         precision.conservative,

@@ -34,8 +34,31 @@ def add_parser(commands) -> None:
 
 def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `settings` and `test_set` read, and --out."""
+    group = add_chips(parser, runs=200)
+    group.add_argument(
+        "--target-ci",
+        type=float,
+        metavar="H",
+        help="add chips until the half-width of the accuracy's 95 %% interval is at most H; 0.001 means 0.1 points",
+    )
+    group.add_argument(
+        "--max-runs",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="largest number of chips, with --target-ci (default 20000)",
+    )
+    group.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON, CSV and plots")
+
+
+def add_chips(parser: argparse.ArgumentParser, runs: int):
+    """Adds the options that `chip_settings` and `test_set` read. Returns their group.
+
+    Args:
+        runs: the default number of chips.
+    """
     group = parser.add_argument_group("Monte Carlo")
-    group.add_argument("--runs", type=int, default=200, metavar="N", help="number of chips (default 200)")
+    group.add_argument("--runs", type=int, default=runs, metavar="N", help=f"number of chips (default {runs})")
     group.add_argument("--seed", type=int, default=0, help="seed of the chips (default 0)")
     group.add_argument(
         "--protocol",
@@ -50,21 +73,7 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images per slice, with --protocol stratified (default auto)",
     )
-    group.add_argument(
-        "--target-ci",
-        type=float,
-        metavar="H",
-        help="add chips until the half-width of the accuracy's 95 %% interval is at most H; 0.001 means 0.1 points",
-    )
-    group.add_argument(
-        "--max-runs",
-        type=int,
-        default=20_000,
-        metavar="N",
-        help="largest number of chips, with --target-ci (default 20000)",
-    )
     group.add_argument("--limit", type=int, metavar="N", help="use only the first N test images")
-    group.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON, CSV and plots")
     speed = parser.add_argument_group("speed")
     speed.add_argument("--device", metavar="TORCH_DEVICE", help="cpu or cuda (default cpu)")
     speed.add_argument("--batch-size", type=_count, default="auto", metavar="B", help="images per pass (default auto)")
@@ -74,10 +83,16 @@ def add_monte_carlo(parser: argparse.ArgumentParser) -> None:
     speed.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="precision of the products (default float32)"
     )
+    return group
 
 
 def settings(arguments: argparse.Namespace) -> dict:
     """The arguments of `monte_carlo`, from the options."""
+    return chip_settings(arguments) | {"target_ci": arguments.target_ci, "max_runs": arguments.max_runs}
+
+
+def chip_settings(arguments: argparse.Namespace) -> dict:
+    """The arguments of `monte_carlo` for a given number of chips, from the options."""
     return {
         "runs": arguments.runs,
         "seed": arguments.seed,
@@ -87,8 +102,6 @@ def settings(arguments: argparse.Namespace) -> dict:
         "precision": arguments.precision,
         "protocol": arguments.protocol,
         "slice_images": arguments.slice_images,
-        "target_ci": arguments.target_ci,
-        "max_runs": arguments.max_runs,
     }
 
 

@@ -19,12 +19,12 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0 done, 1 bad input, 2 bad usage, 130 interrupted."""
     _open_standard_streams()
-    from nft_ext.cli import demo, evaluate, fetch, info, reproduce, sweep, train
+    from nft_ext.cli import demo, evaluate, explain, fetch, info, reproduce, sweep, train
     from nft_ext.montecarlo.distributed.ranks import RanksError
 
     parser = Parser(prog="nft-ext", description="Noisy inference and noise-aware training for NVM crossbars.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (info, demo, fetch, train, evaluate, sweep, reproduce):
+    for module in (info, demo, fetch, train, evaluate, sweep, explain, reproduce):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:

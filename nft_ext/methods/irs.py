@@ -131,12 +131,13 @@ class IRS(TaskMethod):
         points = self._points(model)
         self._weights(len(points))
         found = self.points is None
-        run = blank_image(model, self.input_shape) if example is None else None
-        if run is None:
+        if example is not None:
             task, place = Task(None, forward, output), next(model.parameters()).device
             run = lambda copied: task.run(copied, moved(example, place), True)  # noqa: E731
         elif forward is not None or output is not None:
             fail("example", "must be given with forward and output, which make the logits of a batch", None)
+        else:
+            run = blank_image(model, self.input_shape)
         names, classifiers = build_classifiers(copy.deepcopy(model), points, run, by_depth=found)
         nvm = self._device(nvm)
         if self.noisy_classifiers:

@@ -7,6 +7,7 @@ docs/reference/metrics.md has the equations.
 from nft_ext.metrics.convergence import Convergence, convergence
 from nft_ext.metrics.equivalence import Equivalence, equivalence
 from nft_ext.metrics.method_difference import MethodDifference, compare_methods
+from nft_ext.metrics.multiplicity import holm
 from nft_ext.metrics.over_seeds import OverSeeds, over_seeds
 from nft_ext.metrics.paired import Paired, paired
 from nft_ext.metrics.proportions import clopper_pearson, fisher_exact
@@ -26,6 +27,7 @@ __all__ = [
     "equivalence",
     "fisher_exact",
     "fit_temperature",
+    "holm",
     "over_seeds",
     "paired",
     "tempered",

@@ -17,7 +17,7 @@ from nft_ext.metrics.temperature import Tempered
 from nft_ext.montecarlo.configuration import Identity, configuration, identity_of
 from nft_ext.montecarlo.execution.arguments import Arguments, checked
 from nft_ext.montecarlo.execution.collector import Collector
-from nft_ext.montecarlo.execution.evaluated_model import devices_in_use, layers_without_noise
+from nft_ext.montecarlo.execution.evaluated_model import devices_in_use, switched_off
 from nft_ext.montecarlo.execution.out_of_memory import Halving
 from nft_ext.montecarlo.execution.passes import PROBE_IMAGES
 from nft_ext.montecarlo.execution.plan import Plan, execute, plan
@@ -83,8 +83,9 @@ def monte_carlo(
         max_runs: largest number of chips with target_ci. The report says if they do not reach the target.
         metrics: metrics per chip to report, among "accuracy" (required), "ekl", "nll". The report always has the pooled
             calibration error.
-        chips_per_pass: chips that share a forward pass. "auto" keeps chips * batch_size within 128 rows on a CPU or
-            4096 on a GPU, and within a quarter of the free memory. The last pass is padded with chips that are dropped.
+        chips_per_pass: chips that share a forward pass. On a CPU "auto" keeps the largest output of a layer within 4
+            MiB, on a GPU the rows of every Linear (images, or tokens of texts) within 4096; and both within a quarter
+            of the free memory. The last pass is padded with chips that are dropped.
             A check compares two chips in one pass with two passes. If they differ, every pass has one chip, and
             `report.notes` says so.
         batch_size: images per batch. "auto": 128 on a CPU, 256 on a GPU.
@@ -140,6 +141,7 @@ def monte_carlo(
         collector = Collector(halving, per_pass, label, shown, session)
         tallies, fixed = execute(asked, collector, planned.count)
         observed = session.agree("observed", asdict(ready.observation))
+        coverage = session.agree("coverage", ready.coverage.summary())
         findings = Observation(**observed).texts(f"in a pass of {min(PROBE_IMAGES, len(ready.labels))} images")
         if session.main:
             for text in findings:
@@ -175,6 +177,7 @@ def monte_carlo(
         pilot=planned.pilot,
         stopping=_stopping(asked, fixed),
         observed=observed,
+        coverage=coverage,
     )
 
 
@@ -259,9 +262,8 @@ def _notes(
         )
     if isinstance(model, Tempered):
         notes.append(f"EKL, NLL and calibration error are of logits divided by the temperature {model.temperature:g}")
-    quiet = layers_without_noise(model)
-    if quiet:
-        notes.append("layers without noise (not converted, or switched off): " + ", ".join(quiet))
+    if quiet := switched_off(model):
+        notes.append("layers whose noise is switched off: " + ", ".join(quiet))
     if shared := shared_weights(model):
         notes.append(shared)
     undefined = int(tallies.undefined.sum())

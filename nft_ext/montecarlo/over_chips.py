@@ -24,8 +24,8 @@ from nft_ext.montecarlo.execution.evaluated_model import (
     check_sigma_is_known,
     devices_in_use,
     eval_mode,
-    layers_without_noise,
     on_device,
+    switched_off,
 )
 from nft_ext.montecarlo.execution.session import Session
 from nft_ext.montecarlo.report.chips_report import ChipsReport
@@ -76,7 +76,8 @@ def over_chips(
         device: torch device to evaluate on. A model on another torch device is copied. None: the model's own.
         progress: True, False, or None for a terminal only.
         resume: a file that keeps every finished chip. If it exists, its chips are read and only the others run. A file
-            of another network, device or fn is refused; fn counts by its code, closures and defaults.
+            of another network, device or fn is refused. fn counts by its code, closures and defaults, so it must not
+            keep counters in them.
         ranks: as for `monte_carlo`: under torchrun all ranks share the chips.
 
     Returns:
@@ -137,8 +138,8 @@ def over_chips(
         notes.append(f"interrupted after {done} of {runs if goal is None else f'at most {goal.high}'} chips")
     elif goal is not None and precision is not None and not precision.reached:
         notes.append(f"the target half-width {goal.target:g} is not reached with max_runs = {goal.high}")
-    if quiet := layers_without_noise(model):
-        notes.append("layers without noise (not converted, or switched off): " + ", ".join(quiet))
+    if quiet := switched_off(model):
+        notes.append("layers whose noise is switched off: " + ", ".join(quiet))
     return ChipsReport(
         statistics=statistics,
         function=_name(fn),

@@ -48,8 +48,10 @@ class NoisyLayer(nn.Module):
     scaled = False  # whether the rows of _programmed are multiplied by row_scale
     _met_as: str | None = None  # the name from a context's model, of a layer that `convert` has not named
     shares_codes = False  # whether a forward hands its quantized weight to its backward
+    unquantized = False  # whether its weights are held without the quantizer, see nft_ext/nn/conditions.py
 
-    begins: tuple[str, ...] = ("programmed", "injected_weight", "crossbar")  # a forward begins with one of these methods
+    # A forward begins with one of these methods.
+    begins: tuple[str, ...] = ("programmed", "injected_weight", "crossbar")
     one_operator = True  # whether one operator programs and multiplies
 
     @property
@@ -188,6 +190,8 @@ class NoisyLayer(nn.Module):
             check_tensor(f"{self.name or type(self).__name__}.weight", weight)
         if not compiling and forward:
             self._note_forward()
+            if self.unquantized and self._programmed is not None:
+                refuse_quantized(self.name or type(self).__name__)
         if key is None:
             key = fresh_key(weight)
         here = weight.device
@@ -227,12 +231,20 @@ class NoisyLayer(nn.Module):
             refuse_thread(self.name or type(self).__name__)
 
     def follow_weight(self) -> None:
-        """Moves the noise state to the weight's torch device."""
+        """Moves the noise state to the weight's torch device, and the states that open contexts restore."""
         device = self.here
-        if self._table.device != device and device.type != "meta":
-            self._table = self._table.to(device)
-            self._key = None if self._key is None else self._key.to(device)
-            self._programmed = changed_weights(self._programmed, lambda weights: weights.to(device))
+        if self._table.device == device or device.type == "meta":
+            return
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, tuple):  # programmed weights of several matrices
+                return tuple(map(moved, value))
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        self.set_noise_state(moved(self.noise_state()))
+        for change in self._changes:
+            state, *others = change.before
+            change.before = (moved(state), *others)
 
     def _note_forward(self) -> None:
         """For activation checkpointing: notes the state, and refuses a recomputation with another one."""
@@ -316,6 +328,16 @@ def refuse_thread(argument: str) -> NoReturn:
     fail(argument, rule, "a forward in another thread", RuntimeError)
 
 
+def refuse_quantized(argument: str) -> NoReturn:
+    """Refuses a forward that would quantize the weight of a layer whose quantizer is off.
+
+    Raises:
+        RuntimeError: always.
+    """
+    rule = "must run without gradients, on inputs of autocast's type, while its quantizer is off"
+    fail(argument, rule, "a forward on the quantized weight", RuntimeError)
+
+
 def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:
     """The model's noisy layers by qualified name, each once.
 
@@ -328,7 +350,7 @@ def noisy_layers(model: nn.Module) -> dict[str, NoisyLayer]:
     """
     chosen = select(model, lambda module: isinstance(module, NoisyLayer))
     found = {name: cast("NoisyLayer", layer) for name, (_, layer) in chosen.items()}
-    name_layers({part: matrix for name, layer in found.items() for part, matrix in layer.matrices_by_name(name).items()})
+    name_layers({part: m for name, layer in found.items() for part, m in layer.matrices_by_name(name).items()})
     for name, layer in found.items():
         layer.settle_name(name)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from nft_ext.nn.base import NoisyLayer
-from nft_ext.nn.crossbars import Matrix, matrices, read_by_parent
+from nft_ext.nn.crossbars import Matrix, matrices, may_not_read, read_by_parent
 from nft_ext.nn.names import named, select
 from nft_ext.nn.weight_level import PlacedMatrix, WeightLevelLayer, qualified
 
@@ -25,13 +26,19 @@ _STATE = {
 
 def candidates(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     """name -> (path, module) of the layers that are noisy or can become so."""
-    inner = read_by_parents(model)
+    inner = read_by_parents(model, noisy=False)
     return select(model, lambda m: isinstance(m, NoisyLayer) or (m not in inner and bool(convertible(m))))
 
 
-def read_by_parents(model: nn.Module) -> set[nn.Module]:
-    """Modules whose weights their parents read: these are matrices of the parents."""
-    return {m._modules[child] for _, _, m in named(model) for child in read_by_parent(m) if m._modules.get(child)}  # pyright: ignore[reportReturnType]
+def read_by_parents(model: nn.Module, noisy: bool = True) -> set[nn.Module]:
+    """Modules whose weights their parents read: these are matrices of the parents.
+
+    Args:
+        model: plain or noisy.
+        noisy: whether only noisy parents count.
+    """
+    parents = [m for _, _, m in named(model) if isinstance(m, NoisyLayer) or not noisy]
+    return {child for m in parents for name in read_by_parent(m) if (child := m._modules.get(name)) is not None}
 
 
 def convertible(module: nn.Module) -> list[Matrix]:
@@ -39,6 +46,8 @@ def convertible(module: nn.Module) -> list[Matrix]:
     if isinstance(module, (NoisyLayer, torch.jit.ScriptModule)):
         return []
     found = matrices(module)
+    if not may_not_read(type(module)):
+        return found
     return found if all(_reads(type(module), m.parameter) for m in found) else []
 
 
@@ -46,7 +55,7 @@ def has_operator(layer: nn.Module) -> bool:
     """Whether a layer, plain or noisy, is served by an operator that programs and multiplies in one call."""
     if isinstance(layer, NoisyLayer):
         return layer.one_operator
-    return type(layer) in OPERATORS and layer._parameters.get("weight") is not None
+    return type(layer) in OPERATORS and layer._parameters.get("weight") is not None and "bias" in layer._parameters
 
 
 def matrix_names(name: str, layer: nn.Module) -> list[str]:
@@ -87,7 +96,11 @@ def _reads(kind: type, parameter: str) -> bool:
     for base in kind.__mro__:
         if base.__module__.startswith("torch.nn.modules.") or base is nn.Module:
             return True
-        methods = [value for value in vars(base).values() if isinstance(value, types.FunctionType)]
+        methods = (
+            [value for method in vars(base).values() if isinstance(value := inspect.unwrap(method), types.FunctionType)]
+            if "forward" in vars(base)
+            else []
+        )
         if "forward" in vars(base):
             names = {name for method in methods for name in _names(method.__code__)}
             return bool(names & {parameter.split(".")[0], *_PASSED_ON}) or not methods

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nft_ext._common.checks import boolean, fail, number
 from nft_ext.nn import NoisyLayer, chip_check, recomputation
 from nft_ext.nn.compiled_check import checks_by
+from nft_ext.nn.conditions import hold_unquantized
 from nft_ext.nn.entry import Entry, again
 from nft_ext.nn.observed import own_forwards
 from nft_ext.nn.programmed import program_layers
@@ -111,8 +112,7 @@ def chips(
         shapes = isinstance(key, Tensor) and key.is_meta and all(layer.here.type == "meta" for layer in layers)
         check_key(key, key.device if shapes else home)
     with _on_chips(model, layers, key, repeat):
-        if programmed:
-            hold(layers)
+        hold(layers if programmed else [layer for layer in layers if layer.unquantized])
         yield model
 
 
@@ -207,8 +207,10 @@ def hold(layers: Iterable[NoisyLayer]) -> None:
     if not layers:
         return
     dtype = autocast_dtype(layers[0].anchor.device) or torch.float32
-    scales = {layer: layer.row_scale(dtype) for layer in layers if layer.one_operator}
-    others = [layer for layer in layers if not layer.one_operator]  # their own forwards cast the weights
+    hold_unquantized([layer for layer in layers if layer.unquantized], dtype)
+    quantized = [layer for layer in layers if not layer.unquantized]
+    scales = {layer: layer.row_scale(dtype) for layer in quantized if layer.one_operator}
+    others = [layer for layer in quantized if not layer.one_operator]  # their own forwards cast the weights
     for layer, weights in zip(others, program_layers(others, torch.float32), strict=True):
         layer.hold_programmed(weights)
     for scaled in (False, True):

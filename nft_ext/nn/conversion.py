@@ -15,13 +15,15 @@ from nft_ext._common.checks import boolean, did_you_mean, fail, integer, module
 from nft_ext.device import NVMDevice
 from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy, noisy_layers, weight_level
 from nft_ext.nn.candidates import candidates, has_operator, matrix_names, parameter_of
+from nft_ext.nn.coverage.account import coverage_of
+from nft_ext.nn.coverage.warning import left_digital
 from nft_ext.nn.crossbars import only_on_request
 from nft_ext.nn.effective import fix
 from nft_ext.nn.example import check_example, run_example
 from nft_ext.nn.fused import FusedLayer
 from nft_ext.nn.in_place import check_outside, unchanged_on_error
 from nft_ext.nn.names import select
-from nft_ext.nn.noise_free import check_no_lazy_layers, noise_free_layers, stay_noise_free, unconverted
+from nft_ext.nn.noise_free import check_no_lazy_layers, noise_free_layers, shared_weights, stay_noise_free
 from nft_ext.nn.programmed import program_layers
 from nft_ext.nn.replaceable import check_replaceable, check_weight
 from nft_ext.nn.replaced import copied, drop_own_methods
@@ -52,15 +54,17 @@ def convert(
 
     Args:
         model: any nn.Module. Noisy layers get the device model `nvm`. Subclasses of Conv2d and Linear stay unchanged,
-            because their forward is unknown. Without `include`, a UserWarning names the layers that stay noise-free.
-            Noisy layers whose weight another module also reads, as a tied embedding does, are named too.
+            because their forward is unknown. A UserWarning gives the share of matrix weights on crossbars and names the
+            biggest matrices that stay digital (`nft_ext.coverage` lists all). There is none if every matrix is on a
+            crossbar, or if `include` and `exclude` left the others out. Noisy layers whose weight another module also
+            reads, as a tied embedding does, are named too.
         nvm: the device model.
         include: convert only these layers: qualified names, glob patterns of names, or module types.
         exclude: do not convert these layers.
         example: an input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The noisy copy
             runs it once, in eval mode without gradients. A UserWarning names noisy layers that did not run (their
-            weight is read instead of the layer called), and matrices that were multiplied without noise. Random
-            generators, buffers and training flags are restored.
+            weight is read instead of the layer called). What is a matrix then follows from the forward, and the share
+            of multiply-accumulates is known. Random generators, buffers and training flags are restored.
         inplace: change `model` itself. No weight is copied. Modules, parameters, hooks and optimizers stay the same
             objects. After an error, a warning made an error included, nothing has changed.
 
@@ -103,9 +107,10 @@ def convert(
     with _target(model, [layer for _, layer in layers.values()], "convert", inplace) as result:
         _become_noisy(result, nvm, {name: path for name, (path, _) in layers.items()}, wanted)
         asked_for = None if chosen is None else lambda name, layer: _hits(chosen, name, name, layer)
-        _warn("convert", unconverted(result, asked_for))
-        if example is not None:
-            _warn("convert", run_example(result, example))
+        observation, products = (None, None) if example is None else run_example(result, example)
+        texts = [left_digital(coverage_of(result, products), result, asked_for), shared_weights(result)]
+        texts += [] if observation is None else observation.texts("in a forward of the example")
+        _warn("convert", [text for text in texts if text])
         return result
 
 

@@ -43,6 +43,8 @@ _OTHERS: dict[tuple[str, str], tuple[Matrix, ...]] = {
     ("torch_geometric.nn.dense.linear", "Linear"): (Matrix("weight", "oi"),),
     ("torch_geometric.nn.dense.linear", "HeteroLinear"): (Matrix("weight", "eio"),),
 }
+# Experts of transformers: the class says by an attribute whether a matrix is stored [in, out].
+_EXPERTS = ("gate_up_proj", "up_proj", "gate_proj", "down_proj")
 _registered: dict[type[nn.Module], dict[str, Matrix]] = {}
 
 
@@ -90,6 +92,12 @@ def matrices(module: nn.Module) -> list[Matrix]:
         if known is not None:
             groups = getattr(module, "groups", 1) if issubclass(kind, nn.modules.conv._ConvNd) else 1
             return [m._replace(groups=groups) for m in known if _has(module, m.parameter)]
+        if kind.__module__.startswith("transformers.models."):
+            if hasattr(module, "is_transposed"):
+                layout = "eio" if module.is_transposed else "eoi"
+                return [Matrix(name, layout) for name in _EXPERTS if _dims(module, name) == 3]
+            if kind.__name__.endswith("TopKRouter") and _dims(module, "weight") == 2:
+                return [Matrix("weight", "oi")]
         if kind is nn.RNNBase:
             return [Matrix(name, "oi") for name in module._flat_weights_names if name.startswith("weight_")]
     return []
@@ -103,6 +111,16 @@ def only_on_request(module: nn.Module) -> bool:
 def read_by_parent(module: nn.Module) -> list[str]:
     """Names of children whose weights are the module's own matrices: attention reads its out_proj's weight."""
     return list(dict.fromkeys(m.parameter.split(".")[0] for m in matrices(module) if "." in m.parameter))
+
+
+def may_not_read(kind: type) -> bool:
+    """Whether it is not known that the forward of a class reads its matrices: a subclass of a layer of torch."""
+    return not any(base in _registered for base in kind.__mro__) and issubclass(kind, (*_TORCH, nn.RNNBase))
+
+
+def _dims(module: nn.Module, name: str) -> int:
+    parameter = module._parameters.get(name)
+    return 0 if parameter is None else parameter.dim()
 
 
 def _has(module: nn.Module, parameter: str) -> bool:

@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -174,7 +175,7 @@ class Entry:
     def _select(self, states: dict[NoisyLayer, tuple], chip: int) -> None:
         for layer, (table, key, programmed, *rest) in states.items():
             one = slice(chip, chip + 1)
-            weights = changed_weights(programmed, lambda held: held[one])
+            weights = changed_weights(programmed, itemgetter(one))
             layer.set_noise_state((table, key[one], weights, *rest))
 
     def _why_apart(self, model: nn.Module, modules: list, layers: list[NoisyLayer], given: Any) -> str | None:

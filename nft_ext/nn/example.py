@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext._common.checks import fail
-from nft_ext.nn.observed import observed
+from nft_ext.nn.coverage.products import Products, products_of
+from nft_ext.nn.observed import Observation, observed
 
 
 def check_example(example: Any) -> None:
@@ -25,22 +26,22 @@ def check_example(example: Any) -> None:
         fail("example", "must be a tensor, a tuple of arguments or a mapping of keyword arguments", example, TypeError)
 
 
-def run_example(model: nn.Module, example: Any) -> list[str]:
-    """Runs the model once, in eval mode without gradients; returns what a user should know about it.
+def run_example(model: nn.Module, example: Any) -> tuple[Observation, Products]:
+    """Runs the model once, in eval mode without gradients: which noisy layers ran, and which parameters were read.
 
     Raises:
         ValueError: the model does not accept the example.
     """
     args = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
     kwargs = dict(example) if isinstance(example, Mapping) else {}
-    with _untouched(model), torch.no_grad(), observed(model) as observer:
+    with _untouched(model), torch.no_grad(), observed(model) as observer, products_of(model) as products:
         try:
             model.eval()(*args, **kwargs)
         except Exception as error:  # the forward may raise anything
             reason = next(iter(str(error).splitlines()), "")
             message = f"example: must be an input that the model accepts; got {type(error).__name__}: {reason}"
             raise ValueError(message) from error
-    return observer.found().texts("in a forward of the example")
+    return observer.found(), products
 
 
 @contextlib.contextmanager
@@ -48,6 +49,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     """Restores generators, training flags and buffers."""
     flags = [(m, m.training) for m in model.modules()]
     held = [(m, dict(m._buffers)) for m in model.modules()]
+    own = [(m, buffers) for m, buffers in held if not isinstance(m, torch.jit.ScriptModule)]  # whose dict is its own
     values = [(b, b.clone()) for _, buffers in held for b in buffers.values() if b is not None]
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  (the forward may use the global generator)
     gpus = sorted({p.device.index for p in model.parameters() if p.is_cuda})
@@ -59,7 +61,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         np.random.set_state(states[1])  # noqa: NPY002
         for m, training in flags:
             m.training = training
-        for m, buffers in held:
+        for m, buffers in own:
             m._buffers.clear()
             m._buffers.update(buffers)
         with torch.no_grad():

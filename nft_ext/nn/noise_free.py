@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from nft_ext._common.checks import fail
 from nft_ext.nn.base import NoisyLayer
-from nft_ext.nn.candidates import convertible, matrix_parameters, read_by_parents
+from nft_ext.nn.candidates import matrix_parameters, read_by_parents
 from nft_ext.nn.crossbars import matrices, only_on_request
 from nft_ext.nn.names import named, select
 
@@ -26,30 +26,7 @@ def noise_free_layers(model: nn.Module) -> dict[str, nn.Module]:
     Scripted and quantized layers count. Products inside the user's own modules are not found.
     """
     inner = read_by_parents(model)
-    return {name: layer for name, (_, layer) in select(model, lambda m: m not in inner and _multiplies(m)).items()}
-
-
-def unconverted(model: nn.Module, chosen: Callable[[str, nn.Module], bool] | None) -> list[str]:
-    """What a user of a converted model should know about weights without noise, one text per kind.
-
-    Args:
-        model: the converted model.
-        chosen: whether the user asked for a layer, given its name; None if for all.
-    """
-    others = {
-        name: m
-        for name, m in noise_free_layers(model).items()
-        if not convertible(m) and (chosen is None or chosen(name, m))
-    }
-    texts = stay_noise_free(others)
-    if chosen is None and (hidden := list(unregistered(model, _multiplies))):
-        texts.append(
-            "modules in plain lists, tuples or dicts stay noise-free; hold them in nn.ModuleList or "
-            f"nn.ModuleDict: {_listed(hidden)}"
-        )
-    if shared := shared_weights(model):
-        texts.append(shared)
-    return texts
+    return {name: layer for name, (_, layer) in select(model, lambda m: m not in inner and multiplies(m)).items()}
 
 
 def stay_noise_free(layers: Mapping[str, nn.Module]) -> list[str]:
@@ -94,28 +71,39 @@ def check_no_lazy_layers(model: nn.Module) -> None:
             )
 
 
-def _multiplies(module: nn.Module) -> bool:
+def multiplies(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch that multiplies by weights, without noise."""
     if isinstance(module, NoisyLayer):
         return False
     if isinstance(module, torch.jit.ScriptModule):
         kind = getattr(nn, getattr(module, "original_name", ""), None)
         return isinstance(kind, type) and issubclass(kind, _MULTIPLY)
-    return (bool(matrices(module)) and not only_on_request(module)) or (
-        type(module).__module__.startswith(_QUANTIZED) and hasattr(module, "weight")
-    )
+    return (bool(matrices(module)) and not only_on_request(module)) or is_quantized(module)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a module is a quantized layer of torch. Its weight is no parameter."""
+    return type(module).__module__.startswith(_QUANTIZED) and hasattr(module, "weight")
 
 
 def unregistered(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[str]:
     """Names of attributes, plain lists, tuples and dicts for example, whose `wanted` modules are in no `modules()`."""
+    for name, hidden in unregistered_modules(model):
+        if any(wanted(m) for module in hidden for m in module.modules()):
+            yield name
+
+
+def unregistered_modules(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
+    """(name of an attribute, its modules that are in no `modules()`), plain lists, tuples and dicts for example."""
     modules = named(model)
     known = {id(m) for _, _, m in modules}
     for name, _, module in modules:
         for key, value in vars(module).items():
             held = list(value.values()) if isinstance(value, dict) else value
             items = held if isinstance(held, (list, tuple, set)) else (held,)
-            hidden = (m for m in items if isinstance(m, nn.Module) and id(m) not in known)
-            if any(wanted(m) for item in hidden for m in item.modules()):
-                yield f"{name}.{key}" if name else key
+            hidden = [m for m in items if isinstance(m, nn.Module) and id(m) not in known]
+            if hidden:
+                yield f"{name}.{key}" if name else key, hidden
 
 
 def _described(name: str, module: nn.Module) -> str:

@@ -53,7 +53,7 @@ class Observation:
     matrices: list[str]
 
     def texts(self, where: str) -> list[str]:
-        """One text per kind of finding; none if all noisy layers ran and nothing else multiplied.
+        """One text per kind of finding; none if all noisy layers ran. The account of weights names `matrices`.
 
         Args:
             where: names the forward, as "in the first step".
@@ -66,8 +66,6 @@ class Observation:
             )
         if self.read:
             texts.append(f"the weights of these noisy layers are read without noise: {_listed(self.read)}")
-        if self.matrices:
-            texts.append(f"these matrices are multiplied without noise: {_listed(self.matrices)}")
         return texts
 
 
@@ -199,9 +197,11 @@ class _Products(TorchFunctionMode):
         for prefix, _, module in named(model):
             if "parametrizations" in prefix.split("."):
                 continue  # products there make a weight
-            made = {part for m in module.matrices() for part in part_names(parameter_of(m))} if isinstance(
-                module, NoisyLayer
-            ) else set()
+            made = (
+                {part for m in module.matrices() for part in part_names(parameter_of(m))}
+                if isinstance(module, NoisyLayer)
+                else set()
+            )
             for key, p in module._parameters.items():
                 if p is not None and id(p) not in named_elsewhere and key not in made:
                     weights.setdefault(id(p), (f"{prefix}.{key}" if prefix else key, False, p))

@@ -38,7 +38,7 @@ def noisy_class(module: nn.Module, mixin: type) -> type:
             if isinstance(own, property):
                 setattr(found, name, property(_own_or_swapped(name, own.fget), own.fset))
         if (copying := vars(found).get("__deepcopy__")) is not None:
-            setattr(found, "__deepcopy__", _cleaned(copying))
+            found.__deepcopy__ = _cleaned(copying)
         return found
     return _noisy(kind, mixin, module)
 
@@ -140,7 +140,9 @@ def _described(plain: type) -> dict[str, Any]:
 
 def _rebased(parametrized: type, base: type) -> type:
     """torch's class of a parametrized module, on another base. Each module needs its own: torch changes it later."""
-    kept = {k: v for k, v in vars(parametrized).items() if k not in ("__dict__", "__weakref__", "_own_class", PLAIN, _VIEW)}
+    kept = {
+        k: v for k, v in vars(parametrized).items() if k not in ("__dict__", "__weakref__", "_own_class", PLAIN, _VIEW)
+    }
     return type(f"Parametrized{base.__name__}", (base,), kept)
 
 

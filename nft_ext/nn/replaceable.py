@@ -73,8 +73,8 @@ def _check_weight_level(name: str, layer: nn.Module, task: str) -> None:
         if not is_known(holder, weight):
             fail(
                 f"{name}.{parameter}",
-                "must be a parameter, or made of one by torch.nn.utils (parametrize, prune, weight norm, spectral norm). "
-                f"Undo FSDP and other wrappers, then {task}",
+                "must be a parameter, or made of some by parametrize, prune, weight_norm or spectral_norm of "
+                f"torch.nn.utils. Undo FSDP and other wrappers, then {task}",
                 type(getattr(holder, weight, None)).__name__,
             )
     if getattr(layer, "max_norm", None) is not None or getattr(layer, "sparse", False):
@@ -132,10 +132,11 @@ def _check_values(name: str, weight: Any, dims: int | None, task: str) -> None:
         fail(name, f"must be of a floating-point type: {task} before quantization", str(weight.dtype), TypeError)
     if weight.layout is not torch.strided:
         fail(name, f"must be dense: call .to_dense(), then {task}", str(weight.layout), TypeError)
-    if weight.dim() < 2:
-        fail(name, f"must have two or more dimensions: {task} before FSDP shards the model", list(weight.shape))
     if dims not in (None, weight.dim()):
         fail(name, f"must have {dims} dimensions: {task} before FSDP shards the model", list(weight.shape))
+    if weight.dim() < 2:
+        rule = f"must have two or more dimensions: {task} before FSDP shards the model"
+        fail(name, rule, list(weight.shape))
     if not weight.is_meta and not _is_finite(weight.detach()):
         fail(name, "must be finite (no NaN, no infinity)", "a tensor that is not")
 

@@ -75,7 +75,6 @@ def _take_back(layer: NoisyLayer, own: _Applied) -> None:
         del changes[place]
     else:  # the layer was attached to another device model meanwhile
         return
-    layer.follow_weight()
     if not changes:
         layer.__dict__["_owner"] = None if layer._entry is None else ANYWHERE
 

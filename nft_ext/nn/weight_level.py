@@ -76,12 +76,14 @@ class WeightLevelLayer(NoisyLayer):
             matrix.name = None if name is None else qualified(name, matrix.parameter)
 
     @property
-    def stream(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return tuple(matrix.stream for matrix in self._placed)
+    def stream(self) -> int | tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The stream of the only matrix, or those of all."""
+        streams = tuple(matrix.stream for matrix in self._placed)
+        return streams[0] if len(streams) == 1 else streams
 
     @stream.setter
-    def stream(self, streams: tuple[int, ...]) -> None:
-        for matrix, stream in zip(self._placed, streams):
+    def stream(self, streams: int | tuple[int, ...]) -> None:
+        for matrix, stream in zip(self._placed, streams if isinstance(streams, tuple) else (streams,)):
             matrix.stream = stream
 
     @property

@@ -61,7 +61,8 @@ def noise_key(
     if device is None or torch.compiler.is_compiling():
         return torch.tensor(rows, dtype=torch.int64, device=device)
     # Half the time of torch.tensor: it counts for small layers.
-    return torch.from_numpy(np.array(rows, np.int64)).to(device)
+    key = torch.from_numpy(np.array(rows, np.int64))
+    return key if device.type == "cpu" else key.to(device)
 
 
 # An operator, because randint in a compiled graph uses another generator than in eager mode. Defined in Python, because

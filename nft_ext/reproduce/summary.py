@@ -13,6 +13,7 @@ import numpy as np
 
 from nft_ext._common.checks import fail
 from nft_ext.metrics import equivalence, over_seeds
+from nft_ext.metrics import holm as adjusted
 from nft_ext.reproduce import published
 
 CONTROLS = ("control", "control-ovf", "control-irs")
@@ -264,15 +265,5 @@ def compared(row: Row, other: Row | None) -> Comparison | None:
 
 def holm(found: Sequence[Comparison]) -> list[Comparison]:
     """`found` with adjusted p-values. The tests for a difference are one family, those for equality another."""
-    differ, equal = (_holm([getattr(one, name) for one in found]) for name in ("p", "p_equal"))
+    differ, equal = (adjusted([getattr(one, name) for one in found]) for name in ("p", "p_equal"))
     return [dataclasses.replace(one, p_holm=p, p_equal_holm=q) for one, p, q in zip(found, differ, equal, strict=True)]
-
-
-def _holm(p: Sequence[float]) -> list[float]:
-    """The k-th smallest of m times m - k + 1, made monotone (Holm, Scand. J. Statist. 1979). NaN stays NaN."""
-    tested = sorted((i for i, one in enumerate(p) if math.isfinite(one)), key=lambda i: p[i])
-    adjusted, highest = [math.nan] * len(p), 0.0
-    for place, i in enumerate(tested):
-        highest = max(highest, min(1.0, (len(tested) - place) * p[i]))
-        adjusted[i] = highest
-    return adjusted

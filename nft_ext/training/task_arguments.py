@@ -114,8 +114,7 @@ def task_arguments(
     data = TaskBatches("train", train, collate), TaskBatches("validation", validation, collate)
     if collate is not None and not any(one.collates for one in data):
         fail("collate", "must be left out, because neither data set has items to collate", type(train).__name__)
-    for one in data:
-        _check_loader_options(one, recipe, sizes_given)
+    _check_loader_options(data[0], recipe, sizes_given)
     judge = Judge(task, metric, True if higher_is_better is None else higher_is_better)
     return TaskArguments(judge, *data, arguments)
 

@@ -37,7 +37,8 @@ class TaskBatches:
     def __init__(self, argument: str, data: Any, collate: Collate | None = None) -> None:
         self.argument, self.items, self.collate = argument, data, collate
         self.tensors = _tensors_of(data)
-        self.collates = self.tensors is None and (_is_map_style(data) or isinstance(data, list))
+        indexed = isinstance(data, list) or (_is_map_style(data) and not isinstance(data, Mapping))
+        self.collates = self.tensors is None and indexed
         self.loader = self.tensors is None and not self.collates
         if self.loader:
             _check_loader(argument, data)

@@ -32,6 +32,7 @@ CALLS = {
     "NVMDevice.from_table": (nft.NVMDevice.from_table, {"path": "no.csv"}),
     "noise": (nft.noise, {"model": NOISY}),
     "convert": (nft.convert, {"model": PLAIN, "nvm": NVM}),
+    "coverage": (nft.coverage, {"model": PLAIN}),
     "program": (nft.program, {"model": NOISY}),
     "restore": (nft.restore, {"model": NOISY}),
     "fuse": (nft.fuse, {"model": NOISY}),
@@ -46,8 +47,10 @@ CALLS = {
     "noisy_linear": (nft.noisy_linear, {"x": torch.ones(2, 9), "weight": MATRIX, "nvm": NVM, "key": KEY}),
     "noisy_conv2d": (nft.noisy_conv2d, {"x": X, "weight": KERNEL, "nvm": NVM, "key": KEY}),
     "monte_carlo": (nft.monte_carlo, {"model": NOISY, "data": DATA, "runs": 2, "progress": False}),
+    "over_chips": (nft.over_chips, {"model": NOISY, "fn": lambda model: 1.0, "runs": 2, "progress": False}),
     "estimate_cost": (nft.estimate_cost, {"model": NOISY, "data": DATA, "runs": 2}),
     "sweep": (nft.sweep, {"models": NOISY, "data": DATA, "sigmas": [0.1], "runs": 2, "progress": False}),
+    "explain": (nft.explain, {"model": NOISY, "data": DATA, "runs": 2, "by": "layer", "progress": False}),
     "fit": (
         nft.fit,
         {"model": PLAIN, "method": methods.Vanilla(), "train": DATA, "validation": DATA, "epochs": 1},
@@ -56,6 +59,7 @@ CALLS = {
     "metrics.fit_temperature": (metrics.fit_temperature, {"logits": torch.eye(6), "labels": LABELS}),
     "tempered": (metrics.tempered, {"model": NOISY, "temperature": 2.0}),
     "clopper_pearson": (metrics.clopper_pearson, {"count": 1, "trials": 2}),
+    "holm": (metrics.holm, {"p": [0.1]}),
     "fisher_exact": (metrics.fisher_exact, {"count_a": 1, "trials_a": 2, "count_b": 1, "trials_b": 2}),
     "convergence": (metrics.convergence, {"accuracy": np.ones(3)}),
     "compare_methods": (metrics.compare_methods, {"a": np.arange(3.0), "b": np.ones(3), "shared_seeds": True}),
@@ -106,9 +110,10 @@ SAID = {
 ELSEWHERE = re.findall(
     r"\w+",
     """
-    CostEstimate MonteCarloReport Convergence Equivalence MethodDifference OverSeeds Paired Temperature Tempered
+    ChipsReport CostEstimate MonteCarloReport Convergence Equivalence MethodDifference OverSeeds Paired Temperature
+    Tempered Change Explanation ExplanationRow
     Cost Curve Quantile RanksError RunStatistic SliceStatistic Sweep Worst BetaSearch History NonFiniteLoss Method
-    Vanilla
+    Vanilla Coverage
     info names calibrate NoisyConv2d NoisyLinear noisy_layers chips checkpoint_contexts plot_sweep sweep_table
     """,
 )

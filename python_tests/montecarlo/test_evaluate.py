@@ -249,7 +249,13 @@ def test_a_model_that_mixes_the_batch_runs_one_chip_a_pass_and_says_so():
 
 def test_layers_left_out_of_the_conversion_are_named(plain, data):
     report = evaluate(nft.convert(plain, NVM, exclude=["fc"]), data)
-    assert any("without noise" in note and note.endswith("fc") for note in report.notes)
+    assert [(group["name"], group["reason"]) for group in report.coverage["digital"]] == [("fc.weight", "excluded")]
+
+
+def test_layers_whose_noise_is_switched_off_are_named(plain, data):
+    noisy = nft.convert(plain, NVM)
+    nft.noisy_layers(noisy)["fc"].set_enabled(False)
+    assert "layers whose noise is switched off: fc" in evaluate(noisy, data).notes
 
 
 def test_all_zero_weights_and_one_image(plain):

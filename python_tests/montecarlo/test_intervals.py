@@ -4,11 +4,10 @@ import math
 
 import pytest
 
+from nft_ext.metrics.distributions import student_t_quantile
 from nft_ext.montecarlo.statistics.intervals import (
-    extreme_bounds_quantile,
-    mean_half_width,
     order_statistic_ranks,
-    student_t_quantile,
+    unseen_share,
 )
 
 # Any printed table of Student's t: (p, degrees of freedom, quantile).
@@ -49,11 +48,6 @@ def test_t_quantile_is_odd():
     assert student_t_quantile(0.1, 7) == -student_t_quantile(0.9, 7)
 
 
-def test_half_width_is_t_times_the_standard_error():
-    assert mean_half_width(0.3, 3) == pytest.approx(4.30265 * 0.3 / math.sqrt(3), rel=1e-5)
-    assert math.isnan(mean_half_width(0.3, 1))
-
-
 def binomial_cdf(k, n, q):
     return sum(math.comb(n, i) * q**i * (1 - q) ** (n - i) for i in range(k + 1))
 
@@ -77,6 +71,6 @@ def test_200_runs_bound_the_5_percent_quantile_on_both_sides_but_the_1_percent_o
 
 
 def test_the_minimum_of_200_bounds_the_1_5_percent_quantile():
-    q = extreme_bounds_quantile(200)
+    q = unseen_share(200)
     assert q == pytest.approx(0.015, abs=2e-4)
     assert (1 - q) ** 200 == pytest.approx(0.05)

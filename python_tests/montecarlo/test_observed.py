@@ -55,9 +55,13 @@ def test_a_report_names_matrices_that_no_crossbar_holds():
         def forward(self, x):
             return x @ self.weight
 
-    with pytest.warns(UserWarning, match=r"these matrices are multiplied without noise: 0\.weight$"):
-        report = evaluate(nft.convert(nn.Sequential(Own(), nn.Linear(6, 3)), NVM))
-    assert any("multiplied without noise: 0.weight" in note for note in report.notes)
+    with pytest.warns(UserWarning, match=r"^convert: 33\.3 % .*digital: 0\.weight \(Own, 36: unknown class\)"):
+        noisy = nft.convert(nn.Sequential(Own(), nn.Linear(6, 3)), NVM)
+    report = evaluate(noisy)
+    assert report.observed["matrices"] == ["0.weight"] and report.coverage["share"] == 18 / 54
+    assert "33.3 % of multiply-accumulates; digital: 0.weight (Own, 36: unknown class)" in " ".join(
+        report.table().split()
+    )
 
 
 def test_a_report_names_weights_that_a_layer_without_noise_shares():

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
+from nft_ext.metrics.distributions import student_t_quantile
 from nft_ext.montecarlo.execution import pilot
 from nft_ext.montecarlo.statistics import slice_estimate
-from nft_ext.metrics.distributions import student_t_quantile
+from nft_ext.montecarlo.statistics.precision import precision_of
 from nft_ext.montecarlo.statistics.slice_estimate import between_chips, estimate
-from nft_ext.montecarlo.statistics.slice_statistic import logit_interval
-from nft_ext.montecarlo.statistics.stopping import Goal, precision_of, until
+from nft_ext.montecarlo.statistics.stopping import Goal, until
 
 
 class Population:
@@ -127,12 +127,6 @@ def test_whole_sets_give_the_plain_mean_and_variance():
     assert found.variance == pytest.approx(share.var(ddof=1) / 30)
 
 
-def test_the_logit_interval_stays_below_one_and_is_the_plain_one_when_narrow():
-    low, high = logit_interval(0.99, 0.015)
-    assert 0.9 < low < 0.975 and 0.99 < high < 1
-    assert logit_interval(0.97, 1e-6) == pytest.approx((0.97 - 1e-6, 0.97 + 1e-6), rel=1e-9)
-
-
 # ---- pilot
 
 
@@ -184,14 +178,14 @@ def test_the_interval_at_the_stop_is_within_the_target(target):
     assert precision.reached and precision.half_width <= target and precision.pilot_runs == 64
     pilot_alone = math.ceil((student_t_quantile(0.975, 63) * values[:64].std(ddof=1) / target) ** 2)
     assert seen[0] >= max(64, pilot_alone)
-    assert precision.half_width >= precision_of(found()).half_width
+    assert precision.half_width >= precision_of(found(), share=True).half_width
 
 
 def test_a_target_out_of_reach_gives_what_all_runs_give():
     seen, more, found = collect(np.random.default_rng(5).normal(0.8, 0.05, 300))
     precision = until(Goal(1e-4, 64, 300), 1, more, found)
     assert seen[0] == 300 and precision.reached is False
-    assert precision.half_width == precision_of(found()).half_width
+    assert precision.half_width == precision_of(found(), share=True).half_width
 
 
 def test_many_slices_make_a_tiling_and_64_chips_the_pilot_unless_fewer_chips_do():

@@ -67,8 +67,8 @@ def test_run_r_is_the_network_programmed_with_draw_r_on_slice_r(model, data, opt
     right, images, loss = by_hand(model, data, options.get("slice_images", 10), RUNS)
     report = evaluate(model, data, **options)
     assert report.accuracy.per_run.tolist() == (right / images).tolist()
-    assert report.accuracy.mean == right.sum() / images.sum()
-    assert report.ekl.mean == pytest.approx(loss.sum() / right.sum(), rel=1e-5)
+    assert report.accuracy.mean == pytest.approx(right.sum() / images.sum(), rel=1e-15)
+    assert report.ekl.pooled == pytest.approx(loss.sum() / right.sum(), rel=1e-5)
     assert report.images_evaluated == images.sum() and report.images == IMAGES
     assert len(set(report.accuracy.per_run)) > 1, "all slices alike would prove nothing"
 
@@ -100,6 +100,49 @@ def test_the_report_names_protocol_slices_and_tilings_and_reads_back(model, data
     report.plot(tmp_path / "report.png")
     assert (tmp_path / "report.png").stat().st_size > 0
     report.to_csv(tmp_path / "report.csv")
+
+
+def test_slices_of_all_images_have_quantiles_and_a_worst_chip(model, data, tmp_path):
+    whole, sliced = (
+        evaluate(model, data, protocol="full", slice_images="auto"),
+        evaluate(model, data, slice_images=IMAGES),
+    )
+    for q in (0.05, 0.5):
+        one, other = whole.accuracy.quantile(q), sliced.accuracy.quantile(q)
+        assert (one, one.low, one.high) == (other, other.low, other.high)
+    assert sliced.accuracy.worst == whole.accuracy.worst == whole.accuracy.per_run.min()
+    assert "the worst of 23" in str(sliced) and "no quantiles" not in str(sliced)
+    sliced.to_json(tmp_path / "report.json")
+    again = MonteCarloReport.from_json(tmp_path / "report.json")
+    assert str(again) == str(sliced) and again.accuracy.worst == sliced.accuracy.worst
+    sliced.plot(tmp_path / "report.png")
+
+
+@pytest.mark.parametrize("options", [dict(protocol="full", slice_images="auto"), dict()])
+def test_every_report_says_what_its_intervals_hold_and_what_they_do_not(model, data, options, tmp_path):
+    report = evaluate(model, data, runs=64, metrics=("accuracy", "ekl", "nll"), **options)
+    assert report.unseen_chips == pytest.approx(1 - 0.05 ** (1 / 64))
+    assert "up to 4.6 % of chips may be unlike any seen (95 %)" in str(report)
+    low, high = report.accuracy.interval
+    said = "+- 95 %: mean over chips of this network, on these images"
+    assert f"{said}; accuracy {100 * low:.2f} to {100 * high:.2f} %" in str(report)
+    assert report.accuracy.ci95 == pytest.approx(max(report.accuracy.mean - low, high - report.accuracy.mean))
+    report.to_json(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["unseen_chips"] == report.unseen_chips
+    for name, entry in content["metrics"].items():
+        precision = report.statistics[name].precision
+        assert entry["rough"] == precision.rough and entry["degrees_of_freedom"] == precision.df
+        assert entry["interval95"] == list(report.statistics[name].interval)
+    again = MonteCarloReport.from_json(tmp_path / "report.json")
+    assert again.accuracy.interval == pytest.approx(report.accuracy.interval, rel=1e-14)
+
+
+def test_an_interval_from_few_chips_is_marked_as_rough(model, data):
+    few, many = (evaluate(model, data, protocol="full", slice_images="auto", runs=runs) for runs in (12, 200))
+    assert few.accuracy.precision.rough and not many.accuracy.precision.rough
+    assert "rough 95 % intervals, from fewer than 20 degrees of freedom: accuracy (" in str(few)
+    assert "rough" not in str(many)
 
 
 def test_quantiles_and_the_worst_case_are_refused_with_the_reason(model, data):
@@ -179,7 +222,12 @@ def test_without_noise_every_tiling_is_the_quantized_network(model, data):
     model.eval()
     with nft.noise(model, enabled=False), torch.no_grad():
         right = (model(data[0]).argmax(dim=1) == data[1]).double().mean().item()
-    assert report.accuracy.mean == right and report.accuracy.ci95 == 0
+    assert report.accuracy.mean == right == 1
+    # 148 inferences without an error: the interval is that of their number alone.
+    assert report.images_evaluated == 148 and report.accuracy.interval == pytest.approx(
+        (1 - 1.96**2 / 148, 1), rel=1e-4
+    )
+    assert "rough 95 % intervals" in str(report)
 
 
 def test_one_image_a_slice_leaves_the_std_open(model, data):

@@ -128,12 +128,7 @@ class Silent(nn.Module):
         return h + self.gate * self.b(h.mean(0, keepdim=True).expand_as(h))
 
 
-def transformer():
-    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
-
-
 MIXING = {
-    "sequence-first transformer": (transformer, lambda: [rand(6, 4, 8)]),
     "sequence-first LSTM": (Recurrent, lambda: [rand(6, 4, 8)]),
     "siamese, joined along dim 0": (
         lambda: Calling(lambda net, a, b: net(torch.cat([a, b]))[: len(a)] - net(b)),

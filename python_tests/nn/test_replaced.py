@@ -176,19 +176,3 @@ def test_contexts_leave_nothing_on_the_layers():
     with nft.chips(noisy), nft.noise(noisy, sigma=0.1):
         noisy(X)
     assert vars(noisy[0]).keys() - {"scaled"} == before.keys() and not noisy[0]._forward_hooks
-
-
-def test_weights_that_arrive_after_the_chips_were_chosen_are_refused():
-    """As under accelerate's offloading: the key is on the meta device, and an operator would compute nothing."""
-    noisy = nft.convert(network(), NVM)
-    weight = nn.Parameter(noisy[0].weight.detach().clone())
-    noisy[0].to("meta")
-    noisy[0].register_forward_pre_hook(lambda layer, args: setattr(layer, "weight", weight))
-    with (
-        nft.chips(noisy),
-        pytest.raises(RuntimeError, match=r"0\.weight: must stay on the torch device .*Remove offloading hooks first"),
-    ):
-        noisy(X)
-    noisy[0].to("meta")
-    with pytest.raises(ValueError, match=r"model: must have weights with values: .*; got '0\.weight' on meta"):
-        nft.monte_carlo(noisy, (X, torch.arange(8) % 4), runs=2, progress=False)

@@ -14,6 +14,7 @@ from nft_ext._common.channels_last import channels_last
 from nft_ext.montecarlo.execution.passes import free_memory, split_chips
 from nft_ext.montecarlo.statistics.slices import LAST_PERMUTATION, Slices, permutation
 from nft_ext.montecarlo.statistics.tallies import Tallies
+from nft_ext.nn import noisy_layers
 from nft_ext.nn.contexts import chips
 
 DATA_SHARE = 0.5  # largest share of the torch device's free memory that the data may take
@@ -43,7 +44,8 @@ class ChipEvaluator:
         self.channels_last = False  # whether the model sees images in that layout
         # All batches see the same chips. On CUDA it is faster to program the weights once and hold them. On the CPU the
         # one-pass product generates the weights itself.
-        self.programmed = device.type == "cuda"
+        held = any(layer.unquantized for layer in noisy_layers(model).values())  # programmed once in any case
+        self.programmed = held or device.type == "cuda"
 
     def logits(self, inputs: Tensor, draws: list[int]) -> Tensor:
         """Logits [S, b, C] of the S chips `draws` on `inputs` [b, ...], in one pass."""

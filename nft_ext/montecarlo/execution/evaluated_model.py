@@ -11,8 +11,7 @@ from torch import nn
 
 from nft_ext._common.checks import fail, torch_device
 from nft_ext.nn import NoisyLayer, check_noisy, noisy_layers
-from nft_ext.nn.names import named
-from nft_ext.nn.noise_free import noise_free_layers, unregistered
+from nft_ext.nn.noise_free import unregistered
 from nft_ext.nn.replaced import copied
 from nft_ext.ops.functional import device_table
 
@@ -89,9 +88,6 @@ def devices_in_use(model: nn.Module, sigma: float | None) -> list[dict[str, Any]
     return [{"device": nvm.describe(), "text": str(nvm), "layers": names} for nvm, names in layers_of.items()]
 
 
-def layers_without_noise(model: nn.Module) -> list[str]:
-    """Names of the layers with weights but without noise: not converted, or switched off."""
-    quiet = {name for name, layer in noisy_layers(model).items() if not layer.noise_enabled} | set(
-        noise_free_layers(model)
-    )
-    return [name for name in dict.fromkeys(name for name, _, _ in named(model)) if name in quiet]
+def switched_off(model: nn.Module) -> list[str]:
+    """Names of the noisy layers whose noise is switched off."""
+    return [name for name, layer in noisy_layers(model).items() if not layer.noise_enabled]

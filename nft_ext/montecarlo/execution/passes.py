@@ -13,8 +13,11 @@ from nft_ext._common.logits import logits_of
 from nft_ext.nn import frozen
 
 PROBE_IMAGES = 8
-# Rows (chips x images) of a pass that fill the machine. More rows cost memory traffic without a gain in speed.
+# Rows of a pass (chips x images, or x tokens) that fill the machine.
 ROWS = {"cpu": 128, "cuda": 4096}
+# On the CPU several chips save the fixed cost of a call, and lose once a layer's output leaves the cache. So the bytes
+# of the largest output decide there: bench/studies/passes.py measures it. More chips than these save nothing further.
+CACHE_BYTES, CHIPS = 4 << 20, 128
 IMAGES = {"cpu": 128, "cuda": 256}  # images per batch for batch_size="auto"
 MEMORY_SHARE = 0.25  # largest share of the free memory
 LIVE_OUTPUTS = 4  # a layer's input, output, unfolded patches, and one more for a residual branch
@@ -31,12 +34,14 @@ class Probe:
 
     Attributes:
         classes: number of the model's classes.
-        row_bytes: bytes per row of the largest output of a layer.
+        row_bytes: bytes per image of the largest output of a layer.
+        rows: rows per image that a Linear multiplies at most, such as the tokens of a text; at least 1.
         logits: [images, C] of chip 0.
     """
 
     classes: int
     row_bytes: int
+    rows: int
     logits: Tensor
 
 
@@ -46,24 +51,26 @@ def probe(model: nn.Module, forward: Forward, inputs: Tensor) -> Probe:
     Raises:
         TypeError, ValueError: the model does not return logits [images, classes] of at least two classes.
     """
-    rows = min(PROBE_IMAGES, len(inputs))
-    largest = 0
+    images = min(PROBE_IMAGES, len(inputs))
+    largest, multiplied = 0, images
 
     def measure(module, args, output):
-        nonlocal largest
+        nonlocal largest, multiplied
         if torch.is_tensor(output):
             largest = max(largest, output.numel() * output.element_size())
+            if isinstance(module, nn.Linear) and output.dim() and output.shape[-1]:
+                multiplied = max(multiplied, output.numel() // output.shape[-1])
 
     # Nothing calls the containers of a fused model, and they refuse hooks.
     hooks = [m.register_forward_hook(measure) for m in model.modules() if not isinstance(m, frozen.Module)]
     try:
-        logits = forward(inputs[:rows], [0])
+        logits = forward(inputs[:images], [0])
     finally:
         for hook in hooks:
             hook.remove()
     if logits.shape[2] < 2:  # every image would count as correct
-        fail("model", "must return logits of at least two classes", f"shape {[rows, *logits.shape[2:]]}")
-    return Probe(classes=logits.shape[2], row_bytes=-(-largest // rows), logits=logits[0])
+        fail("model", "must return logits of at least two classes", f"shape {[images, *logits.shape[2:]]}")
+    return Probe(logits.shape[2], -(-largest // images), -(-multiplied // images), logits[0])
 
 
 def split_chips(output, chips: int, images: int) -> Tensor:
@@ -83,22 +90,29 @@ def images_that_suit(device: torch.device) -> int:
     return IMAGES.get(device.type, IMAGES["cpu"])
 
 
-def chips_that_fit(runs: int, batch: int, row_bytes: int, weight_bytes: int, device: torch.device) -> int:
+def chips_that_fit(
+    runs: int, batch: int, row_bytes: int, weight_bytes: int, device: torch.device, rows: int = 1
+) -> int:
     """Chips per pass for chips_per_pass="auto", without a measurement.
 
-    Takes as many chips as keep chips * batch within ROWS and the largest layer within a quarter of the free memory. The
-    number is then evened out over the passes, so that the last pass is nearly full.
+    On CUDA chips * batch * rows stays within ROWS. On the CPU the largest output of a layer stays within CACHE_BYTES,
+    and the number within CHIPS. Everywhere the largest layer stays within a quarter of the free memory. The number is
+    then evened out over the passes, so that the last pass is nearly full.
 
     Args:
         runs: number of chips.
         batch: images per batch.
-        row_bytes: bytes per row of the largest output; LIVE_OUTPUTS of them count.
+        row_bytes: bytes per image of the largest output; LIVE_OUTPUTS of them count.
         weight_bytes: bytes of programmed weights per chip.
         device: torch device.
+        rows: rows per image that a Linear multiplies.
     """
-    by_rows = ROWS.get(device.type, ROWS["cpu"]) // batch
+    if device.type == "cuda":
+        by_speed = ROWS["cuda"] // (batch * rows)
+    else:
+        by_speed = min(CHIPS, CACHE_BYTES // max(1, batch * row_bytes))
     by_memory = MEMORY_SHARE * free_memory(device) / (batch * row_bytes * LIVE_OUTPUTS + weight_bytes + 1)
-    chips = max(1, min(runs, by_rows, int(by_memory)))
+    chips = max(1, min(runs, by_speed, int(by_memory)))
     passes = -(-runs // chips)
     return -(-runs // passes)
 

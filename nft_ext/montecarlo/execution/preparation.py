@@ -22,6 +22,9 @@ from nft_ext.montecarlo.execution.plan import Plan
 from nft_ext.montecarlo.execution.session import Session
 from nft_ext.nn import noisy_layers
 from nft_ext.nn.contexts import noise, why_apart
+from nft_ext.nn.coverage.account import coverage_of
+from nft_ext.nn.coverage.products import products_of
+from nft_ext.nn.coverage.table import Coverage
 from nft_ext.nn.observed import Observation, observed
 
 
@@ -35,6 +38,7 @@ class Prepared:
         labels: int64 [n].
         probe: results of one small pass.
         observation: which layers ran in that pass.
+        coverage: the account of the weights, with that pass for an example.
         alone: the reason why chips must not share a pass; None if they may.
         hardware: name of the torch device.
         began: time.perf_counter() at the start.
@@ -45,6 +49,7 @@ class Prepared:
     labels: Tensor
     probe: Probe
     observation: Observation
+    coverage: Coverage
     alone: str | None
     hardware: str
     began: float
@@ -60,7 +65,8 @@ class Prepared:
         weights = [layer.weight_count for layer in noisy_layers(evaluator.model).values()]
         held = sum(weights) if evaluator.programmed else max(weights)
         images = evaluator.batch_size if planned.slices is None else min(evaluator.batch_size, planned.slices.size)
-        return chips_that_fit(asked.most_runs, images, self.probe.row_bytes, 4 * held, evaluator.device)
+        found = self.probe
+        return chips_that_fit(asked.most_runs, images, found.row_bytes, 4 * held, evaluator.device, found.rows)
 
 
 def check(model, asked: Arguments) -> None:
@@ -106,7 +112,7 @@ def prepared(
         stack.enter_context(autocast(asked.precision, device))
         stack.enter_context(noise(model, sigma=asked.sigma))  # one context, so that layers quantize once
         evaluator = ChipEvaluator(model, inputs, labels, asked.seed, min(batch_size, len(labels)), device)
-        with observed(model) as observer:
+        with observed(model) as observer, products_of(model) as products:
             found = probe(model, evaluator.logits, evaluator.inputs)
         check_label_range(labels, found.classes)
         if gains_by_channels_last(model, evaluator.inputs, device):
@@ -114,4 +120,5 @@ def prepared(
         alone = None
         if asked.most_runs > 1 and asked.chips_per_pass != 1:
             alone = why_apart(model, evaluator.laid_out(evaluator.inputs[:PROBE_IMAGES]))
-        yield Prepared(asked, evaluator, labels, found, observer.found(), alone, hardware, began)
+        account = coverage_of(model, products)
+        yield Prepared(asked, evaluator, labels, found, observer.found(), account, alone, hardware, began)

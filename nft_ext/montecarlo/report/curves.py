@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nft_ext._common.checks import fail
 from nft_ext.montecarlo.report.conditions import CONVENTIONS
+from nft_ext.montecarlo.report.digital_part import digital_part
 from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.report.text_table import align, figure, images_per_chip
 
@@ -50,7 +51,7 @@ def common_conditions(reports: list[MonteCarloReport]) -> str:
         if len(kinds) == 1
         else "several devices"
     )
-    return f"{kind}; {chips} chips x {images}, seed {reports[0].seed}"
+    return f"{kind}; {chips} chips x {images}, seed {reports[0].seed}{digital_part(reports)}"
 
 
 def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
@@ -80,6 +81,8 @@ def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
         f"sigma {convention(reports[0])}; {common_conditions(reports)}",
         *align(rows),
     ]
+    unseen = max(report.unseen_chips for report in reports)
+    lines.append(f"up to {100 * unseen:.2g} % of chips may be unlike any seen (95 %)")
     if any(report.interrupted for report in reports):
         lines.append("* interrupted: fewer chips than asked for")
     return "\n".join(lines)

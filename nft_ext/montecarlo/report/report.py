@@ -47,6 +47,9 @@ class MonteCarloReport:
         observed: what one small pass ran: never_ran (noisy layers whose forward did not run), share (their part of the
             noisy weights), read (noisy layers whose weight was read past the layer), matrices (parameters of other
             modules that were multiplied without noise). None in reports of version 0.2.
+        coverage: the account of the weights, as `Coverage.summary` has it: share of the matrix weights on crossbars,
+            mac_share (of multiply-accumulates, None if unknown), crossbar_weights, weights, digital (the biggest
+            groups of digital matrices, each with its reason), digital_not_listed. None in reports of version 0.2.
     """
 
     statistics: dict[str, RunStatistic | SliceStatistic]
@@ -70,6 +73,7 @@ class MonteCarloReport:
     pilot: dict[str, Any] | None = None
     stopping: dict[str, Any] | None = None
     observed: dict[str, Any] | None = None
+    coverage: dict[str, Any] | None = None
 
     def _statistic(self, name: str) -> RunStatistic | SliceStatistic:
         if name not in self.statistics:

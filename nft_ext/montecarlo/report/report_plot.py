@@ -7,6 +7,7 @@ import textwrap
 
 import numpy as np
 
+from nft_ext.montecarlo.report.digital_part import digital_part
 from nft_ext.montecarlo.report.figure_style import COLOURS, INK, STYLE, require_matplotlib, save_figure
 from nft_ext.montecarlo.report.text_table import figure as rounded
 from nft_ext.montecarlo.report.text_table import images_per_chip
@@ -106,5 +107,5 @@ def _report_title(report) -> str:
     state = ", interrupted" if report.interrupted else ""
     return (
         f"Accuracy over {report.runs} programmed chips x {images_per_chip(report)}, seed {report.seed}{state}\n"
-        + textwrap.fill(report.conditions(), 90)
+        + textwrap.fill(report.conditions() + digital_part([report]), 90)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 
+from nft_ext._common.coverage_line import coverage_line
 from nft_ext.montecarlo.statistics.slice_estimate import LEAST_DF
 from nft_ext.montecarlo.statistics.slice_statistic import WHY_ABSENT, SliceStatistic
 
@@ -49,8 +50,11 @@ def report_table(report) -> str:
         f"  computed  {report.precision} on {report.hardware}, {report.chips_per_pass} chip(s) per pass, "
         f"batch {report.batch_size}, {report.seconds:.1f} s "
         f"({report.images_evaluated / max(report.seconds, 1e-9):,.0f} images/s)",
-        "",
     ]
+    if report.coverage is not None:
+        line = coverage_line(report.coverage)
+        lines += textwrap.wrap(f"weights   {line}", WIDTH, initial_indent="  ", subsequent_indent=" " * 12)
+    lines.append("")
     sliced = any(isinstance(statistic, SliceStatistic) for statistic in report.statistics.values())
     lines += _of_slices(report) if sliced else _of_whole_sets(report)
     for note in [*_rough(report), *report.notes]:

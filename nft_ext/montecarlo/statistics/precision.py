@@ -81,7 +81,7 @@ def _arms(found: SliceEstimate, variance: ndarray, runs: int, share: bool) -> tu
     An arm a solves a^2 = t^2 variance + z^2 g a / runs: the variance at its end, when the variance grows by g per unit
     of the mean. It is the score interval of a Poisson number for rare errors, and t * standard error for g = 0.
     """
-    t = student_t_quantile(0.5 + CONFIDENCE / 2, found.df)
+    t = _student(found, share)
     low, high = _growth(found, share)
     centres = [SQUARED_NORMAL * g / (2 * runs) for g in (low, high)]
     below, above = (c + math.sqrt(c**2 + t**2 * float(variance)) for c in centres)
@@ -89,6 +89,16 @@ def _arms(found: SliceEstimate, variance: ndarray, runs: int, share: bool) -> tu
         least = RULE_OF_THREE * found.runs / (float(found.inferences) * runs)
         below, above = max(below, least), max(above, least)
     return below, above
+
+
+def _student(found: SliceEstimate, share: bool) -> float:
+    """Student's factor. A rough variance counts by its effective degrees of freedom, except for a share.
+
+    The floor and the skew of a share make up for the few errors behind its variance.
+    """
+    effective = float(found.effective_df)
+    df = found.df if share or effective >= LEAST_DF else max(effective, 1.0)
+    return student_t_quantile(0.5 + CONFIDENCE / 2, min(df, found.df))
 
 
 def _growth(found: SliceEstimate, share: bool) -> tuple[float, float]:
@@ -122,7 +132,9 @@ def runs_for(target: float, found: SliceEstimate, least: int, most: int, count: 
 
     a <= target where t^2 variance + z^2 g target / runs <= target^2, by the equation of `_arms`.
     """
-    t = student_t_quantile(0.5 + CONFIDENCE / 2, found.df)
+    t = _student(found, share)
+    if not math.isfinite(found.per_chip):
+        return most + 1
     largest = target / t
     growth = max(_growth(found, share)) * SQUARED_NORMAL / t**2 * target
     least = max(least, int(np.ceil((found.per_chip + growth) / largest**2)))

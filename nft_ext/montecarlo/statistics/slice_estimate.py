@@ -109,7 +109,8 @@ def credible_estimate(numerator: ndarray, denominator: ndarray, count: int, shar
 
     64 pairs of a network with 2 % bad chips may have none, while all its chips have many. Then the plain variance of
     all slices decides, which is too large on average. If chips are regular and only few pairs differ, a share gets the
-    upper bound of its exact variance: P pairs without a difference are 3.8 / P pairs that differ by one image.
+    upper bound of its exact variance: P pairs without a difference are 3.8 / P pairs that differ by one image. The
+    plain variance replaces that bound where it is smaller.
 
     Args:
         numerator, denominator: [R] each, as for `estimate`.
@@ -132,7 +133,8 @@ def credible_estimate(numerator: ndarray, denominator: ndarray, count: int, shar
     single = np.square(found.runs / found.inferences) / 2  # of a pair that differs by one image
     per_chip = _upper_bound(np.square(u[first] - u[first + count]) / 2, single)
     bounded = replace(found, per_chip=per_chip, variance=per_chip / found.runs)
-    return replace(bounded, variance=bounded.variance + rest_variance(found, np.array(found.runs), count))
+    bounded = replace(bounded, variance=bounded.variance + rest_variance(found, np.array(found.runs), count))
+    return bounded if bounded.variance < plain.variance else plain
 
 
 def _upper_bound(values: ndarray, unit: ndarray) -> ndarray:
