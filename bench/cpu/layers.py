@@ -1,4 +1,7 @@
-"""Cases `conv2d-*` and `linear-*`: single noisy layers of real networks, forward (inference) and forward+backward."""
+"""Cases `conv2d-*` and `linear-*`: single noisy layers of real networks, forward (inference) and forward+backward.
+
+`linear-rows-*` are forwards of one large Linear on 1 to 512 rows.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,7 @@ SHAPES = (
     Shape("conv2d-512x4", (512, 512, 3, 1, 4)),  # layer4: many weights, few places
     Shape("linear-8192x1024", (8192, 1024)),  # VGG-8, fc1
 )
+LARGE, ROWS = Shape("linear-rows", (4096, 4096)), (1, 8, 32, 128, 512)  # a projection of a language model
 TINY = (Shape("conv2d-8x4", (8, 8, 3, 1, 4)), Shape("linear-8x8", (8, 8)))  # the cost of a call
 
 
@@ -171,8 +175,9 @@ def _by_hand(shape: Shape, rows: int, precision: str, backward: bool, draws: str
     return _ready(trial, backward, lambda: check(trial, None))
 
 
-def _case(shape: Shape, backward: bool) -> Case:
-    rows = BACKWARD_ROWS if backward else FORWARD_ROWS
+def _case(shape: Shape, backward: bool, rows: int | None = None) -> Case:
+    """Rows: of the input; None for the usual number, which is no part of the case's name."""
+    given, rows = rows, rows or (BACKWARD_ROWS if backward else FORWARD_ROWS)
     activations, weight, products = shape.counts(rows)
 
     def variant(family: str, draws: str, precision: str, make: Callable[..., Ready], *options: str) -> Variant:
@@ -193,7 +198,7 @@ def _case(shape: Shape, backward: bool) -> Case:
             variants.append(variant("torch", draws, precision, _by_hand, draws, "eager"))
         if shape not in TINY:
             variants.append(variant("torch", "one", precision, _by_hand, "one", "compile"))
-    direction = "backward" if backward else "forward"
+    direction = str(given) if given else "backward" if backward else "forward"
     text = (
         " x ".join(map(str, shape.sizes))
         if shape.is_linear
@@ -206,4 +211,5 @@ def _case(shape: Shape, backward: bool) -> Case:
 
 
 def cases() -> list[Case]:
-    return [_case(shape, backward) for backward in (False, True) for shape in SHAPES + TINY]
+    usual = [_case(shape, backward) for backward in (False, True) for shape in SHAPES + TINY]
+    return usual + [_case(LARGE, False, rows) for rows in ROWS]

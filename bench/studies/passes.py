@@ -41,16 +41,20 @@ def _tokens(count: int) -> Callable[[int], Tensor]:
     return lambda batch: torch.randint(100, (batch, count), generator=torch.Generator().manual_seed(0))
 
 
+def _images(batch: int) -> Tensor:
+    return torch.randn(batch, 3, 32, 32)
+
+
 # name -> (network, inputs of a batch, batches)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], tuple[int, ...]]] = {
     "small-mlp": (lambda: _mlp(64, 32), lambda batch: torch.randn(batch, 64), (8, 128)),
     "mlp": (lambda: _mlp(784, 512), lambda batch: torch.randn(batch, 784), (8, 128)),
     "convolutions": (
         lambda: models.build("vgg8", 10, 3, 0.25),
-        lambda batch: torch.randn(batch, 3, 32, 32),
+        _images,
         (1, 8, 32),
     ),
-    "resnet": (lambda: models.build("resnet18", 10, 3, 0.25), lambda batch: torch.randn(batch, 3, 32, 32), (1, 8, 32)),
+    "resnet": (lambda: models.build("resnet18", 10, 3, 0.25), _images, (1, 8, 32)),
     "encoder-16": (lambda: Encoder(8, layers=1, words=100), _tokens(16), (1, 8, 50)),
     "encoder-128": (lambda: Encoder(8, layers=1, words=100), _tokens(128), (1, 8, 50)),
 }

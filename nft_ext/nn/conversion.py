@@ -50,16 +50,20 @@ def convert(
     example: Any = None,
     inplace: bool = False,
 ) -> nn.Module:
-    """A copy of `model` whose Conv2d and Linear layers are noisy; with inplace=True `model` itself.
+    """A copy of `model` whose matrices are on noisy crossbars; with inplace=True `model` itself.
+
+    Linear and Conv2d become NoisyLinear and NoisyConv2d. Every other layer with matrices stays of its class and runs
+    its own forward on programmed weights: other convolutions, recurrent layers, attention, Bilinear, subclasses,
+    parametrized, normed and pruned layers, expert weights, and classes given to `register_crossbar`.
 
     Args:
-        model: any nn.Module. Noisy layers get the device model `nvm`. Subclasses of Conv2d and Linear stay unchanged,
-            because their forward is unknown. A UserWarning gives the share of matrix weights on crossbars and names the
-            biggest matrices that stay digital (`nft_ext.coverage` lists all). There is none if every matrix is on a
-            crossbar, or if `include` and `exclude` left the others out. Noisy layers whose weight another module also
-            reads, as a tied embedding does, are named too.
+        model: any nn.Module. Noisy layers get the device model `nvm`. A UserWarning gives the share of matrix weights
+            on crossbars and names the biggest matrices that stay digital (`nft_ext.coverage` lists all). There is none
+            if every matrix is on a crossbar, or if `include` and `exclude` left the others out. Noisy layers whose
+            weight another module also reads, as a tied embedding does, are named too.
         nvm: the device model.
-        include: convert only these layers: qualified names, glob patterns of names, or module types.
+        include: convert only these layers: qualified names, glob patterns of names, or module types. An embedding
+            becomes noisy only if its own name or type is given.
         exclude: do not convert these layers.
         example: an input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The noisy copy
             runs it once, in eval mode without gradients. A UserWarning names noisy layers that did not run (their
@@ -77,8 +81,8 @@ def convert(
     Raises:
         TypeError: `model`, `nvm`, `example` or a weight has a wrong type.
         ValueError: no layer to convert, a pattern that matches none, weights that are not finite, or an example that
-            the model does not accept. Also a layer that is pruned, weight-normed, spectral-normed, lazy, sharded, or
-            whose forward was replaced on the instance. The message says what to do first.
+            the model does not accept. Also a layer that is lazy or sharded, whose forward was replaced on the instance,
+            or whose class has an attribute that noisy layers need. The message says what to do first.
         RuntimeError: inplace=True inside a noise context of the model.
     """
     module("model", model)

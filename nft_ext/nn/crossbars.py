@@ -99,7 +99,7 @@ def matrices(module: nn.Module) -> list[Matrix]:
             if kind.__name__.endswith("TopKRouter") and _dims(module, "weight") == 2:
                 return [Matrix("weight", "oi")]
         if kind is nn.RNNBase:
-            return [Matrix(name, "oi") for name in module._flat_weights_names if name.startswith("weight_")]
+            return [Matrix(name, "oi") for name in vars(module)["_flat_weights_names"] if name.startswith("weight_")]
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ def shared_weights(model: nn.Module) -> str | None:
     noisy = select(model, lambda m: isinstance(m, NoisyLayer))
     inner = read_by_parents(model)
     for name, (_, layer) in noisy.items():
-        own = {id(p) for p in matrix_parameters(layer)}
+        own = {id(p) for p in matrix_parameters(cast("NoisyLayer", layer))}
         others = [
             _described(other, m)
             for other, _, m in named(model)

@@ -128,7 +128,7 @@ def _made(plain: type, mixin: type, names: tuple[str, ...], children: tuple[str,
         body["_flat_weights"] = property(_flat, _store("_flat_weights"), _drop("_flat_weights"))
         body["_update_flat_weights"] = _update_flat
     if hasattr(plain, "__deepcopy__"):
-        body["__deepcopy__"] = _cleaned(plain.__deepcopy__)
+        body["__deepcopy__"] = _cleaned(getattr(plain, "__deepcopy__"))  # noqa: B009
     made: Any = type(f"Noisy{plain.__name__}", (mixin, plain), body)
     made._own_class = made
     return made

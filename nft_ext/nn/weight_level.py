@@ -70,7 +70,7 @@ class WeightLevelLayer(NoisyLayer):
         return self.__dict__.get("_name")
 
     @name.setter
-    def name(self, name: str | None) -> None:
+    def name(self, name: str | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.__dict__["_name"] = name
         for matrix in self._placed:
             matrix.name = None if name is None else qualified(name, matrix.parameter)
@@ -148,7 +148,7 @@ class WeightLevelLayer(NoisyLayer):
     def __reduce_ex__(self, protocol: Any) -> tuple:
         kind = type(self)
         if not swaps_itself(self) or is_parametrized_layer(self):
-            return super().__reduce_ex__(protocol)  # torch says that parametrized modules have a state_dict only
+            return super().__reduce_ex__(protocol)  # pyright: ignore[reportReturnType]  (torch says that parametrized modules have a state_dict only)
         return _unpickled, (plain_class(self, WeightLevelLayer), *names_of(kind)), self.__getstate__()
 
     # ---- the forward
@@ -176,7 +176,7 @@ class WeightLevelLayer(NoisyLayer):
             if not compiling:
                 if self._owner is not None:
                     self.check_caller()
-                recomputation.note_forward(self, True)
+                recomputation.note_forward(self, True)  # pyright: ignore[reportArgumentType]
             return list(held)
         bars = self._crossbars(compiling, forward=True)
         if self.injecting and self.injectable is not None and self.noise_enabled:
@@ -196,7 +196,7 @@ class WeightLevelLayer(NoisyLayer):
             finally:
                 self._swapped = None
         view = view_of(self, swapped, seen)
-        result = super(WeightLevelLayer, view).forward(*args, **kwargs)
+        result = super(WeightLevelLayer, view).forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         self.note_reads(seen)
         return result
 
@@ -206,7 +206,7 @@ class WeightLevelLayer(NoisyLayer):
         for matrix, weight in zip(self._placed, weights):
             child, _, name = matrix.parameter.rpartition(".")
             if child:
-                found[child] = view_of(self._modules[child], {name: weight}, set())
+                found[child] = view_of(self.get_submodule(child), {name: weight}, set())
             else:
                 found[name] = weight
         return found

@@ -25,6 +25,11 @@ DATA = (X, LABELS)
 SET = data.ImageSet("tiny/train", X, LABELS, 6)
 MATRIX, KERNEL = torch.ones(4, 9), torch.ones(4, 1, 3, 3)
 
+
+class Matrix(nn.Module):
+    """A class of a user."""
+
+
 # name: (callable, arguments of a call that works). A context is entered.
 CALLS = {
     "NVMDevice": (nft.NVMDevice, {}),
@@ -43,6 +48,7 @@ CALLS = {
     "save": (training.save, {"path": "no.safetensors", "model": PLAIN, "meta": {}}),
     "training.load": (training.load, {"path": "no.safetensors"}),
     "noise_key": (nft.noise_key, {}),
+    "register_crossbar": (nft.register_crossbar, {"cls": Matrix}),
     "program_weights": (nft.program_weights, {"weight": MATRIX, "nvm": NVM}),
     "noisy_linear": (nft.noisy_linear, {"x": torch.ones(2, 9), "weight": MATRIX, "nvm": NVM, "key": KEY}),
     "noisy_conv2d": (nft.noisy_conv2d, {"x": X, "weight": KERNEL, "nvm": NVM, "key": KEY}),

@@ -128,8 +128,6 @@ class Blind(nn.Conv1d):
 def test_layers_that_do_not_read_their_weight_are_named_together():
     left = r"digital: \*\.weight \(9 x Blind, 36: its forward does not read this weight\)$"
     with pytest.warns(UserWarning, match=left):
-        UserWarning, match=r"digital: \*\.weight \(9 x Blind, 36: its forward does not read this weight\)$"
-    ):
         nft.convert(nn.Sequential(nn.Linear(2, 2), *(Blind(2, 2, 1) for _ in range(9))), NVM)
 
 

@@ -26,6 +26,7 @@ FMA = re.compile(r"\bv?fn?m(add|sub)\w*")
 QUOTIENTS = (
     "fresh_chunk",
     "reciprocal_of",
+    "fresh_run",
 )  # csrc/cpu/sampler/step_reciprocal.h: codes by fused multiply-adds, proven to be the division's
 
 pytestmark = [

@@ -133,21 +133,23 @@ __attribute__((noinline)) uint32_t fresh_chunk(const Program& p, const ChipKey& 
   return fresh_weights(p, step, weight, z, [&](int i) { return round_quotient(quotient[i], top); }, w);
 }
 
-// The same for a chunk whose weights have several steps, or a step of their own. Their max|W| was found before.
+// The same with a step per run, for a table without lookups and bounded codes.
 template <class Steps>
-NFT_FN void fresh_steps(const Program& p, const Steps& step, bool reciprocal, const ChipKey& key, uint64_t quad0,
+NFT_FN void bounded_steps(const Program& p, const Steps step, const float* __restrict weight, const float* __restrict z,
+                          float* __restrict w) {
+  const float std = p.table[1 << p.weight_bits];
+  for (int i = 0; i < kChunk; ++i) {
+    const float code = rounded(step.quotient(magnitude_of(weight[i]), i));
+    w[i] = programmed(weight_in_steps(code, std, z[i]), step.at(i), sign_of(weight[i]));
+  }
+}
+
+// The same for any table.
+template <class Steps>
+NFT_FN void fresh_steps(const Program& p, const Steps step, const ChipKey& key, uint64_t quad0,
                         const float* __restrict weight, float* __restrict w) {
   const float top = from_int((1 << p.weight_bits) - 1);
   alignas(64) Lane z;
-  if (reciprocal && p.bounded) {
-    normals_of_chunk(key, kSliceWeight, quad0, z);
-    ask_for_next(w);
-    const auto code = [&](int i) {
-      return rounded(exact_quotient_by(magnitude_of(weight[i]), step.at(i), step.reciprocal_at(i)));
-    };
-    fresh_weights(p, step, weight, z, code, w);
-    return;
-  }
   alignas(64) Lane quotient;
   for (int i = 0; i < kChunk; ++i) quotient[i] = quotient_of(weight[i], step.at(i));
   normals_of_chunk(key, kSliceWeight, quad0, z);
@@ -155,14 +157,19 @@ NFT_FN void fresh_steps(const Program& p, const Steps& step, bool reciprocal, co
   fresh_weights(p, step, weight, z, [&](int i) { return round_quotient(quotient[i], top); }, w);
 }
 
+// Fast path from weights with a step per run, for one chip.
 __attribute__((noinline)) void fresh_run(const Program& p, const StepRuns& runs, const ChipKey& key, uint64_t quad0,
                                          const float* __restrict weight, float* __restrict w) {
-  fresh_steps(p, runs.one, runs.reciprocal, key, quad0, weight, w);
-}
-
-__attribute__((noinline)) void fresh_runs(const Program& p, const StepRuns& runs, const ChipKey& key, uint64_t quad0,
-                                          const float* __restrict weight, float* __restrict w) {
-  fresh_steps(p, runs.many(), runs.reciprocal, key, quad0, weight, w);
+  if (runs.reciprocal && p.bounded && p.constant_table) {
+    alignas(64) Lane z;
+    normals_of_chunk(key, kSliceWeight, quad0, z);
+    ask_for_next(w);
+    return runs.uniform ? bounded_steps(p, runs.one, weight, z, w) : bounded_steps(p, runs.many(), weight, z, w);
+  }
+  if (runs.uniform)
+    fresh_steps(p, runs.one, key, quad0, weight, w);
+  else
+    fresh_steps(p, runs.many(), key, quad0, weight, w);
 }
 
 // sum += direction * 2^(jK) * g_j for device j of every weight of the chunk; `idle` devices hold level 0.

@@ -83,13 +83,11 @@ void program_runs(const Program& p, const ChipKey* keys, int first_chip, int chi
     const int64_t first = chunk * kChunk;
     const int count = weights_in_chunk(p, first);
     runs.chunk(first, count);
+    if (!p.steps) runs.look_ahead(first, end * kChunk);
     if (fresh && count == kChunk) {
       const float* weight = floats_of_chunk(p.weight + first, count, local);
       float* w = (float*)p.out + first_chip * p.n + first;
-      if (runs.uniform)
-        fresh_run(p, runs, keys[0], (uint64_t)chunk * kQuads, weight, w);
-      else
-        fresh_runs(p, runs, keys[0], (uint64_t)chunk * kQuads, weight, w);
+      fresh_run(p, runs, keys[0], (uint64_t)chunk * kQuads, weight, w);
       if (runs.zero && runs.uniform) clear_zero_steps(runs.one, w);
       if (runs.zero && !runs.uniform) clear_zero_steps(runs.many(), w);
     } else if (runs.uniform) {

@@ -26,10 +26,20 @@ NFT_FN float quotient_by(float magnitude, Reciprocal r) {
 // To the nearest integer, ties to even: one instruction.
 NFT_FN float rounded(float quotient) { return __builtin_rintf(quotient); }
 
-// The quotient, rounded as the division rounds it. `r`: from exact_reciprocal_of.
+// A quotient that is off by less than its last bit, rounded as the division rounds it. `high`: 1/s, rounded.
+NFT_FN float corrected_quotient(float quotient, float magnitude, float step, float high) {
+  return __builtin_fmaf(__builtin_fmaf(-quotient, step, magnitude), high, quotient);
+}
+
+// The division's result. `r`: from exact_reciprocal_of.
 NFT_FN float exact_quotient_by(float magnitude, float step, Reciprocal r) {
-  const float q = quotient_by(magnitude, r);
-  return __builtin_fmaf(__builtin_fmaf(-q, step, magnitude), r.high, q);
+  return corrected_quotient(quotient_by(magnitude, r), magnitude, step, r.high);
+}
+
+// The same with the first part of the reciprocal only.
+NFT_FN float exact_quotient_by(float magnitude, float step, float high) {
+  const float close = corrected_quotient(mul(magnitude, high), magnitude, step, high);
+  return corrected_quotient(close, magnitude, step, high);
 }
 
 // The step's reciprocal for exact_quotient_by; none where a product could leave the range of numbers.
@@ -66,6 +76,7 @@ __attribute__((noinline)) Reciprocal reciprocal_of(float step, int weight_bits) 
 // Without fused multiply-adds the division is as fast.
 NFT_FN float quotient_by(float magnitude, Reciprocal) { return magnitude; }
 NFT_FN float exact_quotient_by(float magnitude, float step, Reciprocal) { return div(magnitude, step); }
+NFT_FN float exact_quotient_by(float magnitude, float step, float) { return div(magnitude, step); }
 NFT_FN float rounded(float quotient) { return quotient; }
 Reciprocal exact_reciprocal_of(float) { return {}; }
 Reciprocal reciprocal_of(float, int) { return {}; }

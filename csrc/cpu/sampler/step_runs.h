@@ -20,15 +20,14 @@ struct OneStep {
   Reciprocal reciprocal;
 
   float at(int) const { return step; }
-  Reciprocal reciprocal_at(int) const { return reciprocal; }
+  float quotient(float magnitude, int) const { return exact_quotient_by(magnitude, step, reciprocal); }
 };
 struct ManySteps {
   const float* __restrict step;
-  const float* __restrict high;
-  const float* __restrict low;
+  const float* __restrict reciprocal;
 
   float at(int i) const { return step[i]; }
-  Reciprocal reciprocal_at(int i) const { return {high[i], low[i]}; }
+  float quotient(float magnitude, int i) const { return exact_quotient_by(magnitude, step[i], reciprocal[i]); }
 };
 
 // max|W| as its bit pattern.
@@ -44,19 +43,38 @@ uint32_t largest_bits(Weights weights, int64_t n) {
 }
 
 class StepRuns {
+  static constexpr int kAtOnce = 16;  // weights: their steps are stored at once
+
  public:
   bool uniform;     // the chunk lies in one run
   bool zero;        // a step of the chunk is zero
   bool reciprocal;  // every step of the chunk has a reciprocal
   OneStep one;      // of a uniform chunk
-  alignas(64) Lane step, high, low;
+  alignas(64) float step[kChunk + kAtOnce], high[kChunk + kAtOnce];  // of any other chunk
 
   explicit StepRuns(const Program& p) : p_(p), s_(p.scaling) {}
 
-  ManySteps many() const { return {step, high, low}; }
+  ManySteps many() const { return {step, high}; }
 
-  // Weights of the present run: how far ahead max|W| is read.
-  int64_t run() const { return end_ - start_; }
+  // Reads a chunk of the next run, if that begins before weight `last`, while the chunk at `first` is programmed. So its
+  // max|W| is known when this run ends, and no chunk waits for memory.
+  void look_ahead(int64_t first, int64_t last) {
+    if (end_ >= p_.n) return;
+    if (end_ >= last) {  // for the piece of work that comes next
+      with_type(p_.weight + (first + run() - kChunk), [](const auto* weight) { ask_for_next(weight); });
+      return;
+    }
+    if (ahead_ <= end_) {
+      ahead_ = end_;
+      largest_ahead_ = 0;
+    }
+    const int64_t row = end_ < row_ + s_.k2 ? row_ : end_;  // of the next run
+    const int64_t end = end_ + s_.rows < row + s_.k2 ? end_ + s_.rows : row + s_.k2;
+    const int64_t to = ahead_ + kChunk < end ? ahead_ + kChunk : end;
+    if (ahead_ == to) return;
+    with_type(p_.weight + ahead_, [](const auto* weight) { ask_for_next(weight); });
+    read_to(to);
+  }
 
   // Goes to the chunk of `count` weights from `first` on, the next one or any other.
   void chunk(int64_t first, int count) {
@@ -86,12 +104,22 @@ class StepRuns {
   }
 
  private:
+  int64_t run() const { return end_ - start_; }
+
+  void read_to(int64_t to) {
+    const uint32_t found = largest_bits(p_.weight + ahead_, to - ahead_);
+    if (found > largest_ahead_) largest_ahead_ = found;
+    ahead_ = to;
+  }
+
   void fill(int from, int to) {
     zero |= step_is_zero(step_);
     reciprocal &= reciprocal_.high != 0.0f;
-    for (int i = from; i < to; ++i) step[i] = step_;
-    for (int i = from; i < to; ++i) high[i] = reciprocal_.high;
-    for (int i = from; i < to; ++i) low[i] = reciprocal_.low;
+    for (int i = from; i < to; i += kAtOnce)  // more than needed: the next run overwrites it
+      for (int j = 0; j < kAtOnce; ++j) {
+        step[i + j] = step_;
+        high[i + j] = reciprocal_.high;
+      }
   }
 
   // Where neighbours have different outputs: their steps are neighbours too, `tiles` apart.
@@ -163,9 +191,13 @@ class StepRuns {
     if (p_.steps) {
       step_ = p_.steps[step_of_run()];
     } else {
-      const uint32_t found = largest_bits(p_.weight + start_, end_ - start_);
-      if (p_.abs_max && found > *p_.abs_max) *p_.abs_max = found;
-      step_ = step_of(float_of(found), p_.weight_bits);
+      if (ahead_ <= start_ || ahead_ > end_) {
+        ahead_ = start_;
+        largest_ahead_ = 0;
+      }
+      read_to(end_);
+      if (p_.abs_max && largest_ahead_ > *p_.abs_max) *p_.abs_max = largest_ahead_;
+      step_ = step_of(float_of(largest_ahead_), p_.weight_bits);
     }
     reciprocal_ = run() < kShort ? Reciprocal{} : exact_reciprocal_of(step_);
   }
@@ -179,6 +211,8 @@ class StepRuns {
   int64_t group_ = 0, k1_ = 0, output_ = 0, tile_ = 0;
   float step_ = 0;
   Reciprocal reciprocal_;
+  int64_t ahead_ = -1;  // weights of the next run before this one have been read
+  uint32_t largest_ahead_ = 0;
 };
 
 }  // namespace

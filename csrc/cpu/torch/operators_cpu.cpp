@@ -14,9 +14,10 @@ namespace {
 
 // Programs a crossbar; `abs_max` collects max|W| on the way.
 Phase programming(const Program& p, AbsMax* abs_max = nullptr) {
-  return Phase::tiles(chunks_of(p.n), kChunksPerPiece, [&p, abs_max](int64_t begin, int64_t end) {
+  const int64_t chunks = chunks_per_piece(p);
+  return Phase::tiles(chunks_of(p.n), chunks, [&p, abs_max, chunks](int64_t begin, int64_t end) {
     Program piece = p;
-    if (abs_max) piece.abs_max = abs_max->part(begin / kChunksPerPiece);
+    if (abs_max) piece.abs_max = abs_max->part(begin / chunks);
     kernels().program(piece, begin, end);
   });
 }

@@ -142,6 +142,13 @@ inline bool finds_steps(const Program& p) {
   return !generic::one_step(p.scaling) && !p.steps && generic::steps_in_order(p.scaling) && p.scaling.rows <= kLongest;
 }
 
+// A piece of whole runs where the kernels find the steps: two pieces would read max|W| of a run that they share.
+inline int64_t chunks_per_piece(const Program& p) {
+  if (!finds_steps(p)) return kChunksPerPiece;
+  const int64_t runs = kChunksPerPiece * kChunk / p.scaling.rows;
+  return chunks_of(runs * p.scaling.rows);
+}
+
 // The step, and its reciprocal if that saves enough divisions: on
 // the fast path, for one chip. (Several chips share their codes.)
 inline void set_step(Program& p, float step) {
