@@ -90,8 +90,13 @@ def callable_text(function: Any, value: Value) -> Any:
     return None
 
 
+PLAIN = "_nft_ext_plain"  # in a class that nft_ext.nn makes of a module's class: that class
+
+
 def class_text(kind: type, value: Value) -> str:
     """A class: its qualified name, or its name and a hash over its bases, functions and constants."""
+    if (plain := vars(kind).get(PLAIN)) is not None:
+        return f"noisy {class_text(plain, value)}"
     if by_name(kind.__module__):
         return name_of(kind)
     members = {name: _member(name, member, value) for name, member in sorted(vars(kind).items())}

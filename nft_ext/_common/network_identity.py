@@ -15,8 +15,8 @@ from nft_ext._common.moved import MOVED
 from nft_ext._common.value_identity import Describer, attributes
 
 # Attributes of noisy layers that contexts and an evaluation set. Models pickled by 0.2 have `int8`.
-STATE = ("noise_enabled", "scaled", "shares_codes", "int8", "injectable", "injecting")
-DEVICE = ("nvm", "name", "stream")  # of noisy layers
+STATE = ("noise_enabled", "scaled", "shares_codes", "int8", "injectable", "injecting", "_swapped")
+DEVICE = ("nvm", "name", "stream", "_name", "_placed")  # of noisy layers
 
 
 def network_identity(model: nn.Module, leave_out: Iterable[str] = ()) -> tuple[dict[str, dict[str, Any]], set[str]]:

@@ -112,7 +112,11 @@ class CorrectNet(Method):
         forward: Forward | None = None,
         output: Select | None = None,
     ) -> Tensor:
-        """The base's loss plus the regularizer, a scalar. See `Method.loss`."""
+        """The base's loss plus the regularizer, a scalar. See `Method.loss`.
+
+        Raises:
+            TypeError, ValueError: as the base; or the base is a method of the user for (image, label) alone.
+        """
         given = {"criterion": criterion, "forward": forward, "output": output}
         if not takes(self._method.loss, *given):  # a method of the user, for (image, label) alone
             if target is None or any(value is not None for value in given.values()):

@@ -127,6 +127,10 @@ class IRS(TaskMethod):
 
         The backbone's layers keep the random streams of the plain model. The classifiers are named `snapshots.0.fc1`
         and so on, so no two layers share a stream.
+
+        Raises:
+            TypeError, ValueError: snapshot points without a classifier, gammas that are not N long, or forward or
+                output without an example.
         """
         points = self._points(model)
         self._weights(len(points))
@@ -153,7 +157,11 @@ class IRS(TaskMethod):
         return feedback_weights(gammas, feedbacks, gammas_shallowest_first_in_weight, self.reversed_decay)
 
     def check_criterion(self, criterion: Criterion | None) -> None:
-        """Refuses a regression, and the default weights under a criterion of your own."""
+        """Refuses a regression, and the default weights under a criterion of your own.
+
+        Raises:
+            ValueError: such a criterion.
+        """
         task = Task(criterion)
         if task.scale == "values":
             rule = "must be of a classification for irs: its classifiers fit any value, so the backbone need not"

@@ -7,7 +7,7 @@ deviation is that of the code, as with the quantizer, on the same normals.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from nft_ext.nn.base import NoisyLayer
 from nft_ext.nn.programmed import program_layers
 from nft_ext.nn.scopes import changed
 from nft_ext.ops.keys import noise_key
+from nft_ext.ops.operands import autocast_dtype
 
 
 class Condition(NamedTuple):
@@ -73,23 +74,25 @@ def _rounding(model: nn.Module, layers: list[NoisyLayer]) -> list[list[Tensor]]:
 
     with changed(model, layers, quiet):
         quantized = program_layers(layers, torch.float32)
-    return [
-        [w.float() - w_d[0] for w, w_d in zip(layer.master_weights(), found, strict=True)]
-        for layer, found in zip(layers, quantized, strict=True)
-    ]
+    pairs = zip(layers, quantized, strict=True)
+    return [[w.float() - w_d[0] for w, w_d in zip(layer.master_weights(), held, strict=True)] for layer, held in pairs]
 
 
 @torch.no_grad()
-def hold_unquantized(layers: Iterable[NoisyLayer], dtype: torch.dtype) -> None:
-    """Stores W + (W_p - W_d) of the present chips, or W where the noise is off, for later forwards in `dtype`."""
-    layers = list(layers)
+def hold_unquantized(layers: list[NoisyLayer]) -> None:
+    """Stores W + (W_p - W_d) of the present chips, or W where the noise is off, for later forwards."""
     noisy = [layer for layer in layers if layer.noise_enabled]
-    for layer, weights in zip(noisy, program_layers(noisy, torch.float32), strict=True):
+    for layer, held in zip(noisy, program_layers(noisy, torch.float32), strict=True):
         roundings = layer.__dict__["_rounding"]
-        layer.hold_programmed([w.add_(r).to(dtype) for w, r in zip(weights, roundings, strict=True)])
+        _hold(layer, [w.add_(r) for w, r in zip(held, roundings, strict=True)])
     for layer in layers:
-        if not layer.noise_enabled:
-            assert layer._key is not None
+        if not layer.noise_enabled and layer._key is not None:
             # A copy: the weight itself, read by a product, would count as read past its layer (nft_ext/nn/observed.py).
-            weights = [weight.detach().to(dtype, copy=True) for weight in layer.master_weights()]
-            layer.hold_programmed([weight.expand(layer._key.shape[0], *weight.shape) for weight in weights])
+            weights = [weight.detach().float().clone() for weight in layer.master_weights()]
+            _hold(layer, [weight.expand(layer._key.shape[0], *weight.shape) for weight in weights])
+
+
+def _hold(layer: NoisyLayer, weights: list[Tensor]) -> None:
+    """Stores weights [S, *shape], rounded once where autocast will round them in the layer's operator."""
+    dtype = autocast_dtype(layer.here) if layer.one_operator else None
+    layer.hold_programmed([weight.to(dtype or torch.float32) for weight in weights])

@@ -204,13 +204,13 @@ def checkpoint_contexts(
 def hold(layers: Iterable[NoisyLayer]) -> None:
     """Programs all layers for the present chips, in few launches. They use these weights until the context ends."""
     layers = [layer for layer in layers if layer.here.type != "meta"]  # others have no values before their forwards
+    hold_unquantized([layer for layer in layers if layer.unquantized])
+    layers = [layer for layer in layers if not layer.unquantized]
     if not layers:
         return
-    dtype = autocast_dtype(layers[0].anchor.device) or torch.float32
-    hold_unquantized([layer for layer in layers if layer.unquantized], dtype)
-    quantized = [layer for layer in layers if not layer.unquantized]
-    scales = {layer: layer.row_scale(dtype) for layer in quantized if layer.one_operator}
-    others = [layer for layer in quantized if not layer.one_operator]  # their own forwards cast the weights
+    dtype = autocast_dtype(layers[0].here) or torch.float32
+    scales = {layer: layer.row_scale(dtype) for layer in layers if layer.one_operator}
+    others = [layer for layer in layers if not layer.one_operator]  # their own forwards cast the weights
     for layer, weights in zip(others, program_layers(others, torch.float32), strict=True):
         layer.hold_programmed(weights)
     for scaled in (False, True):

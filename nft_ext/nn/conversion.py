@@ -147,8 +147,8 @@ def restore(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
     Raises:
         TypeError: not a module.
-        ValueError: a fused model (restore the model that was fused), or a layer that is pruned, parametrized, or whose
-            forward was replaced on the instance.
+        ValueError: a fused model (restore the model that was fused), a Linear or Conv2d that was pruned or parametrized
+            after its conversion, or a layer whose forward was replaced on the instance.
         RuntimeError: inplace=True inside a noise context of the model.
     """
     module("model", model)
@@ -172,8 +172,9 @@ def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
 
     Raises:
         TypeError: not a module.
-        ValueError: no noisy layers, seed or draw out of range, weights that are not finite, a fused model, or a layer
-            that is pruned, parametrized, on the meta device, or whose forward was replaced on the instance.
+        ValueError: no noisy layers, seed or draw out of range, weights that are not finite, a fused model, a layer on
+            the meta device or whose forward was replaced on the instance, or a Linear or Conv2d that was pruned or
+            parametrized after its conversion.
     """
     integer("draw", draw, 0, 2**32 - 1)
     key = noise_key(seed, draw)

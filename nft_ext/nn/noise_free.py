@@ -35,9 +35,11 @@ def stay_noise_free(layers: Mapping[str, nn.Module]) -> list[str]:
     texts = []
     if layers:
         texts.append(f"these layers stay noise-free: {_listed(map(_described, layers, layers.values()))}")
-    blind = [name for name, m in layers.items() if matrices(m) and not isinstance(m, torch.jit.ScriptModule)]
-    if blind:
+    known = {name: m for name, m in layers.items() if matrices(m) and not isinstance(m, torch.jit.ScriptModule)}
+    if blind := [name for name, m in known.items() if not convertible(m)]:
         texts.append(f"the forwards of these layers do not read their weight as an attribute: {_listed(blind)}")
+    if parts := [name for name, m in known.items() if convertible(m)]:
+        texts.append(f"attention reads the weights of these layers itself; include the attention: {_listed(parts)}")
     return texts
 
 

@@ -14,10 +14,9 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from nft_ext._common.code_identity import PLAIN
 from nft_ext.nn.crossbars import matrices
 
-# In the dictionary of a class of ours: the class of the plain module.
-PLAIN = "_nft_ext_plain"
 _VIEW = "_nft_ext_view"
 
 

@@ -88,11 +88,13 @@ class WeightLevelLayer(NoisyLayer):
 
     @property
     def anchor(self) -> Tensor:
-        for held in (self._parameters, self.__dict__):  # replicas hold plain attributes
-            for value in held.values():
-                if isinstance(value, Tensor):
-                    return value
-        return next(self.parameters())
+        for value in self._parameters.values():
+            if value is not None:
+                return value
+        # A replica of DataParallel holds its weights as plain attributes.
+        held = (self.__dict__.get(name) for name in names_of(type(self))[0])
+        found = next((value for value in held if isinstance(value, Tensor)), None)
+        return next(self.parameters()) if found is None else found
 
     @property
     def weight_count(self) -> int:
@@ -137,8 +139,9 @@ class WeightLevelLayer(NoisyLayer):
         super().set_noise_state(tuple(rest))
 
     def hold_programmed(self, weights: Any, scaled: bool = False) -> None:
-        dtype = self.anchor.dtype
-        self.__dict__["_programmed"] = tuple(held.to(dtype) for held in weights)
+        own = [self._parameters.get(matrix.parameter) for matrix in self._placed]
+        types = [self.anchor.dtype if parameter is None else parameter.dtype for parameter in own]
+        self.__dict__["_programmed"] = tuple(held.to(dtype) for held, dtype in zip(weights, types))
 
     def leave_contexts(self) -> None:
         """Makes a copy of the layer usable outside of the contexts in which it was made."""

@@ -150,7 +150,7 @@ def fit(
         NonFiniteLoss: the loss became NaN or infinite; its `.history` holds the last good weights.
         OSError: a file could not be written. The message names it, and an older file is kept.
     """
-    sizes_given = "batch_size" in changes or (recipe is not None and recipe.batch_size != Recipe().batch_size)
+    sizes_given = "batch_size" in changes or getattr(recipe, "batch_size", Recipe.batch_size) != Recipe.batch_size
     recipe = _checked_recipe(recipe).replace(**changes)
     module("model", model)
     instance("method", method, Method, "an object of nft_ext.methods")

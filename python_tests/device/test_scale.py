@@ -220,7 +220,7 @@ def test_a_scale_of_one_output_is_that_of_its_layer():
     """One output, or tiles that hold all inputs: other scales give the same bits."""
     row, weight = torch.randn(1, 300), torch.randn(12, 300)
     layer = nft.NVMDevice(sigma=0.1)
-    program = lambda w, nvm: nft.program_weights(w, nvm, key=KEY, stream=STREAM)  # noqa: E731
+    program = lambda w, nvm: nft.program_weights(w, nvm, key=KEY, stream=STREAM)
     assert same_bits(program(row, OUTPUT), program(row, layer))
     assert same_bits(program(weight, device("tile", 300)), program(weight, OUTPUT))
 

@@ -6,6 +6,7 @@ reader sees, steer this:
     <!-- setup CODE -->        CODE runs at this place
     <!-- figures vary -->      of the `text` block below, the words are compared and the numbers are not
     <!-- needs cuda -->        the Python block below runs where CUDA is available, and is compiled elsewhere
+    <!-- needs PACKAGE -->     the same, where transformers or lightning is installed
 
 A `text` block directly after a Python block shows what that block prints; `...` in it stands for anything.
 """
@@ -13,6 +14,7 @@ A `text` block directly after a Python block shows what that block prints; `...`
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import io
 import pkgutil
 import re
@@ -50,7 +52,7 @@ test = validation = torch.randn(64, 16), torch.randint(4, (64,))
 """,
 }
 
-MARK = re.compile(r"<!-- (setup\b|figures vary|needs cuda)(.*?)-->", re.DOTALL)
+MARK = re.compile(r"<!-- (setup\b|figures vary|needs cuda|needs transformers|needs lightning)(.*?)-->", re.DOTALL)
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PIECE = re.compile(rf"{MARK.pattern}|{FENCE.pattern}", re.MULTILINE | re.DOTALL)
 
@@ -121,6 +123,9 @@ def test_python_blocks(page, tmp_path, monkeypatch, one_thread):
         if block.kind in ("setup", "python"):
             code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
             if "needs cuda" in block.marks and not torch.cuda.is_available():
+                continue
+            packages = [mark.split()[1] for mark in block.marks if mark.startswith("needs ") and mark != "needs cuda"]
+            if not all(map(importlib.util.find_spec, packages)):
                 continue
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(code, names)

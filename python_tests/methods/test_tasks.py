@@ -123,6 +123,25 @@ def test_tags_train_with_a_criterion_and_ignored_positions_have_no_gradient():
     assert not kept[0].grad[ignored].any() and kept[0].grad[~ignored].abs().sum(dim=1).all()
 
 
+def test_a_loop_of_its_own_trains_on_dicts_and_ends_plain():
+    """As in compute_loss of a Trainer or training_step of Lightning: the loss of a batch, and the outputs apart."""
+    method = methods.OVF(0.1, 1e-2)
+    model = method.prepare(tagger(True), NVM)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    torch.manual_seed(1)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        found = method.loss(model, BATCH)
+        found.backward()
+        optimizer.step()
+        losses.append(float(found))
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    plain = method.finish(model)
+    assert not nft.noisy_layers(plain) and list(plain.state_dict()) == list(tagger(True).state_dict())
+    assert torch.equal(plain.head.weight, model.head.weight)
+
+
 def test_irs_taps_sequences():
     """[B, T, C] has a classifier per position, and [B, C] one on the mean over positions."""
     for pooled, batch in ((False, TAGS), (True, BATCH)):

@@ -145,6 +145,13 @@ def test_layers_in_plain_lists_are_named():
         nft.convert(model, NVM)
 
 
+def test_the_output_matrix_of_attention_is_converted_with_the_attention():
+    model = nn.Sequential(nn.Linear(6, 6), nn.MultiheadAttention(6, 1))
+    rule = r"include: must match a layer .*; include the attention: 1\.out_proj; got 1\.out"
+    with pytest.raises(ValueError, match=rule):
+        nft.convert(model, NVM, include="1.out_proj")
+
+
 def test_a_weight_that_a_module_without_noise_shares_is_named():
     model = nn.ModuleDict({"words": nn.Embedding(5, 6), "out": nn.Linear(6, 5)})
     model["out"].weight = model["words"].weight

@@ -443,6 +443,7 @@ def test_a_replica_of_data_parallel_runs_on_its_own_weights():
     noisy, x = nft.convert(nn.Conv1d(3, 4, 3), NVM), rand(2, 3, 9)
     replica = noisy._replicate_for_data_parallel()
     replica.weight, replica.bias = 2 * noisy.weight.detach(), noisy.bias.detach()
+    assert replica.anchor is replica.weight  # its torch device decides where the noise state goes
     noisy.weight.data *= 2
     torch.manual_seed(1)
     expected = noisy(x)
@@ -712,3 +713,17 @@ def test_parametrized_after_the_conversion():
     expected = nn.functional.conv1d(x, expected, noisy[0].bias)
     assert torch.equal(found, expected) and torch.equal(compiled, expected)
     assert parametrize.is_parametrized(nft.restore(noisy)[0])
+
+
+def test_a_journal_of_such_a_model_continues_and_tells_classes_apart(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(Counting(3, 4, 3), nn.Flatten(), nn.Linear(28, 2))
+    data, resume = (rand(20, 3, 9), torch.arange(20) % 2), tmp_path / "runs.jsonl"
+    options = {"progress": False, "resume": resume}
+    first = nft.monte_carlo(nft.convert(net, NVM), data, runs=3, **options)
+    more = nft.monte_carlo(nft.convert(net, NVM), data, runs=5, **options)
+    assert more.accuracy.per_run[:3].tolist() == first.accuracy.per_run.tolist()
+    other = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Linear(28, 2))
+    other.load_state_dict(net.state_dict())
+    with pytest.raises(ValueError, match="resume: must be of the same configuration.*layer 0"):
+        nft.monte_carlo(nft.convert(other, NVM), data, runs=5, **options)

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
+import nft_ext as nft
 from nft_ext.nn import step_key
-from support.training_runs import TRAIN, jitter, outcome, run, stopping_at, timeless
+from support.training_runs import TRAIN, VALIDATION, jitter, outcome, run, small_net, stopping_at, timeless
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
 SGD = {"optimizer": "sgd", "lr": 0.05, "batch_norm": False}
@@ -39,6 +41,10 @@ def refusal(**options):
     return "no refusal"
 
 
+def first_entry(model, batch):
+    return model(batch[0])
+
+
 torch.set_num_threads(1)
 step_key.fresh_key = recorded
 results = {}
@@ -46,6 +52,12 @@ for method in ("vanilla", "noise", "ovf", "irs"):
     results[method] = summary(run(method, **SGD))
 results["chip_per_rank"] = summary(run("noise", chip_per_rank=True, **SGD))
 results["accumulate"] = summary(run("noise", accumulate=2, **SGD))
+results["task"] = summary(run("noise", forward=first_entry, **SGD))
+try:
+    loader = DataLoader(TensorDataset(*TRAIN), batch_size=16)
+    nft.fit(small_net(), nft.methods.Vanilla(), loader, VALIDATION, epochs=1, progress=False)
+except TypeError as error:
+    results["loader"] = str(error)
 mine = FOLDER / f"files{RANK}"
 mine.mkdir()
 os.chdir(mine)  # every rank would write its own

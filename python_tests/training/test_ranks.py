@@ -93,6 +93,16 @@ def test_two_ranks_train_as_one_process_does(ranks, name):
 
 
 @pytest.mark.slow
+def test_ranks_share_batches_of_any_structure(ranks):
+    for rank in (0, 1):
+        one, other = ranks[rank]["task"], ranks[rank]["noise"]
+        assert (one["weights"], one["keys"]) == (other["weights"], other["keys"])
+        figures = [[(row["train_loss"], row["val_accuracy"]) for row in found["rows"]] for found in (one, other)]
+        assert figures[0] == figures[1]
+        assert ranks[rank]["loader"].startswith("train: must be a map-style data set under several ranks")
+
+
+@pytest.mark.slow
 def test_a_run_on_two_ranks_continues_bit_for_bit(ranks):
     assert ranks[0]["continued"]["bits"] == ranks[0]["batch norm"]["bits"]
 

@@ -11,8 +11,8 @@ from nft_ext._common.checked_json import intact, with_checksum
 from nft_ext._common.checks import fail, one_of
 from nft_ext._common.files import finite_or_none, write_csv, write_json
 from nft_ext._common.reading import read_json
-from nft_ext.montecarlo.report.conditions import conditions_of, sigma_of
 from nft_ext.montecarlo.report.figure_style import COLOURS, INK, STYLE, require_matplotlib, save_figure
+from nft_ext.montecarlo.report.report import conditions_of, sigma_of
 from nft_ext.montecarlo.report.statistic_json import statistic_entry, statistic_of
 from nft_ext.montecarlo.report.text_table import QUANTILES, align, note_lines
 from nft_ext.montecarlo.statistics.run_statistic import RunStatistic

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from nft_ext._common.checks import fail
-from nft_ext.montecarlo.report.conditions import CONVENTIONS
 from nft_ext.montecarlo.report.digital_part import digital_part
-from nft_ext.montecarlo.report.report import MonteCarloReport
+from nft_ext.montecarlo.report.report import CONVENTIONS, MonteCarloReport
 from nft_ext.montecarlo.report.text_table import align, figure, images_per_chip
 
 

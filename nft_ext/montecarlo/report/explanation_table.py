@@ -32,9 +32,9 @@ def number(found, value: float, sign: bool = False) -> str:
     """A value of the metric as text: percent or points for the accuracy."""
     if math.isnan(value):
         return "-"
-    factor, digits = (100, 2) if found.metric == "accuracy" else (1, 4)
-    shown = round(factor * value, digits) + 0.0  # + 0.0: no sign of a zero
-    return f"{shown:{'+' if sign else ''}.{digits}f}"
+    if found.metric != "accuracy":
+        return f"{value:{'+' if sign else ''}.4g}"
+    return f"{round(100 * value, 2) + 0.0:{'+' if sign else ''}.2f}"  # + 0.0: no sign of a zero
 
 
 def unit(found) -> str:
@@ -43,10 +43,10 @@ def unit(found) -> str:
 
 
 def _levels(found) -> str:
-    name, percent = (found.metric, " %") if found.metric == "accuracy" else (found.metric.upper(), "")
+    percent = " %" if found.metric == "accuracy" else ""
     mean, half = found.full
     return (
-        f"Where the {name} goes: {number(found, found.ideal[0])}{percent} with float weights, "
+        f"Where the {found.metric} goes: {number(found, found.ideal[0])}{percent} with float weights, "
         f"{number(found, mean)}{percent} +- {number(found, half)} on chips"
         + (" (interrupted)" if found.interrupted else "")
     )

@@ -11,7 +11,6 @@ from nft_ext._common.checked_json import intact, with_checksum
 from nft_ext._common.checks import fail
 from nft_ext._common.files import finite_or_none, write_csv, write_json
 from nft_ext._common.reading import read_json
-from nft_ext.montecarlo.report.conditions import conditions_of, sigma_of
 from nft_ext.montecarlo.report.report_plot import plot_report
 from nft_ext.montecarlo.report.statistic_json import statistic_entry, statistic_of
 from nft_ext.montecarlo.report.text_table import report_table
@@ -20,6 +19,13 @@ from nft_ext.montecarlo.statistics.run_statistic import RunStatistic
 from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
 
 FORMAT = "nft_ext.monte_carlo/1"
+CONVENTIONS = {
+    "max": "of the maximal conductance",
+    "spacing": "of the level spacing",
+    "own": "of the device's own level",
+    "measured standard deviation": "times the measured standard deviation",
+}
+NON_GAUSSIAN = ("clip", "censor", "truncate", "stuck")
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +209,27 @@ class MonteCarloReport:
             fail("path", "must be a whole report written by to_json", f"{path}: no entry {error}")
         except (TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
             fail("path", "must be a whole report written by to_json", f"{path}: a damaged entry ({error})")
+
+
+def conditions_of(nvm: list[dict[str, Any]]) -> str:
+    """Device, sigma with its unit, M and K. One part per distinct device; `nvm` as a report has it."""
+    parts = []
+    for group in nvm:
+        device = group["device"]
+        convention = device["relative_to"]
+        text = f"{device['name']}, sigma = {device['sigma']:g} {CONVENTIONS[convention]}"
+        text += f", M = {device['weight_bits']}, K = {device['device_bits']}"
+        if device.get("mapping", "sign") != "sign":
+            text += f", {device['mapping']} mapping"
+        text += "".join(f", {key} {device[key]}" for key in NON_GAUSSIAN if key in device)
+        parts.append(text if len(nvm) == 1 else f"{text} ({len(group['layers'])} layers)")
+    return "; ".join(parts)
+
+
+def sigma_of(nvm: list[dict[str, Any]]) -> float | list[float]:
+    """The sigma used; a sorted list of distinct values if layers differ."""
+    values = sorted({group["device"]["sigma"] for group in nvm})
+    return values[0] if len(values) == 1 else values
 
 
 def _none_to_nan(value: Any) -> Any:
