@@ -16,6 +16,7 @@ from nft_ext.montecarlo.statistics.run_statistic import Quantile, RunStatistic, 
 from nft_ext.montecarlo.statistics.slice_statistic import SliceStatistic
 from nft_ext.montecarlo.sweep import sweep
 from nft_ext.montecarlo.sweep_result import Curve, Sweep
+from nft_ext.montecarlo.tasks.built_in import metric
 from nft_ext.montecarlo.temperature_fit import calibrate, fit_temperature
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "estimate_cost",
     "explain",
     "fit_temperature",
+    "metric",
     "monte_carlo",
     "over_chips",
     "plot_sweep",

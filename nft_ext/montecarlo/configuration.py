@@ -10,13 +10,16 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nft_ext._common.network_identity import DEVICE, STATE, network_identity
 from nft_ext._common.tensor_hash import tensor_hash
 from nft_ext._common.value_identity import Describer
 from nft_ext.device import NVMDevice
 from nft_ext.montecarlo.execution.arguments import Arguments
+from nft_ext.montecarlo.tasks.batches import batch_hash
+from nft_ext.montecarlo.tasks.examples import Examples
+from nft_ext.montecarlo.tasks.task import Task
 from nft_ext.nn import NoisyLayer
 from nft_ext.nn.base import matrices_by_path, noisy_layers_by_path
 from nft_ext.ops.build_info import info
@@ -31,8 +34,8 @@ NO_SETTINGS = ("training", "name", "stream", *STATE)
 def configuration(
     model: nn.Module,
     identity: Identity,
-    inputs: Tensor,
-    labels: Tensor,
+    examples: Examples,
+    task: Task,
     asked: Arguments,
     hardware: str,
     channels_last: bool = False,
@@ -45,7 +48,8 @@ def configuration(
     Args:
         model: with noisy layers.
         identity: `identity_of(model)` before its first forward, which can change counters and fill caches.
-        inputs, labels: the data as read.
+        examples: the data as read.
+        task: what is summed over them.
         asked: the checked arguments.
         hardware: name of the torch device.
         channels_last: whether the model sees images in that memory format.
@@ -54,11 +58,12 @@ def configuration(
         {"fixed": ..., "noted": ..., "recorded": ...}, each field -> JSON value. "older": {field: its value in files
         that earlier versions wrote}. "unread": types of values in the network that nobody can compare.
     """
+    of_task, unread_there = _task(task, asked)
     return {
         "fixed": {
             **network_fields(model, identity, asked.seed, asked.sigma),
-            "images": list(inputs.shape),
-            "data": tensor_hash([("inputs", inputs), ("labels", labels)])[:DIGITS],
+            **_data(model, examples),
+            **of_task,
             "protocol": asked.protocol,
             "precision": asked.precision,
         },
@@ -71,7 +76,7 @@ def configuration(
         },
         "recorded": {"metrics": sorted(asked.metrics)},
         "older": {"network": network_hash(model)},
-        "unread": dict.fromkeys(sorted(identity[1]), "network"),
+        "unread": dict.fromkeys(sorted(identity[1] | unread_there), "network"),
     }
 
 
@@ -100,6 +105,26 @@ def machine_fields() -> dict[str, Any]:
         "tf32_convolutions": torch.backends.cudnn.allow_tf32,
         "instruction_set": str(built["instruction_set"]),
     }
+
+
+def _data(model: nn.Module, examples: Examples) -> dict[str, Any]:
+    """Shape and hash of the data. Inputs with class labels have those of earlier versions."""
+    if (pair := examples.pair) is not None:
+        inputs, labels = pair
+        if inputs.is_floating_point():
+            inputs = inputs.to(next(model.parameters()).dtype)
+        digest = tensor_hash([("inputs", inputs), ("labels", labels)])[:DIGITS]
+        return {"images": list(inputs.shape), "data": digest}
+    return {"images": examples.sizes, "data": batch_hash(examples.batches, DIGITS)}
+
+
+def _task(task: Task, asked: Arguments) -> tuple[dict[str, Any], set[str]]:
+    """The metrics and the forward, if they are others than those of every earlier version; and what nobody can read."""
+    found: dict[str, Any] = {} if task.identity is None else {"metrics": task.identity}
+    describe = Describer()
+    if asked.forward is not None:
+        found["forward"] = describe.short(asked.forward)
+    return found, describe.unread | task.unread
 
 
 def identity_of(model: nn.Module) -> Identity:

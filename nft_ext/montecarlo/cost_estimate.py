@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import textwrap
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from nft_ext._common.checks import instance
+from nft_ext._common.checks import fail, instance
 from nft_ext._common.progress import duration
 from nft_ext.metrics.distributions import student_t_quantile
 from nft_ext.montecarlo.execution.arguments import checked
@@ -25,6 +24,7 @@ from nft_ext.montecarlo.statistics.intervals import CONFIDENCE
 from nft_ext.montecarlo.statistics.slice_estimate import SQUARED_NORMAL, least_exact
 from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.statistics.stopping import ALIKE_RUNS, PILOT_RUNS, Goal
+from nft_ext.montecarlo.tasks.forward import ForwardFunction
 
 # 95 % interval of a variance estimated from the pilot's 24 chips, as factors: chi-square with 23 degrees of freedom,
 # 23 / 38.08 and 23 / 11.69.
@@ -143,6 +143,7 @@ def estimate_cost(
     model: nn.Module,
     data,
     *,
+    forward: ForwardFunction | None = None,
     device=None,
     resume=None,
     ranks: bool | None = None,
@@ -156,7 +157,7 @@ def estimate_cost(
     target_ci: float | None = None,
     min_runs: int = PILOT_RUNS,
     max_runs: int = 20_000,
-    metrics: Sequence[str] = ("accuracy", "ekl"),
+    metrics: Any = ("accuracy", "ekl"),
     chips_per_pass: int | str = "auto",
     batch_size: int | str = "auto",
     precision: str = "float32",
@@ -169,7 +170,7 @@ def estimate_cost(
     then `R = v (t / target)^2`, and at least the pilot of the stopping rule (docs/reference/monte_carlo.md).
 
     Args:
-        model, data, device: as `monte_carlo` takes them.
+        model, data, forward, device: as `monte_carlo` takes them.
         runs, seed, sigma, protocol, slice_images, target_ci, min_runs, max_runs: as `monte_carlo` takes them.
         metrics, chips_per_pass, batch_size, precision: as `monte_carlo` takes them.
         ranks: as `monte_carlo` takes it. Under torchrun every rank makes this call. All ranks measure at the same time,
@@ -186,6 +187,7 @@ def estimate_cost(
     if cost is not None:
         instance("cost", cost, Cost, "the `cost` of an estimate, or None")
     asked = checked(
+        forward=forward,
         runs=runs,
         seed=seed,
         sigma=sigma,
@@ -205,12 +207,16 @@ def estimate_cost(
         several, evaluator = ready.alone is None, ready.evaluator
         made = plan(asked, evaluator, several)
         most = session.agree("estimate/slices", made.slices and made.slices.most)
-        planned = Plan(None if most is None else Slices(asked.seed, len(ready.labels), most), made.pilot)
+        planned = Plan(None if most is None else Slices(asked.seed, len(evaluator.examples), most), made.pilot)
         found = None
         if asked.goal is not None:
+            if evaluator.examples.reason is not None:
+                rule = "must be None to estimate the cost for batches that cannot be cut into examples"
+                fail("target_ci", rule, evaluator.examples.reason)
             found = session.agree("estimate/pilot", made.pilot or pilot(evaluator, several).to_dict())
         per_pass = session.agree("estimate/chips", ready.chips_per_pass(planned))
-        n = len(ready.labels) if planned.slices is None else planned.slices.size
+        images = len(evaluator.examples)
+        n = images if planned.slices is None else planned.slices.size
         preparing = time.perf_counter() - ready.began
         if cost is None:
             session.meet()
@@ -220,13 +226,13 @@ def estimate_cost(
         cost = Cost(**session.agree("estimate/cost", vars(cost)))
         preparing = session.agree("estimate/preparing", preparing)
         size = session.size
-    expected, low, high, reachable = _chips(asked.goal, asked.runs, found, n, len(ready.labels))
+    expected, low, high, reachable = _chips(asked.goal, asked.runs, found, n, images)
     return CostEstimate(
         protocol,
         expected,
         (low, high),
         n,
-        len(ready.labels),
+        images,
         per_pass,
         evaluator.batch_size,
         size,
@@ -254,8 +260,10 @@ def _chips(
 
     def needed(factor: float) -> int:
         between = max(0.0, factor * (pilot_found["B2"] + seen) - seen)
-        # The steps of the stopping rule (statistics/stopping.py) with the expected variances. The floor is of images.
-        floor = SQUARED_NORMAL * abs(2 * pilot_found["accuracy"] - 1) / (n * goal.target)
+        # The steps of the stopping rule (statistics/stopping.py) with the expected variances. The floor is of the items
+        # of a share; other metrics have none.
+        items = pilot_found["items_an_image"]
+        floor = 0.0 if items is None else SQUARED_NORMAL * abs(2 * pilot_found["mean"] - 1) / (items * n * goal.target)
         start = max(goal.low, PILOT_RUNS if between + rest > 0 else ALIKE_RUNS)
         exact = math.ceil((between + rest) / largest**2 + floor)
         if slices == 1 or 2 * slices <= start:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 import warnings
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,11 +26,16 @@ from nft_ext.montecarlo.execution.plan import Plan, execute, plan
 from nft_ext.montecarlo.execution.preparation import Prepared, check, prepared
 from nft_ext.montecarlo.execution.session import Session
 from nft_ext.montecarlo.report.report import MonteCarloReport
-from nft_ext.montecarlo.statistics.estimates import METRICS, run_statistics, slice_statistics
+from nft_ext.montecarlo.statistics.estimates import run_statistics, slice_statistics
+from nft_ext.montecarlo.statistics.label_tallies import pooled_ece
+from nft_ext.montecarlo.statistics.precision import Precision
 from nft_ext.montecarlo.statistics.slice_estimate import least_exact
 from nft_ext.montecarlo.statistics.slices import Slices
-from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Precision
+from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS
 from nft_ext.montecarlo.statistics.tallies import Tallies
+from nft_ext.montecarlo.tasks.forward import ForwardFunction
+from nft_ext.montecarlo.tasks.metric import Metrics
+from nft_ext.montecarlo.tasks.task import Task
 from nft_ext.nn.noise_free import shared_weights
 from nft_ext.nn.observed import Observation
 from nft_ext.ops.build_info import facts
@@ -36,8 +43,10 @@ from nft_ext.ops.build_info import facts
 
 def monte_carlo(
     model: nn.Module,
-    data,
+    data: Any,
     *,
+    forward: ForwardFunction | None = None,
+    metrics: Metrics = ("accuracy", "ekl"),
     runs: int = 200,
     seed: int = 0,
     sigma: float | None = None,
@@ -46,7 +55,6 @@ def monte_carlo(
     target_ci: float | None = None,
     min_runs: int = PILOT_RUNS,
     max_runs: int = 20_000,
-    metrics: tuple[str, ...] = ("accuracy", "ekl"),
     chips_per_pass: int | str = "auto",
     batch_size: int | str = "auto",
     device: torch.device | str | None = None,
@@ -55,7 +63,7 @@ def monte_carlo(
     resume: str | os.PathLike | None = None,
     ranks: bool | None = None,
 ) -> MonteCarloReport:
-    """Accuracy of `model` over `runs` programmed chips, each tested on all of `data` or on a slice of it.
+    """Accuracy, or other metrics, of `model` over `runs` programmed chips, each tested on all of `data` or on a slice.
 
     Run r is chip r of `seed`, in the key domain "evaluation". Its weights are those of `nft.program(model, seed=seed,
     draw=r)`, bit for bit, for any chips_per_pass, batch_size and number of threads. Its metrics are equal up to the
@@ -63,10 +71,21 @@ def monte_carlo(
     with channels last in memory, which is faster. One check ensures that the logits stay the same up to rounding.
 
     Args:
-        model: a converted model (`nft.convert`), inputs [B, ...] -> logits [B, C].
-        data: DataLoader, map-style Dataset, or pair of tensors (inputs [n, ...], labels int [n]). It is read once, and
-            kept on the torch device if it takes at most half of the free memory. Floating-point inputs are cast to the
-            dtype of the model's weights.
+        model: a converted model (`nft.convert`), for example inputs [B, ...] -> logits [B, C].
+        data: DataLoader, map-style Dataset, pair of tensors (inputs [n, ...], labels int [n]), mapping of tensors, or
+            an iterable of batches. Batches are tensors, tuples, dicts or other containers of tensors [B, ...]. It is
+            read once, and kept on the torch device if it takes at most half of the free memory. Batches of one shape
+            are joined. Others, such as batches padded to their own lengths, stay as they are, under "full" only.
+        forward: forward(model, batch) -> output. None: model(...) with the entries of a dict that the model's forward
+            names, without labels, label, targets and target; or with all entries of a tuple but the last. Inputs in
+            floating point are then cast to the dtype of the model's weights. A forward gets [S * B, ...] examples,
+            those of each chip one after another. A check decides whether S may be above 1: each example must count by
+            itself.
+        metrics: what to report of every chip: names (docs/reference/metrics.md), pairs (name, f) or a dict {name: f}.
+            f(output, batch) -> (numerator [B], denominator [B]) in floating point, one pair per example; the metric is
+            sum(numerator) / sum(denominator) over the examples that a chip saw. f sees the output and the batch of one
+            chip. f.higher_is_better = True or False tells which chip is the worst. `nft.montecarlo.metric` gives
+            built-in metrics with options. The first metric is the one of `target_ci`, plots and tables.
         runs: number of chips, >= 2. Not used with target_ci.
         seed: 64 bits.
         sigma: overrides the sigma of every layer, in the unit of its device. None keeps them. None is an error inside
@@ -77,12 +96,10 @@ def monte_carlo(
         slice_images: largest number of images in a slice, 1 .. all; slices differ by at most one image. "auto" takes
             the cheapest size, measured by a pilot of variances and times. It may differ between calls and machines, and
             the report names it. A number is reproducible.
-        target_ci: half-width of the 95 % interval of the mean accuracy to reach, a fraction (0.001 is 0.1 points). A
-            pilot of min_runs chips fixes the number of chips.
+        target_ci: half-width of the 95 % interval of the first metric's mean to reach; for an accuracy a fraction
+            (0.001 is 0.1 points). A pilot of min_runs chips fixes the number of chips.
         min_runs: chips of that pilot, >= 64.
         max_runs: largest number of chips with target_ci. The report says if they do not reach the target.
-        metrics: metrics per chip to report, among "accuracy" (required), "ekl", "nll". The report always has the pooled
-            calibration error.
         chips_per_pass: chips that share a forward pass. On a CPU "auto" keeps the largest output of a layer within 4
             MiB, on a GPU the rows of every Linear (images, or tokens of texts) within 4096; and both within a quarter
             of the free memory. The last pass is padded with chips that are dropped.
@@ -107,12 +124,14 @@ def monte_carlo(
 
     Raises:
         TypeError, ValueError: before any chip is evaluated: a bad argument, a model without noisy layers, NaN or
-            infinite weights, ranks with different arguments. The message names the argument, the rule and the value.
+            infinite weights, ranks with different arguments, metrics that do not fit the output. Later: a metric that
+            is not finite. The message names the argument, the rule and the value.
         OSError: the resume file is in use or cannot be written.
         RanksError: another rank failed.
     """
     optional_boolean("progress", progress)
     asked = checked(
+        forward=forward,
         runs=runs,
         seed=seed,
         sigma=sigma,
@@ -138,11 +157,13 @@ def monte_carlo(
         per_pass = session.agree("chips_per_pass", ready.chips_per_pass(planned))  # free memory differs between ranks
         halving = Halving(planned.tallies_of(evaluator), per_pass, evaluator.batch_size)
         shown = progress if session.main else False
-        collector = Collector(halving, per_pass, label, shown, session)
-        tallies, fixed = execute(asked, collector, planned.count)
+        figures = evaluator.task.figures
+        collector = Collector(halving, per_pass, label, shown, session, figures[0])
+        tallies, fixed = execute(asked, collector, planned, figures[0])
         observed = session.agree("observed", asdict(ready.observation))
         coverage = session.agree("coverage", ready.coverage.summary())
-        findings = Observation(**observed).texts(f"in a pass of {min(PROBE_IMAGES, len(ready.labels))} images")
+        images = len(evaluator.examples)
+        findings = Observation(**observed).texts(f"in a pass of {min(PROBE_IMAGES, images)} images")
         if session.main:
             for text in findings:
                 warnings.warn(f"monte_carlo: {text}", stacklevel=2)
@@ -150,17 +171,19 @@ def monte_carlo(
         said = session.agree("notes", [*session.notes, *([halving.note] if halving.note else [])])
 
     if planned.slices is None:
-        statistics = run_statistics(tallies, fixed)
+        statistics = run_statistics(figures, tallies, fixed)
     else:
-        statistics = slice_statistics(tallies, planned.slices, fixed)
+        statistics = slice_statistics(figures, tallies, planned.slices, fixed)
     notes = [*said, *doubtful, *([f"one chip per pass: {ready.alone}"] if ready.alone else [])]
-    notes += findings + _notes(evaluator.model, tallies, asked, planned, fixed, collector.interrupted, statistics)
+    notes += findings + _notes(
+        evaluator.model, evaluator.task, tallies, asked, planned, fixed, collector.interrupted, statistics
+    )
     return MonteCarloReport(
-        statistics={name: statistics[name] for name in METRICS if name in asked.metrics},
-        ece=tallies.ece(),
+        statistics=dict(statistics),
+        ece=math.nan if evaluator.task.labels is None else pooled_ece(tallies),
         runs=len(tallies),
-        images=len(ready.labels),
-        classes=ready.probe.classes,
+        images=images,
+        classes=evaluator.task.classes,
         seed=asked.seed,
         nvm=devices_in_use(evaluator.model, asked.sigma),
         protocol=protocol,
@@ -178,6 +201,7 @@ def monte_carlo(
         stopping=_stopping(asked, fixed),
         observed=observed,
         coverage=coverage,
+        example="image" if evaluator.examples.pair is not None and evaluator.task.labels is not None else "example",
     )
 
 
@@ -192,8 +216,15 @@ def _settled(session: Session, ready: Prepared, identity: Identity) -> Plan:
     if not session.keeps:
         settled = settle()
     else:
-        data = evaluator.inputs, evaluator.labels
-        header = configuration(evaluator.model, identity, *data, asked, ready.hardware, evaluator.channels_last)
+        header = configuration(
+            evaluator.model,
+            identity,
+            evaluator.examples,
+            evaluator.task,
+            asked,
+            ready.hardware,
+            evaluator.channels_last,
+        )
         goal = asked.goal and asdict(asked.goal)
         common = {"runs": asked.runs, "target": goal, "slice_images": asked.slice_images}
         settled = session.open(header, common | header["recorded"], settle)
@@ -204,12 +235,15 @@ def _settled(session: Session, ready: Prepared, identity: Identity) -> Plan:
         fail(
             "resume", "must be of the same configuration", f"a file with slice_images {most}, {asked.slice_images} now"
         )
-    return Plan(Slices(asked.seed, len(evaluator.labels), most), settled["pilot"])
+    return Plan(Slices(asked.seed, len(evaluator.examples), most), settled["pilot"])
 
 
 def _probability_notes(ready: Prepared) -> list[str]:
     """A note, also as a UserWarning, if the model's outputs on a few images are probabilities instead of logits."""
-    model, logits = ready.evaluator.model, ready.probe.logits
+    model, labels = ready.evaluator.model, ready.evaluator.task.labels
+    if labels is None:
+        return []
+    logits = labels.of_output(ready.probe.output)
     said = probability_note(logits * model.temperature if isinstance(model, Tempered) else logits)
     if said is None:
         return []
@@ -233,6 +267,7 @@ def _stopping(asked: Arguments, fixed: Precision | None) -> dict | None:
 
 def _notes(
     model: nn.Module,
+    task: Task,
     tallies: Tallies,
     asked: Arguments,
     planned: Plan,
@@ -241,14 +276,14 @@ def _notes(
     statistics: dict,
 ) -> list[str]:
     """The notes of the report."""
-    notes = []
+    notes = list(task.notes)
     done = len(tallies)
     if interrupted:
         wanted = f"{asked.runs} chips" if asked.goal is None else f"at most {asked.goal.high} chips"
         notes.append(f"interrupted after {done} of {wanted}")
     elif asked.goal is not None and fixed is not None and not fixed.reached:
         notes.append(f"the target half-width {asked.goal.target:g} is not reached with max_runs = {asked.goal.high}")
-    if planned.slices is not None and statistics["accuracy"].conservative:
+    if planned.slices is not None and statistics[task.figures[0].name].conservative:
         few = done < least_exact(planned.count)
         reason = f"below {least_exact(planned.count)} chips" if few else "too few chips differ on the same slice:"
         notes.append(
@@ -266,13 +301,16 @@ def _notes(
         notes.append("layers whose noise is switched off: " + ", ".join(quiet))
     if shared := shared_weights(model):
         notes.append(shared)
-    undefined = int(tallies.undefined.sum())
+    undefined = 0 if task.labels is None else int(tallies["undefined"].sum())
     if undefined:
         notes.append(
             f"{undefined} inferences gave NaN or infinite logits; they count as wrong and do not enter the "
             "calibration error"
         )
-    nothing_right = done - len(statistics["ekl"].values)
-    if nothing_right and planned.count == 1:
-        notes.append(f"{nothing_right} of {done} chips have no correct image, and so no EKL")
+    for name, statistic in statistics.items() if planned.count == 1 else ():
+        without = done - len(statistic.values)
+        if without and name == "ekl":
+            notes.append(f"{without} of {done} chips have no correct image, and so no EKL")
+        elif without:
+            notes.append(f"{without} of {done} chips have no {name}, because its denominator is 0")
     return notes

@@ -19,6 +19,9 @@ from nft_ext.montecarlo.execution.evaluated_model import check_model, check_sigm
 from nft_ext.montecarlo.execution.session import Session, main_rank_makes, read_together
 from nft_ext.montecarlo.explanation import Change, Explanation, ExplanationRow, adjusted, change
 from nft_ext.montecarlo.report.report import MonteCarloReport
+from nft_ext.montecarlo.tasks.built_in import BuiltIn
+from nft_ext.montecarlo.tasks.forward import ForwardFunction
+from nft_ext.montecarlo.tasks.metric import asked_metrics
 from nft_ext.montecarlo.variants import (
     KINDS,
     Variant,
@@ -48,7 +51,8 @@ def explain(
     most_layers: int | None = None,
     seed: int = 0,
     sigma: float | None = None,
-    metric: str | Mapping[str, Any] = "accuracy",
+    forward: ForwardFunction | None = None,
+    metric: str | BuiltIn | Mapping[str, Any] = "accuracy",
     device=None,
     progress: bool | None = True,
     resume: str | os.PathLike | None = None,
@@ -76,7 +80,8 @@ def explain(
             keeps the layers that do most alone. The others become one group. None: no limit.
         seed: 64 bits.
         sigma: overrides the sigma of every layer; None keeps them.
-        metric: the name of one metric of `monte_carlo`, or {name: function} where monte_carlo takes that.
+        forward: forward(model, batch) -> output, as for `monte_carlo`.
+        metric: one metric of `monte_carlo`: a name, an `nft.montecarlo.metric`, or {name: function or metric}.
         device: torch device to evaluate on. A model on another torch device is copied, once.
         progress: True, False, or None for a terminal only.
         resume: a folder with one file per variant, created if missing. A stopped call continues from it.
@@ -119,7 +124,7 @@ def explain(
     if folder is not None:
         main_rank_makes(folder, ranks)
     shown = progress if Session(None, ranks).main else False
-    evaluation = _Evaluation(model, data, name, folder, shown, {"metrics": metrics, **options})
+    evaluation = _Evaluation(model, data, name, folder, shown, {"forward": forward, "metrics": metrics, **options})
 
     screened: list[str] = []
     if "effect" in kinds:
@@ -176,7 +181,7 @@ class _Evaluation:
         """Shows the work ahead, where progress is shown."""
         if not (self.show or (self.show is None and sys.stderr is not None and sys.stderr.isatty())):
             return
-        images, size = len(self.data[1]), self.options.get("slice_images", "auto")
+        images, size = len(self.data), self.options.get("slice_images", "auto")
         if self._whole():
             each, work = f"{runs} chips each (2 without noise)", f"{images} images: {chips * images:,} inferences"
         else:
@@ -265,6 +270,7 @@ class _Evaluation:
             metric=self.metric,
             runs=runs,
             images=full.images,
+            example=full.example,
             images_per_chip=full.slice_images or full.images,
             seed=seed,
             conditions=full.conditions(),
@@ -288,12 +294,16 @@ class _Evaluation:
         return statistic.mean, 0.0 if variant.noise_free and not sliced else statistic.ci95
 
 
-def _metric(metric: str | Mapping[str, Any]) -> tuple[str, Any]:
-    """The metric's name, and `metrics` for monte_carlo, which always needs the accuracy of class labels."""
-    if isinstance(metric, Mapping):
-        if len(metric) != 1:
-            fail("metric", "must be one metric", f"{len(metric)} metrics")
-        return next(iter(metric)), metric
-    if not isinstance(metric, str):
-        fail("metric", "must be the name of one metric of monte_carlo", repr(metric), TypeError)
-    return metric, ("accuracy",) if metric == "accuracy" else ("accuracy", metric)
+def _metric(metric: Any) -> tuple[str, dict[str, Any]]:
+    """The metric's name, and `metrics` for monte_carlo.
+
+    Raises:
+        TypeError, ValueError: it is not one metric.
+    """
+    if not isinstance(metric, (str, BuiltIn, Mapping)):
+        rule = "must be one metric of monte_carlo: a name, a metric(...), or {name: function}"
+        fail("metric", rule, type(metric).__name__, TypeError)
+    found = asked_metrics(metric)
+    if len(found) != 1:
+        fail("metric", "must be one metric", f"{len(found)} metrics")
+    return next(iter(found)), found

@@ -96,6 +96,7 @@ class Explanation:
         screened: layers that a first look on other chips put together into one group; else empty.
         inferences: images times chips, over all variants.
         seconds: wall time.
+        example: what one entry of the data is called in texts.
         interrupted: True if it stopped early. Rows then lack what was not evaluated.
         notes: remarks that a reader needs.
         versions: name -> version.
@@ -117,6 +118,7 @@ class Explanation:
     screened: list[str]
     inferences: int
     seconds: float
+    example: str = "image"
     interrupted: bool = False
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)

@@ -29,8 +29,9 @@ from nft_ext.montecarlo.execution.evaluated_model import (
 )
 from nft_ext.montecarlo.execution.session import Session
 from nft_ext.montecarlo.report.chips_report import ChipsReport
+from nft_ext.montecarlo.statistics.precision import Precision
 from nft_ext.montecarlo.statistics.run_statistic import RunStatistic
-from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal, Precision
+from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal
 from nft_ext.nn.contexts import noise
 from nft_ext.nn.noise_free import shared_weights
 from nft_ext.nn.observed import Observation
@@ -186,8 +187,7 @@ def _statistics(
     found = {}
     for name in names:
         per_run = np.array([chip[name] for chip in values], dtype=np.float64)
-        half = precision.half_width if precision is not None and name == fixed else None
-        found[name] = RunStatistic(per_run, float(per_run.mean()), up[name], half)
+        found[name] = RunStatistic(per_run, float(per_run.mean()), up[name], precision if name == fixed else None)
     return found
 
 

@@ -15,7 +15,7 @@ from nft_ext.metrics import Paired, paired
 from nft_ext.montecarlo.report.curves import sweep_table
 from nft_ext.montecarlo.report.report import MonteCarloReport
 from nft_ext.montecarlo.report.sweep_plot import plot_sweep
-from nft_ext.montecarlo.report.text_table import align, note_lines
+from nft_ext.montecarlo.report.text_table import align, note_lines, shown
 
 FORMAT = "nft_ext.sweep/1"
 COMPARED = "on common chips: this compares these checkpoints, not the methods that trained them"
@@ -66,7 +66,7 @@ class Sweep:
         """
         return self.reports[one_of("name", name, self.reports)]
 
-    def paired(self, a: str, b: str, metric: str = "accuracy") -> dict[float, Paired]:
+    def paired(self, a: str, b: str, metric: str | None = None) -> dict[float, Paired]:
         """Compares two curves chip by chip, at every sigma and on every chip that both have.
 
         The replicates are chips: the outcome speaks about these two checkpoints over all chips of their device. It does
@@ -77,7 +77,7 @@ class Sweep:
 
         Args:
             a, b: names of two curves.
-            metric: "accuracy", "ekl" or "nll".
+            metric: name of a metric; None: the first one.
 
         Returns:
             sigma -> a minus b: mean, interval, t test and Wilcoxon's signed rank test.
@@ -93,55 +93,63 @@ class Sweep:
                 continue
             if one.slice_images != other.slice_images:
                 fail("slice_images", "must be the same for both curves", f"{one.slice_images} and {other.slice_images}")
-            x, y = (report._statistic(metric).per_run[: min(one.runs, other.runs)] for report in (one, other))
+            name = one.first if metric is None else metric
+            x, y = (report._statistic(name).per_run[: min(one.runs, other.runs)] for report in (one, other))
             both = ~np.isnan(x) & ~np.isnan(y)
             if both.sum() >= 2:
                 found[one.sigma] = paired(x[both], y[both])
         return found
 
     def table(self) -> str:
-        """Mean accuracy of all curves as text, one row per sigma."""
+        """Mean of the first metric of all curves as text, one row per sigma."""
         return "\n".join([sweep_table(self.reports), *self._notes()])
 
     __str__ = table
 
     def differences_table(self, baseline: str | None = None) -> str:
-        """Every other curve minus `baseline` (None: the first curve) as text, in points of accuracy, with tests."""
+        """Every other curve minus `baseline` (None: the first curve) as text, with tests, for the first metric.
+
+        Percentages differ by points.
+        """
         baseline = next(iter(self.reports)) if baseline is None else baseline
         self.curve(baseline)
-        rows = [["curve", "sigma", "difference, points", "+- 95 %", "t test p", "Wilcoxon p", "chips"]]
+        how = shown(self.curve(baseline)[0].first)
+        difference = "difference, points" if how.unit else "difference"
+        decimals = how.decimals + 1
+        rows = [["curve", "sigma", difference, "+- 95 %", "t test p", "Wilcoxon p", "chips"]]
         for name in self.reports:
             for sigma, d in self.paired(name, baseline).items() if name != baseline else ():
                 rows.append(
                     [
                         name,
                         f"{sigma:g}",
-                        f"{100 * d.mean:+.3f}",
-                        f"{100 * d.ci95:.3f}",
+                        f"{how.factor * d.mean:+.{decimals}f}",
+                        f"{how.factor * d.ci95:.{decimals}f}",
                         *("-" if d.ci95 == 0 else f"{p:.2g}" for p in (d.p_t, d.p_wilcoxon)),
                         str(d.n),
                     ]
                 )
         # Without noise all chips are equal, so the interval is 0 and there is no p-value.
-        return "\n".join([f"accuracy minus that of {baseline}, {COMPARED}", *align(rows), *self._notes()])
+        return "\n".join([f"{how.label} minus that of {baseline}, {COMPARED}", *align(rows), *self._notes()])
 
     def _notes(self) -> list[str]:
         return [line for note in self.notes for line in note_lines(note)]
 
-    def plot(self, path: str | os.PathLike, title: str = "Accuracy over programmed chips") -> None:
+    def plot(self, path: str | os.PathLike, title: str | None = None) -> None:
         """Writes a figure of all curves over sigma with 95 % bands.
 
         Args:
             path: the file; its suffix selects PNG, PDF or SVG.
-            title: first line of the figure.
+            title: first line of the figure; None: the first metric over programmed chips.
 
         Raises:
             ImportError: matplotlib is not installed. The message has the command that installs it.
         """
-        plot_sweep(self.reports, path, title)
+        label = shown(next(iter(self.reports.values()))[0].first).label if self.reports else "metrics"
+        plot_sweep(self.reports, path, title or f"{label[0].upper()}{label[1:]} over programmed chips")
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Writes one row per point. Accuracies are fractions, and std is over chips."""
+        """Writes one row per point. Accuracies are fractions, and std is over chips. Absent metrics are empty."""
         names = sorted({name for reports in self.reports.values() for report in reports for name in report.statistics})
         figures = ("mean", "ci95", "std")
         rows: list[list[Any]] = [
@@ -160,7 +168,11 @@ class Sweep:
         ]
         for curve in self.curves:
             for report in curve.reports:
-                found = [repr(getattr(report.statistics[name], figure)) for name in names for figure in figures]
+                found = [
+                    repr(getattr(report.statistics[name], figure)) if name in report.statistics else ""
+                    for name in names
+                    for figure in figures
+                ]
                 device = curve.device_name or report.nvm[0]["device"]["name"]
                 rows.append(
                     [
@@ -182,7 +194,13 @@ class Sweep:
         """The whole sweep as JSON values: all reports, and every curve's differences from the first curve."""
         first = next(iter(self.reports), "")
         differences = [
-            {"curve": name, "baseline": first, "sigma": sigma, "metric": "accuracy", **finite_or_none(vars(d))}
+            {
+                "curve": name,
+                "baseline": first,
+                "sigma": sigma,
+                "metric": self.curve(first)[0].first,
+                **finite_or_none(vars(d)),
+            }
             for name in self.reports
             if name != first
             for sigma, d in self.paired(name, first).items()

@@ -13,7 +13,7 @@ from nft_ext.metrics.temperature import Temperature
 from nft_ext.metrics.temperature import fit_temperature as fit_logits
 from nft_ext.montecarlo.execution.data_reader import check_label_range, read_data
 from nft_ext.montecarlo.execution.evaluated_model import check_model, check_sigma_is_known, eval_mode, on_device
-from nft_ext.montecarlo.execution.passes import split_chips
+from nft_ext.montecarlo.tasks.outputs import split_chips
 from nft_ext.nn.contexts import chips, noise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,17 +149,17 @@ def _changed(model: nn.Module, layers: list[NoisyLayer], change: Callable[[Noisy
         yield
 
 
-def why_apart(model: nn.Module, *args: Tensor) -> str | None:
+def why_apart(model: nn.Module, *args: Any, **kwargs: Any) -> str | None:
     """The reason why chips must not share a pass of this model, or None if they may. Checks these inputs anew.
 
     Later `chips` contexts know the outcome.
     """
     chip_check.forget(model)
-    return _reason(model, *args)
+    return _reason(model, *args, **kwargs)
 
 
 @checks_by
-def _reason(model: nn.Module, *args: Tensor, **kwargs: Tensor) -> str | None:
+def _reason(model: nn.Module, *args: Any, **kwargs: Any) -> str | None:
     layers = layers_of(model)
     key = noise_key(0, range(2), device=_home(layers))
     with _on_chips(model, layers, key, repeat=True, quiet=True) as entry:

@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from nft_ext._common.checks import fail
 from nft_ext.nn.base import NoisyLayer
-from nft_ext.nn.candidates import matrix_parameters, read_by_parents
+from nft_ext.nn.candidates import convertible, matrix_parameters, read_by_parents
 from nft_ext.nn.crossbars import matrices, only_on_request
 from nft_ext.nn.names import named, select
 

@@ -61,6 +61,7 @@ CALLS = {
         nft.fit,
         {"model": PLAIN, "method": methods.Vanilla(), "train": DATA, "validation": DATA, "epochs": 1},
     ),
+    "metric": (montecarlo.metric, {"name": "miou"}),
     "montecarlo.fit_temperature": (montecarlo.fit_temperature, {"model": NOISY, "data": DATA}),
     "metrics.fit_temperature": (metrics.fit_temperature, {"logits": torch.eye(6), "labels": LABELS}),
     "tempered": (metrics.tempered, {"model": NOISY, "temperature": 2.0}),

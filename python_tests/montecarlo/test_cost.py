@@ -147,7 +147,7 @@ def test_a_real_estimate_names_real_times_and_runs_no_evaluated_chip(model, data
 
 def with_pilot(monkeypatch, between):
     """A pilot on all 50 images that found this variance over chips."""
-    found = Pilot(Components(accuracy=0.8, between=between, interaction=0.1, images=0.05), TRUE, 8, 24, 50, 10)
+    found = Pilot(Components(mean=0.8, between=between, interaction=0.1, images=0.05), TRUE, 8, 24, 50, 10)
     monkeypatch.setattr(cost_estimate, "pilot", lambda *a: found)
 
 

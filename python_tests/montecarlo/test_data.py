@@ -65,7 +65,7 @@ def test_a_loader_is_read_once():
         ((INPUTS.where(INPUTS > 5, torch.nan), LABELS), ValueError, "inputs must be finite; got .* 2 of 6"),
         ((INPUTS.numpy(), LABELS.numpy()), TypeError, "pair of two tensors; got ndarray"),
         (np.zeros((3, 4)), TypeError, "must have items"),
-        (7, TypeError, "DataLoader, a map-style Dataset or a pair of tensors; got int"),
+        (7, TypeError, "DataLoader, a map-style Dataset, a pair of tensors, or an iterable of batches; got int"),
     ],
 )
 def test_bad_data_is_refused_with_the_rule_and_the_value(data, kind, words):

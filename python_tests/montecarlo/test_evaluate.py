@@ -135,12 +135,13 @@ def test_chips_are_bit_identical_however_they_share_passes(monkeypatch, chips_pe
     seen = {}
     original = chip_evaluator.ChipEvaluator._pass
 
-    def spy(self, inputs, draws):
-        logits = original(self, inputs, draws)
-        for draw, rows in zip(draws, logits):
-            for column, row in zip(inputs.argmax(dim=1).tolist(), rows):
+    def spy(self, batch, size, chips):
+        output = original(self, batch, size, chips)
+        draws = [int(draw) for draw in self.model.fc._key[:, 1]]
+        for draw, rows in zip(draws, output.unflatten(0, (chips, size)), strict=True):
+            for column, row in zip(batch[0].argmax(dim=1).tolist(), rows):
                 seen[draw, column] = row.clone()
-        return logits
+        return output
 
     monkeypatch.setattr(chip_evaluator.ChipEvaluator, "_pass", spy)
     evaluate(model, (torch.eye(5), torch.arange(5) % 4), chips_per_pass=chips_per_pass, batch_size=batch_size)

@@ -17,7 +17,7 @@ from nft_ext.montecarlo import monte_carlo
 from nft_ext.montecarlo.distributed.journal import Journal
 from nft_ext.montecarlo.distributed.rows import Row, rows_of, tallies_of_rows
 from nft_ext.montecarlo.execution import chip_evaluator
-from nft_ext.montecarlo.statistics.tallies import Tallies
+from nft_ext.montecarlo.statistics.label_tallies import label_tallies
 from support.paths import ROOT
 
 RUNS = 6
@@ -62,12 +62,12 @@ def test_tallies_read_back_bit_for_bit():
     logits = 30 * torch.randn(5, 40, 7)
     logits[1, 3, 2] = math.nan
     logits[2, 5, 1] = -math.inf
-    tallies = Tallies.of(logits, torch.randint(7, (40,)))
+    tallies = label_tallies(logits, torch.randint(7, (40,)))
     lines = [row.line() for row in rows_of(range(10, 15), tallies, 1.0)]
     again = tallies_of_rows(map(Row.parse, lines))
-    for name, value in vars(tallies).items():
+    for name, value in tallies.sums.items():
         # The bits inside a NaN say nothing.
-        value, other = value.nan_to_num(nan=-1.0), getattr(again, name).nan_to_num(nan=-1.0)
+        value, other = value.nan_to_num(nan=-1.0), again[name].nan_to_num(nan=-1.0)
         assert value.numpy().tobytes() == other.numpy().tobytes(), name
     assert [Row.parse(line).draw for line in lines] == [10, 11, 12, 13, 14]
 

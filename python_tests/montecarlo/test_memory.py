@@ -6,7 +6,7 @@ from torch import nn
 
 import nft_ext as nft
 from nft_ext.montecarlo.execution.out_of_memory import Halving, out_of_memory
-from nft_ext.montecarlo.statistics.tallies import Tallies
+from nft_ext.montecarlo.statistics.label_tallies import label_tallies
 
 LOGITS = torch.randn(40, 6, 4, generator=torch.Generator().manual_seed(0))  # [draws, images, classes]
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -24,11 +24,11 @@ class Chips:
         if len(draws) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         done(0.5)
-        return Tallies.of(LOGITS[draws], LABELS)
+        return label_tallies(LOGITS[draws], LABELS)
 
 
 def rows(tallies):
-    return torch.stack([tallies.correct, tallies.loss], dim=1)
+    return torch.stack([tallies["correct"], tallies["loss"]], dim=1)
 
 
 @pytest.mark.parametrize("room", [1, 2, 3, 5, 10])
@@ -44,7 +44,7 @@ def test_every_chip_is_there_once_and_in_order(room):
         assert len(said) == 1, "said once"
     else:
         found = halving(draws, shares.append)
-    assert torch.equal(rows(found), rows(Tallies.of(LOGITS[draws], LABELS)))
+    assert torch.equal(rows(found), rows(label_tallies(LOGITS[draws], LABELS)))
     assert sum(shares) == pytest.approx(1.0) and min(shares) > 0
     assert max(len(a) for a in chips.asked if len(a) <= room) == halving.at_once <= room
 

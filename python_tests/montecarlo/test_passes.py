@@ -6,7 +6,8 @@ from torch import nn
 
 import nft_ext as nft
 from nft_ext.montecarlo.execution import passes
-from nft_ext.montecarlo.execution.passes import chips_that_fit, split_chips
+from nft_ext.montecarlo.execution.passes import chips_that_fit
+from nft_ext.montecarlo.tasks.outputs import split_chips
 
 CPU = torch.device("cpu")
 

@@ -12,6 +12,9 @@ import nft_ext as nft
 from nft_ext.montecarlo import MonteCarloReport, monte_carlo
 from nft_ext.montecarlo.execution import chip_evaluator, pilot
 from nft_ext.montecarlo.statistics.slices import Slices
+from nft_ext.montecarlo.tasks.examples import Examples
+from nft_ext.montecarlo.tasks.metric import asked_metrics
+from nft_ext.montecarlo.tasks.task import resolved
 
 IMAGES, CLASSES, RUNS = 37, 6, 23
 NVM = nft.NVMDevice(sigma=0.3)
@@ -164,7 +167,7 @@ def test_auto_chooses_a_size_once_and_the_number_reproduces_it(model, data, monk
     monkeypatch.setattr(pilot, "measure", lambda *a: pilot.Cost(overhead=8e-4, chip=3e-4, image=1e-4))
     report = evaluate(model, data, slice_images="auto", runs=40)
     assert report.pilot["n_star"] == pilot.best_slice(
-        pilot.Components(report.pilot["accuracy"], report.pilot["B2"], report.pilot["X2"], report.pilot["P2"]),
+        pilot.Components(report.pilot["mean"], report.pilot["B2"], report.pilot["X2"], report.pilot["P2"]),
         4.0,
         IMAGES,
     )  # 8 chips share a pass: (3 + 8 / 8) images' time per chip
@@ -176,12 +179,14 @@ def test_auto_chooses_a_size_once_and_the_number_reproduces_it(model, data, monk
 @pytest.mark.parametrize("between, images", [(0.05, 5), (1e-3, 12)])
 def test_the_pilot_looks_at_more_images_only_where_chips_differ_little(model, data, monkeypatch, between, images):
     monkeypatch.setattr(pilot, "PILOT_IMAGES", (5, 12))
-    evaluator = chip_evaluator.ChipEvaluator(model.eval(), *data, seed=1, batch_size=16, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    evaluator = chip_evaluator.ChipEvaluator(model.eval(), Examples.of([data]), None, 1, 16, cpu)
+    evaluator.task = resolved(asked_metrics("accuracy"), evaluator.examples, torch.zeros(IMAGES, CLASSES), data)
     monkeypatch.setattr(pilot, "components", lambda correct, n: pilot.Components(0.9, between, 0.1, 0.05))
     with torch.no_grad():
         found = pilot.pilot(evaluator, several=True)
-        whole = evaluator.pilot_correct(3, 0, 12)
-        parts = [evaluator.pilot_correct(3, 0, 5), evaluator.pilot_correct(3, 5, 12)]
+        whole = evaluator.pilot_parts(3, 0, 12)
+        parts = [evaluator.pilot_parts(3, 0, 5), evaluator.pilot_parts(3, 5, 12)]
     assert (found.chips, found.images) == (24, images)
     assert (np.concatenate(parts, axis=1) == whole).all(), "the further images of the same chips"
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from nft_ext.montecarlo.statistics.estimates import run_statistics
-from nft_ext.montecarlo.statistics.tallies import Tallies
+from nft_ext.montecarlo.statistics.label_tallies import label_figure, label_tallies, pooled_ece
 
 CHIPS, IMAGES, CLASSES = 3, 40, 5
+FIGURES = [label_figure(name) for name in ("accuracy", "ekl", "nll")]
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def image_by_image(logits, labels):
 
 
 def test_per_run_metrics_follow_their_definitions(logits, labels):
-    statistics = run_statistics(Tallies.of(logits, labels))
+    statistics = run_statistics(FIGURES, label_tallies(logits, labels))
     for chip in range(CHIPS):
         accuracy, ekl, nll = image_by_image(logits[chip], labels)
         assert statistics["accuracy"].per_run[chip] == accuracy
@@ -43,22 +44,22 @@ def test_per_run_metrics_follow_their_definitions(logits, labels):
 
 
 def test_pooled_ekl_is_that_of_all_chips_and_images_together(logits, labels):
-    statistics = run_statistics(Tallies.of(logits, labels))
+    statistics = run_statistics(FIGURES, label_tallies(logits, labels))
     _, ekl, _ = image_by_image(logits.reshape(-1, CLASSES), labels.repeat(CHIPS))
     assert statistics["ekl"].pooled == pytest.approx(ekl, rel=1e-12)
     assert statistics["ekl"].pooled != pytest.approx(statistics["ekl"].mean, rel=1e-6)
 
 
 def test_batches_add_up(logits, labels):
-    whole = Tallies.of(logits, labels)
-    parts = Tallies.of(logits[:, :7], labels[:7]) + Tallies.of(logits[:, 7:], labels[7:])
-    for name, value in vars(whole).items():
-        torch.testing.assert_close(getattr(parts, name), value, rtol=1e-13, atol=0)
+    whole = label_tallies(logits, labels)
+    parts = label_tallies(logits[:, :7], labels[:7]) + label_tallies(logits[:, 7:], labels[7:])
+    for name, value in whole.sums.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-13, atol=0)
 
 
 def test_a_run_with_nothing_right_has_no_ekl(logits, labels):
     logits[1] = torch.nn.functional.one_hot((labels + 1) % CLASSES, CLASSES)
-    statistics = run_statistics(Tallies.of(logits, labels))
+    statistics = run_statistics(FIGURES, label_tallies(logits, labels))
     assert statistics["accuracy"].per_run[1] == 0
     assert np.isnan(statistics["ekl"].per_run).tolist() == [False, True, False]
     assert statistics["ekl"].mean == pytest.approx(np.nanmean(statistics["ekl"].per_run))
@@ -69,33 +70,33 @@ def test_calibration_error_by_hand():
     # Two classes; confidences 0.9, 0.9 (one right), 0.6 (right): bins 13 and 8 of 15.
     p = torch.tensor([0.9, 0.9, 0.6], dtype=torch.float64)
     logits = torch.stack([p, 1 - p], dim=1).log()[None]
-    tallies = Tallies.of(logits, torch.tensor([0, 1, 0]))
-    assert tallies.bin_images[0].nonzero().flatten().tolist() == [8, 13]
-    assert tallies.ece() == pytest.approx((abs(1 - 1.8) + abs(1 - 0.6)) / 3, rel=1e-12)
+    tallies = label_tallies(logits, torch.tensor([0, 1, 0]))
+    assert tallies["bin_images"][0].nonzero().flatten().tolist() == [8, 13]
+    assert pooled_ece(tallies) == pytest.approx((abs(1 - 1.8) + abs(1 - 0.6)) / 3, rel=1e-12)
 
 
 def test_one_class_is_always_right_and_sure():
-    tallies = Tallies.of(torch.randn(2, 4, 1), torch.zeros(4, dtype=torch.int64))
-    statistics = run_statistics(tallies)
+    tallies = label_tallies(torch.randn(2, 4, 1), torch.zeros(4, dtype=torch.int64))
+    statistics = run_statistics(FIGURES, tallies)
     assert statistics["accuracy"].per_run.tolist() == [1, 1]
     assert statistics["ekl"].per_run.tolist() == [0, 0]
-    assert tallies.ece() == 0
+    assert pooled_ece(tallies) == 0
 
 
 def test_a_nan_logit_counts_as_wrong_even_where_argmax_would_pick_the_label():
     logits = torch.tensor([[[math.nan, 0.0], [5.0, 0.0]]])
-    tallies = Tallies.of(logits, torch.tensor([0, 0]))
-    assert tallies.correct.tolist() == [1] and tallies.undefined.tolist() == [1]
-    assert math.isfinite(float(tallies.loss_correct)) and math.isfinite(tallies.ece())
+    tallies = label_tallies(logits, torch.tensor([0, 0]))
+    assert tallies["correct"].tolist() == [1] and tallies["undefined"].tolist() == [1]
+    assert math.isfinite(float(tallies["loss_correct"])) and math.isfinite(pooled_ece(tallies))
 
 
 def test_a_class_ruled_out_by_minus_infinity_is_no_error():
-    tallies = Tallies.of(torch.tensor([[[2.0, -math.inf]]]), torch.tensor([0]))
-    assert tallies.correct.tolist() == [1] and tallies.undefined.tolist() == [0]
-    assert tallies.loss_correct.tolist() == [0]
+    tallies = label_tallies(torch.tensor([[[2.0, -math.inf]]]), torch.tensor([0]))
+    assert tallies["correct"].tolist() == [1] and tallies["undefined"].tolist() == [0]
+    assert tallies["loss_correct"].tolist() == [0]
 
 
 def test_padding_chips_are_dropped(logits, labels):
-    kept = Tallies.of(logits, labels).chips(2)
-    assert torch.equal(kept.correct, Tallies.of(logits[:2], labels).correct)
-    assert kept.bin_images.shape == (2, 15)
+    kept = label_tallies(logits, labels).chips(2)
+    assert torch.equal(kept["correct"], label_tallies(logits[:2], labels)["correct"])
+    assert kept["bin_images"].shape == (2, 15)

@@ -6,7 +6,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,18 +57,20 @@ class Row:
 
 def rows_of(draws: Sequence[int], tallies: Tallies, seconds: float) -> list[Row]:
     """One row per chip of `tallies`. `seconds` is the time of all chips together."""
-    columns = {f.name: getattr(tallies, f.name).tolist() for f in fields(tallies)}
+    columns = {name: sums.tolist() for name, sums in tallies.sums.items()}
     share = round(seconds / len(draws), 6)
     return [Row(draw, {name: column[i] for name, column in columns.items()}, share) for i, draw in enumerate(draws)]
 
 
 def tallies_of_rows(rows: Iterable[Row]) -> Tallies:
-    """The tallies of `rows`, in their order: bit for bit those given to `rows_of` (NaN stays NaN)."""
+    """The tallies of `rows`, in their order: bit for bit those given to `rows_of` (NaN stays NaN).
+
+    Rows of earlier versions lack some numbers, which become NaN.
+    """
     rows = list(rows)
-    if not rows:
-        return Tallies.concatenate([])
-    columns = {f.name: [row.tallies[f.name] for row in rows] for f in fields(Tallies)}
-    return Tallies(**{name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()})
+    names = dict.fromkeys(name for row in rows for name in row.tallies)
+    columns = {name: [row.tallies.get(name, math.nan) for row in rows] for name in names}
+    return Tallies({name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()})
 
 
 def signed(text: str) -> str:

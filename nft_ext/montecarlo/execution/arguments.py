@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nft_ext._common.bfloat16 import PRECISIONS
-from nft_ext._common.checks import fail, integer, items, number, one_of
-from nft_ext.montecarlo.statistics.estimates import METRICS
+from nft_ext._common.checks import fail, integer, number, one_of
 from nft_ext.montecarlo.statistics.stopping import PILOT_RUNS, Goal
+from nft_ext.montecarlo.tasks.built_in import BuiltIn, is_share
+from nft_ext.montecarlo.tasks.forward import ForwardFunction, checked_forward
+from nft_ext.montecarlo.tasks.metric import MetricFunction, asked_metrics
 from nft_ext.ops.keys import noise_key
 
 MAX_RUNS = 2**31  # a draw has 32 bits, and the last pass is padded with draws beyond `runs`
@@ -24,7 +26,8 @@ class Arguments:
     protocol: str
     slice_images: int | str
     goal: Goal | None
-    metrics: set[str]
+    metrics: dict[str, BuiltIn | MetricFunction]
+    forward: ForwardFunction | None
     chips_per_pass: int | str
     batch_size: int | str
     precision: str
@@ -37,6 +40,7 @@ class Arguments:
 
 def checked(
     *,
+    forward,
     runs,
     seed,
     sigma,
@@ -58,13 +62,16 @@ def checked(
     runs = integer("runs", runs, 2, MAX_RUNS)
     if batch_size != "auto":
         batch_size = integer("batch_size", batch_size, 1)
-    goal = None
+    goal, known_metrics = None, asked_metrics(metrics)
     for name, value in (("min_runs", min_runs), ("max_runs", max_runs)):
         integer(name, value, 1)  # the type, also without a target
     if target_ci is not None:
         target = number("target_ci", target_ci)
-        if not 0 < target < 1:
-            fail("target_ci", "must be a half-width as a fraction, > 0 and < 1", target)
+        first = next(iter(known_metrics.values()))
+        share = isinstance(first, BuiltIn) and is_share(first.name)
+        if target <= 0 or (share and target >= 1):
+            unit = "a fraction, > 0 and < 1" if share else "a number > 0, in the unit of the first metric"
+            fail("target_ci", f"must be a half-width as {unit}", target)
         high = integer("max_runs", max_runs, PILOT_RUNS, MAX_RUNS)
         goal = Goal(target, integer("min_runs", min_runs, PILOT_RUNS, high), high)
     if chips_per_pass != "auto":
@@ -89,15 +96,9 @@ def checked(
         protocol,
         slice_images,
         goal,
-        _metric_names(metrics),
+        known_metrics,
+        checked_forward(forward),
         chips_per_pass,
         batch_size,
         precision,
     )
-
-
-def _metric_names(metrics) -> set[str]:
-    names: set[str] = {metrics} if isinstance(metrics, str) else set(items("metrics", metrics, "names"))
-    if "accuracy" not in names or not names <= set(METRICS):
-        fail("metrics", f"must be among {', '.join(METRICS)}, and include accuracy", sorted(map(str, names)))
-    return names

@@ -17,8 +17,9 @@ from nft_ext._common.progress import Progress
 from nft_ext._common.seeded import seeded
 from nft_ext.montecarlo.distributed.rows import Row
 from nft_ext.montecarlo.execution.session import Session
+from nft_ext.montecarlo.statistics.precision import Precision
 from nft_ext.montecarlo.statistics.slice_estimate import estimate
-from nft_ext.montecarlo.statistics.stopping import Goal, Precision, until
+from nft_ext.montecarlo.statistics.stopping import Goal, until
 from nft_ext.nn.contexts import chips
 from nft_ext.nn.observed import Observation, observed
 
@@ -120,7 +121,7 @@ class Collected:
             if goal is None:
                 self.more(0, runs)
                 return None
-            return until(goal, 1, self.more, lambda: self._estimate(target))
+            return until(goal, 1, self.more, lambda: self._estimate(target), share=False)
         except KeyboardInterrupt:
             if not self.interrupted or len(self.values) < 2:
                 raise

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+
+import numpy as np
+from numpy import ndarray
 
 from nft_ext._common.progress import Progress
 from nft_ext.montecarlo.distributed.rows import Row, rows_of, tallies_of_rows
 from nft_ext.montecarlo.execution.session import Session
+from nft_ext.montecarlo.statistics.figure import Figure
 from nft_ext.montecarlo.statistics.tallies import Tallies
 
 # tallies_of(draws, done) -> Tallies, one row per draw; calls done(share) after each finished share of the pass
@@ -20,6 +25,7 @@ class Collector:
         tallies_of: tallies of given chips, over the images that each chip sees.
         per_pass: chips per pass, >= 1.
         label, show: of the progress display (`Progress`).
+        figure: what the progress display shows of the finished chips, or None.
         session: with a journal or other ranks, or None. Ranks share out whole passes, and a pass that was lost is run
             again with the same chips. So every rank and every call gives the same bits.
 
@@ -28,8 +34,15 @@ class Collector:
     """
 
     def __init__(
-        self, tallies_of: TalliesOf, per_pass: int, label: str, show: bool | None, session: Session | None = None
+        self,
+        tallies_of: TalliesOf,
+        per_pass: int,
+        label: str,
+        show: bool | None,
+        session: Session | None = None,
+        figure: Figure | None = None,
     ):
+        self.figure = figure
         self.tallies_of, self.per_pass, self.label, self.show = tallies_of, per_pass, label, show
         self.session = session if session is not None and session.keeps else None
         self.interrupted = False
@@ -50,7 +63,7 @@ class Collector:
         done = first
         try:
             with Progress(last - first, self.label, "chips", enabled=self.show) as progress:
-                shown = _Shown(progress)
+                shown = _Shown(progress, self.figure)
                 while done < last:
                     kept = min(self.per_pass, last - done)
                     finished.append(self._pass(done, kept, lambda share, n=kept: progress.update(n * share)))
@@ -73,7 +86,7 @@ class Collector:
             return rows_of(draws, self._pass(start, len(draws), lambda share: None), 0.0)
 
         with Progress(last - first, self.label, "chips", enabled=self.show) as progress:
-            shown = _Shown(progress)
+            shown = _Shown(progress, self.figure)
             progress.update(sum(map(session.known, range(first, last))))
 
             def arrived(rows: list[Row]) -> None:
@@ -85,13 +98,18 @@ class Collector:
 
 
 class _Shown:
-    """Shows the accuracy of all finished chips in the progress display."""
+    """Shows the first metric of all finished chips in the progress display."""
 
-    def __init__(self, progress: Progress):
-        self.progress, self._right, self._seen = progress, 0.0, 0.0
+    def __init__(self, progress: Progress, figure: Figure | None):
+        self.progress, self.figure = progress, figure
+        self._sums: ndarray = np.zeros(())
 
     def result(self, tallies: Tallies) -> None:
-        self._right += float(tallies.correct.sum())
-        self._seen += float(tallies.images.sum())
-        if self._seen:
-            self.progress.update(0, note=f"accuracy {100 * self._right / self._seen:.2f} %")
+        if self.figure is None or not len(tallies):
+            return
+        self._sums = self._sums + self.figure.sums(tallies).sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = float(self.figure.value(self._sums))
+        if math.isfinite(value):
+            shown = f"{100 * value:.2f} %" if self.figure.share else f"{value:.4g}"
+            self.progress.update(0, note=f"{self.figure.name} {shown}")

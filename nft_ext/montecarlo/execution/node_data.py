@@ -8,41 +8,45 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from nft_ext.montecarlo.distributed.team import POLL, Team
-from nft_ext.montecarlo.execution.data_reader import read_data
+from nft_ext.montecarlo.execution.data_reader import read_examples
+from nft_ext.montecarlo.tasks.examples import Examples
 
 FOLDERS = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # in memory, else on disk
 
 
 class NodeData:
-    """`read_data(data)` for every rank of a team, read by one rank per machine.
+    """`read_examples(data)` for every rank of a team. Inputs with labels are read by one rank per machine.
 
-    A pair of tensors is already in memory, so every rank keeps its own. If no folder has room for a copy, or if the
-    reader dies, every rank reads the data itself. Call `close` once every rank has its data; mapped memory stays valid.
+    A pair of tensors is already in memory, so every rank keeps its own. If the data have another structure, if no
+    folder has room for a copy, or if the reader dies, every rank reads the data itself. Call `close` once every rank
+    has its data; mapped memory stays valid.
 
     Attributes:
-        inputs: [n, ...].
-        labels: int64 [n].
+        examples: the data.
     """
 
     def __init__(self, team: Team, data):
         self._file: Path | None = None
-        if isinstance(data, (tuple, list)):
-            self.inputs, self.labels = read_data(data)
+        if isinstance(data, (tuple, list, Mapping, Examples)):
+            self.examples = read_examples(data)
             return
         place = f"data/{socket.gethostname()}"
         if team.add(f"{place}/ranks") == 1:
             team.set(f"{place}/reader", str(team.rank))
-            self.inputs, self.labels = read_data(data)
-            self._file = _write_shared(self.inputs, self.labels)
-            team.set(f"{place}/left", json.dumps(self._file and _describe(self._file, self.inputs, self.labels)))
+            self.examples = read_examples(data)
+            pair = self.examples.pair
+            self._file = None if pair is None else _write_shared(*pair)
+            described = None if pair is None or self._file is None else _describe(self._file, *pair)
+            team.set(f"{place}/left", json.dumps(described))
         else:
-            self.inputs, self.labels = _mapped(team, place) or read_data(data)
+            self.examples = _mapped(team, place) or read_examples(data)
 
     def close(self) -> None:
         """Removes the file that this rank wrote, if any."""
@@ -72,7 +76,7 @@ def _describe(file: Path, inputs: Tensor, labels: Tensor) -> dict:
     return {"file": str(file), "images": len(labels), "shape": list(inputs.shape), "type": kind}
 
 
-def _mapped(team: Team, place: str) -> tuple[Tensor, Tensor] | None:
+def _mapped(team: Team, place: str) -> Examples | None:
     """Maps the file that the machine's reader wrote. None if the reader wrote none, or died."""
     while not team.has(f"{place}/left"):
         team.check()
@@ -84,4 +88,5 @@ def _mapped(team: Team, place: str) -> tuple[Tensor, Tensor] | None:
         return None
     content = torch.from_file(found["file"], shared=True, size=os.path.getsize(found["file"]), dtype=torch.uint8)
     labels, inputs = content.split([8 * found["images"], len(content) - 8 * found["images"]])
-    return inputs.view(getattr(torch, found["type"])).reshape(found["shape"]), labels.view(torch.int64)
+    inputs = inputs.view(getattr(torch, found["type"])).reshape(found["shape"])
+    return Examples.of([(inputs, labels.view(torch.int64))])

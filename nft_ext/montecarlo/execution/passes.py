@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nft_ext._common.checks import fail
-from nft_ext._common.logits import logits_of
 from nft_ext.nn import frozen
 
 PROBE_IMAGES = 8
@@ -24,35 +23,34 @@ LIVE_OUTPUTS = 4  # a layer's input, output, unfolded patches, and one more for 
 # Largest difference of equal logits, relative to the largest logit. Rounding differs far less, another result far more.
 SAME = {"float32": 1e-3, "bfloat16": 5e-2}
 
-# forward(inputs [b, ...], draws) -> logits [len(draws), b, C]
-Forward = Callable[[Tensor, list[int]], Tensor]
-
 
 @dataclass(frozen=True)
 class Probe:
     """Results of one small pass.
 
     Attributes:
-        classes: number of the model's classes.
-        row_bytes: bytes per image of the largest output of a layer.
-        rows: rows per image that a Linear multiplies at most, such as the tokens of a text; at least 1.
-        logits: [images, C] of chip 0.
+        row_bytes: bytes per example of the largest output of a layer.
+        rows: rows per example that a Linear multiplies at most, such as the tokens of a text; at least 1.
+        output: of chip 0.
+        batch: its examples.
     """
 
-    classes: int
     row_bytes: int
     rows: int
-    logits: Tensor
+    output: Any
+    batch: Any
 
 
-def probe(model: nn.Module, forward: Forward, inputs: Tensor) -> Probe:
-    """Runs one chip on a few images.
+def probe(model: nn.Module, call: Callable[[Any], Any], batch: Any, examples: int) -> Probe:
+    """Runs one chip on a few examples.
 
-    Raises:
-        TypeError, ValueError: the model does not return logits [images, classes] of at least two classes.
+    Args:
+        model: the model.
+        call: batch -> output.
+        batch: the examples.
+        examples: their number.
     """
-    images = min(PROBE_IMAGES, len(inputs))
-    largest, multiplied = 0, images
+    largest, multiplied = 0, examples
 
     def measure(module, args, output):
         nonlocal largest, multiplied
@@ -64,25 +62,11 @@ def probe(model: nn.Module, forward: Forward, inputs: Tensor) -> Probe:
     # Nothing calls the containers of a fused model, and they refuse hooks.
     hooks = [m.register_forward_hook(measure) for m in model.modules() if not isinstance(m, frozen.Module)]
     try:
-        logits = forward(inputs[:images], [0])
+        output = call(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    if logits.shape[2] < 2:  # every image would count as correct
-        fail("model", "must return logits of at least two classes", f"shape {[images, *logits.shape[2:]]}")
-    return Probe(logits.shape[2], -(-largest // images), -(-multiplied // images), logits[0])
-
-
-def split_chips(output, chips: int, images: int) -> Tensor:
-    """Reshapes a model's output [chips * images, C], chip-major, to logits [chips, images, C].
-
-    Raises:
-        TypeError, ValueError: the output has another type or shape.
-    """
-    output = logits_of(output)
-    if output.ndim != 2 or len(output) != chips * images or output.shape[1] == 0:
-        fail("model", f"must return logits [images, classes], here [{chips * images}, C]", list(output.shape))
-    return output.reshape(chips, images, -1)
+    return Probe(-(-largest // examples), -(-multiplied // examples), output, batch)
 
 
 def images_that_suit(device: torch.device) -> int:
@@ -127,8 +111,3 @@ def free_memory(device: torch.device) -> int:
         return 1024 * int(kibibytes)
     except (OSError, StopIteration):
         return 2**31  # not Linux: assume 2 GiB
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference between two logit tensors of equal shape, relative to the largest expected logit."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

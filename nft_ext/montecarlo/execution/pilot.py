@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from nft_ext._common.checks import fail
 from nft_ext.montecarlo.execution.cost import Cost, measure
 from nft_ext.montecarlo.execution.passes import ROWS
+from nft_ext.montecarlo.statistics.figure import Figure
 
 # 24 chips give B2 within about 30 % and n* within 15 %. The optimum is flat, so this costs about a percent of time.
 # More than X2 / B2 images improve B2 no further, so the second number is used only if chips differ little.
@@ -21,42 +23,43 @@ PILOT_CHIPS_PER_PASS = 8  # in the timed passes; slices are small, so chips shar
 
 @dataclass(frozen=True)
 class Components:
-    """Variance components of correctness, in the symbols of docs/reference/monte_carlo.md.
+    """Variance components of a metric, in the symbols of docs/reference/monte_carlo.md.
 
     Attributes:
-        accuracy: mean accuracy.
-        between: B2, variance over chips of the accuracy on all images.
+        mean: the metric's mean.
+        between: B2, variance over chips of the metric on all images.
         interaction: X2, of chips with images.
         images: P2, variance over images.
     """
 
-    accuracy: float
+    mean: float
     between: float
     interaction: float
     images: float
 
 
-def components(correct: ndarray, images: int) -> Components:
+def components(values: ndarray, images: int) -> Components:
     """Estimates the variance components from C chips on the same i images.
 
-    V comes from the share of correct chips per image, v is the variance over chips of the accuracy on the i images.
-    Both are unbiased. Then X2 = i/(i-1) (V - v), and B2 = v - (1/i - 1/I) X2 on all I images.
+    V is the mean over images of the variance over chips, v the variance over chips of the mean on the i images. Both
+    are unbiased. Then X2 = i/(i-1) (V - v), and B2 = v - (1/i - 1/I) X2 on all I images.
 
     Args:
-        correct: bool [C, i], i >= 2, images drawn at random.
+        values: [C, i], i >= 2, of images drawn at random: whether right, or the metric's first-order change.
         images: I, images of the set.
     """
-    chips, few = correct.shape
-    share = correct.mean(axis=0)
-    by_image = chips / (chips - 1) * float(np.mean(share * (1 - share)))
-    by_chip = float(np.var(correct.mean(axis=1), ddof=1))
-    accuracy = float(share.mean())
+    values = np.asarray(values, dtype=np.float64)
+    chips, few = values.shape
+    by_image = float(np.mean(np.var(values, axis=0, ddof=1)))
+    by_chip = float(np.var(values.mean(axis=1), ddof=1))
+    mean = float(values.mean())
     interaction = max(0.0, few / (few - 1) * (by_image - by_chip))
+    among = float(np.mean(np.square(values.mean(axis=0) - mean))) - by_image / chips
     return Components(
-        accuracy=accuracy,
+        mean=mean,
         between=max(0.0, by_chip - (1 / few - 1 / images) * interaction),
         interaction=interaction,
-        images=max(0.0, few / (few - 1) * (accuracy * (1 - accuracy) + by_chip / chips - by_image)),
+        images=max(0.0, few / (few - 1) * (among + by_chip / chips)),
     )
 
 
@@ -87,6 +90,8 @@ class Pilot:
     chips: int
     images: int
     best: int
+    metric: str = "accuracy"
+    items: float | None = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: variances by their symbols in docs/reference/monte_carlo.md, costs in seconds."""
@@ -94,7 +99,9 @@ class Pilot:
         return {
             "chips": self.chips,
             "images": self.images,
-            "accuracy": c.accuracy,
+            "metric": self.metric,
+            "mean": c.mean,
+            "items_an_image": self.items,
             "B2": c.between,
             "X2": c.interaction,
             "P2": c.images,
@@ -110,18 +117,31 @@ def pilot(evaluator, several: bool) -> Pilot:
     Its chips have the key domain "selection", so no evaluated chip takes part. Its images come from a permutation of
     its own.
     """
-    images = len(evaluator.labels)
+    images = len(evaluator.examples)
     few, more = (min(count, images) for count in PILOT_IMAGES)
-    correct = evaluator.pilot_correct(PILOT_CHIPS, 0, few)
-    found = components(correct, images)
+    parts = evaluator.pilot_parts(PILOT_CHIPS, 0, few)
+    figure = evaluator.task.figures[0]
+    found = _components(figure, parts, images)
     if found.between * few < found.interaction and more > few:
-        correct = np.concatenate([correct, evaluator.pilot_correct(PILOT_CHIPS, few, more)], axis=1)
-        found = components(correct, images)
+        parts = np.concatenate([parts, evaluator.pilot_parts(PILOT_CHIPS, few, more)], axis=1)
+        found = _components(figure, parts, images)
     together = PILOT_CHIPS_PER_PASS if several else 1
     each = max(2, min(images, evaluator.batch_size, ROWS.get(evaluator.device.type, ROWS["cpu"]) // (2 * together)))
     cost = measure(evaluator.pilot_pass, together, each, several)
     # A time per image below a thousandth of a pass cannot be measured, and a ratio to 0 has no value.
     cost = replace(cost, image=max(cost.image, 1e-3 * cost.forward(together, each) / (together * each)))
     best = best_slice(found, cost.per_chip(together) / cost.image, images)
-    chips, seen = correct.shape
-    return Pilot(found, cost, together, chips, seen, best)
+    chips, seen, _ = parts.shape
+    items = float(parts[..., 1].mean()) if figure.share else None
+    return Pilot(found, cost, together, chips, seen, best, figure.name, items)
+
+
+def _components(figure: Figure, parts: ndarray, images: int) -> Components:
+    """Components of the first metric. parts: [C, i, K] of C chips and i images."""
+    if figure.right_or_wrong:
+        return components(parts[..., 0], images)
+    changes = figure.linearised(parts)
+    if not np.isfinite(changes).all():
+        fail("slice_images", f"must be a number, because the pilot's images give {figure.name} no value", "auto")
+    mean = float(figure.value(parts.reshape(-1, parts.shape[-1]).sum(axis=0)))
+    return replace(components(changes, images), mean=mean)

@@ -10,10 +10,11 @@ from nft_ext.montecarlo.execution.arguments import Arguments
 from nft_ext.montecarlo.execution.chip_evaluator import ChipEvaluator
 from nft_ext.montecarlo.execution.collector import Collector, TalliesOf
 from nft_ext.montecarlo.execution.pilot import pilot
-from nft_ext.montecarlo.statistics.estimates import accuracy_estimate
+from nft_ext.montecarlo.statistics.figure import Figure
+from nft_ext.montecarlo.statistics.precision import Precision
 from nft_ext.montecarlo.statistics.slice_estimate import most_slices
 from nft_ext.montecarlo.statistics.slices import Slices
-from nft_ext.montecarlo.statistics.stopping import Precision, until
+from nft_ext.montecarlo.statistics.stopping import until
 from nft_ext.montecarlo.statistics.tallies import Tallies
 
 
@@ -50,7 +51,7 @@ def plan(asked: Arguments, evaluator: ChipEvaluator, several: bool) -> Plan:
         evaluator: the network with its data.
         several: whether chips may share a pass of this model.
     """
-    images = len(evaluator.labels)
+    images = len(evaluator.examples)
     if asked.protocol == "full":
         return Plan(None)
     if isinstance(asked.slice_images, int):
@@ -62,13 +63,14 @@ def plan(asked: Arguments, evaluator: ChipEvaluator, several: bool) -> Plan:
     return Plan(Slices(asked.seed, images, max(found.best, least)), found.to_dict())
 
 
-def execute(asked: Arguments, collector: Collector, count: int) -> tuple[Tallies, Precision | None]:
+def execute(asked: Arguments, collector: Collector, planned: Plan, figure: Figure) -> tuple[Tallies, Precision | None]:
     """Collects all chips asked for.
 
     Args:
         asked: the checked arguments.
         collector: collects chips.
-        count: slices per tiling.
+        planned: which chips see which images.
+        figure: what a target is about.
 
     Returns:
         The tallies of all chips, or of the finished ones after an interrupt; and the precision if a target fixed it.
@@ -88,7 +90,14 @@ def execute(asked: Arguments, collector: Collector, count: int) -> tuple[Tallies
         if asked.goal is None:
             more(0, asked.runs)
         else:
-            precision = until(asked.goal, count, more, lambda: accuracy_estimate(Tallies.concatenate(parts), count))
+            count = planned.count
+            precision = until(
+                asked.goal,
+                count,
+                more,
+                lambda: figure.estimate(Tallies.concatenate(parts), count, whole=count == 1),
+                figure.share,
+            )
     except KeyboardInterrupt:
         if not collector.interrupted or sum(map(len, parts)) < 2:
             raise

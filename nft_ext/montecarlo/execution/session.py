@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nft_ext._common.checks import file_path
 from nft_ext._common.processes import own_gpu
@@ -17,8 +16,9 @@ from nft_ext.montecarlo.distributed.journal import Journal
 from nft_ext.montecarlo.distributed.ranks import RanksError, team_of
 from nft_ext.montecarlo.distributed.rows import Row
 from nft_ext.montecarlo.distributed.work_queue import Compute, deal, share
-from nft_ext.montecarlo.execution.data_reader import read_data
+from nft_ext.montecarlo.execution.data_reader import read_examples
 from nft_ext.montecarlo.execution.node_data import NodeData
+from nft_ext.montecarlo.tasks.examples import Examples
 
 
 class Session:
@@ -73,12 +73,12 @@ class Session:
             if kind is None:
                 raise
 
-    def read(self, data) -> tuple[Tensor, Tensor]:
-        """`read_data(data)`, read once per machine."""
+    def read(self, data: Any) -> Examples:
+        """`read_examples(data)`; pairs of inputs and labels are read once per machine."""
         if self._team is None:
-            return read_data(data)
+            return read_examples(data)
         self._data = NodeData(self._team, data)
-        return self._data.inputs, self._data.labels
+        return self._data.examples
 
     def meet(self) -> None:
         """Waits for all ranks."""
@@ -189,8 +189,8 @@ class Session:
         return (compute(start) for start in starts)
 
 
-def read_together(data, ranks: bool | None) -> tuple[Tensor, Tensor]:
-    """`read_data(data)`, read once per machine by all ranks, for several evaluations of the same data."""
+def read_together(data: Any, ranks: bool | None) -> Examples:
+    """`Session.read` by all ranks, for several evaluations of the same data."""
     with Session(None, ranks) as session:
         found = session.read(data)
         session.meet()

@@ -12,9 +12,11 @@ from nft_ext._common.checks import fail, one_of
 from nft_ext._common.files import finite_or_none, write_csv, write_json
 from nft_ext._common.reading import read_json
 from nft_ext.montecarlo.report.figure_style import COLOURS, INK, STYLE, require_matplotlib, save_figure
+from nft_ext.montecarlo.report.metrics import Metrics
 from nft_ext.montecarlo.report.report import conditions_of, sigma_of
 from nft_ext.montecarlo.report.statistic_json import statistic_entry, statistic_of
-from nft_ext.montecarlo.report.text_table import QUANTILES, align, note_lines
+from nft_ext.montecarlo.report.text_table import QUANTILES, align, note_lines, rough_notes, unseen_line
+from nft_ext.montecarlo.statistics.intervals import unseen_share
 from nft_ext.montecarlo.statistics.run_statistic import RunStatistic
 
 FORMAT = "nft_ext.over_chips/1"
@@ -52,9 +54,17 @@ class ChipsReport:
     stopping: dict[str, Any] | None = None
 
     @property
-    def metrics(self) -> dict[str, RunStatistic]:
+    def metrics(self) -> Metrics[RunStatistic]:
         """Name of a figure -> its statistic: `.per_run`, `.mean`, `.std`, `.ci95`. "value" for a single number."""
-        return self.statistics
+        return Metrics(self.statistics)
+
+    @property
+    def unseen_chips(self) -> float:
+        """The share of chips that may be unlike any evaluated chip, at most, with 95 % confidence: 1 - 0.05^(1/runs).
+
+        No interval of the report contains the effect of such chips.
+        """
+        return unseen_share(self.runs)
 
     @property
     def sigma(self) -> float | list[float]:
@@ -79,7 +89,8 @@ class ChipsReport:
             figures = [found.mean, found.ci95, found.std, *(found.quantile(q) for q in QUANTILES), found.worst]
             rows.append([name, *(f"{float(figure):.5g}" for figure in figures)])
         lines += ["  " + line for line in align(rows)]
-        for note in self.notes:
+        lines += ["  +- 95 %: mean over chips of this network", "  " + unseen_line(self)]
+        for note in [*rough_notes(self), *self.notes]:
             lines += note_lines(note)
         return "\n".join(lines)
 
@@ -121,6 +132,7 @@ class ChipsReport:
         """The whole report as JSON values: floats exactly, NaN and infinities as None."""
         content: dict[str, Any] = {"format": FORMAT, "conditions": self.conditions()}
         content |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "statistics"}
+        content["unseen_chips"] = self.unseen_chips
         content["metrics"] = {name: statistic_entry(s) for name, s in self.statistics.items()}
         return finite_or_none(content)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nft_ext._common.checks import fail
 from nft_ext.montecarlo.report.digital_part import digital_part
 from nft_ext.montecarlo.report.report import CONVENTIONS, MonteCarloReport
-from nft_ext.montecarlo.report.text_table import align, figure, images_per_chip
+from nft_ext.montecarlo.report.text_table import align, images_per_chip, shown, unseen_line
 
 
 def _one_sigma(report: MonteCarloReport) -> float:
@@ -18,13 +18,15 @@ def check_curves(curves: dict[str, list[MonteCarloReport]]) -> list[MonteCarloRe
     """All reports of `curves`.
 
     Raises:
-        ValueError: no report, or a report with several sigmas.
+        ValueError: no report, a report with several sigmas, or reports whose first metrics differ.
     """
     reports = [report for curve in curves.values() for report in curve]
     if not reports:
         fail("curves", "must hold at least one report", f"{len(curves)} empty curves")
     for report in reports:
         _one_sigma(report)
+    if len(firsts := {report.first for report in reports}) > 1:
+        fail("curves", "must have the same first metric", ", ".join(sorted(firsts)))
     return reports
 
 
@@ -39,7 +41,7 @@ def common_conditions(reports: list[MonteCarloReport]) -> str:
     runs = sorted({report.runs for report in reports})
     chips = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
     sizes = {report.slice_images for report in reports}
-    images = images_per_chip(reports[0]) if len(sizes) == 1 else f"slices of {reports[0].images} images"
+    images = images_per_chip(reports[0]) if len(sizes) == 1 else f"slices of {reports[0].images} {reports[0].example}s"
     kinds = {
         (group["device"]["name"], group["device"]["weight_bits"], group["device"]["device_bits"])
         for report in reports
@@ -54,7 +56,7 @@ def common_conditions(reports: list[MonteCarloReport]) -> str:
 
 
 def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
-    """Mean accuracy in percent with its 95 % half-width: one row per sigma, one column per curve.
+    """Mean of the first metric with its 95 % half-width: one row per sigma, one column per curve.
 
     A missing point is shown as "-", and an interrupted one is marked "*".
 
@@ -68,6 +70,7 @@ def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
         ValueError: no report, or a report with several sigmas.
     """
     reports = check_curves(curves)
+    how = shown(reports[0].first)
     rows = [["sigma", *curves]]
     for sigma in sorted({_one_sigma(report) for report in reports}):
         row = [f"{sigma:g}"]
@@ -76,12 +79,12 @@ def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
             row.append(_cell(at[0]) if at else "-")
         rows.append(row)
     lines = [
-        "accuracy in %, mean over chips of a network on these images +- longer arm of its 95 % interval",
+        f"{how.label}{f' in {how.unit}' if how.unit else ''}, mean over chips of a network on these "
+        f"{reports[0].example}s +- longer arm of its 95 % interval",
         f"sigma {convention(reports[0])}; {common_conditions(reports)}",
         *align(rows),
     ]
-    unseen = max(report.unseen_chips for report in reports)
-    lines.append(f"up to {100 * unseen:.2g} % of chips may be unlike any seen (95 %)")
+    lines.append(unseen_line(max(reports, key=lambda report: report.unseen_chips)))
     if any(report.interrupted for report in reports):
         lines.append("* interrupted: fewer chips than asked for")
     return "\n".join(lines)
@@ -89,4 +92,5 @@ def sweep_table(curves: dict[str, list[MonteCarloReport]]) -> str:
 
 def _cell(report: MonteCarloReport) -> str:
     mark = "*" if report.interrupted else ""
-    return f"{100 * report.accuracy.mean:.2f} +- {figure(100 * report.accuracy.ci95, 2)}{mark}"
+    statistic, how = report.statistics[report.first], shown(report.first)
+    return f"{how.number(statistic.mean)} +- {how.number(statistic.ci95)}{mark}"

@@ -6,6 +6,7 @@ import math
 import os
 
 from nft_ext.montecarlo.report.figure_style import COLOURS, FAINT, INK, STYLE, require_matplotlib, save_figure
+from nft_ext.montecarlo.report.text_table import shown
 
 MOST = 40  # rows of a panel; of more, those with the largest changes
 WITHOUT, ALONE = COLOURS[0], COLOURS[1]
@@ -25,22 +26,21 @@ def plot_explanation(found, path: str | os.PathLike) -> None:
     panels = [(title, rows) for title, rows in (("effects", found.effects), ("noise of layers", found.layers)) if rows]
     panels = [(f"{title}{_left_out(rows)}", _largest(rows)) for title, rows in panels]
     heights = [1 + 0.5 * len(rows) for _, rows in panels]
-    in_points = found.metric == "accuracy"
-    factor, unit = (100.0, "points of accuracy") if in_points else (1.0, found.metric)
+    how = shown(found.metric)
+    unit = f"points of {how.label}" if how.unit else how.label
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(7.6, 1.5 + sum(heights) * 0.8), layout="constrained")
         axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
         for panel, (title, rows) in zip(axes, panels):
-            _panel(panel, title, rows, factor)
+            _panel(panel, title, rows, how.factor)
         axes[-1].set_xlabel(f"change, {unit} (mean over {found.runs} chips, 95 % interval)")
         for name, colour in (("everything on but this", WITHOUT), ("only this on", ALONE)):
             axes[0].barh(0, 0, color=colour, label=name)  # for the legend
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-        percent, digits = (" %", ".2f") if in_points else ("", ".4f")
         float_weights, quantized, chips = (
-            f"{factor * level[0]:{digits}}{percent}" for level in (found.ideal, found.quantized, found.full)
+            how.number(level[0]) + how.behind for level in (found.ideal, found.quantized, found.full)
         )
-        title = f"{found.metric}: {float_weights} with float weights, {quantized} quantized, {chips} on chips"
+        title = f"{how.label}: {float_weights} with float weights, {quantized} quantized, {chips} on chips"
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
         save_figure(figure, path)
 

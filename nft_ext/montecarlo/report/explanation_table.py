@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 
-from nft_ext.montecarlo.report.text_table import WIDTH, align, note_lines
+from nft_ext.montecarlo.report.text_table import WIDTH, align, note_lines, shown
 
 NAMED = 3  # layers that the first lines name
 MARK = "*"
@@ -29,25 +29,21 @@ def explanation_table(found) -> str:
 
 
 def number(found, value: float, sign: bool = False) -> str:
-    """A value of the metric as text: percent or points for the accuracy."""
-    if math.isnan(value):
-        return "-"
-    if found.metric != "accuracy":
-        return f"{value:{'+' if sign else ''}.4g}"
-    return f"{round(100 * value, 2) + 0.0:{'+' if sign else ''}.2f}"  # + 0.0: no sign of a zero
+    """A value of the metric as text: percent or points for an accuracy."""
+    return shown(found.metric).number(value + 0.0, "+" if sign and value else "")  # + 0.0: no sign of a zero
 
 
 def unit(found) -> str:
     """The unit of changes."""
-    return "points" if found.metric == "accuracy" else found.metric
+    how = shown(found.metric)
+    return "points" if how.unit else how.label
 
 
 def _levels(found) -> str:
-    percent = " %" if found.metric == "accuracy" else ""
-    mean, half = found.full
+    how, (mean, half) = shown(found.metric), found.full
     return (
-        f"Where the {found.metric} goes: {number(found, found.ideal[0])}{percent} with float weights, "
-        f"{number(found, mean)}{percent} +- {number(found, half)} on chips"
+        f"Where the {how.label} goes: {number(found, found.ideal[0])}{how.behind} with float weights, "
+        f"{number(found, mean)}{how.behind} +- {number(found, half)} on chips"
         + (" (interrupted)" if found.interrupted else "")
     )
 
@@ -55,7 +51,7 @@ def _levels(found) -> str:
 def _split(found) -> str:
     """The change from float weights to chips in two parts, which add up."""
     quantizer, noise = found.quantizer, found.noise
-    if found.metric == "accuracy":
+    if shown(found.metric).unit:
         return (
             f"the quantizer {_verb(quantizer)} {number(found, abs(quantizer.mean))}{_half(found, quantizer)} points, "
             f"the noise {_verb(noise)} {number(found, abs(noise.mean))}{_half(found, noise)} points"
@@ -109,7 +105,7 @@ def _chips(found) -> str:
     seen = "" if found.images_per_chip == found.images else f"{found.images_per_chip} of "
     variants = len(found.per_chip)
     return (
-        f"seed {found.seed}, {found.runs} chips x {seen}{found.images} images, {variants} variants, "
+        f"seed {found.seed}, {found.runs} chips x {seen}{found.images} {found.example}s, {variants} variants, "
         f"{found.inferences:,} inferences, {found.seconds:.1f} s"
     )
 

@@ -11,6 +11,7 @@ from nft_ext._common.checked_json import intact, with_checksum
 from nft_ext._common.checks import fail
 from nft_ext._common.files import finite_or_none, write_csv, write_json
 from nft_ext._common.reading import read_json
+from nft_ext.montecarlo.report.metrics import Metrics
 from nft_ext.montecarlo.report.report_plot import plot_report
 from nft_ext.montecarlo.report.statistic_json import statistic_entry, statistic_of
 from nft_ext.montecarlo.report.text_table import report_table
@@ -33,12 +34,14 @@ class MonteCarloReport:
     """The outcome of `monte_carlo`. `str(report)` is a table of one screen.
 
     Attributes:
-        statistics: metric name -> RunStatistic, or SliceStatistic under "stratified". The properties `accuracy`, `ekl`
-            and `nll` read it.
-        ece: expected calibration error (top label, 15 bins of equal width), pooled over chips and images.
+        statistics: metric name -> RunStatistic, or SliceStatistic under "stratified", in the order asked for. The first
+            metric is the one of plots and of `target_ci`. `metrics` is the same mapping; the properties `accuracy`,
+            `ekl` and `nll` read it.
+        ece: expected calibration error (top label, 15 bins of equal width), pooled over chips and images; NaN without
+            a metric of class labels.
         runs: number of chips evaluated. Run r is chip r of `seed`, key domain "evaluation".
-        images: number of test images.
-        classes: number of the model's classes.
+        images: number of test images, or of other examples.
+        classes: number of the model's classes; None without a metric of class labels.
         seed: seed of the chips.
         nvm: one entry per distinct device: {"device": NVMDevice.describe(), "text", "layers"}, with the sigma used.
         protocol, precision, chips_per_pass, batch_size, hardware: settings of the evaluation.
@@ -56,13 +59,17 @@ class MonteCarloReport:
         coverage: the account of the weights, as `Coverage.summary` has it: share of the matrix weights on crossbars,
             mac_share (of multiply-accumulates, None if unknown), crossbar_weights, weights, digital (the biggest
             groups of digital matrices, each with its reason), digital_not_listed. None in reports of version 0.2.
+        example: what one entry of the data is called in texts.
+
+    Raises:
+        ValueError: `statistics` is empty.
     """
 
     statistics: dict[str, RunStatistic | SliceStatistic]
     ece: float
     runs: int
     images: int
-    classes: int
+    classes: int | None
     seed: int
     nvm: list[dict[str, Any]]
     protocol: str
@@ -80,6 +87,22 @@ class MonteCarloReport:
     stopping: dict[str, Any] | None = None
     observed: dict[str, Any] | None = None
     coverage: dict[str, Any] | None = None
+    example: str = "image"
+
+    def __post_init__(self) -> None:
+        if not self.statistics:
+            fail("statistics", "must hold at least one metric", "none")
+        object.__setattr__(self, "statistics", Metrics(self.statistics))
+
+    @property
+    def metrics(self) -> Metrics[RunStatistic | SliceStatistic]:
+        """Metric name -> its statistic: `.per_run`, `.mean`, `.std`, `.ci95`."""
+        return Metrics(self.statistics)
+
+    @property
+    def first(self) -> str:
+        """Name of the first metric, which plots show and `target_ci` is about."""
+        return next(iter(self.statistics))
 
     def _statistic(self, name: str) -> RunStatistic | SliceStatistic:
         if name not in self.statistics:
@@ -119,14 +142,14 @@ class MonteCarloReport:
 
     @property
     def equivalent_full_runs(self) -> float:
-        """Number of chips on all images that give the mean accuracy the same variance, std^2 / standard error^2.
+        """Number of chips on all images that give the first metric's mean the same variance, std^2 / standard error^2.
 
-        Equal to `runs` under "full". Under "stratified" its accuracy is that of the estimated std; NaN without one.
+        Equal to `runs` under "full". Under "stratified" it is as exact as the estimated std; NaN without one.
         """
-        accuracy = self.accuracy
-        if isinstance(accuracy, RunStatistic):
+        statistic = self.statistics[self.first]
+        if isinstance(statistic, RunStatistic):
             return float(self.runs)
-        return (accuracy.std / accuracy.standard_error) ** 2 if accuracy.standard_error > 0 else math.nan
+        return (statistic.std / statistic.standard_error) ** 2 if statistic.standard_error > 0 else math.nan
 
     @property
     def unseen_chips(self) -> float:
@@ -152,7 +175,7 @@ class MonteCarloReport:
     __str__ = table
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Writes a figure with the accuracy of every chip.
+        """Writes a figure with the first metric of every chip.
 
         Args:
             path: the file; its suffix selects PNG, PDF or SVG.

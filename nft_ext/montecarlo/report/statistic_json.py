@@ -46,7 +46,9 @@ def statistic_of(entry: dict[str, Any]) -> RunStatistic | SliceStatistic:
         KeyError: the entry lacks a field.
     """
     per_run = np.array(entry["per_run"], dtype=np.float64)
-    common = {"per_run": per_run, "pooled": entry["pooled"], "higher_is_better": entry["higher_is_better"]}
+    higher = entry["higher_is_better"]  # null, so NaN here, if the metric did not say
+    higher = None if isinstance(higher, float) else higher
+    common = {"per_run": per_run, "pooled": entry["pooled"], "higher_is_better": higher}
     low, high = entry["interval95"]
     # Reports of version 0.2 have no degrees of freedom, and no standard error of chips that saw all images.
     precision = Precision(

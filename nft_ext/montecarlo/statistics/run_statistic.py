@@ -58,14 +58,14 @@ class RunStatistic:
         per_run: float64 [runs], the metric of chip r; NaN without a value (EKL of a chip without correct images).
         pooled: the metric over all chips and images together. For EKL it is the ratio of the summed numerator and the
             summed denominator; for the other metrics it is the mean.
-        higher_is_better: whether the lowest or the highest value is the worst.
+        higher_is_better: whether the lowest or the highest value is the worst; None: unknown.
         fixed: the interval if a stopping rule or a number of images decides it; None: computed from `per_run` alone.
-        share: whether the metric is a share of images, in 0 .. 1.
+        share: whether the metric is a share of equal items (images, tokens), in 0 .. 1.
     """
 
     per_run: np.ndarray
     pooled: float
-    higher_is_better: bool
+    higher_is_better: bool | None
     fixed: Precision | None = None
     share: bool = False
 
@@ -142,9 +142,9 @@ class RunStatistic:
 
     @property
     def worst(self) -> Worst:
-        """The lowest value if higher is better, else the highest."""
+        """The lowest value if higher is better, else the highest. NaN if neither is known to be better."""
         n = len(self.values)
-        if n == 0:
+        if n == 0 or self.higher_is_better is None:
             return Worst(math.nan)
         value = self.values.min() if self.higher_is_better else self.values.max()
         return Worst(value, runs=n, bounds_quantile=unseen_share(n))

@@ -49,6 +49,12 @@ class SliceEstimate:
     inferences: ndarray
 
 
+def no_estimate(runs: int) -> SliceEstimate:
+    """The estimate of R chips of which fewer than two have a value."""
+    nan = np.array(np.nan)
+    return SliceEstimate(nan, nan, nan, nan, 1, False, runs, skew=nan, effective_df=np.array(0.0), inferences=nan)
+
+
 def pairs(runs: int, count: int) -> ndarray:
     """Chips r of the first `runs` whose slice chip r + m sees too: those in tilings 0, 2, 4, ... (slices.py)."""
     first = np.arange(max(0, runs - count))
@@ -214,6 +220,11 @@ def between_chips(found: SliceEstimate, correct: ndarray, sizes: ndarray, count:
     spread = np.where(some, sizes / np.maximum(sizes - 1, 1) * share * (1 - share), 0.0)
     with np.errstate(invalid="ignore"):
         among_images = spread.sum(-1) / np.where(some.any(-1), some.sum(-1), np.nan)
+    return between(found, among_images, count, images)
+
+
+def between(found: SliceEstimate, among_images, count: int, images: int):
+    """B2 as in `between_chips`, from W, the variance among the images of a slice."""
     k = (count - 1) / images
     if found.conservative:
         return found.within - k * among_images

@@ -23,16 +23,16 @@ class SliceStatistic:
     Attributes:
         per_run: float64 [runs], the metric of chip r on its own slice, not on all images; NaN without a value.
         pooled: ratio of the numerator and the denominator, both summed over all chips; also the mean.
-        higher_is_better: whether a higher value of the metric is better.
+        higher_is_better: whether a higher value of the metric is better; None: unknown.
         std: standard deviation over chips of the metric on all images, estimated from slices. NaN without an estimate
-            (EKL, NLL, one image per slice).
+            (ECE, mean IoU, one image per slice).
         precision: the 95 % interval of the mean, its standard error and its degrees of freedom.
-        share: whether the metric is a share of images, in 0 .. 1.
+        share: whether the metric is a share of equal items (images, tokens), in 0 .. 1.
     """
 
     per_run: np.ndarray
     pooled: float
-    higher_is_better: bool
+    higher_is_better: bool | None
     std: float
     precision: Precision
     share: bool
