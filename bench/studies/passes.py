@@ -26,7 +26,8 @@ from bench.harness import machine
 from bench.studies.networks import Encoder
 from nft_ext import models
 from nft_ext._common.files import write_json
-from nft_ext.montecarlo.execution.passes import chips_that_fit, probe, split_chips
+from nft_ext.montecarlo.execution.passes import chips_that_fit, probe
+from nft_ext.montecarlo.tasks.outputs import split_chips
 
 RUNS = 64  # chips of the evaluation; at most as many are timed in one pass
 MOST = 512 << 20  # bytes of the largest output above which a number of chips is not timed
@@ -68,7 +69,8 @@ def timed(model: nn.Module, inputs: Tensor, rounds: int) -> dict[str, Any]:
         with nft.chips(model, draws=draws):
             return split_chips(model(x), len(draws), len(x))
 
-    found, batch, here = probe(model, forward, inputs), len(inputs), torch.device("cpu")
+    batch, here = len(inputs), torch.device("cpu")
+    found = probe(model, lambda x: forward(x, [0]), inputs, batch)
     weights = 4 * max(layer.weight.numel() for layer in nft.noisy_layers(model).values())
     auto = chips_that_fit(RUNS, batch, found.row_bytes, weights, here, found.rows)
     counts = {1, auto} | {count for count in (2, 4, 8, 16, 32, 64) if count * batch * found.row_bytes <= MOST}

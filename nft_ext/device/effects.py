@@ -15,7 +15,10 @@ import numpy as np
 from nft_ext.device.model import NVMDevice
 
 # Fields of `NVMDevice` that are no effect: the mapping of weights onto devices, units, names, and the sampler.
-NO_EFFECTS = ("weight_bits", "device_bits", "relative_to", "sampling", "name")
+NO_EFFECTS = (
+    *("weight_bits", "device_bits", "relative_to", "sampling", "name"),
+    *("scale", "array_rows", "array_columns"),
+)
 
 
 @dataclass(frozen=True)

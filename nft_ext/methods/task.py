@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules import loss as torchs
 
-from nft_ext._common.batch import callable_or_none, default_forward, target_of, unwrapped
 from nft_ext._common.checks import fail
+from nft_ext._common.functions import callable_or_none, unwrapped
 from nft_ext._common.logits import logits_of
 from nft_ext._common.targets import IGNORED, checked_target
+from nft_ext.nn.batch import default_forward, target_of
 from nft_ext.nn.chip_inputs import opened
 
 Criterion = Callable[[Any, Any], Tensor]  # (output, batch or target) -> scalar

@@ -30,7 +30,7 @@ def holm(p: Sequence[float]) -> list[float]:
     p = items("p", p, "p-values")
     for one in p:
         real = isinstance(one, numbers.Real) and not isinstance(one, (bool, np.bool_))
-        if not real or not (0 <= one <= 1 or math.isnan(one)):
+        if not real or not (0 <= float(one) <= 1 or math.isnan(one)):
             fail("p", "must hold numbers in [0, 1] or NaN", repr(one))
     tested = sorted((i for i, one in enumerate(p) if math.isfinite(one)), key=lambda i: p[i])
     adjusted, highest = [math.nan] * len(p), 0.0

@@ -301,9 +301,9 @@ def _metric(metric: Any) -> tuple[str, dict[str, Any]]:
         TypeError, ValueError: it is not one metric.
     """
     if not isinstance(metric, (str, BuiltIn, Mapping)):
-        rule = "must be one metric of monte_carlo: a name, a metric(...), or {name: function}"
+        rule = "must be the name of one metric of monte_carlo, a metric(...), or {name: function}"
         fail("metric", rule, type(metric).__name__, TypeError)
+    if isinstance(metric, Mapping) and len(metric) != 1:
+        fail("metric", "must be one metric", f"{len(metric)} metrics")
     found = asked_metrics(metric)
-    if len(found) != 1:
-        fail("metric", "must be one metric", f"{len(found)} metrics")
     return next(iter(found)), found

@@ -69,7 +69,7 @@ class ExplanationRow:
 
     @property
     def effect(self) -> float:
-        """The mean of both views, as the change that it causes: (alone - without) / 2. NaN where one is missing."""
+        """The change that it causes, (alone - without) / 2, the mean of both views. NaN where one is missing."""
         if self.without is None or self.alone is None:
             return math.nan
         return (self.alone.mean - self.without.mean) / 2

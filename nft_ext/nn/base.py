@@ -306,6 +306,8 @@ class NoisyLayer(nn.Module):
                 self._non_persistent_buffers_set.discard(name)
         for name, value in (("_last", None), ("_changes", []), ("_owner", None), ("_entry", None)):
             own.setdefault(name, value)
+        if len(own["_spec"]) == 4:  # of version 0.2, whose layers have one step each
+            own["_spec"] = [*own["_spec"], *self.nvm.operator_scaling()]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, nvm=({self.nvm})"

@@ -1,4 +1,4 @@
-"""Qualified names of modules, which do not change when a known wrapper is put around a model.
+"""Qualified names of modules, which do not change when a known wrapper is put around a model; and the wrappers.
 
 A layer's chips follow from its name. So a model gives the same chips bare, compiled, averaged or in data-parallel
 training. Only the wrapper classes below are left out: a user's own attribute called `module` is part of a name.
@@ -33,14 +33,24 @@ def named(model: nn.Module) -> list[tuple[str, str, nn.Module]]:
     The path is torch's name, for `get_submodule`. The name leaves out wrappers, so a wrapper has the name of what it
     wraps.
     """
-    wrappers = {}
-    for (home, kind), attribute in _WRAPPERS.items():
-        found = getattr(sys.modules.get(home), kind, None)
-        if found is not None:
-            wrappers[found] = attribute
+    wrappers = _wrappers()
     modules: list[tuple[str, str, nn.Module]] = []
     _walk(model, "", "", wrappers, tuple(wrappers), set(), modules)
     return modules
+
+
+def inside_wrappers(model: nn.Module) -> nn.Module:
+    """The module in all known wrappers around a model. A wrapper passes its arguments on to it."""
+    wrappers = _wrappers()
+    while (attribute := next((a for kind, a in wrappers.items() if isinstance(model, kind)), None)) is not None:
+        model = getattr(model, attribute)
+    return model
+
+
+def _wrappers() -> dict[type, str]:
+    """The known wrapper classes that are imported -> their attributes."""
+    found = {getattr(sys.modules.get(home), kind, None): attribute for (home, kind), attribute in _WRAPPERS.items()}
+    return {kind: attribute for kind, attribute in found.items() if kind is not None}
 
 
 def select(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[str, tuple[str, nn.Module]]:

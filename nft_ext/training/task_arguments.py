@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nft_ext._common.batch import callable_or_none
 from nft_ext._common.checks import boolean, fail
+from nft_ext._common.functions import callable_or_none
 from nft_ext.device import NVMDevice
 from nft_ext.methods import Method
 from nft_ext.methods.base import prepared_for, takes

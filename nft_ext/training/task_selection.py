@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext._common.checks import fail
+from nft_ext._common.functions import check_parts, checked_pairs
 from nft_ext._common.targets import IGNORED
 from nft_ext.methods.task import Task
+from nft_ext.nn.batch import size_of
 from nft_ext.nn.chip_inputs import moved, tensors_of
 from nft_ext.nn.contexts import chips, noise
 from nft_ext.training.ranks import Ranks
@@ -84,7 +86,7 @@ class Judge:
             return [loss, counted, right, counted]
         size = float(_length(batch))
         sums = [float(self.task.loss(output, target)) * size, size]
-        return sums + ([0.0, 0.0] if self.metric is None else _metric_sums(self.metric(made, batch)))
+        return sums + ([0.0, 0.0] if self.metric is None else _metric_sums(self.metric(made, batch), size_of(batch)))
 
     def validate(
         self,
@@ -143,17 +145,10 @@ def _accuracy(logits: Tensor, target: Tensor) -> tuple[float, float]:
     return float(((logits.argmax(dim=1) == labels) & counted).sum()), float(counted.sum())
 
 
-def _metric_sums(found: Any) -> list[float]:
-    rule = "must return two tensors of one length, (numerator [B], denominator [B]), one entry per example"
-    if not (isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(t, Tensor) for t in found)):
-        fail("metric", rule, type(found).__name__, TypeError)
-    top, bottom = found
-    if top.dim() != 1 or top.shape != bottom.shape:
-        fail("metric", rule, f"shapes {list(top.shape)} and {list(bottom.shape)}")
-    sums = [float(top.double().sum()), float(bottom.double().sum())]
-    if not all(map(torch.isfinite, map(torch.tensor, sums))):
-        fail("metric", "must be finite", sums)
-    return sums
+def _metric_sums(found: Any, size: int | None) -> list[float]:
+    pairs = checked_pairs("metric", found)
+    check_parts("metric", pairs, size)
+    return pairs.sum(dim=0).tolist()
 
 
 def _length(batch: Any) -> int:

@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 import nft_ext as nft
 from nft_ext import methods, reference
 from nft_ext.nn import step_key
+from nft_ext.nn.batch import inputs_of
 from nft_ext.ops.functional import own_table
 from support.task_models import CLASSES, TwoHeads, regression, regressor, sequences, tag_loss, tagger
 
@@ -308,7 +309,7 @@ REGRESSION = regression(6)
             lambda: tagger(True),
             {"ids": BATCH["input_ids"], "labels": BATCH["labels"]},
             {},
-            "batch: must have a key that the model's forward names.*got ids, labels",
+            "batch: must have the keys that the model's forward names.*got keys ids, labels; lacks input_ids",
         ),
         (
             methods.Vanilla(),
@@ -365,3 +366,26 @@ def test_an_ignored_index_of_torchs_own_loss_counts_as_there():
         assert torch.equal(found, cross_entropy(model(BATCH["input_ids"]).logits, labels, ignore_index=255))
     with pytest.raises(ValueError, match="target: must lie in 0..2"):
         method.loss(model, BATCH["input_ids"], labels, criterion=nn.CrossEntropyLoss())
+
+
+def test_fit_and_monte_carlo_give_a_model_the_same_inputs_of_a_batch():
+    """One function chooses and casts the inputs, for a method's loss and for the evaluation."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, features, scale=1.0):
+            return self.head(features) * scale
+
+    batch = {"features": torch.rand(6, 5).double(), "label": torch.arange(6) % 3, "id": torch.arange(6)}
+    model = Scaled()
+    args, kwargs = inputs_of(model, batch)
+    assert not args and list(kwargs) == ["features"] and kwargs["features"].dtype == torch.float32
+    expected = nn.functional.cross_entropy(model(batch["features"].float()), batch["label"])
+    assert torch.equal(methods.Vanilla().loss(model, batch), expected)
+    noisy = nft.convert(model, nft.NVMDevice(sigma=0.0)).eval()
+    report = nft.monte_carlo(noisy, batch, runs=2, metrics="nll", progress=False)
+    expected = nn.functional.cross_entropy(noisy(batch["features"].float()), batch["label"])
+    assert report.nll.mean == pytest.approx(float(expected), rel=1e-5)

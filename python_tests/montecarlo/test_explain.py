@@ -17,6 +17,7 @@ from nft_ext.montecarlo import monte_carlo
 from nft_ext.montecarlo.execution import chip_evaluator
 from nft_ext.training.checkpoint import save
 from support.interrupts import interrupt_after
+from support.tasks import encoder, sentences
 
 RUNS = 12
 GENERATOR = torch.Generator().manual_seed(4)
@@ -389,3 +390,25 @@ def test_real_digits_by_function_and_by_command(tmp_path, capsys):
     assert (tmp_path / "out" / "explanation.png").exists() and len(list((tmp_path / "chips").iterdir())) > 10
     assert main([*command.split(), "--by", "layer", "--layers", "no"]) == 1
     assert "layers: must match a noisy layer" in capsys.readouterr().err
+
+
+def test_any_task_is_explained_by_its_metric_and_its_forward():
+    """Texts as dicts. Each variant has the figures that monte_carlo gives for the same forward and function."""
+    model, data = encoder(), sentences()
+
+    def forward(model, batch):
+        return model(batch["input_ids"], batch["attention_mask"]).logits
+
+    def margin(logits, batch):
+        own = logits.gather(1, batch["labels"][:, None])[:, 0]
+        return own - logits.mean(1), torch.ones_like(own)
+
+    options = {"seed": 3, "progress": False, "forward": forward}
+    found = nft.explain(model, data, runs=4, by="layer", metric={"margin": margin}, **options)
+    expected = monte_carlo(model, data, runs=4, metrics={"margin": margin}, **options)
+    assert found.metric == "margin" and found.per_chip["everything"] == expected.metrics["margin"].per_run.tolist()
+    assert "Where the margin goes" in str(found) and f"x {len(data['labels'])} examples" in str(found)
+    by_default = nft.explain(model, data, runs=4, by="layer", metric="nll", seed=3, progress=False)
+    assert by_default.per_chip["everything"] == pytest.approx(
+        monte_carlo(model, data, runs=4, seed=3, metrics="nll", progress=False).metrics["nll"].per_run.tolist()
+    )

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import nft_ext as nft
-from nft_ext.montecarlo.statistics.intervals import mean_half_width
+from nft_ext.metrics.distributions import student_t_quantile
 from support.paths import importing
 
 NVM = nft.NVMDevice(sigma=0.3)
@@ -35,6 +35,15 @@ def accuracy(model):
     return float((model(DATA[0]).argmax(dim=1) == DATA[1]).double().mean())
 
 
+def right(output, batch):
+    """The accuracy as a metric of monte_carlo that nobody knows to be a share."""
+    found = (output.argmax(dim=1) == batch[1]).float()
+    return found, torch.ones_like(found)
+
+
+right.higher_is_better = True
+
+
 def spread(model):
     logits = model(DATA[0])
     return {"accuracy": accuracy(model), "spread": float(logits.std()), "largest": logits.amax()}
@@ -50,8 +59,8 @@ def values(report, name="value"):
 
 @pytest.mark.parametrize("sigma", [None, 0.1])
 def test_run_r_is_chip_r_of_monte_carlo_bit_for_bit(model, sigma):
-    expected = nft.monte_carlo(model, DATA, runs=12, seed=3, sigma=sigma, progress=False).accuracy
-    found = over(model, sigma=sigma)
+    report = nft.monte_carlo(model, DATA, metrics={"right": right}, runs=12, seed=3, sigma=sigma, progress=False)
+    found, expected = over(model, sigma=sigma), report.metrics["right"]
     assert values(found) == expected.per_run.tolist()
     one = found.metrics["value"]
     assert (one.mean, one.std, one.ci95, one.worst) == (expected.mean, expected.std, expected.ci95, expected.worst)
@@ -72,7 +81,9 @@ def test_a_dict_has_a_statistic_per_key(model):
     assert values(report, "accuracy") == values(over(model))
     one = report.metrics["spread"]
     assert one.worst == max(one.per_run) and report.metrics["largest"].worst == min(values(report, "largest"))
-    assert one.ci95 == mean_half_width(float(np.std(one.per_run, ddof=1)), 12)
+    assert one.ci95 >= student_t_quantile(0.975, 11) * float(np.std(one.per_run, ddof=1)) / 12**0.5
+    assert one.precision.rough and "rough 95 % intervals" in str(report)
+    assert f"up to {100 * (1 - 0.05 ** (1 / 12)):.2g} % of chips may be unlike any seen" in str(report)
 
 
 def test_the_model_is_in_eval_mode_without_gradients_and_left_as_it_was(model):
@@ -117,9 +128,10 @@ def test_random_numbers_of_fn_follow_from_seed_and_chip(model, tmp_path):
 
 def test_a_target_fixes_the_number_of_chips_by_a_pilot(model):
     """The rule of `monte_carlo` on the same values gives the same chips and the same interval."""
-    expected = nft.monte_carlo(model, DATA, seed=3, target_ci=0.008, progress=False)
+    expected = nft.monte_carlo(model, DATA, metrics={"right": right}, seed=3, target_ci=0.008, progress=False)
     found = over(model, target_ci=0.008)
-    assert found.runs == expected.runs > 64 and found.metrics["value"].ci95 == expected.accuracy.ci95 <= 0.008
+    assert found.runs == expected.runs > 64 and found.metrics["value"].ci95 <= 0.008
+    assert found.metrics["value"].ci95 == pytest.approx(expected.metrics["right"].ci95, rel=1e-9)
     assert found.stopping["reached"] and found.stopping["pilot_runs"] == 64
     far = over(model, spread, target_ci=1e-9, target_metric="spread", max_runs=70)
     assert far.runs == 70 and not far.stopping["reached"] and "is not reached with max_runs = 70" in far.notes[0]

@@ -14,7 +14,7 @@ from nft_ext.montecarlo.execution import chip_evaluator, pilot
 from nft_ext.montecarlo.statistics.slices import Slices
 from nft_ext.montecarlo.tasks.examples import Examples
 from nft_ext.montecarlo.tasks.metric import asked_metrics
-from nft_ext.montecarlo.tasks.task import resolved
+from nft_ext.montecarlo.tasks.resolution import resolved
 
 IMAGES, CLASSES, RUNS = 37, 6, 23
 NVM = nft.NVMDevice(sigma=0.3)

@@ -169,7 +169,7 @@ def test_data_that_cannot_be_read_is_refused(data, kind, words):
 
 
 def test_a_dict_without_the_arguments_of_the_forward_is_refused(model, whole):
-    with pytest.raises(ValueError, match="^data: must have the keys that the model's forward names.*lacks input_ids"):
+    with pytest.raises(ValueError, match="^batch: must have the keys that the model's forward names.*lacks input_ids"):
         nft.monte_carlo(model, {"tokens": whole["input_ids"], "labels": whole["labels"]}, runs=2, progress=False)
 
 

@@ -100,3 +100,18 @@ def test_the_gradient_is_that_of_the_figure(kind):
         slope = (figure.value(at + step) - figure.value(at - step)) / (2 * step[k])
         assert figure.gradient(at)[k] == pytest.approx(float(slope), rel=1e-6, abs=1e-12)
     assert figure.gradient(at) @ at == pytest.approx(0.0, abs=1e-12), "a factor of all sums changes nothing"
+
+
+@pytest.mark.parametrize("kind, items", [("token_accuracy", 20), ("top3", 1)])
+def test_a_share_without_an_error_has_the_rule_of_three_by_its_items(kind, items):
+    """R chips with n examples of `items` right items each: 1 - 3.84 / (R n items) to 1, the score interval."""
+    runs, examples = 40, 5
+    figure = built_in_figure(kind, kind)
+    every = runs * examples * items
+    sums = torch.full((runs, 2), float(examples * items), dtype=torch.float64)
+    tallies = Tallies({field(kind): sums, field(kind, "products"): torch.zeros(runs, 3, dtype=torch.float64)})
+    found = run_statistics([figure], tallies)[kind]
+    assert figure.share and found.share and found.interval[1] == 1.0
+    assert found.interval[0] == pytest.approx(1 - 1.959964**2 / every, rel=1e-12)
+    other = run_statistics([ratio_of(kind, True)], tallies)[kind]
+    assert other.ci95 == 0.0 and other.precision.rough, "a ratio that nobody knows to be a share has no such rule"

@@ -46,18 +46,18 @@ class StepRuns {
   static constexpr int kAtOnce = 16;  // weights: their steps are stored at once
 
  public:
-  bool uniform;     // the chunk lies in one run
-  bool zero;        // a step of the chunk is zero
-  bool reciprocal;  // every step of the chunk has a reciprocal
-  OneStep one;      // of a uniform chunk
+  bool uniform;                                                      // the chunk lies in one run
+  bool zero;                                                         // a step of the chunk is zero
+  bool reciprocal;                                                   // every step of the chunk has a reciprocal
+  OneStep one;                                                       // of a uniform chunk
   alignas(64) float step[kChunk + kAtOnce], high[kChunk + kAtOnce];  // of any other chunk
 
   explicit StepRuns(const Program& p) : p_(p), s_(p.scaling) {}
 
   ManySteps many() const { return {step, high}; }
 
-  // Reads a chunk of the next run, if that begins before weight `last`, while the chunk at `first` is programmed. So its
-  // max|W| is known when this run ends, and no chunk waits for memory.
+  // Reads a chunk of the next run, if that begins before weight `last`, while the chunk at `first` is programmed. So
+  // its max|W| is known when this run ends, and no chunk waits for memory.
   void look_ahead(int64_t first, int64_t last) {
     if (end_ >= p_.n) return;
     if (end_ >= last) {  // for the piece of work that comes next

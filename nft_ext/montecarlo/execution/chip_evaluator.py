@@ -20,10 +20,11 @@ from nft_ext.montecarlo.statistics.slices import LAST_PERMUTATION, Slices, permu
 from nft_ext.montecarlo.statistics.tallies import Tallies
 from nft_ext.montecarlo.tasks.batches import copied, for_chips, moved, of_chip
 from nft_ext.montecarlo.tasks.examples import Examples
-from nft_ext.montecarlo.tasks.forward import ForwardFunction, inputs_of
+from nft_ext.montecarlo.tasks.forward import ForwardFunction
 from nft_ext.montecarlo.tasks.outputs import why_whole
 from nft_ext.montecarlo.tasks.task import Task
 from nft_ext.nn import contexts, noisy_layers
+from nft_ext.nn.batch import inputs_of
 from nft_ext.nn.chip_check import SAME, difference
 from nft_ext.nn.chip_inputs import tensors_of
 from nft_ext.nn.contexts import chips

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from nft_ext._common.checks import fail
 from nft_ext._common.targets import INTEGERS
-from nft_ext.montecarlo.tasks.batches import collated, size_of
+from nft_ext.montecarlo.tasks.batches import collated
 from nft_ext.montecarlo.tasks.examples import Examples
+from nft_ext.nn.batch import size_of
 from nft_ext.nn.chip_inputs import opened, tensors_of
 
 READ_BATCH = 512  # items per batch when a data set is read

@@ -20,9 +20,9 @@ from nft_ext.montecarlo.execution.memory_format import gains_by_channels_last, t
 from nft_ext.montecarlo.execution.passes import Probe, chips_that_fit, images_that_suit, probe
 from nft_ext.montecarlo.execution.plan import Plan
 from nft_ext.montecarlo.execution.session import Session
-from nft_ext.montecarlo.tasks.forward import inputs_of
-from nft_ext.montecarlo.tasks.task import resolved
+from nft_ext.montecarlo.tasks.resolution import resolved
 from nft_ext.nn import noisy_layers
+from nft_ext.nn.batch import inputs_of
 from nft_ext.nn.contexts import chips, noise
 from nft_ext.nn.coverage.account import coverage_of
 from nft_ext.nn.coverage.products import products_of

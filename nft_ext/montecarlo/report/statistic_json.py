@@ -18,6 +18,8 @@ def statistic_entry(s: RunStatistic | SliceStatistic) -> dict[str, Any]:
         "mean": s.mean,
         "ci95": s.ci95,
         "interval95": list(s.interval),
+        "below": s.precision.below,
+        "above": s.precision.above,
         "standard_error": s.precision.standard_error,
         "degrees_of_freedom": s.precision.df,
         "rough": s.precision.rough,
@@ -50,11 +52,11 @@ def statistic_of(entry: dict[str, Any]) -> RunStatistic | SliceStatistic:
     higher = None if isinstance(higher, float) else higher
     common = {"per_run": per_run, "pooled": entry["pooled"], "higher_is_better": higher}
     low, high = entry["interval95"]
-    # Reports of version 0.2 have no degrees of freedom, and no standard error of chips that saw all images.
+    # Reports of version 0.2 have no arms, no degrees of freedom, and no standard error of chips that saw all images.
     precision = Precision(
         standard_error=entry.get("standard_error", math.nan),
-        below=entry["mean"] - low,
-        above=high - entry["mean"],
+        below=entry.get("below", entry["mean"] - low),
+        above=entry.get("above", high - entry["mean"]),
         df=entry.get("degrees_of_freedom", math.nan),
         conservative=entry.get("conservative", False),
     )

@@ -51,7 +51,7 @@ class Shown:
         if math.isnan(value):
             return "-"
         value = self.factor * value
-        if value and not self.unit and abs(value) < 100 * 10**-self.decimals:
+        if value and not self.unit and abs(value) < 10 * 10**-self.decimals:
             return f"{value:{sign}.{_DIGITS}g}"
         rounds_to_zero = 0 < abs(value) < 0.5 * 10**-self.decimals
         return f"{value:{sign}.1g}" if rounds_to_zero else f"{value:{sign}.{self.decimals}f}"

@@ -13,15 +13,8 @@ from torch import Tensor
 
 from nft_ext._common.checks import fail
 from nft_ext._common.tensor_hash import tensor_hash
+from nft_ext.nn.batch import TARGETS
 from nft_ext.nn.chip_inputs import mapped, opened, tensors_of
-
-LABELS = ("labels", "label", "targets", "target")  # keys that hold what the output is compared with
-
-
-def size_of(batch: Any) -> int | None:
-    """Number of examples: the dim 0 that all tensors of the batch share. None if they share none."""
-    sizes = {len(tensor) if tensor.dim() else None for tensor in tensors_of(batch)}
-    return sizes.pop() if len(sizes) == 1 else None
 
 
 def examples_of(batch: Any, index: Tensor | slice, size: int) -> Any:
@@ -214,10 +207,10 @@ def _some(values: Iterable[Any]) -> str:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """What the outputs of a batch are compared with: the tensor under a key of LABELS, or the last one of a tuple."""
+    """The target of a batch: the tensor under the one key of TARGETS, or the last one of a tuple; None without one."""
     if isinstance(batch, Mapping):
-        found = [batch[key] for key in LABELS if key in batch]
-        return found[0] if found and isinstance(found[0], Tensor) else None
+        found = [batch[key] for key in TARGETS if key in batch]
+        return found[0] if len(found) == 1 and isinstance(found[0], Tensor) else None
     if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[-1], Tensor):
         return batch[-1]
     return None

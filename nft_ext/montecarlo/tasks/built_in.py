@@ -54,7 +54,7 @@ class BuiltIn:
         else:
             found = batch.get(self.target) if isinstance(batch, Mapping) else None
         if not isinstance(found, Tensor):
-            wanted = "labels, label, targets or target, or as the last entry of a tuple; else give metric(..., target=)"
+            wanted = "one of labels, label, targets, target, or last in a tuple; else give metric(..., target=)"
             wanted = wanted if self.target is None else repr(self.target)
             shown = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
             fail(self.name, f"needs a tensor in the batch under {wanted}", shown)

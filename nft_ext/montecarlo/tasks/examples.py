@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nft_ext._common.checks import fail
-from nft_ext.montecarlo.tasks.batches import bytes_of, examples_of, joined, moved, size_of
+from nft_ext.montecarlo.tasks.batches import bytes_of, examples_of, joined, moved
+from nft_ext.nn.batch import size_of
 from nft_ext.nn.chip_inputs import mapped, tensors_of
 
 

@@ -12,6 +12,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from nft_ext._common.checks import did_you_mean, fail, items
+from nft_ext._common.functions import checked_pairs
 from nft_ext.montecarlo.statistics.figure import Figure, ratio
 from nft_ext.montecarlo.statistics.tallies import Tallies
 from nft_ext.montecarlo.tasks.built_in import NAMES, BuiltIn, is_built_in, metric, top_of
@@ -112,45 +113,10 @@ def function_metric(name: str, function: MetricFunction, identity: Any) -> Metri
     """The metric sum of numerators / sum of denominators of a user's function."""
 
     def parts(output: Any, batch: Any) -> Tensor:
-        return checked_pairs(name, function(output, batch))
+        return checked_pairs(f"metrics[{name!r}]", function(output, batch))
 
     higher = getattr(function, DIRECTION, None)
     return Metric(name, parts, ratio_of(name, higher), ["function", identity, higher])
-
-
-def checked_pairs(name: str, found: Any) -> Tensor:
-    """The result of a metric function as float64 [B, 2].
-
-    Raises:
-        TypeError, ValueError: it is no pair of floating-point tensors [B] of one length.
-    """
-    argument = f"metrics[{name!r}]"
-    if not (isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(t, Tensor) for t in found)):
-        kinds = type(found).__name__
-        if isinstance(found, (tuple, list)):
-            kinds += f" of {', '.join(type(t).__name__ for t in found) or 'nothing'}"
-        fail(argument, "must return two tensors, numerator [B] and denominator [B]", kinds, TypeError)
-    numerator, denominator = found
-    shapes = f"{numerator.dtype} {list(numerator.shape)} and {denominator.dtype} {list(denominator.shape)}"
-    if not (numerator.is_floating_point() and denominator.is_floating_point()):
-        fail(argument, "must return floating-point tensors; use .float()", shapes, TypeError)
-    if numerator.dim() != 1 or numerator.shape != denominator.shape:
-        fail(argument, "must return one numerator and one denominator per example, [B] each", shapes)
-    return torch.stack([numerator.detach().double(), denominator.detach().to(numerator.device).double()], dim=1)
-
-
-def check_parts(name: str, parts: Tensor, size: int | None) -> None:
-    """Checks the numbers of a batch.
-
-    Raises:
-        ValueError: another number of examples than the batch has, or a number that is not finite.
-    """
-    argument = f"metrics[{name!r}]"
-    if size is not None and len(parts) != size:
-        fail(argument, f"must give one pair per example, {size} here", len(parts))
-    if not parts.isfinite().all():
-        bad = int((~parts.isfinite()).any(dim=1).sum())
-        fail(argument, "must be finite for every example of every chip", f"NaN or inf for {bad} of {len(parts)}")
 
 
 def ratio_of(name: str, higher_is_better: bool | None, **kind: bool) -> Figure:
