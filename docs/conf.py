@@ -33,7 +33,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|np|nn|collections|os|pathlib|typing|inspect|contextlib)\b.*"),
     # classes that a signature names and users never construct
-    ("py:class", r"nft_ext\..*\.(NoisyLayer|SnapshotModel|Kind|VGG8|ResNet18)"),
+    ("py:class", r"nft_ext\..*\.(NoisyLayer|SnapshotModel|Kind|VGG8|ResNet18|Row|Group|BuiltIn|Metrics)"),
     # pieces of types that autodoc cuts at a comma
     ("py:class", r"(list|dict)\[.*"),
 ]

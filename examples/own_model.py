@@ -7,7 +7,7 @@ import nft_ext as nft
 
 
 class Net(nn.Module):
-    """Any PyTorch model will do. Conv2d and Linear become noisy, everything else stays as it is."""
+    """Any PyTorch model will do. The weights of the convolution and of the linear layer go onto crossbars."""
 
     def __init__(self):
         super().__init__()

@@ -28,6 +28,8 @@ from nft_ext.montecarlo import (
 )
 from nft_ext.montecarlo.execution.cuda_graphs import MonteCarloGraph
 from nft_ext.nn import NoisyConv2d, NoisyLinear, noisy_layers
+from nft_ext.nn.calibration import calibrate
+from nft_ext.nn.calibration_report import Calibration
 from nft_ext.nn.contexts import checkpoint_contexts, chips, noise
 from nft_ext.nn.conversion import convert, program, restore
 from nft_ext.nn.coverage.account import coverage
@@ -43,6 +45,7 @@ from nft_ext.version import __version__
 keep_old_names()
 
 __all__ = [
+    "Calibration",
     "ChipsReport",
     "CostEstimate",
     "Coverage",
@@ -53,6 +56,7 @@ __all__ = [
     "NoisyConv2d",
     "NoisyLinear",
     "__version__",
+    "calibrate",
     "checkpoint_contexts",
     "chips",
     "convert",

@@ -158,8 +158,15 @@ def quantize(weight: Tensor, weight_bits: int, scaling: Sequence[int] = ONE_STEP
 
 def program(weight: Tensor, table: Tensor, key: Tensor, stream: int, device: list[int]) -> Tensor:
     """Programmed weights float32 [S, *weight.shape], Eq. 5. Arguments as in csrc/operators/schemas.cpp."""
+    step = quantize(weight.detach().float().contiguous(), device[0], device[4:])[2]
+    in_steps = program_in_steps(weight, table, key, stream, device)  # a sign changes no rounding
+    return torch.where(step == 0, 0.0, step * in_steps)
+
+
+def program_in_steps(weight: Tensor, table: Tensor, key: Tensor, stream: int, device: list[int]) -> Tensor:
+    """Programmed weights in units of their steps, sign * (mean[q] + std[q] z), float32 [S, *weight.shape]."""
     bits, device_bits, path, mapping, *scaling = device
-    code, sign, step = quantize(weight.detach().float().contiguous(), bits, scaling)
+    code, sign, _ = quantize(weight.detach().float().contiguous(), bits, scaling)
     q = code.reshape(-1).long()
     chips = []
     for row in key:
@@ -170,7 +177,7 @@ def program(weight: Tensor, table: Tensor, key: Tensor, stream: int, device: lis
             in_steps = mean[q] + std[q] * normals(row, stream, SLICE_WEIGHT, len(q))
         else:
             in_steps = _devices(q, table, row, stream, bits, device_bits, mapping)
-        chips.append(torch.where(step == 0, 0.0, sign * (step * in_steps.reshape(weight.shape))))
+        chips.append(sign * in_steps.reshape(weight.shape))
     return torch.stack(chips)
 
 
@@ -277,3 +284,104 @@ def noisy_conv2d_fused(
     """The operator's definition, rounded after every operation. x may be float64."""
     y = noisy_conv2d(x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, shared)
     return epilogue(y, scale, shift, residual, relu)
+
+
+def converter_levels(low: Tensor, bits: int) -> Tensor:
+    """L of a converter: 2^(bits-1) - 1 for a signed range (low < 0), else 2^bits - 1."""
+    return torch.where(low < 0, 2.0 ** (bits - 1) - 1, 2.0**bits - 1)
+
+
+def converter(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """high * clamp(rint(x / high * L), -L, L) / L, rounded after every operation; low = 0 clamps at 0.
+
+    The range broadcasts against x. high = 0 gives 0. Gradient: 1 inside the range, 0 outside.
+    """
+    return _Converter.apply(x, low, high, bits)  # pyright: ignore[reportReturnType]
+
+
+class _Converter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, low, high, bits):
+        ctx.save_for_backward(x, low, high)
+        top = converter_levels(low, bits).to(x.dtype)
+        level = torch.round(x / high * top)
+        level = torch.minimum(torch.maximum(level, torch.where(low < 0, -top, 0.0)), top)
+        return torch.where(high == 0, 0.0, high * level / top)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        x, low, high = ctx.saved_tensors
+        return grad_outputs[0] * ((x >= low) & (x <= high)), None, None, None
+
+
+def converted_input(x: Tensor, bits: int, limits: Tensor | None, example_dims: int) -> Tensor:
+    """x behind a DAC of `bits` bits, with a static range [2], or (None) the largest magnitude of each example.
+
+    An example is the last `example_dims` dimensions: 1 for an input vector, 3 for an image.
+    """
+    if limits is not None:
+        return converter(x, limits[0], limits[1], bits)
+    high = x.detach().abs().flatten(-example_dims).amax(-1).view(*x.shape[:-example_dims], *[1] * example_dims)
+    return converter(x, -high, high, bits)
+
+
+class _InSteps(torch.autograd.Function):
+    """`in_steps` in the forward; in the backward the gradient of the programmed weight, step * in_steps."""
+
+    @staticmethod
+    def forward(ctx, weight, in_steps, step):
+        ctx.save_for_backward(step)
+        return in_steps.clone()
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        (step,) = ctx.saved_tensors
+        return torch.where(step == 0, 0.0, grad_outputs[0] / step), None, None
+
+
+def converted_linear(x, weight, bias, table, key, stream, device, rows, limit, bits) -> Tensor:
+    """y[o] = sum_t s[o, t] * ADC(u[o, t]) + bias for x [S * B, in] chip-major, tile by tile; rows: inputs per tile."""
+    in_steps, step = program_in_steps(weight, table, key, stream, device), _step_of(weight, device)
+    results = []
+    for part, chip in zip(x.chunk(len(key)), in_steps):
+        y = torch.zeros(len(part), len(weight), dtype=x.dtype)
+        for first in range(0, weight.shape[1], rows or weight.shape[1]):
+            tile = slice(first, first + (rows or weight.shape[1]))
+            sums = part[:, tile] @ _InSteps.apply(weight, chip.to(x.dtype), step)[:, tile].T
+            y = y + step[:, first] * converter(sums, -limit, limit, bits)
+        results.append(y)
+    y = torch.cat(results)
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def converted_conv2d(
+    x, weight, bias, table, key, stream, device, stride, padding, dilation, groups, rows, limit, bits
+) -> Tensor:
+    """As `converted_linear`, for a convolution of x [S * B, C, H, W] that is unfolded, group by group."""
+    in_steps, step = program_in_steps(weight, table, key, stream, device), _step_of(weight, device)
+    outputs, inputs = len(weight) // groups, weight[0].numel()
+    kernel = weight.shape[2:]
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride)
+    ]
+    results = []
+    for part, chip in zip(x.chunk(len(key)), in_steps):
+        columns = F.unfold(part, kernel, dilation, padding, stride).unflatten(1, (groups, inputs))
+        found = []
+        for group in range(groups):
+            own = slice(group * outputs, (group + 1) * outputs)
+            w = _InSteps.apply(weight, chip.to(x.dtype), step)[own].flatten(1)
+            y = torch.zeros(len(part), outputs, columns.shape[-1], dtype=x.dtype)
+            for first in range(0, inputs, rows or inputs):
+                tile = slice(first, first + (rows or inputs))
+                sums = w[:, tile] @ columns[:, group, tile]
+                y = y + step[own].flatten(1)[:, first, None] * converter(sums, -limit, limit, bits)
+            found.append(y)
+        results.append(torch.cat(found, 1).unflatten(2, size))
+    y = torch.cat(results)
+    return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
+
+
+def _step_of(weight: Tensor, device: list[int]) -> Tensor:
+    """The step of every weight, in the weight's shape."""
+    return quantize(weight.detach().float().contiguous(), device[0], device[4:])[2].expand(weight.shape)

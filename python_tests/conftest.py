@@ -9,12 +9,14 @@ import torch
 
 import nft_ext as nft
 from nft_ext import data
+from support import torchvision_operators
 
 WORKSPACE = (
     "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then demands, only with a workspace of fixed size
 )
 
 
+torchvision_operators.declare()
 torch.set_num_threads(1)  # the tests' tensors are small: more threads would mostly wait for each other
 
 

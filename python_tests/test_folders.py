@@ -42,7 +42,7 @@ def test_no_file_imports_a_test():
 
 
 def test_every_folder_mirrors_one_of_the_code():
-    code = folders(ROOT / "nft_ext") | folders(ROOT / "csrc") | {"csrc", "bench", "docs", "examples"}
+    code = folders(ROOT / "nft_ext") | folders(ROOT / "csrc") | {"csrc", "bench", "docs", "examples", "stacks"}
     assert folders(TESTS) - HELPERS <= code
 
 

@@ -1,4 +1,4 @@
-"""The account of a model's weights in one line, from the summary that `Coverage.summary` makes and reports store."""
+"""The coverage of a model in one line, from the summary that `Coverage.summary` makes and reports store."""
 
 from __future__ import annotations
 

@@ -19,10 +19,17 @@ def add_parser(commands) -> None:
     parser.add_argument("checkpoint", type=Path, help="file written by nft-ext train or demo")
     parser.add_argument("--sigma", type=float, help="sigma (default: the checkpoint's)")
     parser.add_argument(
-        "--by", nargs="+", choices=("layer", "effect"), default=["layer", "effect"], help="what to compare"
+        "--by",
+        nargs="+",
+        choices=("layer", "effect"),
+        default=["layer", "effect"],
+        help="the noise of layers, the effects of the device, or both (default both)",
     )
     parser.add_argument(
-        "--layers", nargs="+", metavar="NAME", help="only these layers: names, or patterns such as 'features.*'"
+        "--layers",
+        nargs="+",
+        metavar="NAME",
+        help="compare only these layers: names, or patterns such as 'features.*' (default all)",
     )
     parser.add_argument(
         "--most-layers",

@@ -14,10 +14,11 @@ import numpy as np
 
 from nft_ext.device.model import NVMDevice
 
-# Fields of `NVMDevice` that are no effect: the mapping of weights onto devices, units, names, and the sampler.
+# Fields of `NVMDevice` that are no effect: the mapping of weights onto devices and arrays, units, names, the sampler.
+# Converters stay on in every comparison.
 NO_EFFECTS = (
-    *("weight_bits", "device_bits", "relative_to", "sampling", "name"),
-    *("scale", "array_rows", "array_columns"),
+    *("weight_bits", "device_bits", "relative_to", "sampling", "name", "scale", "array_rows", "array_columns"),
+    *("input_bits", "output_bits", "input_range"),
 )
 
 

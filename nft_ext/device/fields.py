@@ -12,6 +12,8 @@ from nft_ext._common.checks import fail, integer, number, one_of, text
 
 MAPPINGS = ("sign", "differential")
 SCALES = ("layer", "output", "tile")
+INPUT_RANGES = ("static", "dynamic")
+CONVERTER_BITS = 2, 16  # one signed bit has no level but zero; above 16 bits float32 sums are coarser than the levels
 _MOST_ROWS = 2**30
 
 
@@ -40,6 +42,9 @@ class DeviceFields:
     scale: str = "layer"
     array_rows: int | None = None
     array_columns: int | None = None
+    input_bits: int | None = None
+    output_bits: int | None = None
+    input_range: str = "static"
     name: str = "gaussian"
 
     def __post_init__(self) -> None:
@@ -62,6 +67,12 @@ class DeviceFields:
                 put(field, integer(field, getattr(self, field), 1, _MOST_ROWS))
         if self.scale == "tile" and self.array_rows is None:
             fail("array_rows", 'must be given with scale="tile": a tile is the array\'s rows of one output', None)
+        for field in ("input_bits", "output_bits"):
+            if getattr(self, field) is not None:
+                put(field, integer(field, getattr(self, field), *CONVERTER_BITS))
+        one_of("input_range", self.input_range, INPUT_RANGES)
+        if self.input_range == "dynamic" and self.input_bits is None:
+            fail("input_range", 'must be "static" without input_bits, because no input is converted', "dynamic")
         for field in ("level_scale", "level_mean", "level_std"):
             put(field, self._levels(field, low=None if field == "level_mean" else 0.0))
         if (self.level_mean is None) != (self.level_std is None):
@@ -142,6 +153,11 @@ class DeviceFields:
     def gaussian(self) -> bool:
         """Whether every device's error is Gaussian. One normal per weight is then exact."""
         return self.clip is None and self.censor is None and self.truncate is None and self.stuck == (0.0, 0.0)
+
+    @property
+    def has_converters(self) -> bool:
+        """Whether inputs or outputs of arrays are converted: input_bits or output_bits is given."""
+        return self.input_bits is not None or self.output_bits is not None
 
     @property
     def path(self) -> str:

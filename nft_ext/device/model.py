@@ -17,6 +17,7 @@ from nft_ext.device.fields import MAPPINGS, SCALES, DeviceFields
 from nft_ext.device.measured import read_levels
 
 PRESETS = {"rram1": 1.0, "fefet2": 2.0, "rram4": 4.0, "fefet6": 6.0}
+_ARRAYS = ("scale", "array_rows", "array_columns", "input_bits", "output_bits", "input_range")
 _PATHS = {"off": 0, "fast": 1, "per_device": 2}
 # How a stored weight lies: i inputs, o outputs, e experts. (dimension of the outputs, number of groups; 0: dimension 0)
 LAYOUTS = {"oi": (0, 1), "io": (1, 1), "eoi": (1, 0), "eio": (2, 0)}
@@ -53,6 +54,11 @@ class NVMDevice(DeviceFields):
         array_rows: None, or the number of inputs (word lines) per array, R. Tile t of an output holds its inputs
             t R .. t R + R - 1.
         array_columns: None, or the number of outputs (bit lines) per array. It does not change the noise.
+        input_bits: None for ideal inputs, or the bits of the DAC that converts each input of a layer, 2..16.
+        output_bits: None for ideal sums, or the bits of the ADC that converts each tile's sum, 2..16. The converted
+            sums of an output's tiles are then added digitally. docs/reference/noise.md has the equations.
+        input_range: "static": one range of the DAC per layer, found by `nft_ext.calibrate`. "dynamic": the largest
+            magnitude of each example, which is an input vector of Linear or an image of Conv2d.
         level_mean, level_std: None, or 2^K measured means and standard deviations in level units (see `from_table`).
         name: the name in reports.
 
@@ -234,7 +240,7 @@ class NVMDevice(DeviceFields):
     def __str__(self) -> str:
         d = self.describe()
         extra = "".join(f", {k} {d[k]}" for k in ("clip", "censor", "truncate", "stuck") if k in d)
-        extra += "".join(f", {k} {d[k]}" for k in ("scale", "array_rows", "array_columns") if k in d)
+        extra += "".join(f", {k} {d[k]}" for k in _ARRAYS if k in d)
         return (
             f"{self.name}: sigma {self.sigma:g} relative to {d['relative_to']}, M {self.weight_bits}, "
             f"K {self.device_bits}, {self.mapping} mapping{extra}"

@@ -40,7 +40,7 @@ def orthogonality(weight: Tensor, diagonal: float) -> Tensor:
 class CorrectNet(Method):
     """The loss of another method plus `strength * sum ||W^T W - lambda I||_F^2` over convolutions and linear layers.
 
-    The penalty uses the noise-free weights. It sums over every kernel, so the training loss is large (thousands of
+    The penalty uses the float weights. It sums over every kernel, so the training loss is large (thousands of
     nats). Judge a training by its validation figures.
 
     Args:

@@ -90,7 +90,12 @@ _ORDINARY = {injected: ordinary for ordinary, injected in _INJECTED.items()}
 
 def with_injection(model: nn.Module, noise: Noise) -> nn.Module:
     """`model` itself. Its noisy layers can now inject `noise`."""
-    for layer in noisy_layers(model).values():
+    layers = noisy_layers(model)
+    for name, layer in layers.items():
+        if layer.nvm.has_converters:
+            rule = "must have no input_bits and output_bits for a method that injects its own noise into the weight"
+            fail(name or "model", rule, str(layer.nvm))
+    for layer in layers.values():
         if isinstance(layer, WeightLevelLayer):
             layer.injectable = functools.partial(_injected, noise)
         else:

@@ -53,6 +53,8 @@ class NoisyLayer(nn.Module):
     # A forward begins with one of these methods.
     begins: tuple[str, ...] = ("programmed", "injected_weight", "crossbar")
     one_operator = True  # whether one operator programs and multiplies
+    converters_served = False  # whether its forward can have a DAC and an ADC, see nft_ext/nn/converters.py
+    converts = False
 
     @property
     def anchor(self) -> Tensor:
@@ -92,6 +94,8 @@ class NoisyLayer(nn.Module):
         """Sets the device model, the qualified name in the model and the random stream."""
         if not isinstance(nvm, NVMDevice):
             fail("nvm", "must be an NVMDevice", type(nvm).__name__, TypeError)
+        if nvm.has_converters and not self.converters_served:
+            refuse_converters(name or type(self).__name__, type(self).__name__)
         self.nvm, self.name, self.stream = nvm, name, stream
         self.noise_enabled = True
         self._last: tuple | None = None
@@ -318,6 +322,16 @@ def changed_weights(programmed: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if programmed is None or isinstance(programmed, Tensor):
         return None if programmed is None else change(programmed)
     return tuple(map(change, programmed))
+
+
+def refuse_converters(argument: str, kind: str) -> NoReturn:
+    """Refuses converters around a product that is not this package's own.
+
+    Raises:
+        ValueError: always.
+    """
+    rule = "must be a Linear or Conv2d itself for input_bits or output_bits. Exclude it, or leave the converters out"
+    fail(argument, rule, kind)
 
 
 def refuse_thread(argument: str) -> NoReturn:

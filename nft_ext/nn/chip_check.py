@@ -4,6 +4,8 @@ Chips mix in silence in a model whose dim 0 is not the batch, or that joins inpu
 the result, and what every noisy layer sees: its rows in one pass must be those of the passes per chip, chip-major. A
 layer whose result does not count yet, as behind a factor of zero, is then checked too.
 
+Converters are off in the check: they turn one unit in the last place into one level.
+
 The two chips of the check have weights far from each other. So the outcome does not depend on the device model, on
 sigma, or on whether the noise is on.
 """
@@ -25,6 +27,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from nft_ext.nn.base import NoisyLayer
 from nft_ext.nn.chip_inputs import signature, tensors_of
+from nft_ext.nn.converters import without_converters
 from nft_ext.ops.keys import noise_key
 
 # Largest difference of equal values, relative to the largest value. Two ways to batch the same products differ far less
@@ -86,7 +89,7 @@ def why_apart(forward: Forward, modules: list[nn.Module], layers: list[NoisyLaye
         The reason why chips must not share a pass, or None if they may; and whether that holds for later passes too.
         It does not if the two chips give the same result: then a mixture would not show.
     """
-    with _as_before(modules, layers), _NoDropout():
+    with _as_before(modules, layers), _NoDropout(), without_converters(layers):
         for module in modules:
             if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
                 module.__dict__["dropout"] = 0.0

@@ -14,6 +14,7 @@ from nft_ext._common.checks import boolean, fail, number
 from nft_ext.nn import NoisyLayer, chip_check, recomputation
 from nft_ext.nn.compiled_check import checks_by
 from nft_ext.nn.conditions import hold_unquantized
+from nft_ext.nn.converters import ConvertingLayer
 from nft_ext.nn.entry import Entry, again
 from nft_ext.nn.observed import own_forwards
 from nft_ext.nn.programmed import program_layers
@@ -207,6 +208,10 @@ def hold(layers: Iterable[NoisyLayer]) -> None:
     layers = [layer for layer in layers if layer.here.type != "meta"]  # others have no values before their forwards
     hold_unquantized([layer for layer in layers if layer.unquantized])
     layers = [layer for layer in layers if not layer.unquantized]
+    for layer in layers:
+        if isinstance(layer, ConvertingLayer) and layer.holds_steps:
+            layer.hold_in_steps()
+    layers = [layer for layer in layers if not (isinstance(layer, ConvertingLayer) and layer.holds_steps)]
     if not layers:
         return
     dtype = autocast_dtype(layers[0].here) or torch.float32

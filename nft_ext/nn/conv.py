@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from nft_ext._common.checks import fail
 from nft_ext.device import NVMDevice
 from nft_ext.nn import programmed
-from nft_ext.nn.base import NoisyLayer
-from nft_ext.ops.functional import Crossbar, conv2d_product
-from nft_ext.ops.operands import check_tensor
+from nft_ext.nn.converters import ConvertingLayer
+from nft_ext.ops.converters import Convolution, Watch
+from nft_ext.ops.functional import Crossbar, conv2d_operands, conv2d_product
+from nft_ext.ops.operands import check_tensor, padded
 
 
-class NoisyConv2d(NoisyLayer, nn.Conv2d):
+class NoisyConv2d(ConvertingLayer, nn.Conv2d):
     """nn.Conv2d whose weight sits on a crossbar: y = conv2d(x, W_p) + b. The bias is digital.
 
     The state_dict keys are those of nn.Conv2d. Shapes: x [B, C, H, W] (or [C, H, W]) -> [B, out, oh, ow]. Inside
@@ -36,6 +37,8 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, *args, **options)
         self.attach(nvm)
 
+    example_dims = 3
+
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  (torch: `input`)
         """[B, out, oh, ow] from x [B, C, H, W], see the class.
 
@@ -45,14 +48,15 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         check_tensor("x", x)
         if x.dim() not in (3, 4):
             fail("x", f"must have the shape [B, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
+        return self.forward_on_array(x, self.ideal)
+
+    def ideal(self, x: Tensor) -> Tensor:
         weights = self.programmed(x)
         source = self.crossbar() if weights is None else weights
         chips = source.key.shape[0] if isinstance(source, Crossbar) else source.shape[0]
         single = x.dim() == 3
         if single:
-            if chips > 1:
-                fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
-            x = x.unsqueeze(0)
+            x = self._one_image(x, chips)
         x, padding = self.padded(x)
         if isinstance(source, Crossbar):
             convolution = (self.stride, padding, self.dilation, self.groups)
@@ -60,6 +64,26 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
         else:
             y = programmed.conv2d(x, source, self.bias, self.stride, padding, self.dilation, self.groups)
         return y.squeeze(0) if single else y
+
+    def array_product(self, x: Tensor, limit: Tensor | None, watch: Watch | None = None) -> Tensor:
+        in_steps = self.in_steps()
+        chips = in_steps[0].shape[0]
+        single = x.dim() == 3
+        if single:
+            x = self._one_image(x, chips)
+        x, padding = self.padded(x)
+        given = (self.stride, padding, self.dilation, self.groups)
+        _, convolution, _ = conv2d_operands(x, self.bias, self.weight, chips, *given, chips == 1)
+        if isinstance(padding, str):
+            x, _ = padded(x, padding, self.weight.shape[2:], *convolution[::2])
+        y = self.tile_product(x, in_steps, Convolution(*convolution), limit, watch)
+        return y.squeeze(0) if single else y
+
+    def _one_image(self, x: Tensor, chips: int) -> Tensor:
+        """x [C, H, W] as a batch."""
+        if chips > 1:
+            fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
+        return x.unsqueeze(0)
 
     def padded(self, x: Tensor) -> tuple[Tensor, Any]:
         """x [N, C, H, W], padded unless the mode is "zeros", and the zero padding for the product."""

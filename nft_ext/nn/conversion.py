@@ -14,7 +14,9 @@ from torch import nn
 from nft_ext._common.checks import boolean, did_you_mean, fail, integer, module
 from nft_ext.device import NVMDevice
 from nft_ext.nn import NoisyConv2d, NoisyLayer, NoisyLinear, check_noisy, noisy_layers, weight_level
+from nft_ext.nn.base import refuse_converters
 from nft_ext.nn.candidates import candidates, has_operator, matrix_names, parameter_of
+from nft_ext.nn.converters import drop_ranges
 from nft_ext.nn.coverage.account import coverage_of
 from nft_ext.nn.coverage.warning import left_digital
 from nft_ext.nn.crossbars import only_on_request
@@ -105,6 +107,8 @@ def convert(
         fail("model", "must hold at least one layer with a matrix to convert", type(model).__name__)
     for name, (_, layer) in layers.items():
         if name in wanted:
+            if nvm.has_converters and (isinstance(layer, FusedLayer) or not has_operator(layer)):
+                refuse_converters(name, type(layer).__name__)
             if not isinstance(layer, NoisyLayer):
                 check_replaceable(name, layer, "convert")
             check_weight(name, layer, "convert")
@@ -172,14 +176,17 @@ def program(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
 
     Raises:
         TypeError: not a module.
-        ValueError: no noisy layers, seed or draw out of range, weights that are not finite, a fused model, a layer on
-            the meta device or whose forward was replaced on the instance, or a Linear or Conv2d that was pruned or
-            parametrized after its conversion.
+        ValueError: no noisy layers, seed or draw out of range, weights that are not finite, a fused model, a layer with
+            converters (a plain layer has none), a layer on the meta device or whose forward was replaced on the
+            instance, or a Linear or Conv2d that was pruned or parametrized after its conversion.
     """
     integer("draw", draw, 0, 2**32 - 1)
     key = noise_key(seed, draw)
     for name, layer in check_noisy(model).items():
         _check_unfused(name, layer)
+        if layer.nvm.has_converters:
+            rule = "must have no input_bits and output_bits, because a plain layer has no converters. Use nft_ext.chips"
+            fail(name or "model", rule, str(layer.nvm))
         check_replaceable(name, layer, "program")
         check_weight(name, layer, "program")
     result = copied(model)
@@ -237,6 +244,7 @@ def _make_plain(layer: nn.Module) -> nn.Module:
     if isinstance(layer, weight_level.WeightLevelLayer):
         weight_level.make_plain(layer)
     else:
+        drop_ranges(layer)
         layer.__class__ = next(_PLAIN[base] for base in type(layer).__mro__ if base in _PLAIN)
     for name in _OWN:
         layer.__dict__.pop(name, None)  # models pickled by earlier versions lack some

@@ -37,11 +37,17 @@ _TORCH: dict[type[nn.Module], tuple[Matrix, ...]] = {
         for which in ("in_proj_", "q_proj_", "k_proj_", "v_proj_", "out_proj.")  # attention reads out_proj's weight
     ),
 }
+# Attentions whose forward reads the weights of their Linears, some of them only with a bias of their own.
+_READS_LINEARS = (Matrix("qkv.weight", "oi"), Matrix("proj.weight", "oi"))
 # Of other packages, by the module and the name of the class: importing them is slow.
 _OTHERS: dict[tuple[str, str], tuple[Matrix, ...]] = {
     ("transformers.pytorch_utils", "Conv1D"): (Matrix("weight", "io"),),
     ("torch_geometric.nn.dense.linear", "Linear"): (Matrix("weight", "oi"),),
     ("torch_geometric.nn.dense.linear", "HeteroLinear"): (Matrix("weight", "eio"),),
+    ("timm.models.beit", "Attention"): _READS_LINEARS,
+    ("timm.models.eva", "EvaAttention"): _READS_LINEARS,
+    ("timm.models.swin_transformer_v2", "WindowAttention"): _READS_LINEARS,
+    ("torchvision.models.swin_transformer", "ShiftedWindowAttention"): _READS_LINEARS,
 }
 # Experts of transformers: the class says by an attribute whether a matrix is stored [in, out].
 _EXPERTS = ("gate_up_proj", "up_proj", "gate_proj", "down_proj")
@@ -89,6 +95,8 @@ def matrices(module: nn.Module) -> list[Matrix]:
         if kind in _registered:
             return list(_registered[kind].values())
         known = _TORCH.get(kind) or _OTHERS.get((kind.__module__, kind.__qualname__))
+        if known is _READS_LINEARS and not isinstance(module._modules.get("qkv"), nn.Linear):
+            return []  # separate projections, or wrapped ones: its Linears are called
         if known is not None:
             groups = getattr(module, "groups", 1) if issubclass(kind, nn.modules.conv._ConvNd) else 1
             return [m._replace(groups=groups) for m in known if _has(module, m.parameter)]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nft_ext._common.checks import fail
+from nft_ext.nn.base import NoisyLayer
+from nft_ext.nn.converters import without_converters
 from nft_ext.nn.coverage.products import Products, products_of
 from nft_ext.nn.observed import Observation, observed
 
@@ -34,7 +36,9 @@ def run_example(model: nn.Module, example: Any) -> tuple[Observation, Products]:
     """
     args = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
     kwargs = dict(example) if isinstance(example, Mapping) else {}
-    with _untouched(model), torch.no_grad(), observed(model) as observer, products_of(model) as products:
+    layers = [m for m in model.modules() if isinstance(m, NoisyLayer)]
+    ideal = without_converters(layers)  # their ranges may still be unknown
+    with _untouched(model), torch.no_grad(), ideal, observed(model) as observer, products_of(model) as products:
         try:
             model.eval()(*args, **kwargs)
         except Exception as error:  # the forward may raise anything

@@ -32,6 +32,7 @@ class FusedLayer(NoisyLayer):
     shift: Tensor | None
     bias: Tensor | None
     _operator: Any
+    converters_served = False
     _sum: str | None = None  # where the model adds in place: into the "product" or the "residual"
 
     def set_epilogue(
@@ -201,7 +202,7 @@ class FusedConv2d(FusedLayer, NoisyConv2d):
         given = x
         x, padding = self.padded(x.unsqueeze(0) if single else x)
         x, geometry, shape = conv2d_operands(
-            x, self.bias, bar, self.stride, padding, self.dilation, self.groups, shared
+            x, self.bias, bar.weight, bar.key.shape[0], self.stride, padding, self.dilation, self.groups, shared
         )
         if residual is None or (not single and _fits(residual, shape, x)):
             e = Epilogue(self.scale, self.shift, residual, self.ends_in_relu)

@@ -196,6 +196,8 @@ def _chain(root: nn.Module, graph: fx.Graph, call: fx.Node) -> _Chain | None:
     Nothing else sees the memory between the links, since each result is new or written in place and has one user.
     """
     layer, calls = called(root, call), _calls(root, graph)
+    if type(layer) in NOISY and layer.nvm.has_converters:
+        return None  # the converters come between the product and the rest of the chain
     if type(layer) not in NOISY or not is_plain(layer) or calls[id(layer)] > 1 or len(call.args) != 1 or call.kwargs:
         return None
     chain = _Chain([call], None, None, None, False, call)

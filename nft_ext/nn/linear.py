@@ -6,13 +6,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nft_ext._common.checks import fail
 from nft_ext.device import NVMDevice
 from nft_ext.nn import programmed
-from nft_ext.nn.base import NoisyLayer
+from nft_ext.nn.converters import ConvertingLayer
+from nft_ext.ops.converters import Watch
 from nft_ext.ops.functional import linear_product
+from nft_ext.ops.operands import check_operands
 
 
-class NoisyLinear(NoisyLayer, nn.Linear):
+class NoisyLinear(ConvertingLayer, nn.Linear):
     """nn.Linear whose weight sits on a crossbar: y = x W_p^T + b. The bias is digital.
 
     The state_dict keys are those of nn.Linear. Shapes: x [B, ..., in] -> [B, ..., out]. Inside `nft.chips` with S
@@ -33,9 +36,25 @@ class NoisyLinear(NoisyLayer, nn.Linear):
         super().__init__(in_features, out_features, bias, **options)
         self.attach(nvm)
 
+    example_dims = 1
+
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  (torch: `input`)
         """[B, ..., out] from x [B, ..., in], see the class."""
+        return self.forward_on_array(x, self.ideal)
+
+    def ideal(self, x: Tensor) -> Tensor:
         if (weights := self.programmed(x)) is not None:
             return programmed.linear(x, weights, self.bias)
         bar = self.crossbar()
         return linear_product(x, self.bias, bar, shared=bar.key.shape[0] == 1)
+
+    def array_product(self, x: Tensor, limit: Tensor | None, watch: Watch | None = None) -> Tensor:
+        in_steps = self.in_steps()
+        chips = in_steps[0].shape[0]
+        check_operands(x, self.weight, self.bias, chips, False)
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            fail("x", f"must have the shape [..., in] with in = {self.in_features}", list(x.shape))
+        if x.dim() == 1 and chips > 1:
+            fail("x", f"must have a batch dimension for {chips} chips", list(x.shape))
+        y = self.tile_product(x.reshape(-1, x.shape[-1]), in_steps, None, limit, watch)
+        return y.reshape(*x.shape[:-1], y.shape[-1])

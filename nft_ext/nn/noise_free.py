@@ -34,7 +34,7 @@ def stay_noise_free(layers: Mapping[str, nn.Module]) -> list[str]:
     """Says of layers, by name, that `convert` does not make them noisy, and what to do; nothing of none."""
     texts = []
     if layers:
-        texts.append(f"these layers stay noise-free: {_listed(map(_described, layers, layers.values()))}")
+        texts.append(f"these layers stay digital: {_listed(map(_described, layers, layers.values()))}")
     known = {name: m for name, m in layers.items() if matrices(m) and not isinstance(m, torch.jit.ScriptModule)}
     if blind := [name for name, m in known.items() if not convertible(m)]:
         texts.append(f"the forwards of these layers do not read their weight as an attribute: {_listed(blind)}")
@@ -60,7 +60,7 @@ def shared_weights(model: nn.Module) -> str | None:
 
 
 def check_no_lazy_layers(model: nn.Module) -> None:
-    """Refuses lazy Linear and convolution layers that have no shape yet: they would stay noise-free.
+    """Refuses lazy Linear and convolution layers that have no shape yet: they would stay digital.
 
     Raises:
         ValueError: the model has one.

@@ -53,7 +53,7 @@ class Observation:
     matrices: list[str]
 
     def texts(self, where: str) -> list[str]:
-        """One text per kind of finding; none if all noisy layers ran. The account of weights names `matrices`.
+        """One text per kind of finding; none if all noisy layers ran. The coverage names `matrices`.
 
         Args:
             where: names the forward, as "in the first step".

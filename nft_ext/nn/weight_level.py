@@ -209,7 +209,11 @@ class WeightLevelLayer(NoisyLayer):
         for matrix, weight in zip(self._placed, weights):
             child, _, name = matrix.parameter.rpartition(".")
             if child:
-                found[child] = view_of(self.get_submodule(child), {name: weight}, set())
+                read = self.get_submodule(child)
+                if not isinstance(read, nn.Linear):  # a wrapper calls its own Linear, which has no noise
+                    rule = "must be the Linear whose weight the layer reads: restore before wrapping it, then convert"
+                    fail(f"{self.name or type(self).__name__}.{child}", rule, type(read).__name__)
+                found[child] = view_of(read, {name: weight}, set())
             else:
                 found[name] = weight
         return found

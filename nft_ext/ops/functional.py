@@ -86,6 +86,14 @@ def crossbar(
     return Crossbar(weight, None, None, table, key, integer("stream", stream, 0, 2**32 - 1), spec)
 
 
+def _without_converters(nvm: Any) -> Any:
+    """nvm, refused if it has converters."""
+    if isinstance(nvm, NVMDevice) and nvm.has_converters:
+        rule = "must have no input_bits and output_bits: only layers have the ranges of converters. Use NoisyLinear or "
+        fail("nvm", rule + "NoisyConv2d", str(nvm))
+    return nvm
+
+
 def check_layout(weight: Tensor, layout: str, groups: int) -> None:
     """Checks that a weight has the dimensions that its layout names.
 
@@ -195,7 +203,7 @@ def noisy_linear(
         TypeError, ValueError: a bad argument.
         RuntimeError: weights that are not finite; or an epilogue, and a tensor that requires a gradient.
     """
-    bar = crossbar(weight, nvm, key, stream, enabled=enabled)
+    bar = crossbar(weight, _without_converters(nvm), key, stream, enabled=enabled)
     return linear_product(x, bias, bar, boolean("shared", shared), epilogue_of(scale, shift, residual, relu))
 
 
@@ -280,7 +288,7 @@ def noisy_conv2d(
         TypeError, ValueError: a bad argument.
         RuntimeError: as `noisy_linear`.
     """
-    bar = crossbar(weight, nvm, key, stream, enabled=enabled)
+    bar = crossbar(weight, _without_converters(nvm), key, stream, enabled=enabled)
     epilogue = epilogue_of(scale, shift, residual, relu)
     return conv2d_product(x, bias, bar, stride, padding, dilation, groups, boolean("shared", shared), epilogue)
 
@@ -297,7 +305,8 @@ def conv2d_product(
     epilogue: Epilogue | None = None,
 ) -> Tensor:
     """`noisy_conv2d` on a prepared crossbar."""
-    x, geometry, shape = conv2d_operands(x, bias, bar, stride, padding, dilation, groups, shared)
+    chips = bar.key.shape[0]
+    x, geometry, shape = conv2d_operands(x, bias, bar.weight, chips, stride, padding, dilation, groups, shared)
     if epilogue is not None:
         check_epilogue(epilogue, x, bar.weight, shape)
     operator = operators.ops.noisy_conv2d.default
@@ -316,10 +325,17 @@ def conv2d_product(
 
 
 def conv2d_operands(
-    x: Tensor, bias: Tensor | None, bar: Crossbar, stride: Any, padding: Any, dilation: Any, groups: Any, shared: bool
+    x: Tensor,
+    bias: Tensor | None,
+    weight: Tensor,
+    chips: int,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    shared: bool,
 ) -> tuple[Tensor, tuple[list[int], list[int], list[int], int], list[int]]:
     """(x, (stride, padding, dilation, groups), result shape) as the operator takes them; checked."""
-    weight = bar.weight
     if weight.dim() != 4:
         fail("weight", "must have the shape [out, C / groups, kh, kw]", list(weight.shape))
     if not weight.numel():
@@ -327,14 +343,14 @@ def conv2d_operands(
     groups = integer("groups", groups, 1)
     if weight.shape[0] % groups:
         fail("groups", f"must divide the {weight.shape[0]} output channels", groups)
-    x = check_operands(x, weight, bias, bar.key.shape[0], shared)
+    x = check_operands(x, weight, bias, chips, shared)
     if x.dim() != 4 or x.shape[1] != weight.shape[1] * groups:
         fail("x", f"must have the shape [B, {weight.shape[1] * groups}, H, W]", list(x.shape))
     stride, dilation = two("stride", stride, 1), two("dilation", dilation, 1)
     x, padding = padded(x, padding, weight.shape[2:], stride, dilation)
     size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     check_output_size(x.shape[2:], weight.shape[2:], padding, dilation, size)
-    rows = x.shape[0] * (bar.key.shape[0] if shared else 1)
+    rows = x.shape[0] * (chips if shared else 1)
     return x, (stride, padding, dilation, groups), [rows, weight.shape[0], *size]
 
 

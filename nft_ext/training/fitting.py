@@ -94,8 +94,8 @@ def fit(
     **Any task.** Batches may be tuples or mappings of tensors. `criterion`, `forward` and `output` are those of
     `Method.loss`, which gets the whole batch. Under the cross-entropy the accuracy judges an epoch; under a criterion
     its lowest loss does, or `metric`. The loss is the mean over batches, weighted by their examples. A loader makes its
-    own batches: `batch_size`, `accumulate` and several processes are refused with it. docs/guide/any_task.md has
-    examples.
+    own batches: `batch_size`, `accumulate` and several processes are refused with it.
+    docs/guide/training_any_task.md has examples.
 
     Ctrl-C ends the training. The history so far is returned, with `History.interrupted` set.
 

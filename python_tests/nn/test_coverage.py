@@ -1,7 +1,6 @@
 """nft.coverage without an example: which parameters count, which are on crossbars, and why the others are not."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -266,8 +265,15 @@ def test_bad_arguments_are_refused():
 
 
 def test_arrays_are_counted_per_group_and_tile():
-    noisy = nft.convert(nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Linear(8, 3)), NVM)
-    for layer in nft.noisy_layers(noisy).values():
-        layer.nvm = SimpleNamespace(array_rows=5, array_columns=2)
-    found = nft.coverage(noisy)
-    assert [row.arrays for row in found.rows] == [2 * 4 * 2, 1 * 2 * 2] and "arrays" in str(found)
+    nvm = NVM.replace(array_rows=5, array_columns=2)
+    found = nft.coverage(nft.convert(nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Linear(8, 3)), nvm))
+    assert [row.arrays for row in found.rows] == [2 * 4 * 2, 1 * 2 * 2]
+    # Two groups of 18 x 4 weights, and 8 x 3: in arrays of 5 x 2 cells.
+    assert [row.array_use for row in found.rows] == [2 * 18 * 4 / (16 * 10), 8 * 3 / (4 * 10)]
+    assert "arrays" in str(found) and "used" in str(found) and "90.0 %" in str(found) and "60.0 %" in str(found)
+
+
+def test_an_array_without_a_limit_in_one_direction_is_as_long_as_the_crossbar():
+    tall = nft.coverage(nft.convert(nn.Linear(8, 3), NVM.replace(array_columns=2))).rows[0]
+    wide = nft.coverage(nft.convert(nn.Linear(8, 3), NVM.replace(array_rows=5))).rows[0]
+    assert (tall.arrays, tall.array_use) == (2, 3 / 4) and (wide.arrays, wide.array_use) == (2, 8 / 10)

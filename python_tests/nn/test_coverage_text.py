@@ -87,6 +87,7 @@ def test_json_holds_every_row(tmp_path):
         "crossbars": None,
         "crossbar": None,
         "arrays": None,
+        "array_use": None,
         "ran": False,
         "macs": 216,
         "noisy_macs": 0,

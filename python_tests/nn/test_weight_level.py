@@ -727,3 +727,19 @@ def test_a_journal_of_such_a_model_continues_and_tells_classes_apart(tmp_path):
     other.load_state_dict(net.state_dict())
     with pytest.raises(ValueError, match="resume: must be of the same configuration.*layer 0"):
         nft.monte_carlo(nft.convert(other, NVM), data, runs=5, **options)
+
+
+# ---- layers whose forward reads the weight of a Linear below them
+
+
+def test_a_child_that_was_wrapped_after_the_conversion_is_refused():
+    """The forward of the wrapper would call its own Linear, which has no noise."""
+    model = nft.convert(nn.ModuleDict({"attend": nn.MultiheadAttention(8, 2, batch_first=True)}), NVM)
+    attention = model["attend"]
+    attention.out_proj = nn.Sequential(attention.out_proj)
+    attention.out_proj.weight = attention.out_proj[0].weight
+    x = rand(2, 3, 8)
+    with pytest.raises(
+        ValueError, match=r"attend.out_proj: must be the Linear whose weight the layer reads.*Sequential"
+    ):
+        attention(x, x, x)

@@ -31,7 +31,7 @@ class Calling(nn.Module):
 def noisy(model):
     """An LSTM stays digital: it mixes chips that share a pass, while a noisy one splits them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of layers that stay noise-free
+        warnings.simplefilter("ignore")  # of layers that stay digital
         digital = nn.LSTM if any(isinstance(m, nn.LSTM) for m in model.modules()) else None
         return nft.convert(model, NVM, exclude=digital).eval()
 

@@ -39,7 +39,7 @@ class Prepared:
         evaluator: the network in eval mode at the sigma asked for, with its data.
         probe: results of one small pass.
         observation: which layers ran in that pass.
-        coverage: the account of the weights, with that pass for an example.
+        coverage: the coverage of the model, with that pass for an example.
         alone: the reason why chips must not share a pass; None if they may.
         hardware: name of the torch device.
         began: time.perf_counter() at the start.

@@ -55,14 +55,17 @@ class ChipsReport:
 
     @property
     def metrics(self) -> Metrics[RunStatistic]:
-        """Name of a figure -> its statistic: `.per_run`, `.mean`, `.std`, `.ci95`. "value" for a single number."""
+        """Name of a figure -> its statistic, with `.per_run`, `.mean`, `.std` and `.ci95`.
+
+        The name is "value" if the function returns one number.
+        """
         return Metrics(self.statistics)
 
     @property
     def unseen_chips(self) -> float:
-        """The share of chips that may be unlike any evaluated chip, at most, with 95 % confidence: 1 - 0.05^(1/runs).
+        """At most this share of all chips is unlike every evaluated chip, with 95 % confidence.
 
-        No interval of the report contains the effect of such chips.
+        It is 1 - 0.05^(1/runs). No interval of the report contains the effect of such chips.
         """
         return unseen_share(self.runs)
 

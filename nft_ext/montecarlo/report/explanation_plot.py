@@ -34,7 +34,7 @@ def plot_explanation(found, path: str | os.PathLike) -> None:
         for panel, (title, rows) in zip(axes, panels):
             _panel(panel, title, rows, how.factor)
         axes[-1].set_xlabel(f"change, {unit} (mean over {found.runs} chips, 95 % interval)")
-        for name, colour in (("everything on but this", WITHOUT), ("only this on", ALONE)):
+        for name, colour in (("without it: all else on", WITHOUT), ("alone: all else off", ALONE)):
             axes[0].barh(0, 0, color=colour, label=name)  # for the legend
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
         float_weights, quantized, chips = (

@@ -56,7 +56,7 @@ class MonteCarloReport:
         observed: what one small pass ran: never_ran (noisy layers whose forward did not run), share (their part of the
             noisy weights), read (noisy layers whose weight was read past the layer), matrices (parameters of other
             modules that were multiplied without noise). None in reports of version 0.2.
-        coverage: the account of the weights, as `Coverage.summary` has it: share of the matrix weights on crossbars,
+        coverage: which weights are on crossbars, as `Coverage.summary` has it: share of the matrix weights on crossbars,
             mac_share (of multiply-accumulates, None if unknown), crossbar_weights, weights, digital (the biggest
             groups of digital matrices, each with its reason), digital_not_listed. None in reports of version 0.2.
         example: what one entry of the data is called in texts.
@@ -96,7 +96,7 @@ class MonteCarloReport:
 
     @property
     def metrics(self) -> Metrics[RunStatistic | SliceStatistic]:
-        """Metric name -> its statistic: `.per_run`, `.mean`, `.std`, `.ci95`."""
+        """Metric name -> its statistic, with `.per_run`, `.mean`, `.std` and `.ci95`."""
         return Metrics(self.statistics)
 
     @property
@@ -153,9 +153,9 @@ class MonteCarloReport:
 
     @property
     def unseen_chips(self) -> float:
-        """The share of chips that may be unlike any evaluated chip, at most, with 95 % confidence: 1 - 0.05^(1/runs).
+        """At most this share of all chips is unlike every evaluated chip, with 95 % confidence.
 
-        No interval of the report contains the effect of such chips.
+        It is 1 - 0.05^(1/runs). No interval of the report contains the effect of such chips.
         """
         return unseen_share(self.runs)
 

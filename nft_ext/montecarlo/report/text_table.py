@@ -181,7 +181,12 @@ def _of_slices(report) -> list[str]:
         rows.append(_row(name, [statistic.mean, statistic.ci95, *statistic.interval, statistic.std]))
     lines = ["  " + line for line in align(rows)]
     equivalent = report.equivalent_full_runs
-    worth = f"as precise as {equivalent:.1f} chips on all images" if math.isfinite(equivalent) else "no estimated std"
+    if not math.isfinite(equivalent):
+        worth = "no estimate in whole-set chips"
+    elif equivalent == 0:
+        worth = "no estimate in whole-set chips, as the estimated std is 0"
+    else:
+        worth = f"as precise as {equivalent:.1f} chips on all images"
     lines += [
         *_what_intervals_hold(report),
         "",

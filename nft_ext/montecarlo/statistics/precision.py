@@ -38,7 +38,7 @@ class Precision:
 
     @property
     def half_width(self) -> float:
-        """The larger of the two distances: `ci95` of a report."""
+        """The larger of the two distances, which is `ci95` of a report."""
         return max(self.below, self.above)
 
     @property

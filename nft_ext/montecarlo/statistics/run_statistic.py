@@ -112,7 +112,7 @@ class RunStatistic:
 
     @property
     def conservative(self) -> bool:
-        """False: chips that saw all images give the exact variance."""
+        """Always False, because chips that saw all images give the exact variance."""
         return False
 
     def quantile(self, q: float) -> Quantile:

@@ -70,7 +70,7 @@ class SliceStatistic:
 
     @property
     def conservative(self) -> bool:
-        """True if the interval is too wide on average: too few chips shared a slice, or too few of them differ."""
+        """True if the interval is too wide on average, as too few chips shared a slice, or too few of them differ."""
         return self.precision.conservative
 
     def quantile(self, q: float) -> NoReturn:

@@ -1,1 +1,1 @@
-"""The account of a model's weights: which matrices sit on crossbars, which are digital, and why."""
+"""The coverage of a model: which matrices sit on crossbars, which are digital, and why."""

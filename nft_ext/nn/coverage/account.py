@@ -1,4 +1,4 @@
-"""`nft_ext.coverage`: the account of a model's weights."""
+"""`nft_ext.coverage`: which matrices of a model sit on crossbars."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from nft_ext.nn.names import named
 
 
 def coverage(model: nn.Module, example: Any = None) -> Coverage:
-    """The account of a model's weights: which matrices sit on crossbars, which are digital, and why.
+    """Says which matrices of a model sit on crossbars, which are digital, and why.
 
-    Every parameter of two or more dimensions has a row. Matrices that multiply activations count; embeddings, position
-    tables, class tokens, norms, biases and per-channel scales are listed only. For a plain model the account says what
-    `convert` would do.
+    Digital means on no crossbar: computed exactly. Every parameter of two or more dimensions has a row. The shares count
+    the matrices that multiply activations. Embeddings, position tables, class tokens, norms, biases and per-channel
+    scales are listed, but not counted. For a plain model the rows say what `convert` would do.
 
     Args:
         model: any nn.Module, plain or noisy.
         example: an input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model runs
-            it once, in eval mode without gradients; random generators, buffers and training flags are restored. That
-            shows which parameters are multiplied by activations, also as views, casts or parts, and counts
-            multiply-accumulates. Without an example, the module's class decides, then shape and name of the parameter.
+            it once, in eval mode without gradients. The forward shows which parameters are multiplied by activations,
+            also as views, casts or parts, and counts multiply-accumulates. Random generators, buffers and training
+            flags are restored. None: the module's class decides what is a matrix, then shape and name of the parameter.
 
     Returns:
-        The account. `print` shows a table.
+        The coverage. `print` shows a table.
 
     Raises:
         TypeError: `model` or `example` has a wrong type.
@@ -44,7 +44,7 @@ def coverage(model: nn.Module, example: Any = None) -> Coverage:
 
 
 def coverage_of(model: nn.Module, seen: Products | None) -> Coverage:
-    """The account, with what a forward of the model showed."""
+    """The coverage, with what a forward of the model showed."""
     parameters = held_by(model) if seen is None else seen.held
     planned = not any(isinstance(m, NoisyLayer) for _, _, m in named(model))
     reads = [None] * len(parameters) if seen is None else seen.reads

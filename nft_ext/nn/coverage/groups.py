@@ -23,6 +23,7 @@ class Group:
         macs: their multiply-accumulates; None without an example.
         ran: number of rows that a forward read as a crossbar; None without an example.
         crossbars, arrays: of all rows together; None without any.
+        array_use: share of the cells of the arrays that hold a weight; None without arrays.
         crossbar: (inputs, outputs) of one crossbar.
     """
 
@@ -37,14 +38,15 @@ class Group:
     ran: int | None
     crossbars: int | None
     arrays: int | None
+    array_use: float | None
     crossbar: tuple[int, int] | None
 
 
 def grouped(rows: Iterable[Row]) -> list[Group]:
-    """Groups of rows of one name pattern, class, shape, place and reason, the biggest first."""
+    """Groups of rows of one name pattern, class, shape, place, reason and use of arrays, the biggest first."""
     found: dict[tuple, list[Row]] = {}
     for row in rows:
-        key = _NUMBER.sub("*", row.name), row.module, row.shape, row.place, row.reason
+        key = _NUMBER.sub("*", row.name), row.module, row.shape, row.place, row.reason, row.array_use
         found.setdefault(key, []).append(row)
     return sorted((_group(members) for members in found.values()), key=lambda group: -group.cells)
 
@@ -63,6 +65,7 @@ def _group(rows: list[Row]) -> Group:
         ran=_total([None if row.ran is None else int(row.ran) for row in rows]),
         crossbars=_total([row.crossbars for row in rows]),
         arrays=_total([row.arrays for row in rows]),
+        array_use=first.array_use,
         crossbar=first.crossbar,
     )
 

@@ -31,6 +31,7 @@ class Row:
         crossbars: number of crossbars, one per group or expert; None without any.
         crossbar: (inputs, outputs) of one crossbar; None without any.
         arrays: number of arrays that hold it; None without array_rows and array_columns in the device model.
+        array_use: share of the cells of these arrays that hold a weight, 0 .. 1; None where `arrays` is.
         ran: whether a forward read it as a crossbar; None if unknown.
         macs: multiply-accumulates with it in a forward of the example, with and without noise; None if unknown.
         noisy_macs: those on the crossbar.
@@ -49,6 +50,7 @@ class Row:
     crossbars: int | None = None
     crossbar: tuple[int, int] | None = None
     arrays: int | None = None
+    array_use: float | None = None
     ran: bool | None = None
     macs: int | None = None
     noisy_macs: int | None = None
@@ -135,10 +137,10 @@ def _with_crossbars(row: Row, held: Held) -> Row:
         outputs, inputs = shape[0] // groups, math.prod(shape[1:])
     else:
         outputs, inputs = shape[1], shape[0] // groups * math.prod(shape[2:])
-    # The device model of this version has no arrays: read its fields directly once it has them.
-    nvm = getattr(module, "nvm", None)
-    rows, columns = getattr(nvm, "array_rows", None), getattr(nvm, "array_columns", None)
-    arrays = None
-    if rows is not None or columns is not None:
-        arrays = number * math.ceil(inputs / (rows or inputs)) * math.ceil(outputs / (columns or outputs))
-    return replace(row, crossbars=number, crossbar=(inputs, outputs), arrays=arrays)
+    row = replace(row, crossbars=number, crossbar=(inputs, outputs))
+    nvm = getattr(module, "nvm", None)  # of a noisy layer
+    if nvm is None or nvm.array_rows is nvm.array_columns is None:
+        return row
+    rows, columns = nvm.array_rows or inputs, nvm.array_columns or outputs
+    arrays = number * math.ceil(inputs / rows) * math.ceil(outputs / columns)
+    return replace(row, arrays=arrays, array_use=number * inputs * outputs / (arrays * rows * columns))

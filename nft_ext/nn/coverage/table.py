@@ -1,4 +1,4 @@
-"""The account of a model's weights as a whole: its shares, its rows, its JSON."""
+"""The coverage of a model as a whole: its shares, its rows, its JSON."""
 
 from __future__ import annotations
 
@@ -24,13 +24,28 @@ class Coverage:
     """The outcome of `nft_ext.coverage`. `print` shows a table.
 
     Attributes:
-        rows: one per parameter of two or more dimensions, in the order of the modules. A row has name, module (the
-            class), shape, cells (number of weights), place ("crossbar" or "digital"), counted (a matrix that multiplies
-            activations), reason, judged ("class", "shape and name" or "forward": how `counted` was found), crossbars
-            (one per group or expert), crossbar (inputs, outputs), arrays, ran (a forward read it as a crossbar), macs
-            and noisy_macs (multiply-accumulates in the example), weight_share and mac_share.
+        rows: one per parameter of two or more dimensions, in the order of the modules. The table below has the
+            attributes of a row.
         planned: whether the model is plain, so that the rows say what `convert` would do.
         with_example: whether a forward was observed.
+
+    =============  =====================================================================================
+    of a row       what it is
+    =============  =====================================================================================
+    name, module   qualified name of the parameter; class of its module
+    shape, cells   shape; number of weights
+    place          "crossbar" or "digital"
+    reason         why it is digital or not counted, or who else reads it; else None
+    counted        whether it is a matrix that multiplies activations
+    judged         how `counted` was found: "class", "shape and name" or "forward"
+    crossbars      number of crossbars: one per group or expert
+    crossbar       (inputs, outputs) of one crossbar
+    arrays         number of arrays, if the device has `array_rows` or `array_columns`
+    array_use      share of the arrays' cells that hold a weight
+    ran            whether a forward of the example read it as a crossbar
+    macs           multiply-accumulates in the example; noisy_macs: those on a crossbar
+    weight_share   share of all counted weights; mac_share: of all multiply-accumulates
+    =============  =====================================================================================
     """
 
     rows: list[Row]
@@ -106,7 +121,7 @@ class Coverage:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole account as JSON values; NaN as None."""
+        """The whole coverage as JSON values; NaN as None."""
         content = {"format": FORMAT, "planned": self.planned, "with_example": self.with_example}
         return finite_or_none({**content, **self.summary(), "rows": [asdict(row) for row in self.rows]})
 

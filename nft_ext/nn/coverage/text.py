@@ -1,4 +1,4 @@
-"""The account of a model's weights as a table for people."""
+"""The coverage of a model as a table for people."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def _section(groups: list[Group], is_matrix: bool, cells: int, macs: int, with_e
     head += ["share"] if is_matrix else []
     head += ["MACs"] if is_matrix and with_example else []
     arrays = any(group.arrays is not None for group in groups)
-    head += ["arrays"] if arrays else []
+    head += ["arrays", "used"] if arrays else []
     table = [[*head, "reason"]]
     for group in groups[:MOST]:
         row = [f"  {_name(group)}", group.module, " x ".join(map(str, group.shape)) or "?", number(group.cells)]
         row += [percent(group.cells / cells) if cells else "-"] if is_matrix else []
         if is_matrix and with_example:
             row.append(percent(group.macs / macs) if macs and group.macs is not None else "-")
-        row += ["-" if group.arrays is None else str(group.arrays)] if arrays else []
+        row += _arrays(group) if arrays else []
         table.append([*row, group.reason or ""])
     if not any(row[-1] for row in table[1:]):
         table = [row[:-1] for row in table]
@@ -66,6 +66,12 @@ def _section(groups: list[Group], is_matrix: bool, cells: int, macs: int, with_e
         count, size = sum(group.count for group in rest), sum(group.cells for group in rest)
         lines.append(f"  and {count} more with {number(size)} weights; .rows has all")
     return lines
+
+
+def _arrays(group: Group) -> list[str]:
+    if group.arrays is None or group.array_use is None:
+        return ["-", "-"]
+    return [str(group.arrays), percent(group.array_use)]
 
 
 def _name(group: Group) -> str:

@@ -29,7 +29,7 @@ def left_digital(
     """The line that names the biggest digital matrices; None if the user chose all of them, or there are none.
 
     Args:
-        coverage: the account of the converted model.
+        coverage: of the converted model.
         model: the converted model.
         asked_for: whether the user asked for a module, given its name; None if for all.
     """
