@@ -14,7 +14,8 @@ set(NFT_CUDA_FACT "${NFT_CUDA_HOLDS}, nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
 add_library(torch_cuda_stub SHARED csrc/cuda/torch/torch_cuda_stub.cpp)
 set_target_properties(torch_cuda_stub PROPERTIES OUTPUT_NAME torch_cuda LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/stub)
 
-add_library(_C_cuda MODULE csrc/cuda/sampler/sampler.cu csrc/cuda/one_pass/product.cu csrc/cuda/one_pass/gradient.cu
+add_library(_C_cuda MODULE csrc/cuda/sampler/sampler.cu csrc/cuda/sampler/step_runs.cu
+                           csrc/cuda/one_pass/product.cu csrc/cuda/one_pass/gradient.cu
                            csrc/cuda/torch/operators_cuda.cpp)
 target_include_directories(_C_cuda PRIVATE csrc ${CUDAToolkit_INCLUDE_DIRS})
 target_compile_definitions(_C_cuda PRIVATE USE_CUDA NFT_CUDA_HOLDS="${NFT_CUDA_HOLDS}")

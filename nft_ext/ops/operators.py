@@ -88,7 +88,7 @@ def _programmed(weight: Tensor, chips: int, spec: list[int], dtype: torch.dtype,
 
 def can_be_channels_last(weight: Tensor, spec: list[int]) -> bool:
     """Whether a weight can be programmed with channels last. `spec`: NVMDevice.operator_spec."""
-    if not weight.is_cuda or weight.dim() != 4 or spec[2] != 1 or spec[0] > 12:
+    if not weight.is_cuda or weight.dim() != 4 or spec[2] != 1 or spec[0] > 12 or spec[4] != 0:
         return False
     channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
     return 2 <= taps <= 128 and 2 <= channels <= 1 << 15 and weight.numel() % 8 == 0

@@ -1,26 +1,12 @@
 // The launches of sampler.h.
 #include "cuda/sampler/sampler.h"
 
-#include <algorithm>
-
 #include "cuda/sampler/kernels.h"
+#include "cuda/sampler/launch_grid.h"
 
 namespace nft {
 namespace cuda {
 namespace {
-
-// As many thread blocks as the current GPU holds at once (`resident` per multiprocessor): `x` for the weights, and if
-// these are few, `y` for the chips. `works`: rounds of a thread block's threads that all weights take.
-cudaError_t grid_for(int64_t works, int64_t chips, int resident, dim3* grid) {
-  int device = 0, multiprocessors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  const int64_t most = std::max<int64_t>(1, (int64_t)multiprocessors * resident);
-  const int64_t x = std::max<int64_t>(1, std::min(works, most));
-  const int64_t y = std::max<int64_t>(1, std::min<int64_t>({chips, most / x, 65535}));
-  *grid = dim3((unsigned)x, (unsigned)y);
-  return error;
-}
 
 // Rounds of kThreads quads. Eights are counted as quads too, or few weights would keep few multiprocessors busy.
 int64_t works_of(int64_t strips) { return (strips * kStrip + kThreads - 1) / kThreads; }

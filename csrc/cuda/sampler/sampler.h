@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "core/scaling.h"
 #include "cuda/sampler/four_weights.h"
 
 namespace nft {
@@ -31,6 +32,22 @@ cudaError_t program_many(const Program* programs, int count, cudaStream_t stream
 
 // The same for one layer.
 cudaError_t program(const Program& p, cudaStream_t stream);
+
+// ---- the same for one layer with several steps, in the order of core/scaling.h (step_runs.cu)
+
+// The steps of weight [n]; NaN where a weight is not finite.
+cudaError_t weight_steps(const float* weight, int64_t n, const Scaling& s, int weight_bits, float* steps,
+                         cudaStream_t stream);
+
+cudaError_t quantize_runs(const float* weight, int64_t n, const Scaling& s, const float* steps, int weight_bits,
+                          void* codes, cudaStream_t stream);
+
+// One code with more than weight_bits bits makes all of checked [steps] NaN.
+cudaError_t check_codes_of_runs(const void* codes, int64_t n, const Scaling& s, int weight_bits, const float* steps,
+                                float* checked, cudaStream_t stream);
+
+// Stored in row-major order: taps and scale of `p` are not read.
+cudaError_t program_runs(const Program& p, const Scaling& s, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace nft

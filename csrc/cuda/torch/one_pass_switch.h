@@ -15,7 +15,7 @@ enum class Direction { kForward, kInputGradient };
 // NFT_EXT_ONE_PASS, the switch for tests and measurements.
 enum class OnePassRule {
   kAuto,    // up to the columns below
-  kAlways,  // every shape that the kernel can serve
+  kAlways,  // every product that the kernel can serve
   kNever    // weights are programmed first, always
 };
 
@@ -34,8 +34,10 @@ constexpr int64_t auto_columns(Direction direction, OutType type) {
   return type == OutType::kBFloat16 ? kBFloat16Columns : kFloat16Columns;
 }
 
-// For a product with `rows` rows per group and `columns` columns per chip.
-constexpr bool takes_one_pass(OnePassRule rule, Direction direction, OutType type, int64_t rows, int64_t columns) {
+// For a product with `rows` rows per group and `columns` columns per chip. The kernel knows `one_step` per weight.
+constexpr bool takes_one_pass(OnePassRule rule, Direction direction, OutType type, bool one_step, int64_t rows,
+                              int64_t columns) {
+  if (!one_step) return false;
   if (rule != OnePassRule::kAuto) return rule == OnePassRule::kAlways;
   return rows >= kLeastRows && columns <= auto_columns(direction, type);
 }

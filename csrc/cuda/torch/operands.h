@@ -21,31 +21,35 @@ inline cuda::OutType out_type(const Tensor& out) {
   }
 }
 
-// The CUDA kernels know one step per weight.
-inline void check_one_step(const char* op, const Scaling& s) {
-  check(generic::one_step(s), op, "scaling",
-        "must share one step among all weights on CUDA (scale=\"layer\", no experts); other scales run on the CPU",
-        "several steps");
-}
-
-// s = fl(max|W| / (2^M - 1)); NaN if a weight is not finite, since an error would have to wait for the device.
+// s = fl(max|W| / (2^M - 1)) of the weights that share it; NaN if one of them is not finite, since an error would have
+// to wait for the device.
 inline Tensor weight_step(Tensor weight, int64_t weight_bits, Ints scaling) {
   check_quantizer("weight_step", weight, weight_bits);
-  check_one_step("weight_step", scaling_of("weight_step", weight, scaling));
+  const Scaling s = scaling_of("weight_step", weight, scaling);
   const DeviceGuard here(weight);
-  const Tensor dense = aten::contiguous(weight);
-  Tensor step = aten::empty({}, ScalarType::Float, weight);
-  STD_CUDA_CHECK(cuda::weight_step(floats(dense), dense.numel(), (int)weight_bits, static_cast<float*>(step.data_ptr()),
-                                   here.stream()));
+  const Tensor dense = aten::contiguous(aten::cast(weight, ScalarType::Float));
+  const bool one = generic::one_step(s);
+  Tensor step = aten::empty(one ? Ints{} : step_sizes(s, scaling.data()), ScalarType::Float, weight);
+  float* const out = static_cast<float*>(step.data_ptr());
+  if (one)
+    STD_CUDA_CHECK(cuda::weight_step(floats(dense), dense.numel(), (int)weight_bits, out, here.stream()));
+  else
+    STD_CUDA_CHECK(cuda::weight_steps(floats(dense), dense.numel(), s, (int)weight_bits, out, here.stream()));
   return step;
+}
+
+// A crossbar's scaling, an argument of weight_step and quantize.
+inline Ints scaling_numbers(const Crossbar& c) { return Ints(c.spec.begin() + kDeviceInts, c.spec.end()); }
+
+inline void find_step(Crossbar& c) {
+  if (!c.step) c.step = weight_step(c.weight, c.spec[0], scaling_numbers(c));
 }
 
 // The sampler's view of a crossbar, without its result; finds the
 // step if none is given. `dense` keeps a copy of the weight alive.
 inline cuda::Program program_of(Crossbar& c, Tensor& dense) {
   check(c.weight.is_cuda(), c.op, "weight", "must be on CUDA like the other tensors", "another device");
-  check_one_step(c.op, scaling_of(c));
-  if (!c.step) c.step = weight_step(c.weight, c.spec[0], {});
+  find_step(c);
   dense = c.codes ? c.weight : aten::contiguous(c.weight);
   cuda::Program p = {};
   p.n = c.weight.numel();
@@ -66,7 +70,7 @@ inline cuda::Program program_of(Crossbar& c, Tensor& dense) {
 
 // Whether a convolution's weights may be programmed channels last. Python's fake kernel has the same rule.
 inline bool can_be_channels_last(const Crossbar& c) {
-  return c.weight.dim() == 4 && c.spec[2] == generic::kPathFast &&
+  return generic::one_step(scaling_of(c)) && c.weight.dim() == 4 && c.spec[2] == generic::kPathFast &&
          2 * sizeof(float) << c.spec[0] <= generic::kChannelsLastTableBytes &&
          generic::fits_channels_last(c.weight.numel(), c.weight.size(1), c.weight.size(2) * c.weight.size(3));
 }

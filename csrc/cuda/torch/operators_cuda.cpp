@@ -19,9 +19,10 @@ const std::string one_pass_name = [] {
   return std::string(name ? name : "");
 }();
 
-bool takes_one_pass(cuda::Direction direction, const LayerProduct& layer) {
+bool takes_one_pass(const Crossbar& c, cuda::Direction direction, const LayerProduct& layer) {
   static const cuda::OnePassRule rule = cuda::one_pass_named(one_pass_name);
-  return cuda::takes_one_pass(rule, direction, layer.f.x_type, layer.f.rows / layer.f.groups, layer.columns);
+  return cuda::takes_one_pass(rule, direction, layer.f.x_type, generic::one_step(scaling_of(c)),
+                              layer.f.rows / layer.f.groups, layer.columns);
 }
 
 // The steps of several weights, in one pass over all of them.
@@ -49,15 +50,18 @@ Tensor weight_step_many(std::vector<Tensor> weights, Ints weight_bits) {
 Tensor quantize(Tensor weight, Tensor step, int64_t weight_bits, Ints scaling) {
   check_quantizer("quantize", weight, weight_bits);
   const Scaling s = scaling_of("quantize", weight, scaling);
-  check_one_step("quantize", s);
   check_step("quantize", step, s);
   check(weight.is_cuda(), "quantize", "weight", "must be on CUDA like the step", "another device");
   check_beside("quantize", "step", step, weight);
   const DeviceGuard here(weight);
   const Tensor dense = aten::contiguous(aten::cast(weight, ScalarType::Float));
   Tensor codes = aten::empty(sizes_of(weight), code_type(weight_bits), weight);
-  STD_CUDA_CHECK(
-      cuda::quantize(floats(dense), dense.numel(), floats(step), (int)weight_bits, codes.data_ptr(), here.stream()));
+  const int64_t n = dense.numel();
+  if (generic::one_step(s))
+    STD_CUDA_CHECK(cuda::quantize(floats(dense), n, floats(step), (int)weight_bits, codes.data_ptr(), here.stream()));
+  else
+    STD_CUDA_CHECK(
+        cuda::quantize_runs(floats(dense), n, s, floats(step), (int)weight_bits, codes.data_ptr(), here.stream()));
   return codes;
 }
 
@@ -68,12 +72,18 @@ struct Cuda {
 
   // No call waits for the GPU, so values out of range make every result NaN, as weights that are not finite do.
   static void check_values(Crossbar& c) {
-    check_one_step(c.op, scaling_of(c));
     if (!c.codes) return;
     const DeviceGuard here(c.weight);
-    const Tensor step = aten::empty({}, ScalarType::Float, c.weight);
-    STD_CUDA_CHECK(cuda::check_codes(c.codes->data_ptr(), c.codes->numel(), (int)c.spec[0], floats(*c.step),
-                                     static_cast<float*>(step.data_ptr()), here.stream()));
+    const Scaling s = scaling_of(c);
+    const bool one = generic::one_step(s);
+    const Tensor step = aten::empty(one ? Ints{} : sizes_of(*c.step), ScalarType::Float, c.weight);
+    float* const checked = static_cast<float*>(step.data_ptr());
+    const void* const codes = c.codes->data_ptr();
+    const int64_t n = c.codes->numel();
+    if (one)
+      STD_CUDA_CHECK(cuda::check_codes(codes, n, (int)c.spec[0], floats(*c.step), checked, here.stream()));
+    else
+      STD_CUDA_CHECK(cuda::check_codes_of_runs(codes, n, s, (int)c.spec[0], floats(*c.step), checked, here.stream()));
     c.step = step;
   }
 
@@ -95,8 +105,7 @@ struct Cuda {
   static cuda::Program program_into(Crossbar& c, Tensor& dense, const Tensor& out) {
     const bool channels_last = aten::is_channels_last(out);
     if (channels_last && !c.codes) {  // the kernel for this order reads codes
-      check_one_step(c.op, scaling_of(c));
-      if (!c.step) c.step = weight_step(c.weight, c.spec[0], {});
+      find_step(c);
       c.codes = quantize(c.weight, *c.step, c.spec[0], {});
     }
     if (channels_last && (uintptr_t)c.codes->data_ptr() % 16 != 0) c.codes = torch::stable::clone(*c.codes);
@@ -116,28 +125,40 @@ struct Cuda {
     const DeviceGuard here(c.weight);
     p.keys += 2 * first_chip;
     p.chips = chips;
-    STD_CUDA_CHECK(cuda::program(p, here.stream()));
+    const Scaling s = scaling_of(c);
+    STD_CUDA_CHECK(generic::one_step(s) ? cuda::program(p, here.stream()) : cuda::program_runs(p, s, here.stream()));
   }
 
+  // Finds the steps of all layers with one step at once.
+  static void find_single_steps(std::vector<Crossbar>& layers) {
+    std::vector<Crossbar*> single;
+    std::vector<Tensor> weights;
+    Ints bits;
+    for (Crossbar& c : layers) {
+      if (c.step || !generic::one_step(scaling_of(c))) continue;
+      single.push_back(&c);
+      weights.push_back(c.weight);
+      bits.push_back(c.spec[0]);
+    }
+    if (single.empty()) return;
+    Tensor steps = weight_step_many(weights, bits);
+    for (size_t l = 0; l < single.size(); ++l) single[l]->step = torch::stable::narrow(steps, 0, (int64_t)l, 1);
+  }
+
+  // Layers with one step in one launch, the others one by one.
   static void program_many(std::vector<Crossbar>& layers, const std::vector<Tensor>& scales,
                            const std::vector<Tensor>& outs) {
     if (layers.empty()) return;
-    for (const Crossbar& c : layers) check_one_step(c.op, scaling_of(c));
-    if (!layers[0].step) {
-      std::vector<Tensor> weights;
-      Ints bits;
-      for (const Crossbar& c : layers) {
-        weights.push_back(c.weight);
-        bits.push_back(c.spec[0]);
-      }
-      Tensor steps = weight_step_many(weights, bits);
-      for (size_t l = 0; l < layers.size(); ++l) layers[l].step = torch::stable::narrow(steps, 0, (int64_t)l, 1);
-    }
+    find_single_steps(layers);
     std::vector<Tensor> dense(layers.size());
     std::vector<cuda::Program> programs;
     for (size_t l = 0; l < layers.size(); ++l) {
+      if (!generic::one_step(scaling_of(layers[l]))) {
+        program(layers[l], outs[l], 0, layers[l].chips());
+        continue;
+      }
       programs.push_back(program_into(layers[l], dense[l], outs[l]));
-      if (!scales.empty()) programs[l].scale = floats(scales[l]);
+      if (!scales.empty()) programs.back().scale = floats(scales[l]);
     }
     const DeviceGuard here(layers[0].weight);
     STD_CUDA_CHECK(cuda::program_many(programs.data(), (int)programs.size(), here.stream()));
@@ -148,7 +169,7 @@ struct Cuda {
     auto layer = forward_product(c, x, p, shared);
     if (!layer) return std::nullopt;
     layer->f.x_type = out_type(x);
-    if (cuda::fits_one_pass(layer->f) && takes_one_pass(cuda::Direction::kForward, *layer))
+    if (cuda::fits_one_pass(layer->f) && takes_one_pass(c, cuda::Direction::kForward, *layer))
       return one_pass(*layer, c, x, shared, x, &bias, epilogue, cuda::one_pass_partition, cuda::one_pass_product);
     if (fits_chip_batch(c, x)) return chip_batch_product(c, x, bias, p, shared, epilogue);
     return std::nullopt;
@@ -160,7 +181,7 @@ struct Cuda {
     auto layer = gradient_product(c, grad, x, p);
     if (!layer) return std::nullopt;
     layer->f.x_type = out_type(x);
-    if (!cuda::gradient_fits_one_pass(layer->f) || !takes_one_pass(cuda::Direction::kInputGradient, *layer))
+    if (!cuda::gradient_fits_one_pass(layer->f) || !takes_one_pass(c, cuda::Direction::kInputGradient, *layer))
       return std::nullopt;
     return one_pass(*layer, c, grad, false, x, nullptr, {}, cuda::one_pass_gradient_partition, cuda::one_pass_gradient);
   }

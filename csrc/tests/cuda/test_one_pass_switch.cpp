@@ -35,14 +35,17 @@ void test_bounds() {
     for (int64_t columns : {1, 16, 32, 33, 1 << 20}) {
       const bool few = type == OutType::kFloat32 && columns <= 32;
       for (int64_t rows : {8, 512})
-        expect(takes_one_pass(automatic, Direction::kForward, type, rows, columns) == few, "auto, %d columns",
+        expect(takes_one_pass(automatic, Direction::kForward, type, true, rows, columns) == few, "auto, %d columns",
                (int)columns);
-      expect(!takes_one_pass(automatic, Direction::kForward, type, 7, columns), "auto, few rows");
-      expect(!takes_one_pass(automatic, Direction::kInputGradient, type, 512, columns), "auto, the input's gradient");
+      expect(!takes_one_pass(automatic, Direction::kForward, type, true, 7, columns), "auto, few rows");
+      expect(!takes_one_pass(automatic, Direction::kInputGradient, type, true, 512, columns),
+             "auto, the input's gradient");
       for (Direction direction : kDirections)
         for (int64_t rows : {1, 512}) {
-          expect(takes_one_pass(OnePassRule::kAlways, direction, type, rows, columns), "always");
-          expect(!takes_one_pass(OnePassRule::kNever, direction, type, rows, columns), "never");
+          expect(takes_one_pass(OnePassRule::kAlways, direction, type, true, rows, columns), "always");
+          expect(!takes_one_pass(OnePassRule::kNever, direction, type, true, rows, columns), "never");
+          for (OnePassRule rule : {OnePassRule::kAuto, OnePassRule::kAlways, OnePassRule::kNever})
+            expect(!takes_one_pass(rule, direction, type, false, rows, columns), "several steps");
         }
     }
 }
