@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import nft_ext as nft
+from bench.harness import torchvision_operators
 from nft_ext import data
-from support import torchvision_operators
 
 WORKSPACE = (
     "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic, as torch then demands, only with a workspace of fixed size

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from nft_ext._common.batch import callable_or_none, default_forward
 from nft_ext._common.checks import boolean, fail, number
+from nft_ext._common.functions import callable_or_none
 from nft_ext.nn.base import check_noisy
+from nft_ext.nn.batch import default_forward
 from nft_ext.nn.calibration_report import Calibration, CalibrationRow
 from nft_ext.nn.chip_inputs import moved, tensors_of
 from nft_ext.nn.contexts import chips, noise

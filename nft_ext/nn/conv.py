@@ -51,6 +51,7 @@ class NoisyConv2d(ConvertingLayer, nn.Conv2d):
         return self.forward_on_array(x, self.ideal)
 
     def ideal(self, x: Tensor) -> Tensor:
+        """The result for a checked x without converters."""
         weights = self.programmed(x)
         source = self.crossbar() if weights is None else weights
         chips = source.key.shape[0] if isinstance(source, Crossbar) else source.shape[0]
@@ -66,6 +67,7 @@ class NoisyConv2d(ConvertingLayer, nn.Conv2d):
         return y.squeeze(0) if single else y
 
     def array_product(self, x: Tensor, limit: Tensor | None, watch: Watch | None = None) -> Tensor:
+        """The result array by array for an x behind the DAC; `limit`: the range of the ADC, None without one."""
         in_steps = self.in_steps()
         chips = in_steps[0].shape[0]
         single = x.dim() == 3

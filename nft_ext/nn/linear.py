@@ -43,12 +43,14 @@ class NoisyLinear(ConvertingLayer, nn.Linear):
         return self.forward_on_array(x, self.ideal)
 
     def ideal(self, x: Tensor) -> Tensor:
+        """The result for a checked x without converters."""
         if (weights := self.programmed(x)) is not None:
             return programmed.linear(x, weights, self.bias)
         bar = self.crossbar()
         return linear_product(x, self.bias, bar, shared=bar.key.shape[0] == 1)
 
     def array_product(self, x: Tensor, limit: Tensor | None, watch: Watch | None = None) -> Tensor:
+        """The result array by array for an x behind the DAC; `limit`: the range of the ADC, None without one."""
         in_steps = self.in_steps()
         chips = in_steps[0].shape[0]
         check_operands(x, self.weight, self.bias, chips, False)

@@ -21,7 +21,7 @@ from nft_ext.nn.chip_inputs import combined, of_chips, tensors_of
 from nft_ext.nn.crossbars import matrices
 from nft_ext.nn.effective import refresh
 from nft_ext.nn.own_classes import names_of, noisy_class, plain_class, rebuilt, swaps_itself, view_of
-from nft_ext.ops import autograd, operators
+from nft_ext.ops import autograd, functions, operators
 from nft_ext.ops.functional import Crossbar, for_kernels
 from nft_ext.ops.operands import check_tensor
 
@@ -232,7 +232,7 @@ def programmed(bar: Crossbar) -> Tensor:
     """W_p [S, *shape] in the weight's own type, with a straight-through gradient."""
     dtype = bar.weight.dtype
     kernel = dtype if has_kernel(dtype, bar.weight.device) else torch.float32
-    found = operators.call(operators.Program, operators.ops.program.default, *for_kernels(bar), kernel)
+    found = operators.call(functions.Program, operators.ops.program.default, *for_kernels(bar), kernel)
     return found if kernel == dtype else found.to(dtype)
 
 

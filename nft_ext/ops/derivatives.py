@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nft_ext.ops import autograd, differentiable, operators
+from nft_ext.ops import autograd, differentiable, functions, operators  # noqa: F401  (fake kernels)
 
 ops = torch.ops.nft_ext
 _BAR = 6  # the crossbar's arguments
@@ -49,10 +49,10 @@ def _conv2d_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tup
     return differentiable.conv2d_gradients(grad, x, _programmed(weight, bar, x.dtype), *static)
 
 
-autograd.differentiable("program", 1, _program, operators.Program)
-autograd.differentiable("noisy_linear", 3, _linear, operators.NoisyLinear)
+autograd.differentiable("program", 1, _program, functions.Program)
+autograd.differentiable("noisy_linear", 3, _linear, functions.NoisyLinear)
 autograd.differentiable("noisy_linear_backward", 3, _linear_backward)
-autograd.differentiable("noisy_conv2d", 3, _conv2d, operators.NoisyConv2d)
+autograd.differentiable("noisy_conv2d", 3, _conv2d, functions.NoisyConv2d)
 autograd.differentiable("noisy_conv2d_backward", 3, _conv2d_backward)
 autograd.constant("weight_step")  # max|W| is a constant
 autograd.constant("weight_step_many")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nft_ext._common.checks import boolean, fail, integer
 from nft_ext.device import NVMDevice
-from nft_ext.ops import autograd, derivatives, operators  # noqa: F401  (registers the derivatives)
+from nft_ext.ops import autograd, derivatives, functions, operators  # noqa: F401  (registers the derivatives)
 from nft_ext.ops.convolution import check_output_size, output_size
 from nft_ext.ops.keys import noise_key
 from nft_ext.ops.operands import (
@@ -156,7 +156,7 @@ def program_weights(
     if dtype not in (torch.float32, torch.bfloat16) and not (dtype == torch.float16 and weight.device.type == "cuda"):
         fail("dtype", "must be torch.float32 or torch.bfloat16 (or float16 on CUDA)", str(dtype))
     bar = for_kernels(crossbar(weight, nvm, key, stream, enabled=enabled, layout=layout, groups=groups))
-    return operators.call(operators.Program, operators.ops.program.default, *bar, dtype)
+    return operators.call(functions.Program, operators.ops.program.default, *bar, dtype)
 
 
 def noisy_linear(
@@ -234,7 +234,7 @@ def linear_product(
         return y if x.dim() == 2 else y.reshape(*lead, y.shape[-1])
     bar = for_kernels(bar)
     if epilogue is None:
-        y = operators.call(operators.NoisyLinear, operator, rows, bar.weight, bias, *bar[1:], shared)
+        y = operators.call(functions.NoisyLinear, operator, rows, bar.weight, bias, *bar[1:], shared)
     else:
         y = operators.call_fused(
             operators.ops.noisy_linear_fused.default, rows, bar.weight, bias, *bar[1:], shared, *epilogue
@@ -321,7 +321,7 @@ def conv2d_product(
     arguments = (x, bar.weight, bias, *bar[1:], *geometry, shared)
     if epilogue is not None:
         return operators.call_fused(operators.ops.noisy_conv2d_fused.default, *arguments, *epilogue)
-    return operators.call(operators.NoisyConv2d, operator, *arguments)
+    return operators.call(functions.NoisyConv2d, operator, *arguments)
 
 
 def conv2d_operands(

@@ -16,7 +16,7 @@ from torch._prims_common import suggest_memory_format
 from nft_ext._common.checks import fail
 from nft_ext.ops import autograd, deterministic  # noqa: F401  (a kernel)
 from nft_ext.ops.convolution import check_output_size, output_size
-from nft_ext.ops.same_noise import check_same_noise, noise_of_forward
+from nft_ext.ops.functions import apply_function, without_autograd, without_gradient  # noqa: F401
 
 ops = torch.ops.nft_ext
 SPEC_INTS = 8  # of NVMDevice.operator_spec
@@ -161,88 +161,7 @@ def _(grad, x, weight, codes, step, table, key, stream, spec, stride, padding, d
     return _fake_gradients(x, weight, wanted)
 
 
-# ---- derivatives: dL/dW = dL/dW_p; dL/dx uses the forward's W_p, programmed again from the key.
-# Arguments of a forward: x, weight, bias, then tensors without gradient, then static values.
-
-_TENSORS = 7  # x, weight, bias, codes, step, table, key
-
-
-def _setup_product(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, *noise = inputs[:_TENSORS]
-    ctx.save_for_backward(x, weight, *noise)
-    ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
-    ctx.noise_then = noise_of_forward(noise[-2], noise[-1])
-    ctx.static = inputs[_TENSORS:]
-
-
-def _backward_product(ctx: Any, grad: Tensor, operator: Any) -> tuple:
-    """By the compiled kernel, or by torch operations where the gradient itself is differentiated."""
-    x, weight, *noise = ctx.saved_tensors
-    check_same_noise(ctx.noise_then, noise[-2], noise[-1])
-    needs = ctx.needs_input_grad
-    wanted = needs[0] | needs[1] << 1 | (needs[2] and ctx.bias_dtype is not None) << 2
-    arguments = (grad.to(x.dtype), x, weight, *noise, *ctx.static, int(wanted))
-    if autograd.is_special():
-        grads = autograd.call_special(operator, *arguments)
-    elif torch.compiler.is_compiling() or torch.is_grad_enabled():
-        grads = operator(*arguments)
-    else:
-        grads = without_autograd(operator, *arguments)
-    grads = [g if wanted >> i & 1 else None for i, g in enumerate(grads)]
-    if grads[1] is not None:
-        grads[1] = grads[1].to(ctx.weight_dtype)
-    if grads[2] is not None:
-        grads[2] = grads[2].to(ctx.bias_dtype)
-    return (*grads, *[None] * (_TENSORS - 3 + len(ctx.static)))
-
-
-# The forwards name every parameter: torch.compile counts them to find out whether a context comes first.
-
-
-class Program(torch.autograd.Function):
-    """Programmed weights [S, *weight.shape]. The gradient is the sum over chips."""
-
-    @staticmethod
-    def forward(weight, codes, step, table, key, stream, spec, dtype):
-        return _without_gradient(ops.program.default, weight, codes, step, table, key, stream, spec, dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.weight_dtype = inputs[0].dtype
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return (grads[0].sum(0, dtype=torch.float32).to(ctx.weight_dtype), *[None] * 7)
-
-
-class NoisyLinear(torch.autograd.Function):
-    """y [S * B, out] from x [B, in] or [S * B, in]."""
-
-    @staticmethod
-    def forward(x, weight, bias, codes, step, table, key, stream, spec, shared):
-        bar = (codes, step, table, key, stream, spec)
-        return _without_gradient(ops.noisy_linear.default, x, weight, bias, *bar, shared)
-
-    setup_context = staticmethod(_setup_product)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return _backward_product(ctx, grads[0], ops.noisy_linear_backward.default)
-
-
-class NoisyConv2d(torch.autograd.Function):
-    """y [S * B, out, oh, ow] from x [B, C, H, W] or [S * B, C, H, W]."""
-
-    @staticmethod
-    def forward(x, weight, bias, codes, step, table, key, stream, spec, stride, padding, dilation, groups, shared):
-        bar, geometry = (codes, step, table, key, stream, spec), (stride, padding, dilation, groups)
-        return _without_gradient(ops.noisy_conv2d.default, x, weight, bias, *bar, *geometry, shared)
-
-    setup_context = staticmethod(_setup_product)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return _backward_product(ctx, grads[0], ops.noisy_conv2d_backward.default)
+# ---- calls
 
 
 def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any) -> Tensor:
@@ -252,27 +171,8 @@ def call(function: type[torch.autograd.Function], operator: Any, *arguments: Any
     if torch.is_grad_enabled():
         for value in arguments[:3]:  # x, weight, bias; for `program` the weight
             if value is not None and value.requires_grad:
-                return function.apply(*arguments)
-    return _without_gradient(operator, *arguments)
-
-
-def _without_gradient(operator: Any, *arguments: Any) -> Any:
-    """Calls an operator that needs no gradient here, in eager mode or in a graph."""
-    return operator(*arguments) if torch.compiler.is_compiling() else without_autograd(operator, *arguments)
-
-
-def without_autograd(operator: Any, *arguments: Any) -> Any:
-    """Calls the operator below torch's autograd layer, which costs more than a small product.
-
-    For eager mode and calls that need no gradient. Inside torch.func and forward-mode differentiation the layer sees
-    the call nevertheless.
-    """
-    if autograd.is_special():
-        return autograd.call_special(operator, *arguments)
-    if torch.is_inference_mode_enabled():  # autograd is off already
-        return operator(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
+                return apply_function(function, *arguments)
+    return without_gradient(operator, *arguments)
 
 
 def call_fused(operator: Any, *arguments: Any) -> Tensor:
@@ -289,4 +189,4 @@ def call_fused(operator: Any, *arguments: Any) -> Tensor:
             f"a tensor {list(wanting[0].shape)} that does",
             RuntimeError,
         )
-    return _without_gradient(operator, *arguments)
+    return without_gradient(operator, *arguments)

@@ -120,7 +120,7 @@ ELSEWHERE = re.findall(
     ChipsReport CostEstimate MonteCarloReport Convergence Equivalence MethodDifference OverSeeds Paired Temperature
     Tempered Change Explanation ExplanationRow
     Cost Curve Quantile RanksError RunStatistic SliceStatistic Sweep Worst BetaSearch History NonFiniteLoss Method
-    Vanilla Coverage Precision
+    Vanilla Coverage Precision Calibration
     info names calibrate NoisyConv2d NoisyLinear noisy_layers chips checkpoint_contexts plot_sweep sweep_table
     """,
 )

@@ -25,7 +25,7 @@ def defined(nvm, weight, key=KEY):
 
 
 def from_core(nvm, weight, isa="", threads=1, key=KEY):
-    bits, device_bits, path, mapping = nvm.operator_spec()
+    bits, device_bits, path, mapping = nvm.operator_spec()[:4]
     flat = weight.reshape(-1).numpy()
     out = _core.program(
         flat,

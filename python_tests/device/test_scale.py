@@ -3,7 +3,6 @@
 import copy
 import os
 import pickle
-import random
 import subprocess
 import sys
 
@@ -15,18 +14,15 @@ import nft_ext as nft
 from nft_ext import _core, reference
 from nft_ext.ops import operators
 from support.paths import ROOT
+from support.scales import STREAM, device, random_case
 
 ops = torch.ops.nft_ext
-KEY, STREAM = nft.noise_key(11, range(2)), 9
+KEY = nft.noise_key(11, range(2))
 OUTPUT = nft.NVMDevice(sigma=0.1, scale="output")
 
 
 def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
-
-
-def device(scale, rows=5, **fields):
-    return nft.NVMDevice(sigma=0.1, scale=scale, array_rows=rows if scale == "tile" else None, **fields)
 
 
 # ---- an independent derivation, from the definition: a matrix [outputs, inputs] per crossbar
@@ -95,41 +91,6 @@ def defined(weight, nvm, key, spec):
     return reference.program(weight.float(), torch.from_numpy(nvm.operator_table()), key, STREAM, spec)
 
 
-def random_case(seed):
-    """(weight, nvm, key, spec, layout, groups)"""
-    choose = random.Random(seed)
-    few, some = (lambda: choose.randint(1, 9)), lambda: choose.choice([1, 2, 16, choose.randint(1, 150)])
-    layout, groups, shape = choose.choice(
-        [
-            ("oi", 1, (some(), some())),
-            ("oi", 1, (few(), few(), 3, 3)),
-            ("io", 1, (some(), some())),
-            ("io", groups := few(), (groups * few(), few(), choose.choice([1, 3, 7]), 2)),
-            ("eoi", 1, (few(), some(), few())),
-            ("eio", 1, (few(), few(), some())),
-        ]
-    )
-    scale = choose.choice(["layer", "output", "tile"])
-    bits, device_bits = choose.choice([(8, 2), (8, 4), (4, 2), (6, 1), (10, 2), (16, 4), (1, 1)])
-    nvm = device(
-        scale,
-        choose.choice([1, 5, 16, 100, 1000]),
-        weight_bits=bits,
-        device_bits=device_bits,
-        relative_to=choose.choice(["max", "own"]),
-        sampling=choose.choice(["auto", "per_device"]),
-        mapping=choose.choice(["sign", "differential"]),
-        clip=choose.choice([None, None, (0, 1)]),
-    )
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(shape, generator=generator) ** 3 * 10 ** choose.uniform(-3, 1)
-    if choose.random() < 0.4:
-        weight[torch.rand(shape[0], generator=generator) < 0.4] = 0
-    weight = weight.to(choose.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16]))
-    key = nft.noise_key(seed, range(choose.choice([1, 1, 2, 9])))
-    return weight, nvm, key, nvm.operator_spec(choose.random() < 0.85, layout, groups)
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_every_path_gives_the_definitions_bits(seed):
     weight, nvm, key, spec = random_case(seed)
@@ -157,8 +118,9 @@ def test_every_path_gives_the_definitions_bits(seed):
 
 _HASH = """
 import hashlib, torch
-from test_scale import STREAM, ops, random_case
-sum = hashlib.sha256()
+import nft_ext
+from support.scales import STREAM, random_case
+ops, sum = torch.ops.nft_ext, hashlib.sha256()
 for seed in range(25):
     weight, nvm, key, spec = random_case(seed)
     table = torch.from_numpy(nvm.operator_table())
@@ -173,7 +135,7 @@ def test_every_instruction_set_gives_the_same_bits():
     found = set()
     for isa in _core.build()["instruction_sets"]:
         env = os.environ | {"NFT_EXT_CPU_ISA": isa}
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *(str(ROOT / "python_tests" / p) for p in ("", "device"))])
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "python_tests")])
         found.add(subprocess.run([sys.executable, "-c", _HASH], env=env, capture_output=True, check=True).stdout)
     assert len(found) == 1
 

@@ -380,6 +380,7 @@ def test_autocast_keeps_the_array_in_float32(net, images):
     assert found.dtype == torch.bfloat16 and found.equal(plain.bfloat16())
 
 
+@pytest.mark.slow
 def test_a_compiled_layer_gives_the_same(net, images):
     layer = net.first  # two tiles, the second one shorter
     compiled = torch.compile(layer, backend="aot_eager")

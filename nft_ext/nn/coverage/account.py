@@ -20,9 +20,9 @@ from nft_ext.nn.names import named
 def coverage(model: nn.Module, example: Any = None) -> Coverage:
     """Says which matrices of a model sit on crossbars, which are digital, and why.
 
-    Digital means on no crossbar: computed exactly. Every parameter of two or more dimensions has a row. The shares count
-    the matrices that multiply activations. Embeddings, position tables, class tokens, norms, biases and per-channel
-    scales are listed, but not counted. For a plain model the rows say what `convert` would do.
+    Digital means on no crossbar: computed exactly. Every parameter of two or more dimensions has a row. The shares
+    count the matrices that multiply activations. Embeddings, position tables, class tokens, norms, biases and
+    per-channel scales are listed, but not counted. For a plain model the rows say what `convert` would do.
 
     Args:
         model: any nn.Module, plain or noisy.
