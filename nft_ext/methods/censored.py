@@ -28,8 +28,9 @@ SIDES = ("right", "left", "both")
 class Censored(TaskMethod):
     """Cross-entropy, or a criterion, of one forward per step with `W_d + dW`, `dW = max|W| * sigma * min(z, c)`.
 
-    z ~ N(0, 1) is one normal per weight. The noise is added to the signed weight after quantization. Validation and
-    evaluation use ordinary chips of the device model.
+    z ~ N(0, 1) is one normal per weight, and max|W| is over the weights that share a step (`NVMDevice(scale=)`). The
+    noise is added to the signed weight after quantization. Validation and evaluation use ordinary chips of the device
+    model.
 
     dW is in units of max|W|, but a device's sigma is in the unit of its `relative_to`. For 8-bit weights on 2-bit
     devices and `relative_to="max"`, chips have a standard deviation of 0.7776 sigma max|W|. Set

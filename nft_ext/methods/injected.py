@@ -1,7 +1,7 @@
 """Noisy layers that can use a method's own weight noise instead of the device's, in plain PyTorch.
 
-Inside `injecting`, such a layer computes with `W_d + max|W| * noise(z)`. Elsewhere, as in validation and evaluation, it
-is an ordinary noisy layer.
+Inside `injecting`, such a layer computes with `W_d + max|W| * noise(z)`, max|W| over the weights that share a step.
+Elsewhere, as in validation and evaluation, it is an ordinary noisy layer.
 """
 
 from __future__ import annotations
@@ -56,14 +56,32 @@ class _Injected(NoisyLayer):
         return _injected(self.noise, weight, self.nvm, self.stream, key)
 
 
-def _injected(noise: Noise, weight: Tensor, nvm: NVMDevice, stream: int, key: Tensor) -> Tensor:
+def _injected(
+    noise: Noise,
+    weight: Tensor,
+    nvm: NVMDevice,
+    stream: int,
+    key: Tensor,
+    layout: str = "oi",
+    groups: int = 1,
+) -> Tensor:
     if key.shape[0] != 1:
         fail("key", "must hold one chip, because the method injects its own noise", list(key.shape))
     with torch.no_grad():
         z = program_weights(torch.ones_like(weight), _NORMAL, stream=stream, key=key)[0] - 1.0
-        target = program_weights(weight, nvm, stream=stream, key=key, enabled=False)[0]
-        shift = target + weight.abs().amax() * noise(z) - weight
+        full = _full_range(nvm.scale, nvm.array_rows)
+        stored = {"key": key, "layout": layout, "groups": groups}
+        target = program_weights(weight, nvm, stream=stream, enabled=False, **stored)[0]
+        largest = program_weights(weight, full, stream=stream, **stored)[0].abs()
+        shift = target + largest * noise(z) - weight
     return weight + shift.to(weight.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _full_range(scale: str, array_rows: int | None) -> NVMDevice:
+    """A device that programs every weight to the largest |W| that shares its step, with the weight's sign."""
+    both = {"level_mean": (1.0, 1.0), "level_std": (0.0, 0.0)}
+    return NVMDevice(weight_bits=1, device_bits=1, sigma=0.0, scale=scale, array_rows=array_rows, **both)
 
 
 class InjectedConv2d(_Injected, NoisyConv2d):

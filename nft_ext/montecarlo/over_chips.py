@@ -60,7 +60,8 @@ def over_chips(
 
     Run r is chip r of `seed`, the same chip as that of `monte_carlo`, bit for bit. In each call the model is in eval
     mode, its layers hold that chip's weights, and gradients are off (`torch.enable_grad()` turns them on). The
-    generators of torch, NumPy and Python are seeded by seed and r, so a chip's figure does not depend on the order.
+    generators of torch, NumPy and Python are seeded by seed and r, and buffers and training flags are restored after
+    each call. So a chip's figure does not depend on the order.
 
     Args:
         model: a converted model (`nft.convert`). It is left as it was.
@@ -87,7 +88,8 @@ def over_chips(
 
     Raises:
         TypeError, ValueError: a bad argument or model, before any chip; or fn returns something else than finite
-            numbers, other keys than before, or changes the parameters. The message names the chip.
+            numbers, other keys than before, changes the parameters, or leaves a noise context open. The message names
+            the chip.
         RuntimeError: fn raised an exception, which is the `__cause__`. The message names the chip.
         OSError: the resume file is in use or cannot be written.
         RanksError: another rank failed.

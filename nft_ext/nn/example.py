@@ -38,7 +38,7 @@ def run_example(model: nn.Module, example: Any) -> tuple[Observation, Products]:
     kwargs = dict(example) if isinstance(example, Mapping) else {}
     layers = [m for m in model.modules() if isinstance(m, NoisyLayer)]
     ideal = without_converters(layers)  # their ranges may still be unknown
-    with _untouched(model), torch.no_grad(), ideal, observed(model) as observer, products_of(model) as products:
+    with untouched(model), torch.no_grad(), ideal, observed(model) as observer, products_of(model) as products:
         try:
             model.eval()(*args, **kwargs)
         except Exception as error:  # the forward may raise anything
@@ -49,7 +49,7 @@ def run_example(model: nn.Module, example: Any) -> tuple[Observation, Products]:
 
 
 @contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Restores generators, training flags and buffers."""
     flags = [(m, m.training) for m in model.modules()]
     held = [(m, dict(m._buffers)) for m in model.modules()]

@@ -25,8 +25,8 @@ from nft_ext.ops import autograd, functions, operators
 from nft_ext.ops.functional import Crossbar, for_kernels
 from nft_ext.ops.operands import check_tensor
 
-# (weight, nvm, stream, key) -> a method's own noisy weight, of the weight's shape
-Injection = Callable[[Tensor, NVMDevice, int, Tensor], Tensor]
+# (weight, nvm, stream, key, layout, groups) -> a method's own noisy weight, of the weight's shape
+Injection = Callable[[Tensor, NVMDevice, int, Tensor, str, int], Tensor]
 
 
 @dataclass(eq=False)
@@ -40,6 +40,11 @@ class PlacedMatrix:
     name: str | None = None  # qualified; None before a model gives one
     stream: int = 0
     _met_as: str | None = None  # as of a layer
+
+    @property
+    def stored(self) -> tuple[str, int]:
+        """Layout and groups, as `NVMDevice.operator_scaling` takes them."""
+        return self.layout, self.groups if self.layout == "io" else 1
 
 
 class WeightLevelLayer(NoisyLayer):
@@ -125,7 +130,7 @@ class WeightLevelLayer(NoisyLayer):
             for weight, matrix in zip(weights[1:], self._placed[1:]):
                 check_tensor(matrix.name or matrix.parameter, weight)
         # Only the scaling of a spec depends on the matrix.
-        scalings = [self.nvm.operator_scaling(m.layout, m.groups if m.layout == "io" else 1) for m in self._placed]
+        scalings = [self.nvm.operator_scaling(*matrix.stored) for matrix in self._placed]
         specs = [[*spec[:4], *scaling] for scaling in scalings]
         return [Crossbar(w, None, None, table, key, m.stream, s) for w, m, s in zip(weights, self._placed, specs)]
 
@@ -183,7 +188,8 @@ class WeightLevelLayer(NoisyLayer):
             return list(held)
         bars = self._crossbars(compiling, forward=True)
         if self.injecting and self.injectable is not None and self.noise_enabled:
-            return [self.injectable(b.weight, self.nvm, b.stream, b.key)[None] for b in bars]
+            placed = zip(bars, self._placed)
+            return [self.injectable(b.weight, self.nvm, b.stream, b.key, *m.stored)[None] for b, m in placed]
         return [programmed(bar) for bar in bars]
 
     def note_reads(self, attributes: set[str]) -> None:

@@ -193,7 +193,7 @@ def test_a_row_of_zeros_is_exactly_zero(fields):
     weight[2], weight[4] = 0.0, -0.0
     w_p = nft.program_weights(weight, device("output", **fields), key=KEY, stream=STREAM)
     assert same_bits(w_p[:, [2, 4]], torch.zeros(2, 2, 70))
-    assert (w_p[:, [0, 1, 3, 5]] != 0).all()
+    assert (w_p[:, [0, 1, 3, 5]] != 0).any(-1).all()  # clipping gives single zeros, too
 
 
 def test_weights_that_change_between_calls():

@@ -187,3 +187,49 @@ def test_it_trains(step):
     method = methods.Censored(0.1, c=1.0, mean_corrected=True)
     history = nft.fit(plain, method, (x, target), (x, target), epochs=15, batch_size=4, lr=3e-3, progress=False)
     assert history.rows[-1]["train_loss"] < 0.5 * history.rows[0]["train_loss"]
+
+
+class Experts(nn.Module):
+    """Two experts of very different sizes, [experts, out, in]."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 4, 6) * torch.tensor([1.0, 0.01])[:, None, None])
+
+    def forward(self, x):
+        return torch.einsum("bi,eoi->beo", x, self.weight).flatten(1)
+
+
+nft.register_crossbar(Experts, layout="eoi")
+GROUPS = {  # layer -> how the weights that share a step at scale="output" lie: (view, dims of the inputs)
+    "oi": (lambda: nn.Linear(6, 4, bias=False), (4, 6), (1,)),
+    "convolution": (lambda: nn.Conv2d(6, 4, 1, bias=False), (4, 6, 1, 1), (1, 2, 3)),
+    "io with groups": (lambda: nn.ConvTranspose1d(6, 4, 1, groups=2, bias=False), (2, 3, 2, 1), (1, 3)),
+    "eoi": (Experts, (2, 4, 6), (2,)),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("scale", ["layer", "output"])
+def test_the_injected_weight_has_the_steps_of_the_crossbar(name, scale):
+    """W_d and max|W| are those of the weights that share a step, whatever the layout."""
+    torch.manual_seed(0)
+    make, view, inputs = GROUPS[name]
+    plain = make()
+    sigma, nvm = 0.25, nft.NVMDevice(weight_bits=4, device_bits=2, scale=scale)
+    prepared = methods.Censored(sigma, 1e-9).prepare(plain, nvm)
+    (layer,) = nft.noisy_layers(prepared).values()
+    x = {4: torch.randn(3, 6, 2, 2), 3: torch.randn(3, 6, 2)}.get(plain.weight.dim(), torch.randn(3, 6))
+    x = torch.randn(3, 6) if name == "eoi" else x
+    with nft.noise(prepared, enabled=False):
+        quantized = nft.program(prepared).weight.view(view)
+    with torch.no_grad(), nft.chips(prepared, seed=1, draws=[3]):
+        normal = nft.NVMDevice(weight_bits=1, device_bits=1, sigma=1.0, relative_to="spacing")
+        z = nft.program_weights(torch.ones(view), normal, seed=1, draws=[3], stream=layer.stream)[0] - 1.0
+        shared = inputs if scale == "output" else tuple(range(1 if name == "eoi" else 0, len(view)))
+        largest = plain.weight.view(view).abs().amax(shared, keepdim=True)
+        wanted = quantized + largest * sigma * z.clamp(max=1e-9)
+        expected = copy.deepcopy(plain)
+        expected.weight.copy_(wanted.view(plain.weight.shape))
+        with methods.injected.injecting(prepared):
+            torch.testing.assert_close(prepared(x), expected(x))

@@ -364,3 +364,59 @@ def test_ranks_give_the_report_of_one_process_bit_for_bit(tmp_path):
         assert reports == [reports[0]] * size
         found.append({**reports[0], "seconds": None, "crc": None})
     assert found[0] == found[1]
+
+
+def writes_data(m):
+    m[0].weight.data.mul_(0.5)
+
+
+def replaces(m):
+    m[0].weight = nn.Parameter(m[0].weight.detach().clone())
+
+
+def casts(m):
+    m.bfloat16().float()
+
+
+@pytest.mark.parametrize("change", [writes_data, replaces, casts], ids=lambda f: f.__name__)
+def test_parameters_changed_past_their_version_are_noticed(model, change):
+    def fn(m):
+        found = accuracy(m)
+        change(m)
+        return found
+
+    with pytest.raises(ValueError, match=r"must not change the model's parameters.*'0\.weight' changed on chip 0"):
+        over(model, fn)
+
+
+def test_a_context_left_open_is_refused(model):
+    opened = []
+
+    def fn(m):
+        found = accuracy(m)
+        opened.append(nft.noise(m, enabled=False))
+        opened[-1].__enter__()
+        return found
+
+    with pytest.raises(ValueError, match="fn: must leave every noise context.*one open on chip 0"):
+        over(model, fn)
+    opened[0].__exit__(None, None, None)
+
+
+def test_buffers_that_fn_changes_do_not_reach_the_next_chip():
+    torch.manual_seed(2)
+    model = nft.convert(nn.Sequential(nn.Linear(9, 20), nn.BatchNorm1d(20), nn.Linear(20, 4)), NVM)
+
+    def fn(m):
+        m.train()(DATA[0])  # new running statistics
+        return accuracy(m.eval())
+
+    before = model[1].running_mean.clone()
+    found = over(model, fn, runs=4)
+    assert torch.equal(model[1].running_mean, before)
+    again = []
+    for draw in range(4):
+        with nft.chips(model, seed=3, draws=[draw]), torch.no_grad():
+            model[1].reset_running_stats()
+            again.append(fn(model))
+    assert values(found) == again

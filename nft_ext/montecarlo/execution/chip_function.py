@@ -20,7 +20,9 @@ from nft_ext.montecarlo.execution.session import Session
 from nft_ext.montecarlo.statistics.precision import Precision
 from nft_ext.montecarlo.statistics.slice_estimate import estimate
 from nft_ext.montecarlo.statistics.stopping import Goal, until
+from nft_ext.nn import noisy_layers
 from nft_ext.nn.contexts import chips
+from nft_ext.nn.example import untouched
 from nft_ext.nn.observed import Observation, observed
 
 Values = dict[str, float]
@@ -57,26 +59,33 @@ class Chip:
         if keys is not None:
             check_names(keys)
         self.observation: Observation | None = None
+        self._before: dict[str, tuple] = {}  # of the parameters, before the first chip
 
     def values(self, draw: int) -> Values:
         """The figures of chip `draw`."""
         self.model.eval()
-        versions = {name: parameter._version for name, parameter in self.model.named_parameters()}
+        if not self._before:
+            self._before = _parameters(self.model)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(untouched(self.model))  # every chip begins with the same buffers
             stack.enter_context(chips(self.model, seed=self.seed, draws=[draw], domain="evaluation", programmed=True))
             stack.enter_context(seeded(self.place, "over_chips", self.seed, draw))
+            opened = _contexts(self.model)
             observer = None if self.observation is not None else stack.enter_context(observed(self.model))
             try:
                 found = self.fn(self.model)
             except Exception as error:
                 what = f"{type(error).__name__}: {error}"
                 raise RuntimeError(f"fn: failed on chip {draw} of seed {self.seed} ({what})") from error
+            if _contexts(self.model) != opened:
+                fail("fn", "must leave every noise context of the model that it enters", f"one open on chip {draw}")
         if observer is not None:
             self.observation = observer.found()
-        for name, parameter in self.model.named_parameters():
-            if parameter._version != versions.get(name):
-                rule = "must not change the model's parameters, which all chips share"
-                fail("fn", rule, f"{name!r} changed on chip {draw}")
+        after = _parameters(self.model)
+        changed = [name for name in {**self._before, **after} if after.get(name) != self._before.get(name)]
+        if changed:
+            rule = "must not change the model's parameters, which all chips share"
+            fail("fn", rule, f"{changed[0]!r} changed on chip {draw}")
         return self._checked(found, draw)
 
     def _checked(self, found: Any, draw: int) -> Values:
@@ -100,6 +109,28 @@ class Chip:
         if sorted(values) != self.keys:
             rule = f"must return the same keys on every chip, {', '.join(self.keys)}"
             fail("fn", rule, f"{', '.join(sorted(values))} on chip {draw}")
+
+
+@torch.no_grad()
+def _parameters(model: nn.Module) -> dict[str, tuple]:
+    """What tells a changed parameter: its identity and version, and sums for writes through .data."""
+    found, sums = {}, {}
+    for name, p in model.named_parameters():
+        found[name] = id(p), p._version, p.dtype
+        if not p.is_meta and p.numel():
+            flat = p.detach().reshape(-1)
+            sums.setdefault(p.device, {})[name] = torch.stack(
+                [part.sum(dtype=torch.float64) for part in (flat, flat[::2])]
+            )
+    for together in sums.values():
+        for name, values in zip(together, torch.stack(list(together.values())).tolist()):
+            found[name] += (repr(values),)  # repr: NaN equals NaN
+    return found
+
+
+def _contexts(model: nn.Module) -> list[int]:
+    """The noise contexts that the layers are in."""
+    return [id(change) for layer in noisy_layers(model).values() for change in layer._changes]
 
 
 class Collected:
