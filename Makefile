@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+STACKS ?= $(VENV)-stacks
 # "+cpu" pins the CPU build: it can never turn into a multi-gigabyte CUDA download.
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -14,7 +15,7 @@ STEP := $(PYTHON) tools/heartbeat.py
 CPP := $(shell find csrc -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.inl")
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-fast native-test asan ubsan tsan lint format bench wheel docs env build clean
+.PHONY: demo test test-fast stacks-test native-test asan ubsan tsan lint format bench wheel docs env build clean
 
 # The native tests and, where torch has no CUDA, the CUDA library take minutes to compile and are of no use to the demonstration:
 # `make test` adds them.
@@ -27,6 +28,17 @@ test: build native-test
 
 test-fast: build
 	$(BIN)/pytest -m "not slow" $(ARGS)
+
+# In an environment of their own, which sees .venv: `make test` stays as it is. The installed torch stays, too.
+stacks-test: $(STACKS)/.stacks
+	$(STACKS)/bin/python -m pytest -m stacks python_tests/stacks $(ARGS)
+
+$(STACKS)/.stacks: $(VENV)/.build
+	@$(BIN)/python -m venv $(STACKS)
+	@$(BIN)/python tools/share_packages.py $(STACKS)
+	@$(STEP) "Installing transformers, timm and others" $(STACKS)/bin/python -m pip --disable-pip-version-check install \
+		-c $(STACKS)/torch.txt "nft_ext[stacks]"
+	@touch $@
 
 native-test: build
 	$(BIN)/ctest --test-dir build/$$($(BIN)/python -c "import sys; print('cmake-' + sys.implementation.cache_tag)") --output-on-failure
@@ -98,4 +110,4 @@ $(VENV)/.lint: $(VENV)/.build
 	@touch $@
 
 clean:
-	rm -rf build dist $(VENV) nft_ext/*.so nft_ext/_build.json *.egg-info .pytest_cache
+	rm -rf build dist $(VENV) $(STACKS) nft_ext/*.so nft_ext/_build.json *.egg-info .pytest_cache

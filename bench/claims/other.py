@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from bench.claims.page import ROOT, Claim, Page
@@ -16,6 +17,17 @@ def eight_bits(file: Any) -> list[float]:
     cases = file["stages"]["int8"]["found"]["cases"]
     ratios = [row["ratio"] for case in cases for row in case["compared"]]
     return [min(ratios), max(ratios), len(cases)]
+
+
+SENTENCES = ["bench/results/2026-12-01-sentences.json"]
+
+
+def sentences(scale: str) -> Callable[[Any], list[float]]:
+    def figures(file: Any) -> list[float]:
+        rows = file["scales"][scale]["chips"]
+        return [rows[name][key] for name in ("cosine", "pearson", "recall@1") for key in ("mean", "ci95")]
+
+    return figures
 
 
 EXPLANATION = ["docs/figures/explanation.json"]
@@ -64,6 +76,19 @@ CLAIMS = {
             lambda file: [100 * changes(file, "conv1")[0]],
         ),
         Claim("Noise in conv1 alone costs {} points", EXPLANATION, lambda file: [-100 * changes(file, "conv1")[1]]),
+    ],
+    "docs/guide/stacks.md": [
+        Claim("at sigma {}, {} chips:", SENTENCES, lambda file: [file["sigma"], file["runs"]]),
+        Claim("and on {} news", SENTENCES, lambda file: [file["documents"]]),
+        Claim(
+            "| plain | {} | {} | {} |",
+            SENTENCES,
+            lambda file: [file["plain"][name] for name in ("cosine", "pearson", "recall@1")],
+        ),
+        *(
+            Claim(f'| `scale="{scale}"` | {{}} ± {{}} | {{}} ± {{}} | {{}} ± {{}} |', SENTENCES, sentences(scale))
+            for scale in ("output", "layer")
+        ),
     ],
     f"{DECISIONS}/monte_carlo.md": [more("targets take {} to {} % more chips")],
 }

@@ -93,7 +93,7 @@ def measured(made: dict[str, Callable[[], None]], rounds: int) -> dict[str, dict
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="bench/studies/host_time.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="bench/studies/host_time.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--methods", default="ovf,noise,irs")
     parser.add_argument("--profile", type=int, default=0, help="print so many functions with the most CPU time")

@@ -102,14 +102,22 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_gradients(Crossbar c, const Tensor& gr
   Tensor grad_x = aten::empty({0}, x.scalar_type(), x), grad_w = aten::empty({0}, ScalarType::Float, x),
          grad_b = aten::empty({0}, ScalarType::Float, x);
   const Tensor programmed = Backend::weights(c, 1, x.scalar_type(), channels_last);
+  bool together = false;  // x's gradient of a single chip comes from the same call as the weight's
   if (mask[0]) {
-    const auto one_pass = Backend::input_gradient(c, grad, x, p);
-    grad_x = one_pass ? *one_pass : conv2d_input_gradient<Backend>(c, grad, x, p, shared, programmed);
+    if (const auto one_pass = Backend::input_gradient(c, grad, x, p)) {
+      grad_x = *one_pass;
+    } else if (chips == 1 && mask[1]) {
+      together = true;
+      Backend::program(c, programmed, 0, 1);
+    } else {
+      grad_x = conv2d_input_gradient<Backend>(c, grad, x, p, shared, programmed);
+    }
     if (shared && chips > 1) grad_x = aten::in_format(sum_over_chips(grad_x, chips), channels_last);
   }
   if (mask[1] || mask[2]) {
     const Tensor total = shared ? sum_over_chips(grad, chips) : grad;
-    auto grads = Backend::convolution_backward(total, x, programmed, p, {false, mask[1], mask[2]});
+    auto grads = Backend::convolution_backward(total, x, programmed, p, {together, mask[1], mask[2]});
+    if (together) grad_x = aten::in_format(aten::cast(std::get<0>(grads), x.scalar_type()), channels_last);
     if (mask[1]) grad_w = aten::in_format(aten::cast(std::get<1>(grads), ScalarType::Float), false);
     if (mask[2]) grad_b = aten::cast(std::get<2>(grads), ScalarType::Float);
   }

@@ -8,12 +8,16 @@ from typing import Any
 from nft_ext import data, models
 from nft_ext._common.checks import fail, file_path
 from nft_ext._common.initialisation import INITS
+from nft_ext.device.fields import SCALES
 from nft_ext.device.model import PRESETS, NVMDevice
 
 DEFAULT_DEVICE = NVMDevice()
 
 # Options named like fields of NVMDevice. An option that is not given is None.
-_FIELDS = ("weight_bits", "device_bits", "relative_to", "mapping", "clip", "censor", "truncate", "stuck")
+_FIELDS = (
+    *("weight_bits", "device_bits", "relative_to", "mapping", "clip", "censor", "truncate", "stuck"),
+    *("scale", "array_rows", "array_columns"),
+)
 
 
 def add_device(parser: argparse.ArgumentParser, left_open: str = "a Gaussian device") -> None:
@@ -46,6 +50,13 @@ def add_device(parser: argparse.ArgumentParser, left_open: str = "a Gaussian dev
         metavar=("OFF", "ON"),
         help="probabilities that a device is stuck at level 0 and at the top level",
     )
+    group.add_argument(
+        "--scale",
+        choices=SCALES,
+        help="weights that share a step: those of a layer (default), an output, or its part on one array (tile)",
+    )
+    group.add_argument("--array-rows", type=int, metavar="R", help="inputs per array (default: all of a layer)")
+    group.add_argument("--array-columns", type=int, metavar="C", help="outputs per array (default: all of a layer)")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--preset", choices=sorted(PRESETS), help="a published two-bit device")
     source.add_argument(

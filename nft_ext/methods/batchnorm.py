@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from nft_ext.nn import recomputation
+from nft_ext.nn.structure import modules_of
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def frozen_statistics(model: nn.Module, enabled: bool = True) -> Iterator[None]:
     if not enabled:
         yield
         return
-    tracking = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    tracking = [m for m in modules_of(model) if isinstance(m, _NormBase) and m.training and m.track_running_stats]
     with recomputation.repeated(lambda: _not_tracking(tracking)), _not_tracking(tracking):
         yield
 

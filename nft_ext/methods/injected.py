@@ -70,9 +70,8 @@ def _injected(
     with torch.no_grad():
         z = program_weights(torch.ones_like(weight), _NORMAL, stream=stream, key=key)[0] - 1.0
         full = _full_range(nvm.scale, nvm.array_rows)
-        stored = {"key": key, "layout": layout, "groups": groups}
-        target = program_weights(weight, nvm, stream=stream, enabled=False, **stored)[0]
-        largest = program_weights(weight, full, stream=stream, **stored)[0].abs()
+        target = program_weights(weight, nvm, key=key, enabled=False, layout=layout, groups=groups)[0]
+        largest = program_weights(weight, full, key=key, layout=layout, groups=groups)[0].abs()
         shift = target + largest * noise(z) - weight
     return weight + shift.to(weight.dtype)
 
@@ -80,8 +79,15 @@ def _injected(
 @functools.lru_cache(maxsize=64)
 def _full_range(scale: str, array_rows: int | None) -> NVMDevice:
     """A device that programs every weight to the largest |W| that shares its step, with the weight's sign."""
-    both = {"level_mean": (1.0, 1.0), "level_std": (0.0, 0.0)}
-    return NVMDevice(weight_bits=1, device_bits=1, sigma=0.0, scale=scale, array_rows=array_rows, **both)
+    return NVMDevice(
+        weight_bits=1,
+        device_bits=1,
+        sigma=0.0,
+        level_mean=(1.0, 1.0),
+        level_std=(0.0, 0.0),
+        scale=scale,
+        array_rows=array_rows,
+    )
 
 
 class InjectedConv2d(_Injected, NoisyConv2d):

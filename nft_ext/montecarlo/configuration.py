@@ -22,6 +22,7 @@ from nft_ext.montecarlo.tasks.examples import Examples
 from nft_ext.montecarlo.tasks.task import Task
 from nft_ext.nn import NoisyLayer
 from nft_ext.nn.base import matrices_by_path, noisy_layers_by_path
+from nft_ext.nn.weight_level import WeightLevelLayer
 from nft_ext.ops.build_info import info
 from nft_ext.version import NOISE
 
@@ -91,6 +92,7 @@ def network_fields(model: nn.Module, identity: Identity, seed: int, sigma: float
         "noise_off": [name for name, layer in noisy_layers_by_path(model).items() if not layer.noise_enabled],
         "seed": seed,
         "noise": NOISE,
+        **_layouts(model),
     }
 
 
@@ -154,6 +156,17 @@ def _sigma(model: nn.Module, sigma: float | None) -> float | dict[str, float]:
     """The sigma used: one number, or layer -> number if layers differ."""
     values = {name: layer.nvm.sigma if sigma is None else sigma for name, layer in noisy_layers_by_path(model).items()}
     return values if len(set(values.values())) > 1 else next(iter(values.values()))
+
+
+def _layouts(model: nn.Module) -> dict[str, Any]:
+    """{"layouts": how matrices are stored}, of those whose layout decides which weights share a step."""
+    found = {}
+    for name, layer in noisy_layers_by_path(model).items():
+        if isinstance(layer, WeightLevelLayer):
+            for part, matrix in layer.matrices_by_name(name).items():
+                if layer.nvm.operator_scaling(*matrix.stored) != layer.nvm.operator_scaling():
+                    found[part] = list(matrix.stored)
+    return {"layouts": found} if found else {}
 
 
 def _devices(model: nn.Module) -> dict[str, Any]:

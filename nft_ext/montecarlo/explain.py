@@ -76,8 +76,9 @@ def explain(
         by: "layer", "effect" or both.
         layers: None: each noisy layer by itself. A list of names and patterns such as "features.*": only these. A
             mapping from names of groups to names and patterns: the layers of a group are switched together.
-        most_layers: the number of rows for layers, >= 2. If there are more, a first look on 8 chips of another seed
-            keeps the layers that do most alone. The others become one group. None: no limit.
+        most_layers: the largest number of rows for layers, >= 2. If there are more layers, a first look on 8 chips of
+            another seed finds those whose noise alone changes the metric most. The others become one group. None: no
+            limit.
         seed: 64 bits.
         sigma: overrides the sigma of every layer; None keeps them.
         forward: forward(model, batch) -> output, as for `monte_carlo`.

@@ -85,7 +85,7 @@ class Explanation:
         images: images of the data.
         images_per_chip: images that each chip saw.
         seed: seed of the chips.
-        conditions: the device in words.
+        conditions: the device in words, in one line.
         full: (mean, half-width of its 95 % interval) of the metric with everything on.
         quantized: the same without noise.
         ideal: the same with float weights.

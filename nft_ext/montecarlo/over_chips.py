@@ -56,7 +56,7 @@ def over_chips(
     resume: str | os.PathLike | None = None,
     ranks: bool | None = None,
 ) -> ChipsReport:
-    """`fn(model)` on each of `runs` programmed chips: for figures of a whole set, such as a rank correlation or mAP.
+    """Calls `fn(model)` on each of `runs` chips, for figures of a whole set such as a rank correlation or mAP.
 
     Run r is chip r of `seed`, the same chip as that of `monte_carlo`, bit for bit. In each call the model is in eval
     mode, its layers hold that chip's weights, and gradients are off (`torch.enable_grad()` turns them on). The
@@ -78,8 +78,8 @@ def over_chips(
         device: torch device to evaluate on. A model on another torch device is copied. None: the model's own.
         progress: True, False, or None for a terminal only.
         resume: a file that keeps every finished chip. If it exists, its chips are read and only the others run. A file
-            of another network, device or fn is refused. fn counts by its code, closures and defaults, so it must not
-            keep counters in them.
+            of another network, device or fn is refused. fn is identified by its code, closures and defaults, so it must
+            not keep counters in them.
         ranks: as for `monte_carlo`: under torchrun all ranks share the chips.
 
     Returns:

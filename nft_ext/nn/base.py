@@ -25,7 +25,7 @@ ANYWHERE = 0  # in place of a thread: copies made inside a context, and replicas
 
 
 class NoisyLayer(nn.Module):
-    """Mixin before nn.Linear or nn.Conv2d.
+    """Mixin before nn.Linear, nn.Conv2d, or the class of any other layer with a matrix.
 
     Noise is on unless the context nft_ext.noise turns it off; train() and eval() do not change it. Outside
     nft_ext.chips every forward is a new chip, its seed drawn from torch's generator.

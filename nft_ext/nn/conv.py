@@ -67,7 +67,16 @@ class NoisyConv2d(ConvertingLayer, nn.Conv2d):
         return y.squeeze(0) if single else y
 
     def array_product(self, x: Tensor, limit: Tensor | None, watch: Watch | None = None) -> Tensor:
-        """The result array by array for an x behind the DAC; `limit`: the range of the ADC, None without one."""
+        """The result array by array for an x behind the DAC.
+
+        Args:
+            x: as of the forward.
+            limit: the range of the ADC; None: sums are not converted.
+            watch: called with every array's sums, before their conversion.
+
+        Raises:
+            TypeError, ValueError: as the forward.
+        """
         in_steps = self.in_steps()
         chips = in_steps[0].shape[0]
         single = x.dim() == 3
@@ -75,10 +84,11 @@ class NoisyConv2d(ConvertingLayer, nn.Conv2d):
             x = self._one_image(x, chips)
         x, padding = self.padded(x)
         given = (self.stride, padding, self.dilation, self.groups)
-        _, convolution, _ = conv2d_operands(x, self.bias, self.weight, chips, *given, chips == 1)
+        _, (stride, zeros, dilation, groups), _ = conv2d_operands(x, self.bias, self.weight, chips, *given, chips == 1)
         if isinstance(padding, str):
-            x, _ = padded(x, padding, self.weight.shape[2:], *convolution[::2])
-        y = self.tile_product(x, in_steps, Convolution(*convolution), limit, watch)
+            x, _ = padded(x, padding, self.weight.shape[2:], stride, dilation)
+        convolution = Convolution(stride, zeros, dilation, groups)
+        y = self.tile_product(x, in_steps, convolution, limit, watch)
         return y.squeeze(0) if single else y
 
     def _one_image(self, x: Tensor, chips: int) -> Tensor:

@@ -52,27 +52,27 @@ def convert(
     example: Any = None,
     inplace: bool = False,
 ) -> nn.Module:
-    """A copy of `model` whose matrices are on noisy crossbars; with inplace=True `model` itself.
+    """Puts the matrices of a copy of `model` onto noisy crossbars, or those of `model` itself with inplace=True.
 
-    Linear and Conv2d become NoisyLinear and NoisyConv2d. Every other layer with matrices stays of its class and runs
-    its own forward on programmed weights: other convolutions, recurrent layers, attention, Bilinear, subclasses,
+    Linear and Conv2d become NoisyLinear and NoisyConv2d. Every other layer with matrices keeps its class and runs its
+    own forward on programmed weights: other convolutions, recurrent layers, attention, Bilinear, subclasses,
     parametrized, normed and pruned layers, expert weights, and classes given to `register_crossbar`.
 
     Args:
-        model: any nn.Module. Noisy layers get the device model `nvm`. A UserWarning gives the share of matrix weights
-            on crossbars and names the biggest matrices that stay digital (`nft_ext.coverage` lists all). There is none
-            if every matrix is on a crossbar, or if `include` and `exclude` left the others out. Noisy layers whose
-            weight another module also reads, as a tied embedding does, are named too.
-        nvm: the device model.
+        model: any nn.Module. If a matrix stays digital that `include` and `exclude` did not leave out, a UserWarning
+            gives the share of matrix weights on crossbars and names the biggest such matrices. `nft_ext.coverage`
+            lists all. A UserWarning also names noisy layers whose weight another module reads, as a tied embedding
+            does.
+        nvm: the device model of all layers that become noisy.
         include: convert only these layers: qualified names, glob patterns of names, or module types. An embedding
             becomes noisy only if its own name or type is given.
         exclude: do not convert these layers.
         example: an input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The noisy copy
-            runs it once, in eval mode without gradients. A UserWarning names noisy layers that did not run (their
-            weight is read instead of the layer called). What is a matrix then follows from the forward, and the share
-            of multiply-accumulates is known. Random generators, buffers and training flags are restored.
+            runs it once, in eval mode without gradients. A UserWarning names noisy layers that did not run, because
+            their weight is read instead of the layer called. The forward then shows what is a matrix, and gives the
+            share of multiply-accumulates. Random generators, buffers and training flags are restored.
         inplace: change `model` itself. No weight is copied. Modules, parameters, hooks and optimizers stay the same
-            objects. After an error, a warning made an error included, nothing has changed.
+            objects. After an error nothing has changed, also if the error is a warning that was turned into one.
 
     Weights on the meta device have no values yet. Their layers become noisy, and the forward checks the values that
     `load_state_dict(..., assign=True)` or `to_empty` and `load_state_dict` bring.
@@ -147,7 +147,7 @@ def _target(model: nn.Module, layers: list[nn.Module], task: str, inplace: bool)
 
 
 def restore(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """A copy of `model` with plain layers and the trained weights, without noise; with inplace=True `model` itself.
+    """Returns a copy of `model` with plain layers and the trained weights, or `model` itself with inplace=True.
 
     Raises:
         TypeError: not a module.

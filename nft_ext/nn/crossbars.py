@@ -57,8 +57,9 @@ _registered: dict[type[nn.Module], dict[str, Matrix]] = {}
 def register_crossbar(cls: type[nn.Module], weight: str | Iterable[str] = "weight", layout: str = "oi") -> None:
     """Tells `convert` that a class of modules multiplies its input with a weight that sits on a crossbar.
 
-    Subclasses follow. A further call adds weights; for the same weight it replaces the layout. The forward of the class
-    must read the weight as an attribute of the module in every call.
+    `convert` then puts this weight onto a crossbar in every module of the class and of its subclasses. A further call
+    adds weights; for the same weight it replaces the layout. In every call the forward of the class must read the
+    weight as an attribute of the module, `self.NAME`.
 
     Args:
         cls: a class derived from torch.nn.Module.

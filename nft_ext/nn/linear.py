@@ -50,7 +50,16 @@ class NoisyLinear(ConvertingLayer, nn.Linear):
         return linear_product(x, self.bias, bar, shared=bar.key.shape[0] == 1)
 
     def array_product(self, x: Tensor, limit: Tensor | None, watch: Watch | None = None) -> Tensor:
-        """The result array by array for an x behind the DAC; `limit`: the range of the ADC, None without one."""
+        """The result array by array for an x behind the DAC.
+
+        Args:
+            x: as of the forward.
+            limit: the range of the ADC; None: sums are not converted.
+            watch: called with every array's sums, before their conversion.
+
+        Raises:
+            TypeError, ValueError: as the forward.
+        """
         in_steps = self.in_steps()
         chips = in_steps[0].shape[0]
         check_operands(x, self.weight, self.bias, chips, False)

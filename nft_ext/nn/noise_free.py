@@ -44,7 +44,7 @@ def stay_noise_free(layers: Mapping[str, nn.Module]) -> list[str]:
 
 
 def shared_weights(model: nn.Module) -> str | None:
-    """Names noisy layers whose weight is also a parameter of a module without noise, such as a tied embedding."""
+    """Names noisy layers whose weight is also a parameter of a digital module, such as a tied embedding."""
     found = []
     noisy = select(model, lambda m: isinstance(m, NoisyLayer))
     inner = read_by_parents(model)
@@ -56,7 +56,7 @@ def shared_weights(model: nn.Module) -> str | None:
             if m not in inner and not isinstance(m, NoisyLayer) and any(id(p) in own for p in m._parameters.values())
         ]
         found += [f"{name} (with {', '.join(others)})"] if others else []
-    return f"modules without noise share the weights of these noisy layers: {_listed(found)}" if found else None
+    return f"digital modules share the weights of these noisy layers: {_listed(found)}" if found else None
 
 
 def check_no_lazy_layers(model: nn.Module) -> None:

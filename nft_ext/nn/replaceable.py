@@ -74,7 +74,8 @@ def _check_weight_level(name: str, layer: nn.Module, task: str) -> None:
             fail(
                 f"{name}.{parameter}",
                 "must be a parameter, or made of some by parametrize, prune, weight_norm or spectral_norm of "
-                f"torch.nn.utils. Undo FSDP and other wrappers, then {task}",
+                f"torch.nn.utils. Undo FSDP and other wrappers, or "
+                f"give register_crossbar a parameter's name, then {task}",
                 type(getattr(holder, weight, None)).__name__,
             )
     if getattr(layer, "max_norm", None) is not None or getattr(layer, "sparse", False):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nft_ext.nn.base import noisy_layers
 from nft_ext.ops.keys import fresh_key
+from nft_ext.ops.operands import local_part
 
 
 class StepKey:
@@ -26,7 +27,7 @@ class StepKey:
     def __init__(self, model: nn.Module) -> None:
         layers = list(noisy_layers(model).values())
         self._layers = [] if any(layer.noise_state()[1] is not None for layer in layers) else layers
-        self._key = fresh_key(self._layers[0].anchor) if self._layers else None
+        self._key = fresh_key(local_part(self._layers[0].anchor)) if self._layers else None
 
     @contextlib.contextmanager
     def forward(self, n: int = 0) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Straight-through derivatives of the compiled operators, as autograd Functions: one set for graphs, one for eager mode.
+"""Straight-through derivatives of the compiled operators: autograd Functions for graphs, and others for eager mode.
 
 dL/dW = dL/dW_p; dL/dx uses the forward's W_p, programmed again from the key. Arguments of a forward: x, weight, bias,
 then tensors without gradient, then static values.
@@ -10,7 +10,7 @@ a transform the backward goes through Functions whose `forward` takes the contex
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from nft_ext.ops import autograd
 from nft_ext.ops.same_noise import check_same_noise, noise_of_forward
 
 ops = torch.ops.nft_ext
-_unwrapped = torch._C._functorch.unwrap_if_dead
+_unwrapped = torch._C._functorch.unwrap_if_dead  # pyright: ignore[reportAttributeAccessIssue]
 _TENSORS = 7  # x, weight, bias, codes, step, table, key
 
 
@@ -132,7 +132,8 @@ def _eager_product(name: str, operator: Any, gradients: Any) -> type[torch.autog
         return (*_gradients_of_product(ctx, grad, gradients), None)
 
     parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(torch.autograd.Function)(name, (torch.autograd.Function,), parts)
+    kind: Any = type(torch.autograd.Function)
+    return kind(name, (torch.autograd.Function,), parts)
 
 
 _EagerLinear = _eager_product("NoisyLinear", ops.noisy_linear.default, ops.noisy_linear_backward.default)
@@ -141,7 +142,7 @@ _EagerConv2d = _eager_product("NoisyConv2d", ops.noisy_conv2d.default, ops.noisy
 # Function -> (arguments with derivatives, apply in eager mode). torch's own `apply` looks for `setup_context` and calls
 # this one.
 _EAGER: dict[Any, tuple[int, Any]] = {
-    general: (first, super(torch.autograd.Function, eager).apply)
+    general: (first, cast(Any, super(torch.autograd.Function, eager)).apply)
     for general, first, eager in (
         (Program, 1, _EagerProgram),
         (NoisyLinear, 3, _EagerLinear),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -53,8 +53,7 @@ def check_tensor(argument: str, value: Any) -> None:
         return
     if not isinstance(value, Tensor):
         fail(argument, "must be a torch.Tensor", type(value).__name__, TypeError)
-    # A DTensor exists only if this module has been imported, which takes long.
-    if (sharded := sys.modules.get("torch.distributed.tensor")) and isinstance(value, sharded.DTensor):
+    if _is_sharded(value):
         fail(argument, "must be a whole tensor: gather it first, as FSDP does in its forward", "a DTensor", TypeError)
     if value.layout != torch.strided or value.is_nested:
         fail(argument, "must be a dense tensor", "a nested tensor" if value.is_nested else str(value.layout), TypeError)
@@ -64,6 +63,17 @@ def check_tensor(argument: str, value: Any) -> None:
         fail(argument, f"must be a CPU tensor, because {build_info.cuda_failure}", str(value.device), RuntimeError)
     if value.device.type not in ("cpu", "cuda", "meta"):
         fail(argument, "must be on the CPU or on CUDA", str(value.device))
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The rank's own part of a DTensor, such as a parameter that FSDP2 shards; any other tensor as it is."""
+    return cast(Any, tensor).to_local() if _is_sharded(tensor) else tensor
+
+
+def _is_sharded(value: Any) -> bool:
+    # A DTensor exists only if this module has been imported, which takes long.
+    sharded = sys.modules.get("torch.distributed.tensor")
+    return sharded is not None and isinstance(value, sharded.DTensor)
 
 
 def check_key(key: Any, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Fake kernels and straight-through derivatives of the compiled operators.
+"""Fake kernels of the compiled operators, and the calls that choose between operator and autograd Function.
 
 Arguments are those of csrc/operators/schemas.cpp. The raw operators `torch.ops.nft_ext.*` have the same derivatives as
 the public functions: nft_ext.ops.autograd says which calls the compiled kernels serve.

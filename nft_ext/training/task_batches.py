@@ -110,7 +110,7 @@ def is_plain(data: Any) -> bool:
     """Whether the data are (image, label) pairs by index, as `Batches` takes them."""
     if _in_memory(data) is not None:
         return True
-    if isinstance(data, TensorDataset) or not _is_map_style(data):
+    if isinstance(data, (TensorDataset, Mapping)) or not _is_map_style(data):
         return False
     if len(data) == 0:
         return True  # refused as ever

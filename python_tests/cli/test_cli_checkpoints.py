@@ -153,6 +153,12 @@ def test_stuck_clipped_and_truncated_devices_from_the_shell(write, evaluated):
     )
 
 
+def test_scales_and_arrays_from_the_shell(write, evaluated):
+    (report,) = evaluated(write(), "--scale", "tile", "--array-rows", "64", "--array-columns", "32")
+    found = device_in(report)
+    assert (found["scale"], found["array_rows"], found["array_columns"]) == ("tile", 64, 32)
+
+
 def test_trained_at_a_measured_table_s_own_deviations(monkeypatch, tmp_path, table):
     seen = []
     monkeypatch.setattr(

@@ -20,6 +20,7 @@ from nft_ext import data, methods, metrics, models, montecarlo, training
 NVM, KEY = nft.NVMDevice(), nft.noise_key()
 PLAIN = nn.Sequential(nn.Flatten(), nn.Linear(9, 6))
 NOISY = nft.convert(PLAIN, NVM)
+CONVERTING = nft.convert(PLAIN, NVM.replace(input_bits=8))
 X, LABELS = torch.ones(6, 1, 3, 3), torch.arange(6)
 DATA = (X, LABELS)
 SET = data.ImageSet("tiny/train", X, LABELS, 6)
@@ -38,6 +39,7 @@ CALLS = {
     "noise": (nft.noise, {"model": NOISY}),
     "convert": (nft.convert, {"model": PLAIN, "nvm": NVM}),
     "coverage": (nft.coverage, {"model": PLAIN}),
+    "calibrate": (nft.calibrate, {"model": CONVERTING, "data": X}),
     "program": (nft.program, {"model": NOISY}),
     "restore": (nft.restore, {"model": NOISY}),
     "fuse": (nft.fuse, {"model": NOISY}),
@@ -121,7 +123,7 @@ ELSEWHERE = re.findall(
     Tempered Change Explanation ExplanationRow
     Cost Curve Quantile RanksError RunStatistic SliceStatistic Sweep Worst BetaSearch History NonFiniteLoss Method
     Vanilla Coverage Precision Calibration
-    info names calibrate NoisyConv2d NoisyLinear noisy_layers chips checkpoint_contexts plot_sweep sweep_table
+    info names NoisyConv2d NoisyLinear noisy_layers chips checkpoint_contexts plot_sweep sweep_table
     """,
 )
 # What an alternative of an annotation accepts, among POOL. A type that is not here accepts none of them.

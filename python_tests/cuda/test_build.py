@@ -41,8 +41,9 @@ OPERATORS = [
 ]
 # Registers per thread, by the first pattern that a kernel's name has: csrc/cuda/sampler/sampler.cu asks for 8 blocks of
 # 256 threads per multiprocessor, 5 on the fast path, 4 on the per-device path, 6 or 3 where the table is too large for
-# shared memory, and 3 or 2 where weights are stored channels last; csrc/cuda/one_pass/launch.h for 2 wide blocks of 256
-# threads or 5 narrow ones of 128. Adding up parts takes few threads, whose registers cost nothing.
+# shared memory, and 3 or 2 where weights are stored channels last; csrc/cuda/sampler/step_runs.cu for 5 blocks, or 4 on
+# the per-device path; csrc/cuda/one_pass/launch.h for 2 wide blocks of 256 threads or 5 narrow ones of 128. Adding up
+# parts takes few threads, whose registers cost nothing.
 MOST_REGISTERS = {
     r"one_pass_kernel\w*OutTypeE\dELb1": 128,
     r"one_pass_kernel\w*OutTypeE\dELb0": 102,
@@ -54,9 +55,11 @@ MOST_REGISTERS = {
     r"program_channels_last_kernelI\w*(OutTypeE0|Lb1)": 128,
     r"program_channels_last_kernel": 80,
     r"epilogue_eights_kernel": 40,
+    r"program_runs_kernelILi2": 64,
+    r"program_runs_kernel|quantize_runs_kernel|run_maxima_kernel": 48,
     r"": 32,
 }
-FILES = 3  # of kernels: sampler.cu, product.cu and gradient.cu
+FILES = 4  # of kernels: sampler.cu, step_runs.cu, product.cu and gradient.cu
 KERNELS = {
     "program_kernel": 30,
     "program_channels_last_kernel": 12,
@@ -64,6 +67,11 @@ KERNELS = {
     "quantize_kernel": 2,
     "abs_max_kernel": 2,
     "step_kernel": 2,
+    "program_runs_kernel": 5,
+    "quantize_runs_kernel": 2,
+    "check_run_codes_kernel": 2,
+    "run_maxima_kernel": 1,
+    "steps_of_runs_kernel": 1,
     "add_parts_kernel": 2,
     # types x tiles x paths
     "one_pass_kernelINS_7generic5Sizes": 3 * 2 * 3,
@@ -149,9 +157,10 @@ def test_the_sampler_loads_no_bytes():
     kernels = {
         name: body
         for name, body in zip(parts[1::2], parts[2::2], strict=True)
-        if re.search("program_(channels_last_)?kernel", name)
+        if re.search("program_(channels_last_|runs_)?kernel", name)
     }
-    assert len(kernels) == KERNELS["program_kernel"] + KERNELS["program_channels_last_kernel"]
+    names = ("program_kernel", "program_channels_last_kernel", "program_runs_kernel")
+    assert len(kernels) == sum(KERNELS[name] for name in names)
     loads = {
         name: set(re.findall(r"\bld((?:\.global|\.nc|\.volatile|\.v\d)*\.[a-z]\d+)\b", body))
         for name, body in kernels.items()

@@ -125,7 +125,7 @@ def test_linear(rows, features, out, chips, shared, scale, dtype):
 @pytest.mark.parametrize("scale", ["output", "tile"])
 def test_conv2d(scale):
     nvm, key = nft.NVMDevice(sigma=0.1, **SCALES[scale]), nft.noise_key(1, range(2))
-    shape = dict(stride=(2, 1), padding=(1, 1), groups=2)
+    shape = dict(stride=(2, 1), padding=(1, 1), dilation=(1, 1), groups=2)
     assert_as_good_as_reference(
         lambda x, w, b: nft.noisy_conv2d(x, w, b, nvm=nvm, key=key.cuda(), stream=STREAM, **shape),
         lambda x, w, b: reference.noisy_conv2d(x, w, b, *on_cpu.noise_of(nvm, key), **shape, shared=True),

@@ -6,7 +6,7 @@ reader sees, steer this:
     <!-- setup CODE -->        CODE runs at this place
     <!-- figures vary -->      of the `text` block below, the words are compared and the numbers are not
     <!-- needs cuda -->        the Python block below runs where CUDA is available, and is compiled elsewhere
-    <!-- needs PACKAGE -->     the same, where transformers or lightning is installed
+    <!-- needs PACKAGE -->     the same, where the package is installed; several such comments add up
 
 A `text` block directly after a Python block shows what that block prints; `...` in it stands for anything.
 """
@@ -52,7 +52,7 @@ test = validation = torch.randn(64, 16), torch.randint(4, (64,))
 """,
 }
 
-MARK = re.compile(r"<!-- (setup\b|figures vary|needs cuda|needs transformers|needs lightning)(.*?)-->", re.DOTALL)
+MARK = re.compile(r"<!-- (setup\b|figures vary|needs \w+)(.*?)-->", re.DOTALL)
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PIECE = re.compile(rf"{MARK.pattern}|{FENCE.pattern}", re.MULTILINE | re.DOTALL)
 
@@ -80,7 +80,7 @@ def blocks(page):
         adjacent = not content[end : match.start()].strip()
         end = match.end()
         if mark and mark != "setup":
-            marks = (mark,)
+            marks = (*marks, mark)
             continue
         kind, text, start = ("setup", code, match.start(2)) if mark else (language or "sh", text, match.start(4))
         before = found[-1].kind if found and adjacent else ""

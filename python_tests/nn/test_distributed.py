@@ -22,7 +22,7 @@ def ranks(tmp_path_factory):
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", ["ddp", "ddp_training", "fsdp2"])
+@pytest.mark.parametrize("case", ["ddp", "ddp_training", "fsdp2", "fsdp2_method"])
 def test_every_rank_computes_on_its_own_chips_as_a_single_process_does(ranks, case):
     assert [rank[case] for rank in ranks] == [True, True]
 

@@ -155,6 +155,6 @@ def test_the_output_matrix_of_attention_is_converted_with_the_attention():
 def test_a_weight_that_a_module_without_noise_shares_is_named():
     model = nn.ModuleDict({"words": nn.Embedding(5, 6), "out": nn.Linear(6, 5)})
     model["out"].weight = model["words"].weight
-    with pytest.warns(UserWarning, match=r"modules without noise share .*: out \(with words \(Embedding\)\)$"):
+    with pytest.warns(UserWarning, match=r"digital modules share .*: out \(with words \(Embedding\)\)$"):
         noisy = nft.convert(model, NVM, include="out")
     assert noisy["out"].weight is noisy["words"].weight

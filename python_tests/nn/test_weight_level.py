@@ -555,7 +555,7 @@ def test_one_module_in_two_places_is_one_crossbar():
 def test_a_weight_shared_with_a_digital_module_is_named():
     model = nn.ModuleDict({"words": nn.Embedding(5, 6), "out": Transposed()})
     model["out"].weight = model["words"].weight
-    with pytest.warns(UserWarning, match=r"modules without noise share .*: out \(with words \(Embedding\)\)$"):
+    with pytest.warns(UserWarning, match=r"digital modules share .*: out \(with words \(Embedding\)\)$"):
         nft.convert(model, NVM)
 
 
@@ -743,3 +743,49 @@ def test_a_child_that_was_wrapped_after_the_conversion_is_refused():
         ValueError, match=r"attend.out_proj: must be the Linear whose weight the layer reads.*Sequential"
     ):
         attention(x, x, x)
+
+
+@pytest.mark.parametrize("scale", ["layer", "output"])
+def test_a_journal_tells_layouts_apart_where_they_decide_the_steps(scale, tmp_path):
+    class Square(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(rand(6, 6))
+
+        def forward(self, x):
+            return x @ self.weight
+
+    data, models = (rand(8, 6), torch.arange(8) % 6), {}
+    for layout in ("oi", "io"):
+        nft.register_crossbar(Square, layout=layout)
+        models[layout] = nft.convert(Square(), NVM.replace(scale=scale))
+    first = nft.monte_carlo(models["oi"], data, runs=3, progress=False, resume=tmp_path / "chips")
+    if scale == "output":
+        with pytest.raises(ValueError, match="differs in layouts"):
+            nft.monte_carlo(models["io"], data, runs=3, progress=False, resume=tmp_path / "chips")
+    else:  # one step: the same chips
+        again = nft.monte_carlo(models["io"], data, runs=3, progress=False, resume=tmp_path / "chips")
+        assert again.accuracy.per_run.tolist() == first.accuracy.per_run.tolist()
+
+
+class EvaAttention(nn.Module):
+    """As timm's: it reads qkv's weight, and calls proj."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(4, 12, bias=False), nn.Linear(4, 4)
+
+    def forward(self, x):
+        q, k, v = nn.functional.linear(x, self.qkv.weight).chunk(3, -1)
+        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+def test_an_attention_that_reads_its_linears_puts_both_on_the_crossbars_of_their_names(monkeypatch):
+    monkeypatch.setattr(EvaAttention, "__module__", "timm.models.eva")
+    x = rand(4, 5, 4)
+    model = nft.convert(nn.ModuleDict({"attn": EvaAttention()}), NVM)
+    assert list(nft.noisy_layers(model)) == ["attn"] and nft.coverage(model).share == 1.0
+    streams = {name: m.stream for name, m in model["attn"].matrices_by_name("attn").items()}
+    assert streams == {name: stream_of(name) for name in ("attn.qkv", "attn.proj")}
+    with torch.no_grad(), nft.chips(model, seed=3, draws=[5]):
+        assert torch.equal(model["attn"](x), nft.program(model, seed=3, draw=5)["attn"](x))

@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import nft_ext as nft
-from nft_ext.ops.operators import _channels_last
+from nft_ext.ops.operators import _channels_last, can_be_channels_last
 
 NVM = nft.NVMDevice(sigma=0.1)
 SHAPES = list(itertools.product((1, 2), (1, 3), (1, 4), (1, 5)))
@@ -36,3 +37,14 @@ def test_strides_are_those_of_torchs_convolution(shape, layout):
     torch.testing.assert_close(
         y.contiguous(), plain, rtol=1e-5, atol=1e-5
     )  # by processor, the library adds up in another order
+
+
+def test_weights_with_several_steps_are_never_stored_channels_last():
+    """The rule of csrc/cuda/torch/operands.h: the kernel for channels last knows one step."""
+    with FakeTensorMode():
+        weight = torch.empty(8, 4, 3, 3, device="cuda")
+    scales = {"layer": {}, "output": dict(scale="output"), "tile": dict(scale="tile", array_rows=7)}
+    stored = {
+        name: can_be_channels_last(weight, nft.NVMDevice(**fields).operator_spec()) for name, fields in scales.items()
+    }
+    assert stored == {"layer": True, "output": False, "tile": False}

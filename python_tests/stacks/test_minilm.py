@@ -47,8 +47,8 @@ def test_the_embeddings_are_those_of_the_published_pipeline(encoder):
 
 
 def test_a_step_per_output_keeps_the_embeddings_and_one_per_layer_does_not(encoder):
-    """Single weights of this network are far larger than the others of their layer. One step per layer then leaves few
-    levels to most outputs.
+    """The noise is relative to the largest weight that shares a step. In this network a few weights are far larger than
+    the others of their layer.
     """
     output, layer = (cosines_over_chips(encoder, scale) for scale in ("output", "layer"))
     assert output.mean - output.ci95 >= 0.95

@@ -90,6 +90,18 @@ def fsdp2():
     return torch.equal(mine, expected) and all(gradients)
 
 
+def fsdp2_method():
+    """The chips of a method's step follow from the rank's generator, as in a single process."""
+    model, alone = net().eval(), net().eval()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    method, target = nft.methods.OVF(sigma=0.1, beta=1e-2), torch.tensor([0, 1, 2, 0])
+    losses = []
+    for m in (model, alone):
+        torch.manual_seed(RANK)
+        losses.append(method.loss(m, X, target))
+    return torch.equal(*losses)
+
+
 def fsdp2_outside_its_forward():
     model = net().eval()
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
@@ -109,7 +121,7 @@ torch.set_num_threads(1)
 warnings.simplefilter("ignore")
 distributed.init_process_group("gloo")
 RANK = distributed.get_rank()
-results = {case.__name__: case() for case in (ddp, ddp_training, fsdp2, fsdp2_outside_its_forward)}
+results = {case.__name__: case() for case in (ddp, ddp_training, fsdp2, fsdp2_method, fsdp2_outside_its_forward)}
 results["fsdp1"] = {str(original): fsdp1(original) for original in (False, True)}
 (FOLDER / f"rank{RANK}.json").write_text(json.dumps(results))
 distributed.destroy_process_group()

@@ -18,15 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 import nft_ext as nft
 from bench.harness import torchvision_operators
 
-torchvision_operators.declare()
-import transformers
-
 METHOD = nft.methods.OVF(sigma=0.1, beta=1e-2, feedbacks=1, a_b=1 / 2)
 STEPS = 3
 
 
 def llama():
     """A classifier of sequences with Llama's blocks."""
+    torchvision_operators.declare()  # before the import, which ends without
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
@@ -60,8 +60,9 @@ def on_own_chip(model):
 def compared(model):
     """Trains the wrapped model beside a single process that averages both ranks' gradients."""
     alone = llama()
-    same_output = torch.equal(on_own_chip(model), on_own_chip(alone))
+    # Before the first forward: FSDP2's root leaves its parameters whole until a backward.
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, alone)]
+    same_output = torch.equal(on_own_chip(model), on_own_chip(alone))
     same_loss, same_weights, finite = [], [], []
     start = {name: p.detach().clone() for name, p in alone.named_parameters()}
     for step in range(STEPS):

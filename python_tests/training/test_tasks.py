@@ -275,6 +275,7 @@ def loader(**options):
         ),
         ({"train": loader(batch_size=64, drop_last=True)}, "train: must hold at least one example"),
         ({"train": iter([(X, Y)])}, "train: must be a map-style Dataset, a tuple of tensors, or a DataLoader"),
+        ({"train": {"x": X, "labels": Y}}, "train: must be a map-style Dataset, a tuple of tensors, or a DataLoader"),
         ({"train": Counter()}, "train: must be in a DataLoader"),
         ({"train": DataLoader(Counter())}, "train: must have a length, the number of batches per epoch"),
         ({"train": {"x": X, "y": Y}}, "train: must be a map-style Dataset"),

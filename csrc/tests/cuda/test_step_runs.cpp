@@ -153,6 +153,11 @@ void test_maxima(const Scaling& s) {
           raise_maxima(m, raise);
     }
     expect(found == maxima(w, s), "%s: largest magnitudes, finite %d", text(s).c_str(), finite);
+    for (int64_t quad = 0; quad < quads_of(n); ++quad) {
+      const QuadMagnitudes m = magnitudes_of_quad(w.data(), n, s, quad);
+      const bool same = std::count(m.index, m.index + 4, m.index[0]) == 4;
+      expect(lies_in(m, m.index[0]) == same, "%s: whether quad %ld lies in one run", text(s).c_str(), (long)quad);
+    }
     const std::vector<uint32_t> want = maxima(w, s);
     for (size_t i = 0; i < want.size(); ++i) {
       const float step = step_or_nan(found[i], 8);
@@ -271,6 +276,10 @@ void test_irregular_steps() {
     }
     for (int i = 5; i < 20; ++i) codes[(size_t)i] = (int16_t)(i % 2 ? 32767 : -32768);
     p.weight = nullptr, p.codes = codes.data();
+    for (int64_t quad = 0; quad < 5; ++quad)
+      for (int i = 0; i < 4; ++i)
+        expect(4 * quad + i < 5 || load_stepped(p, s, quad).codes.code[i] == 0, "no table is read for weight %ld",
+               (long)(4 * quad + i));
     run(p, s, false);
   }
 }

@@ -117,7 +117,7 @@ def _parameters(model: nn.Module) -> dict[str, tuple]:
     found, sums = {}, {}
     for name, p in model.named_parameters():
         found[name] = id(p), p._version, p.dtype
-        if not p.is_meta and p.numel():
+        if p.numel():
             flat = p.detach().reshape(-1)
             sums.setdefault(p.device, {})[name] = torch.stack(
                 [part.sum(dtype=torch.float64) for part in (flat, flat[::2])]

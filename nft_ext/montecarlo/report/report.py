@@ -56,9 +56,9 @@ class MonteCarloReport:
         observed: what one small pass ran: never_ran (noisy layers whose forward did not run), share (their part of the
             noisy weights), read (noisy layers whose weight was read past the layer), matrices (parameters of other
             modules that were multiplied without noise). None in reports of version 0.2.
-        coverage: which weights are on crossbars, as `Coverage.summary` has it: share of the matrix weights on
-            crossbars, mac_share (of multiply-accumulates, None if unknown), crossbar_weights, weights, digital (the
-            biggest groups of digital matrices, each with its reason), digital_not_listed. None in reports of 0.2.
+        coverage: which weights are on crossbars, as `Coverage.summary` has it: share (of matrix weights on crossbars),
+            mac_share (of multiply-accumulates, None if unknown), crossbar_weights, weights, digital (the biggest
+            groups of digital matrices, each with its reason), digital_not_listed. None in reports of version 0.2.
         example: what one entry of the data is called in texts.
 
     Raises:

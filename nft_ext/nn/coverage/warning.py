@@ -20,6 +20,7 @@ _HINTS = {
     "in a plain list": "hold modules in nn.ModuleList or nn.ModuleDict",
     "quantized": "convert before quantizing",
     "scripted": "convert before scripting",
+    "unknown class": "nft_ext.register_crossbar puts a class of your own onto crossbars",
 }
 
 
