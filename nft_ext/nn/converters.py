@@ -17,7 +17,7 @@ from nft_ext._common.checks import fail
 from nft_ext.device import NVMDevice
 from nft_ext.nn import recomputation
 from nft_ext.nn.base import NoisyLayer
-from nft_ext.ops import autograd, operators
+from nft_ext.ops import autograd, functions, operators
 from nft_ext.ops.converters import Convolution, Watch, convert_input, converted_product
 from nft_ext.ops.functional import Crossbar, for_kernels
 from nft_ext.ops.operands import dtype_in_autocast
@@ -196,7 +196,7 @@ def weights_in_steps(bar: Crossbar) -> tuple[Tensor, Tensor]:
         ones = torch.ones_like(step)
     program = operators.ops.program.default
     unit = bar._replace(codes=codes, step=ones)
-    return operators.call(operators.Program, program, *unit, torch.float32), step
+    return operators.call(functions.Program, program, *unit, torch.float32), step
 
 
 def drop_ranges(layer: Any) -> None:
