@@ -37,7 +37,7 @@ def test_fsdp2_weights_that_are_not_gathered_are_refused(ranks):
     "original, message",
     [
         ("False", "weight: must be in memory (FSDP frees weights outside its forward)"),
-        ("True", "0.weight: must have the shape [out, in] or [out, C / groups, kh, kw]: gather sharded weights first"),
+        ("True", "0.weight: must have a matrix's shape: gather sharded weights first"),
     ],
 )
 def test_fsdp1_computes_in_its_forward_and_is_refused_outside(ranks, original, message):
